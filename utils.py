@@ -1,0 +1,142 @@
+"""What every script here shares: flags, one-line errors, devices, files that are never half written."""
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: which file or flag, what is wrong, what to do."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; `signum` says which. A BaseException, so that `except Exception` lets it through."""
+
+    def __init__(self, signum):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def run_cli(main):
+    """Call `main()` and exit with its status: 0, 2 after a UserError (one line, no traceback), 128 + n after signal n."""
+    def stop(signum, _frame):
+        raise Interrupted(signum)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+    except BrokenPipeError:                       # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:                      # a full disk, a file without permission
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but a wrong flag gives one line (as every other error does) and defaults stand in `--help`."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                         allow_abbrev=False)
+
+    def error(self, message):
+        raise UserError(f"{message} (see python {self.prog} --help)")
+
+    def add_bool(self, flag, default, help):
+        """A flag that takes True or False in any letter case; standing bare it means True."""
+        self.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def boolean(text):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+
+
+def number(kind, low, high=float("inf"), open_low=False):
+    """An argparse type: an int or float within [low, high], or (low, high] with `open_low`."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not low <= value <= high or (open_low and value == low):       # also refuses nan
+            bounds = f"{'above' if open_low else 'at least'} {low}" + (f", at most {high}" if high < float("inf") else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+        return value
+    return parse
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Give a temporary path beside `path`; on a clean exit it becomes `path` in one step, else it is removed.
+
+    A reader, or a second process writing the same file, only ever sees a whole file.
+    """
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-",
+                                         suffix=os.path.splitext(path)[1])
+    os.close(handle)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)        # mkstemp made it private to this user
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def make_folder(path, flag):
+    """Create folder `path` (and parents) or raise a UserError that names `flag`."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot make this folder ({error.strerror}); choose another") from None
+
+
+def pick_device(name):
+    """The torch.device of `--device`: "auto" takes CUDA when there is one, else the CPU. UserError when it cannot be used."""
+    import torch
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True      # every batch has one shape: worth looking for the fastest kernel
+        torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)                 # on a CPU, denormal numbers cost up to a hundred times the others
+    return device
+
+
+def pick_dtype(precision, device):
+    """The torch.dtype of activations for `--precision`; "auto" is bfloat16 on a CPU with AMX tiles, else float32.
+
+    Weights, images, scores, losses and the optimiser are float32 either way.
+    """
+    import torch
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cpu" and _has_amx() else torch.float32
+    return getattr(torch, precision)
+
+
+def _has_amx():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "amx_bf16" in file.read()
+    except OSError:
+        return False
