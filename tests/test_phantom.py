@@ -1,0 +1,239 @@
+"""phantom.py: the layout, the truth in subjects.csv against a second way of measuring it, and what may not happen."""
+import csv
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import phantom                                                                                                # noqa: E402
+from phantom import (PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, measure_areas, place, render,          # noqa: E402
+                     slice_tissue, write_phantoms)
+from utils import UserError                                                                                   # noqa: E402
+
+
+def subject(number=0, label="NC", **changes):
+    """A subject without tilt, so that heights mean the same in each."""
+    straight = {"yaw_deg": 0., "pitch_deg": 0., "roll_deg": 0.}
+    return {**draw_subject(np.random.default_rng([7, number]), label), **straight, **changes}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms") / "AD_NC"
+    assert write_phantoms(str(folder), subjects=4, seed=0, num_workers=1) == 80
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(written):
+    with open(written / "subjects.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_layout_sizes_and_twenty_neighbouring_slices_a_subject(written, rows):
+    pictures = sorted(path.relative_to(written).as_posix() for path in written.rglob("*.jpeg"))
+    assert pictures == sorted(row["path"] for row in rows) and len(pictures) == 80
+    slices = {}
+    for path in pictures:
+        split, label, name = path.split("/")
+        number, cut = name.removesuffix(".jpeg").split("_")
+        slices.setdefault((split, label, number), []).append(int(cut))
+        with Image.open(written / path) as image:
+            assert (image.size, image.mode, image.format) == ((256, 240), "L", "JPEG")
+    assert {key[:2] for key in slices} == {(split, label) for split in ("train", "test") for label in ("AD", "NC")}
+    assert all(cuts == list(range(cuts[0], cuts[0] + 20)) for cuts in slices.values())
+    assert {path.name for path in written.iterdir()} == {"train", "test", "subjects.csv"}
+
+
+def test_bytes_depend_on_the_seed_and_not_on_the_workers(written, tmp_path):
+    write_phantoms(str(tmp_path / "again"), subjects=4, seed=0, num_workers=2)
+    assert contents(tmp_path / "again") == contents(written)
+    other = phantom.draw_subject(np.random.default_rng([1, 0]), "AD")
+    assert other != phantom.draw_subject(np.random.default_rng([0, 0]), "AD")
+
+
+def test_a_subject_does_not_depend_on_how_many_there_are(written, tmp_path):
+    for split, label in {place(i) for i in range(4)}:
+        (tmp_path / split / label).mkdir(parents=True)
+    split, label = place(3)
+    phantom.write_subject(str(tmp_path), 0, 3)
+    for name, data in contents(tmp_path).items():
+        assert (written / name).read_bytes() == data
+
+
+@pytest.mark.parametrize("subjects, in_test", [(4, 2), (10, 2), (100, 20)])
+def test_a_fifth_is_for_testing_and_no_subject_is_on_both_sides(subjects, in_test):
+    places = [place(i) for i in range(subjects)]
+    assert sum(split == "test" for split, _ in places) == in_test
+    assert sum(label == "AD" for _, label in places) == subjects / 2
+    assert len(set(places)) == 4
+
+
+def test_each_subject_number_is_in_one_folder(rows):
+    folders = {}
+    for row in rows:
+        folders.setdefault(pathlib.PurePath(row["path"]).name.split("_")[0], set()).add((row["split"], row["class"]))
+    assert len(folders) == 4 and all(len(where) == 1 for where in folders.values())
+
+
+def test_neighbouring_slices_look_more_alike_than_distant_ones_or_other_people():
+    def cut(number, z):
+        params = subject(number)
+        return render(params, slice_tissue(params, z), z).ravel()
+    here = cut(0, 12.)
+    neighbour, distant, other = (np.corrcoef(here, there)[0, 1] for there in (cut(0, 13.5), cut(0, 24.), cut(1, 12.)))
+    assert neighbour > .93
+    assert neighbour > distant + .05 and neighbour > other + .05
+
+
+@pytest.mark.parametrize("name, sign", [("ventricle_scale", 1), ("sulcal_width_mm", 1), ("cortical_thickness_mm", -1)])
+def test_the_classes_differ_in_the_right_direction_and_overlap(name, sign):
+    rng = np.random.default_rng(0)
+    ad, nc = (sign * np.array([draw_subject(rng, label)[name] for _ in range(1000)]) for label in ("AD", "NC"))
+    ad_is_larger = (ad[:, None] > nc[None, :]).mean()             # the area under the ROC curve
+    assert .8 < ad_is_larger < .97
+    assert ad.min() < np.median(nc) and nc.max() > np.median(ad)
+
+
+def test_brain_size_says_nothing_about_the_class():
+    rng = np.random.default_rng(0)
+    ad, nc = ([draw_subject(rng, label)["brain_width_mm"] for _ in range(1000)] for label in ("AD", "NC"))
+    assert abs(np.mean(ad) - np.mean(nc)) < .6                    # 3.4 standard errors
+
+
+def test_areas_in_the_table_are_those_of_the_tissue_that_its_parameters_give(rows):
+    for row in rows[::9]:
+        params = {name: float(row[name]) for name in draw_subject(np.random.default_rng(0), "AD")}
+        params["anatomy_seed"] = int(row["anatomy_seed"])
+        tissue = slice_tissue(params, float(row["z_mm"]))
+        names = list(tissue)
+        filled = np.sum(list(tissue.values()), axis=0) > .5
+        labels = np.where(filled, np.argmax(list(tissue.values()), axis=0), -1)          # whole pixels, no fractions
+        parts = {"ventricle_mm2": ("ventricle", "choroid"), "grey_mm2": phantom.GREY, "white_mm2": ("white",)}
+        for column, members in parts.items():
+            counted = sum((labels == names.index(member)).sum() for member in members) * PIXEL_MM ** 2
+            assert counted == pytest.approx(float(row[column]), rel=.06, abs=25), (row["path"], column)
+        total = sum(float(row[column]) for column in (*parts, "sulcal_csf_mm2"))
+        assert total == pytest.approx(filled.sum() * PIXEL_MM ** 2, rel=.01)
+
+
+def test_ventricle_area_in_the_table_is_that_of_the_dark_pixels_in_the_written_picture(written, rows):
+    seen = 0
+    for row in rows:
+        middle = [float(row[name]) for name in ("shift_x_mm", "shift_y_mm")]
+        if not 13 < float(row["z_mm"]) < 17:            # the ventricles are in one piece, the cortex far from them
+            continue
+        picture = np.asarray(Image.open(written / row["path"]))
+        column, line = 127.5 + middle[0] / PIXEL_MM, 119.5 - middle[1] / PIXEL_MM
+        box = picture[int(line - 55):int(line + 40), int(column - 40):int(column + 41)]
+        dark = (box < 90).sum() * PIXEL_MM ** 2
+        assert dark == pytest.approx(float(row["ventricle_mm2"]), rel=.1), row["path"]
+        seen += 1
+    assert seen >= 6
+
+
+@pytest.mark.parametrize("z", [6., 18.])
+@pytest.mark.parametrize("name, values, column", [
+    ("ventricle_scale", (.7, 1., 1.3, 1.6, 1.9), "ventricle_mm2"),
+    ("sulcal_width_mm", (.8, 1.6, 2.4, 3.2), "sulcal_csf_mm2"),
+    ("cortical_thickness_mm", (2.1, 2.7, 3.3), "grey_mm2")])
+def test_an_area_grows_with_its_parameter(z, name, values, column):
+    areas = [measure_areas(slice_tissue(subject(**{name: value}), z))[column] for value in values]
+    assert all(b > 1.05 * a for a, b in zip(areas, areas[1:])), areas
+
+
+def test_tissue_fractions_fill_the_brain_and_nothing_else():
+    for number, label in ((0, "AD"), (1, "NC")):
+        params = subject(number, label)
+        tissue = slice_tissue(params, 5.)
+        filled = np.sum(list(tissue.values()), axis=0)
+        assert list(tissue) != [] and set(tissue) == set(SIGNAL)
+        assert min(fraction.min() for fraction in tissue.values()) >= 0 and filled.max() <= 1 + 1e-5
+        assert (np.abs(filled[60:180, 80:176] - 1) < 1e-5).all()
+        assert filled[[0, -1]].max() == 0 and filled[:, [0, -1]].max() == 0
+        rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
+        assert 185 < np.ptp(rows) < 225 and 145 < np.ptp(columns) < 190
+        assert (tissue["white"] > .9).sum() > 4000 and (tissue["ventricle"] > .9).sum() > 200
+
+
+def test_contrast_is_that_of_t1_and_the_background_is_black():
+    params = subject()
+    tissue = slice_tissue(params, 8.)
+    for rng in (None, np.random.default_rng(0)):
+        picture = render(params, tissue, 8., rng)
+        assert picture.dtype == np.uint8 and picture.shape == (240, 256)
+        csf, cortex, putamen, white = (picture[tissue[name] > .97].mean()
+                                       for name in ("ventricle", "cortex", "putamen", "white"))
+        assert csf + 40 < cortex < putamen - 10 and putamen + 20 < white
+        assert (picture[sum(tissue.values()) == 0] == 0).all()
+    assert (render(params, tissue, 8.) == render(params, tissue, 8.)).all()
+
+
+def test_rician_noise_has_the_moments_of_rice():
+    rng, sigma = np.random.default_rng(0), 4.
+    background = add_rician_noise(np.zeros(400_000), sigma, rng)
+    assert background.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=.005)
+    assert background.std() == pytest.approx(sigma * np.sqrt(2 - np.pi / 2), rel=.01)
+    signal = add_rician_noise(np.full(400_000, 10.), sigma, rng)
+    assert (signal ** 2).mean() == pytest.approx(10. ** 2 + 2 * sigma ** 2, rel=.005)
+
+
+def test_the_same_again_does_nothing_and_anything_else_is_refused(written):
+    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
+    assert write_phantoms(str(written), subjects=4, seed=0) == 0
+    for subjects, seed in ((4, 1), (5, 0)):
+        with pytest.raises(UserError, match="other --subjects or --seed"):
+            write_phantoms(str(written), subjects, seed)
+    assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "train/AD/1.jpeg", "subjects.csv"])
+def test_foreign_files_stay_as_they_are(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine,all mine\n1,2\n")
+    with pytest.raises(UserError, match="left as it is"):
+        write_phantoms(str(tmp_path), 4, 0)
+    assert contents(tmp_path) == {str(path.relative_to(tmp_path)): b"mine,all mine\n1,2\n"}
+
+
+def test_a_table_that_is_no_text_is_a_user_error(tmp_path):
+    (tmp_path / "subjects.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        write_phantoms(str(tmp_path), 4, 0)
+
+
+def test_a_file_in_the_way_is_a_user_error(tmp_path):
+    (tmp_path / "AD_NC").write_text("")
+    with pytest.raises(UserError, match="AD_NC"):
+        write_phantoms(str(tmp_path / "AD_NC"), 4, 0)
+
+
+@pytest.mark.parametrize("error, expected", [(KeyboardInterrupt(), KeyboardInterrupt),
+                                             (OSError(28, "No space left on device"), UserError)])
+def test_what_stops_it_leaves_nothing_half_done(tmp_path, monkeypatch, error, expected):
+    def write_subject(folder, seed, subject):
+        (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
+        raise error
+    monkeypatch.setattr(phantom, "write_subject", write_subject)
+    with pytest.raises(expected):
+        write_phantoms(str(tmp_path), 4, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["phantom.py", str(tmp_path / "few"), "--subjects", "3"])
+    with pytest.raises(UserError, match="at least 4"):
+        phantom.main()
+    monkeypatch.setattr(phantom, "write_phantoms", lambda *args: 0)
+    monkeypatch.setattr(sys, "argv", ["phantom.py", str(tmp_path / "done"), "--subjects", "4"])
+    phantom.main()
+    assert "nothing to do" in capsys.readouterr().out
