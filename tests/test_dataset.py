@@ -1,0 +1,532 @@
+"""dataset.py: every pixel against a second way of computing it, and every way a folder of slices can be wrong."""
+import errno
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+import dataset  # noqa: E402
+from dataset import (Slices, batches, pad_and_resize, schedule, steps_per_epoch, to_float, to_grey,  # noqa: E402
+                     to_uint8)
+from utils import UserError  # noqa: E402
+
+REAL = ROOT / "../shared/data/adnc"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "stylegan2-brain"
+
+
+def noise(width, height, seed=0, high=256, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, high, (height, width)).astype(dtype)
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five AD and seven NC slices, 32 x 32 lossless noise, seeds 0-4 and 10-16."""
+    for i in range(5):
+        save(tmp_path / f"AD_NC/train/AD/{100 + i}_7.png", noise(32, 32, i))
+    for i in range(7):
+        save(tmp_path / f"AD_NC/train/NC/{200 + i}_7.png", noise(32, 32, 10 + i))
+    return tmp_path / "AD_NC/train"
+
+
+def load(data, **options):
+    return Slices(str(data), resolution=options.pop("resolution", 32), progress=False, **options)
+
+
+def forbid_decoding(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("decoded again")
+    monkeypatch.setattr(dataset, "decode", refuse)
+
+
+# Grey -----------------------------------------------------------------------------------------------------------------
+
+def luma(rgb):
+    return np.asarray(rgb, np.float64) @ [0.299, 0.587, 0.114]
+
+
+def close(image, expected, tolerance=1):
+    assert image.mode == "L"
+    np.testing.assert_allclose(np.asarray(image, np.float64), expected, atol=tolerance)
+
+
+def test_grey_of_8_bit_modes():
+    grey = noise(9, 7)
+    assert (np.asarray(to_grey(Image.fromarray(grey))) == grey).all()
+    assert (np.asarray(to_grey(Image.fromarray(np.stack([grey] * 3, -1)))) == grey).all()
+    assert (np.asarray(to_grey(Image.fromarray(grey > 127))) == np.where(grey > 127, 255, 0)).all()
+    rgb = np.random.default_rng(1).integers(0, 256, (7, 9, 3), np.uint8)
+    close(to_grey(Image.fromarray(rgb)), luma(rgb))
+    cmyk = np.random.default_rng(2).integers(0, 256, (7, 9, 4)).astype(np.uint8)
+    ink = cmyk / 255
+    close(to_grey(Image.fromarray(cmyk, "CMYK")), luma(255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])), 2)
+
+
+def test_grey_of_palette_and_transparency():
+    palette, index = np.random.default_rng(3).integers(0, 256, (256, 3)).astype(np.uint8), noise(9, 7)
+    image = Image.fromarray(index, "P")
+    image.putpalette(palette.tobytes())
+    close(to_grey(image), luma(palette[index]))
+    alpha = np.arange(256, dtype=np.uint8)
+    image.info["transparency"] = alpha.tobytes()
+    close(to_grey(image), luma(palette[index]) * alpha[index] / 255, 2)
+    image = Image.fromarray(index, "P")                              # converting gave the other's palette its alpha
+    image.putpalette(palette.tobytes())
+    image.info["transparency"] = int(index[0, 0])
+    close(to_grey(image), luma(palette[index]) * (index != index[0, 0]), 1)
+    rgba = np.random.default_rng(4).integers(0, 256, (7, 9, 4), np.uint8)
+    close(to_grey(Image.fromarray(rgba)), luma(rgba[..., :3]) * rgba[..., 3] / 255, 2)
+    close(to_grey(Image.fromarray(rgba[..., :2].copy(), "LA")), rgba[..., 0] / 255 * rgba[..., 1], 1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_grey_of_16_bit_is_scaled_and_not_clipped(mode):
+    values = np.linspace(0, 65535, 256 * 16).round().astype(np.int64).reshape(64, 64)
+    raw = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
+    image = Image.frombytes(mode, (64, 64), raw.tobytes())
+    assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
+
+
+def test_grey_of_16_bit_files(tmp_path):
+    values = noise(40, 24, high=65536, dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        save(tmp_path / name, values)
+        with Image.open(tmp_path / name) as image:
+            assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
+
+
+def test_grey_of_integers_beyond_16_bit_is_clipped_not_wrapped():
+    image = Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32))
+    assert np.asarray(to_grey(image)).tolist() == [[0, 0, 255, 255]]
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_grey_of_float(white):
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32) * white
+    assert np.abs(np.asarray(to_grey(Image.fromarray(values)), int) - [[0, 64, 127, 255]]).max() <= 1
+    broken = np.array([[np.nan, -white, white, np.inf]], np.float32)
+    assert np.asarray(to_grey(Image.fromarray(broken))).tolist() == [[0, 0, 255, 0]]
+
+
+# Squares --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("width, height", [(256, 240), (240, 256), (256, 256), (256, 241), (1, 256)])
+def test_padding_keeps_every_pixel(width, height):
+    pixels = noise(width, height)
+    expected = np.zeros((256, 256), np.uint8)
+    left, top = (256 - width) // 2, (256 - height) // 2
+    expected[top:top + height, left:left + width] = pixels
+    assert (np.asarray(pad_and_resize(Image.fromarray(pixels), 256)) == expected).all()
+    if (width, height) == (256, 240):
+        assert top == 8 and not expected[:8].any() and not expected[-8:].any()
+
+
+@pytest.mark.parametrize("width, height", [(400, 200), (40, 80), (99, 50)])
+def test_resizing_never_stretches(width, height):
+    y, x = np.mgrid[:height, :width]
+    radius = min(width, height) * 0.4
+    disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius ** 2).astype(np.uint8) * 255
+    result = np.asarray(pad_and_resize(Image.fromarray(disc), 128)) > 127
+    expected = 2 * radius * 128 / max(width, height)
+    assert abs(np.ptp(np.flatnonzero(result.any(0))) + 1 - expected) < 3
+    assert abs(np.ptp(np.flatnonzero(result.any(1))) + 1 - expected) < 3
+
+
+def test_shrinking_is_antialiased():
+    checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    result = np.asarray(pad_and_resize(Image.fromarray(checkerboard), 32), int)
+    assert np.abs(result[2:-2, 2:-2] - 127.5).max() < 4
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+def test_slices_labels_counts_and_order(data):
+    slices = load(data)
+    assert len(slices) == 12 and slices.counts == {"AD": 5, "NC": 7}
+    assert slices.labels.dtype == np.int64 and slices.labels.tolist() == [0] * 5 + [1] * 7
+    picked = slices[np.array([11, 0, 5, 0])]
+    assert picked.dtype == np.uint8
+    for got, seed in zip(picked, (16, 0, 10, 0)):
+        assert (got == noise(32, 32, seed)).all()
+
+
+def test_one_class_keeps_its_label(data):
+    shutil.rmtree(data / "AD")
+    slices = load(data, classes="NC")
+    assert slices.counts == {"NC": 7} and set(slices.labels) == {1}
+    assert (slices[[6]][0] == noise(32, 32, 16)).all()
+
+
+def test_extensions_letter_case_nesting_and_hidden_files(tmp_path):
+    names = ["a.JPEG", "b.jpg", "c.PnG", "d.bmp", "deep/er/e.TIF", "deep/f.tiff"]
+    for name in names + [".hidden.png", "._a.JPEG", ".folder/g.png"]:
+        save(tmp_path / "AD" / name, noise(32, 32))
+    (tmp_path / "AD/notes.txt").write_text("not a slice")
+    os.symlink(tmp_path / "AD", tmp_path / "AD/deep/loop")
+    assert [name for name, *_ in dataset.find_slices(str(tmp_path / "AD"))] == names
+    assert load(tmp_path, classes="AD").counts == {"AD": 6}
+
+
+def test_unreadable_files_give_one_warning_in_every_run(data, capsys):
+    image = noise(200, 200)
+    save(data / "AD/truncated.jpeg", image)
+    whole = (data / "AD/truncated.jpeg").read_bytes()
+    (data / "AD/truncated.jpeg").write_bytes(whole[:len(whole) // 2])
+    (data / "NC/empty.png").write_bytes(b"")
+    (data / "NC/text.jpg").write_text("an error page")
+    os.symlink(data / "nowhere", data / "NC/dangling.bmp")
+    for _ in range(2):
+        slices = load(data)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "4 unreadable" in error
+        for name in ("AD/truncated.jpeg", "NC/empty.png", "NC/text.jpg", "NC/dangling.bmp"):
+            assert name in error
+        assert slices.counts == {"AD": 5, "NC": 7}
+        assert (slices[np.arange(12)][[0, 4, 5, 11]] == [noise(32, 32, seed) for seed in (0, 4, 10, 16)]).all()
+
+
+def test_many_unreadable_files_are_counted_not_all_named(data, capsys):
+    for i in range(25):
+        (data / f"NC/bad{i:02}.png").write_bytes(b"")
+    load(data)
+    error = capsys.readouterr().err
+    assert "25 unreadable" in error and "bad09" in error and "bad10" not in error and "and 15 more" in error
+
+
+def test_a_picture_too_large_to_be_true_is_unreadable(data, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    save(data / "NC/warns.png", noise(60, 60))
+    save(data / "NC/raises.png", noise(80, 80))
+    assert load(data).unreadable == ["NC/raises.png", "NC/warns.png"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_can_be_read_again_comes_back(data, capsys):
+    path = data / "AD/100_7.png"
+    content, stat = path.read_bytes(), path.stat()
+    path.write_bytes(b"\0" * len(content))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert len(load(data)) == 11
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))           # as a chmod or a network disk would leave it
+    assert len(load(data)) == 12
+
+
+# Cache ----------------------------------------------------------------------------------------------------------------
+
+def test_second_load_decodes_nothing(data, cache, monkeypatch):
+    first = load(data)[np.arange(12)]
+    forbid_decoding(monkeypatch)
+    assert (load(data)[np.arange(12)] == first).all()
+    assert len(list(cache.iterdir())) == 2
+    assert isinstance(load(data)._pixels[0], np.memmap)
+
+
+def test_cache_is_rebuilt_on_change_and_the_old_one_removed(data, cache):
+    load(data)
+    load(data, resolution=64)
+    save(data / "AD/100_7.png", noise(32, 32, 99))
+    assert (load(data)[[0]][0] == noise(32, 32, 99)).all()
+    save(data / "AD/000_1.png", noise(32, 32, 98))
+    assert (load(data)[[0]][0] == noise(32, 32, 98)).all()
+    (data / "AD/000_1.png").rename(data / "AD/999_1.png")
+    assert (load(data)[[5]][0] == noise(32, 32, 98)).all()
+    assert Counter(path.name[:2] for path in cache.iterdir()) == {"AD": 2, "NC": 2}   # one for each resolution
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "zeros", "other shape"])
+def test_damaged_cache_is_rebuilt(data, cache, damage):
+    expected = load(data)[np.arange(12)]
+    for path in cache.iterdir():
+        content = path.read_bytes()
+        if damage == "other shape":
+            np.save(path, np.ones((3, 32, 32), np.uint8))
+        else:
+            path.write_bytes({"truncated": content[:3000], "garbage": os.urandom(3000), "empty": b"",
+                              "zeros": content[:128] + bytes(len(content) - 128)}[damage])
+    assert (load(data)[np.arange(12)] == expected).all()
+    np.testing.assert_array_equal(np.load(next(cache.glob("AD*")))[:5], expected[:5])
+
+
+def test_half_written_leftovers_are_removed_when_old(data, cache):
+    cache.mkdir(parents=True)
+    for name, age in ((".tmp-old.npy", 1e6), (".tmp-new.npy", 0)):
+        (cache / name).write_bytes(b"x")
+        os.utime(cache / name, (os.stat(cache).st_mtime - age,) * 2)
+    load(data)
+    assert [path.name for path in cache.glob(".tmp*")] == [".tmp-new.npy"]
+
+
+def assert_in_memory(data, capsys):
+    slices = load(data)
+    error = capsys.readouterr().err
+    assert error.startswith("note: no cache in") and error.count("\n") == 1
+    assert (slices[[11]][0] == noise(32, 32, 16)).all() and not isinstance(slices._pixels[0], np.memmap)
+
+
+def test_unwritable_cache_folder_falls_back_to_memory(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "file"))
+    assert_in_memory(data, capsys)
+
+
+def test_full_disk_falls_back_to_memory_and_leaves_nothing(data, cache, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    assert_in_memory(data, capsys)
+    assert not list(cache.iterdir())
+
+
+def test_file_size_limit_falls_back_to_memory(data, capsys):
+    resource = pytest.importorskip("resource")
+    for i in range(300):
+        save(data / f"AD/9{i:03}_1.bmp", noise(32, 32, i))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        slices = load(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "no cache" in capsys.readouterr().err
+    assert (slices[[304]][0] == noise(32, 32, 299)).all()
+
+
+def test_data_folder_is_never_written(data):
+    before = sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*"))
+    load(data)
+    assert sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*")) == before
+
+
+def test_two_runs_that_start_together(data, tmp_path):
+    for i in range(300):
+        save(data / f"NC/9{i:03}_1.png", noise(64, 64, i))
+    code = ("import sys, os, time, hashlib; import numpy as np; from dataset import Slices\n"
+            f"me, other = sys.argv[1:]; open(me, 'w').close()\nwhile not os.path.exists(other): time.sleep(0.001)\n"
+            f"s = Slices({str(data)!r}, resolution=32)\n"
+            "print(hashlib.sha256(s[np.arange(len(s))]).hexdigest(), s.counts)")
+    flags = [str(tmp_path / "one"), str(tmp_path / "two")]
+    runs = [subprocess.Popen([sys.executable, "-c", code, *order], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for order in (flags, flags[::-1])]
+    outputs = [run.communicate(timeout=60) for run in runs]
+    assert outputs[0] == outputs[1] and outputs[0][1] == ""
+    slices = load(data)
+    assert dataset.hashlib.sha256(slices[np.arange(len(slices))]).hexdigest() in outputs[0][0]
+
+
+def test_fingerprint_follows_names_and_sizes_only(data, tmp_path):
+    first = load(data).fingerprint
+    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy)               # new place, new times
+    assert load(tmp_path / "copy").fingerprint == first == load(data, resolution=64).fingerprint
+    assert len({first, load(data, classes="AD").fingerprint, load(data, classes="NC").fingerprint}) == 3
+    (tmp_path / "copy/AD/100_7.png").rename(tmp_path / "copy/AD/100_8.png")
+    assert load(tmp_path / "copy").fingerprint != first
+    with open(data / "AD/100_7.png", "ab") as file:
+        file.write(b"more")
+    assert load(data).fingerprint != first
+
+
+# Batches --------------------------------------------------------------------------------------------------------------
+
+def take(count, slices, **options):
+    stream = batches(slices, **{"batch_size": 4, "device": "cpu", "seed": 1, **options})
+    taken = [next(stream) for _ in range(count)]
+    stream.close()
+    return taken
+
+
+def same(one, two):
+    return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, two, strict=True))
+
+
+def test_float_range_and_exact_inverse():
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    images = to_float(values)
+    assert images.shape == (1, 1, 16, 16) and images.dtype == torch.float32
+    assert images.min() == -1 and images.max() == 1 and torch.equal(to_uint8(images), values)
+    np.testing.assert_allclose(images.flatten().numpy(), np.linspace(-1, 1, 256), atol=1e-6)
+    assert to_uint8(torch.tensor([-3.0, 3.0, 0.001]).reshape(3, 1, 1, 1)).flatten().tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_are_the_slices_with_their_labels(data, resident):
+    slices = load(data)
+    plan = schedule(len(slices), 4, seed=1)
+    for (images, labels), (indices, mirrored) in zip(take(7, slices, resident=resident), plan):
+        assert images.shape == (4, 1, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+        assert labels.tolist() == slices.labels[indices].tolist()
+        expected = [pixels[:, ::-1] if mirror else pixels for pixels, mirror in zip(slices[indices], mirrored)]
+        np.testing.assert_allclose(images[:, 0].numpy(), np.stack(expected) / 127.5 - 1, atol=1e-6)
+
+
+def test_batches_repeat_for_a_seed_and_resume_anywhere(data):
+    slices = load(data)
+    straight = take(10, slices)
+    assert same(straight, take(10, slices)) and same(straight, take(10, slices, resident=True))
+    assert not same(straight, take(10, slices, seed=2))
+    for k in (1, 3, 5, 9):
+        assert same(straight[k:], take(10 - k, slices, start_step=k))
+
+
+def test_every_epoch_takes_every_slice_once_in_another_order():
+    plan = schedule(12, 4, seed=0)
+    epochs = [np.concatenate([next(plan)[0] for _ in range(3)]) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_dropped_remainder_is_another_one_each_time():
+    assert steps_per_epoch(7, 4) == 1 and steps_per_epoch(12, 4) == 3 and steps_per_epoch(3, 4) == 1
+    plan = schedule(7, 4, seed=0)
+    assert set(np.concatenate([next(plan)[0] for _ in range(20)])) == set(range(7))
+
+
+def test_fewer_slices_than_a_batch_holds():
+    for indices, mirrored in (next(schedule(3, 8, seed=0, start_step=k)) for k in range(5)):
+        assert len(indices) == len(mirrored) == 8 and set(Counter(indices.tolist()).values()) <= {2, 3}
+
+
+def test_half_of_the_slices_are_mirrored_and_none_without_flip(data):
+    mirrored = np.concatenate([mirror for _, (_, mirror) in zip(range(250), schedule(16, 16, seed=0))])
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(mirrored.size)              # five standard errors
+    assert len({mirror.tobytes() for _, (_, mirror) in zip(range(50), schedule(160, 16, seed=0))}) == 50
+    slices = load(data)
+    for (images, _), (indices, _) in zip(take(6, slices, flip=False), schedule(12, 4, seed=1)):
+        assert (to_uint8(images).numpy() == slices[indices]).all()
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_closing_ends_the_thread(data, resident):
+    before = set(threading.enumerate())
+    stream = batches(load(data), 4, "cpu", seed=0, resident=resident)
+    next(stream)
+    assert set(threading.enumerate()) - before
+    stream.close()
+    assert not set(threading.enumerate()) - before
+
+
+# Report and errors ----------------------------------------------------------------------------------------------------
+
+def report(tmp_path, capsys, *flags):
+    dataset.main([*map(str, flags), "--output_dir", str(tmp_path / "report"), "--resolution", "32"])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def splits(data):
+    for i, name in enumerate(("AD/300_1", "AD/301_1", "NC/203_9", "NC/401_1")):
+        save(data.parent / f"test/{name}.png", noise(30, 32, 50 + i))
+    save(data.parent / "test/NC/402_1.bmp", np.stack([noise(32, 32, 3)] * 3, -1))     # pixels of train/AD/103_7.png
+    save(data / "NC/299_1.png", noise(32, 32, 10))                                    # those of train/NC/200_7.png
+    (data / "NC/broken.jpeg").write_bytes(b"")
+    return data
+
+
+@pytest.mark.parametrize("named", ["train", "test", "."])
+def test_report(splits, tmp_path, capsys, named):
+    text = report(tmp_path, capsys, "--dataset_dir", splits.parent / named)
+    train, test = text.index("train: 5 AD + 8 NC slices"), text.index("test: 2 AD + 3 NC slices")
+    assert train < test
+    assert "13 of 32 x 32" in text[train:test] and "1 of 32 x 32" in text[test:] and "4 of 30 x 32" in text[test:]
+    assert "13 of L" in text[train:test] and "4 of L, 1 of RGB" in text[test:]
+    assert "unreadable: 1 (NC/broken.jpeg)" in text[train:test] and "unreadable: 0" in text[test:]
+    assert "more than once: 1" in text[train:test] and "more than once: 0" in text[test:]
+    assert "pixel for pixel: 1 (test/NC/402_1.bmp = train/AD/103_7.png)" in text
+    assert "subjects: 13 in train, 5 in test, in both 1 (203)" in text and "carry none" not in text
+    with Image.open(tmp_path / "report/samples.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert picture.width > 1000 and np.ptp(pixels) == 255 and (pixels == 0).mean() < 0.9
+
+
+def test_report_of_one_class(splits, tmp_path, capsys):
+    text = report(tmp_path, capsys, "--dataset_dir", splits, "--classes", "AD")
+    assert "train: 5 AD slices" in text and "NC slices" not in text
+    assert "in both 0" in text and "pixel for pixel: 0\n" in text
+
+
+def test_report_without_subjects_and_without_a_test_split(data, tmp_path, capsys):
+    assert "only train is here" in report(tmp_path, capsys, "--dataset_dir", data)
+    for name in ("AD/scan1", "NC/scan2", "NC/5_1"):
+        save(data.parent / f"test/{name}.png", noise(32, 32, 77))
+    text = report(tmp_path, capsys, "--dataset_dir", data)
+    assert "subjects: 12 in train, 1 in test, in both 0" in text and "2 of 15 file names carry none" in text
+
+
+def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
+    save(data / "AD/500_1.png", noise(32, 32, high=4096, dtype=np.uint16))
+    text = report(tmp_path, capsys, "--dataset_dir", data)
+    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I;16" in text
+    save(data / "AD/500_1.png", noise(32, 32, high=65536, dtype=np.uint16))
+    assert "warning" not in report(tmp_path, capsys, "--dataset_dir", data)
+
+
+def refusal(data, **options):
+    with pytest.raises(UserError) as caught:
+        load(data, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_errors_say_what_was_looked_for_and_where(data):
+    assert str(data / "nowhere") in refusal(data / "nowhere") and "AD and NC" in refusal(data / "nowhere")
+    assert f"did you mean --dataset_dir {data}?" in refusal(data.parent)
+    assert f"did you mean --dataset_dir {data}?" in refusal(data / "AD")
+    (data / "NC").rename(data / "CN")
+    message = refusal(data)
+    assert "no folder NC in it" in message and "did you mean" not in message
+    (data / "NC").mkdir()
+    assert str(data / "NC") in refusal(data) and ".jpeg" in refusal(data)
+    (data / "NC/1_1.png").write_bytes(b"")
+    assert "no readable slice" in refusal(data) and "1_1.png" in refusal(data)
+    assert load(data, classes="AD").counts == {"AD": 5}
+
+
+@pytest.mark.parametrize("flags", [["--dataset_dir", "nowhere"], ["--dataset_dir", ".", "--resolution", "100"],
+                                   ["--dataset_dir", ".", "--classes", "MCI"], []])
+def test_wrong_flags_are_user_errors(tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        dataset.main(flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_dir_that_cannot_be_made(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--output_dir"):
+        dataset.main(["--dataset_dir", str(data), "--output_dir", str(tmp_path / "file/report")])
+
+
+def test_an_error_is_one_line_and_status_2(tmp_path):
+    run = subprocess.run([sys.executable, str(ROOT / "dataset.py"), "--dataset_dir", "nowhere"], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("error: --dataset_dir nowhere") and run.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not (REAL / "test").is_dir(), reason="needs the real slices")
+def test_real_slices():
+    slices = Slices(str(REAL / "test"), progress=False)
+    assert slices.counts == {"AD": 250, "NC": 262} and not slices.unreadable
+    square = slices[[0]][0]
+    columns = np.flatnonzero((square > 40).any(0))
+    assert square.shape == (256, 256) and 100 < np.ptp(columns) < 256 * 176 / 208
