@@ -1,0 +1,316 @@
+"""The networks against float64 loops, finite differences and closed forms."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import modules
+from modules import (Conv2d, Discriminator, Generator, Linear, MappingNetwork, ModulatedConv2d, StyleBlock, blur, channels_at,
+                     downsample, minibatch_std, upsample)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+
+def test_channels_and_parameter_counts_of_the_default_network():
+    assert [channels_at(2 ** i) for i in range(2, 9)] == [256, 256, 256, 256, 128, 64, 32]
+    assert channels_at(1024, 1024, 64) == 1
+    assert parameters(MappingNetwork()) + parameters(Generator()) == pytest.approx(6.2e6, rel=0.02)
+    assert parameters(Discriminator()) == pytest.approx(6.0e6, rel=0.02)
+
+
+@pytest.mark.parametrize("resolution", [32, 128, 1024])
+def test_resolutions_from_32_to_1024(resolution):
+    image = Generator(resolution, 64, 8, 16)(torch.randn(2, 16))
+    assert image.shape == (2, 1, resolution, resolution) and image.dtype == torch.float32
+    assert Discriminator(resolution, 64, 8)(image).shape == (2,)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The filter, against sums written out pixel by pixel
+
+TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
+
+
+def direct_filter(image, padding, stride):
+    padded = np.pad(image, padding)
+    size = (padded.shape[0] - 4) // stride + 1
+    return np.array([[(padded[i * stride:i * stride + 4, j * stride:j * stride + 4] * TAPS).sum() for j in range(size)]
+                     for i in range(size)])
+
+
+def direct_upsample(image):
+    spaced = np.zeros((2 * len(image), 2 * len(image)))
+    spaced[::2, ::2] = image
+    return 4 * direct_filter(np.pad(spaced, ((2, 1), (2, 1))), 0, 1)
+
+
+@pytest.mark.parametrize("ours, direct", [
+    (lambda x: blur(x, 1), lambda image: direct_filter(image, 1, 1)),
+    (lambda x: blur(x, 2), lambda image: direct_filter(image, 2, 1)),
+    (downsample, lambda image: direct_filter(image, 1, 2)),
+    (upsample, direct_upsample)])
+def test_resampling_is_the_direct_sum(ours, direct):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y = ours(x.contiguous(memory_format=layout))
+        expected = np.array([[direct(image) for image in sample] for sample in x.numpy()])
+        np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
+
+
+def test_resampling_keeps_a_flat_image_away_from_the_edge():
+    flat = torch.full((1, 1, 16, 16), 3.)
+    assert torch.allclose(upsample(flat)[..., 2:-2, 2:-2], torch.tensor(3.))
+    assert torch.allclose(downsample(flat)[..., 1:-1, 1:-1], torch.tensor(3.))
+
+
+@pytest.mark.parametrize("resample", [lambda x: blur(x, 1), lambda x: blur(x, 2), downsample, upsample])
+def test_resampling_has_first_and_second_derivatives(resample):
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(resample, x)
+    assert gradgradcheck(lambda x: resample(x).pow(3), x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+
+def test_equalised_learning_rate_scales_at_run_time():
+    linear = Linear(400, 300, lr_multiplier=0.01, gain=2.)
+    assert linear.weight.std().item() == pytest.approx(100, rel=0.02)            # stored at 1 / lr_multiplier ...
+    assert linear(torch.randn(500, 400)).std().item() == pytest.approx(2, rel=0.05)         # ... used at gain / sqrt(in)
+    conv = Conv2d(64, 32, 3)
+    assert conv.weight.std().item() == pytest.approx(1, rel=0.02)
+    x = torch.randn(2, 64, 16, 16, dtype=torch.float64)
+    expected = F.conv2d(x, conv.weight.double() / math.sqrt(64 * 9), padding=1)
+    torch.testing.assert_close(conv.double()(x), expected)
+
+
+def test_bias_starts_at_its_value_and_moves_with_the_multiplier():
+    linear = Linear(4, 3, bias=1., lr_multiplier=0.5)
+    torch.testing.assert_close(linear(torch.zeros(1, 4)), torch.ones(1, 3))
+    linear(torch.zeros(1, 4)).sum().backward()
+    torch.testing.assert_close(linear.bias.grad, torch.full((3,), 0.5))
+
+
+def test_strided_convolution_is_filter_then_convolution():
+    conv = Conv2d(3, 5, 3, stride=2).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    blurred = torch.tensor(np.array([[direct_filter(image, 2, 1) for image in sample] for sample in x.numpy()]))
+    expected = F.conv2d(blurred, conv.weight / math.sqrt(27))[:, :, ::2, ::2]
+    torch.testing.assert_close(conv(x), expected)
+
+
+def per_sample_modulated(conv, x, w):
+    """Equations 1 and 3 of K20 as they stand there: weights of its own for every sample; upsampling before convolution."""
+    outputs = []
+    for image, style in zip(x, conv.affine(w)):
+        weight = conv.weight * conv.weight_gain * style[None, :, None, None]
+        if conv.demodulate:
+            weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt() * conv.gain
+        if conv.up:
+            image = torch.tensor(np.array([direct_upsample(channel) for channel in image.numpy()]))
+            weight = weight.flip(2, 3)                              # a transposed convolution reads its kernel backwards
+        outputs.append(F.conv2d(image[None], weight, padding=weight.shape[-1] // 2))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("kernel, up, demodulate", [(3, False, True), (3, True, True), (1, False, False)])
+def test_modulated_convolution_is_the_loop_over_samples(kernel, up, demodulate):
+    conv = ModulatedConv2d(6, 4, kernel, 5, up, demodulate, gain=1.3).double().requires_grad_(False)
+    x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    ours, loop = conv(x, w), per_sample_modulated(conv, x, w)
+    assert ours.shape == loop.shape
+    edge = 3 if up else 0           # filter and convolution commute but for what they find beyond the edge
+    inner = slice(edge, ours.shape[-1] - edge)
+    torch.testing.assert_close(ours[..., inner, inner], loop[..., inner, inner], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_modulated_convolution_derivatives_against_finite_differences(up):
+    conv = ModulatedConv2d(3, 2, 3, 4, up).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(conv, (x, w))
+    assert gradgradcheck(conv, (x, w))
+
+
+def test_minibatch_std_against_numpy():
+    x = torch.randn(8, 3, 4, 4, dtype=torch.float64)
+    y = minibatch_std(x)
+    torch.testing.assert_close(y[:, :3], x)
+    for first in range(2):                                          # images 0, 2, 4, 6 make one group, 1, 3, 5, 7 the other
+        expected = x[first::2].numpy().std(axis=0).mean()
+        np.testing.assert_allclose(y[first::2, 3].numpy(), expected, rtol=1e-6)
+    assert minibatch_std(x[:1])[:, 3].abs().max() < 1e-3            # one image has no spread
+    assert minibatch_std(x[:6]).shape == (6, 4, 4, 4) and minibatch_std(x[:7]).shape == (7, 4, 4, 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mapping, truncation, mixing, noise, labels
+
+def test_mapping_ignores_the_length_of_z():
+    mapping, z = MappingNetwork(16, 8).eval(), torch.randn(5, 16)
+    torch.testing.assert_close(mapping(3 * z), mapping(z))
+    assert 0.3 < mapping(torch.randn(500, 16)).std() < 3
+
+
+def test_mapping_tracks_the_mean_of_w():
+    mapping = MappingNetwork(16, 8, mean_beta=0.9)
+    for _ in range(100):
+        mapping(torch.randn(256, 16))
+    expected = mapping.eval()(torch.randn(20000, 16)).mean(0)
+    torch.testing.assert_close(mapping.w_mean[0], expected, atol=0.05, rtol=0)
+    before = mapping.w_mean.clone()
+    mapping(torch.randn(4, 16))
+    torch.testing.assert_close(mapping.w_mean, before)              # evaluation does not track
+
+
+def test_conditional_mapping_tracks_each_class_apart():
+    mapping = MappingNetwork(16, 8, num_classes=2, mean_beta=0.)
+    z, labels = torch.randn(6, 16), torch.tensor([0, 0, 1, 0, 1, 0])
+    w = mapping(z, labels)
+    torch.testing.assert_close(mapping.w_mean, torch.stack([w[labels == 0].mean(0), w[labels == 1].mean(0)]).detach())
+    before = mapping.w_mean[1].clone()
+    mapping(z[:2], torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(mapping.w_mean[1], before)           # a class that was not there keeps its mean
+
+
+def test_truncation():
+    mapping = MappingNetwork(16, 8, num_classes=2).eval()
+    mapping.w_mean.normal_()
+    w, labels = torch.randn(4, 8), torch.tensor([0, 1, 1, 0])
+    torch.testing.assert_close(mapping.truncate(w, 1., labels), w)
+    torch.testing.assert_close(mapping.truncate(w, 0., labels), mapping.w_mean[labels])
+    torch.testing.assert_close(mapping.truncate(w, 0.5, labels), (w + mapping.w_mean[labels]) / 2)
+
+
+def test_style_mixing_changes_only_what_comes_after():
+    generator = Generator(32, 256, 8, 16).eval()
+    features = []
+    for block in generator.blocks:
+        block.register_forward_hook(lambda module, args, output: features.append(output))
+    w, other = torch.randn(2, 16), torch.randn(2, 16)
+    plain = generator(w, noise="none")
+    ws = w[:, None].repeat(1, generator.num_ws, 1)
+    torch.testing.assert_close(generator(ws, noise="none"), plain)
+    ws[:, 3:] = other[:, None]                      # blocks 4 and 8 take ws 0 and 1 2, and 8's image share takes ws 3
+    features.clear()
+    mixed = generator(ws, noise="none")
+    ours = list(features)
+    features.clear()
+    generator(w, noise="none")
+    for block, ((x, image), (x_plain, image_plain)) in enumerate(zip(ours, features)):
+        assert torch.equal(x, x_plain) == (block < 2), block
+        assert torch.equal(image, image_plain) == (block < 1), block
+    assert not torch.allclose(mixed, plain)
+
+
+def test_noise_modes():
+    generator = Generator(32, 256, 8, 16).eval()
+    for block in generator.blocks:
+        for style in block.styles:
+            torch.nn.init.ones_(style.noise_strength)
+    w = torch.randn(1, 16)
+    none, fixed = generator(w, "none"), generator(w, "fixed")
+    torch.testing.assert_close(generator(w, "none"), none)
+    torch.testing.assert_close(generator(w, "fixed"), fixed)
+    one, again, another = (generator(w, "random", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    torch.testing.assert_close(one, again)
+    for a, b in ((none, fixed), (one, another), (one, none)):
+        assert (a - b).abs().mean() > 0.05
+    with pytest.raises(ValueError, match="noise"):
+        generator(w, "some")
+    assert not [key for key in generator.state_dict() if "fixed_noise" in key]
+
+
+def test_noise_has_the_learned_strength():
+    block = StyleBlock(4, 4, 32, 8)
+    with torch.no_grad():
+        block.noise_strength.fill_(0.5)
+    x, w = torch.zeros(64, 4, 32, 32), torch.zeros(64, 8)
+    y = block(x, w)                                                 # leaky ReLU of N(0, 0.5): undo it
+    y = torch.where(y < 0, y / modules.SLOPE, y)
+    assert y.std().item() == pytest.approx(0.5, rel=0.02)
+    assert torch.equal(y[:, 0], y[:, 1])                            # one map for all channels
+
+
+def test_labels_change_image_and_score():
+    mapping, critic = MappingNetwork(16, 8, num_classes=2).eval(), Discriminator(32, 256, 8, num_classes=2)
+    generator, z = Generator(32, 256, 8, 8), torch.randn(3, 16)
+    ad, nc = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
+    images = generator(mapping(z, ad), "none")
+    assert (images - generator(mapping(z, nc), "none")).abs().mean() > 0.01
+    scores, features = [critic(images, labels) for labels in (ad, nc)], {}
+    critic.linear.register_forward_hook(lambda module, args, output: features.update(h=F.leaky_relu(output, modules.SLOPE)))
+    critic(images, ad)
+    projection = features["h"] @ (critic.embedding.weight[1] - critic.embedding.weight[0]) / math.sqrt(8)
+    torch.testing.assert_close(scores[1] - scores[0], projection, rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole networks
+
+def test_critic_second_derivative_against_finite_differences():
+    critic = Discriminator(16, 64, 4).double()
+    image = torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+
+    def slope():                                                    # what a gradient penalty is made of
+        return torch.autograd.grad(critic(image).sum(), image, create_graph=True)[0].square().sum()
+    parameters = [p for p in critic.parameters() if p.ndim > 1]
+    gradients = torch.autograd.grad(slope(), parameters)
+    for parameter, gradient in zip(parameters, gradients):
+        direction, step = torch.randn_like(parameter), 1e-6
+        with torch.no_grad():
+            parameter += step * direction
+        above = slope().item()
+        with torch.no_grad():
+            parameter -= 2 * step * direction
+        below = slope().item()
+        with torch.no_grad():
+            parameter += step * direction
+        assert (gradient * direction).sum().item() == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("size", [{}, {"channel_base": 1024, "channel_max": 64}], ids=["default", "thin"])
+@torch.no_grad()
+def test_every_block_keeps_its_scale_at_the_start(size):
+    table = {}
+
+    def note(name):
+        return lambda module, args, output: table.update({name: (output[0] if isinstance(output, tuple) else output).std().item()})
+    mapping, generator, critic = MappingNetwork(), Generator(256, **size), Discriminator(256, **size)
+    for i, block in enumerate(generator.blocks):
+        block.register_forward_hook(note(f"generator block {i}"))
+    for i, block in enumerate(critic.blocks):
+        block.register_forward_hook(note(f"critic block {i}"))
+    image = generator(mapping(torch.randn(4, 256)))
+    table["image"] = image.std().item()
+    critic(image)
+    assert len(table) == 7 + 6 + 1
+    assert all(0.3 < std < 3 for std in table.values()), table
+
+
+def test_bfloat16_activations_stay_near_float32():
+    generator, critic = Generator(64, 1024, 64, 16), Discriminator(64, 1024, 64)
+    w = torch.randn(4, 16)
+    image, narrow = generator(w, "none"), generator(w, "none", dtype=torch.bfloat16)
+    assert narrow.dtype == torch.float32
+    assert (narrow - image).norm() / image.norm() < 0.02
+
+    def gradients(dtype):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(critic(image.detach(), dtype=dtype).mean(),
+                                                                   list(critic.parameters()))])
+    exact = gradients(torch.float32)
+    assert (gradients(torch.bfloat16) - exact).norm() / exact.norm() < 0.05
