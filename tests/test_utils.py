@@ -1,0 +1,85 @@
+"""Flags, errors and files that are never half written."""
+import argparse
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT
+from utils import ArgumentParser, UserError, atomic_path, boolean, make_folder, number, pick_device, pick_dtype
+
+
+def test_boolean_flags():
+    parser = ArgumentParser("")
+    parser.add_bool("--flag", False, "")
+    assert [parser.parse_args(text.split()).flag for text in ("", "--flag", "--flag True", "--flag fAlSe", "--flag TRUE")] == [
+        False, True, True, False, True]
+    with pytest.raises(UserError, match="--flag.*'yes'"):
+        parser.parse_args(["--flag", "yes"])
+    with pytest.raises(argparse.ArgumentTypeError):
+        boolean("1")
+
+
+@pytest.mark.parametrize("kind, low, high, open_low, good, bad", [
+    (int, 1, 8, False, ["1", "8"], ["0", "9", "1.5", "x"]),
+    (float, 0, 1, True, ["1e-9", "1"], ["0", "-1", "1.1", "nan", "inf"])])
+def test_number_bounds(kind, low, high, open_low, good, bad):
+    parse = number(kind, low, high, open_low)
+    assert [parse(text) for text in good] == [kind(text) for text in good]
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError):
+            parse(text)
+
+
+def test_atomic_path_replaces_or_leaves_alone(tmp_path):
+    path = tmp_path / "kept.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        with open(temporary, "w") as file:
+            file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["kept.txt"]
+    with atomic_path(path) as temporary:
+        assert path.read_text() == "old"
+        with open(temporary, "w") as file:
+            file.write("new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["kept.txt"]
+    if os.name != "nt":
+        (tmp_path / "plain").touch()
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_make_folder_names_the_flag(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out .*file"):
+        make_folder(tmp_path / "file" / "below", "--out")
+
+
+@pytest.mark.parametrize("body, status, line", [
+    ("return 0", 0, ""),
+    ("raise utils.UserError('--flag x: wrong')", 2, "error: --flag x: wrong"),
+    ("open('/no/such/file')", 2, "error: /no/such/file: No such file or directory"),
+    ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "stopped by SIGTERM"),
+    ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "stopped by SIGINT")])
+def test_run_cli_exit_status_and_line(body, status, line):
+    code = f"import os, signal, time, utils\ndef main():\n    {body}\nutils.run_cli(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (status, line)
+
+
+def test_run_cli_lets_our_own_faults_show():
+    done = subprocess.run([sys.executable, "-c", "import utils\nutils.run_cli(lambda: 1 / 0)"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert "ZeroDivisionError" in done.stderr and done.returncode == 1
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match="--device meat: .*--device cpu"):
+        pick_device("meat")
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda")) == torch.float32
