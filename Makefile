@@ -1,0 +1,38 @@
+# make demo: from nothing to trained models and their pictures.   make test: the whole test suite.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := demo
+
+# Without a GPU: 64x64, a thin network, a few minutes a model. With one: the defaults at 256x256.
+SMALL := --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16 --save_every 1 --max_minutes 3
+FULL := --save_every 5 --max_minutes 2
+
+.PHONY: demo test clean
+demo: $(VENV)/installed
+	$(PY) phantom.py $(DEMO)/AD_NC --subjects 100 --seed 0
+	@set -e; flags="$(SMALL)"; \
+	if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then flags="$(FULL)"; fi; \
+	for run in "AD" "NC" "all --conditional True"; do \
+		echo "train.py --classes $$run $$flags"; \
+		$(PY) train.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --classes $$run $$flags; \
+	done
+	$(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions \
+		--plot_umap True --AD_dir AD --NC_dir NC
+	@echo "Pictures:"; ls -1 $(DEMO)/model/*/*.png $(DEMO)/predictions/*.png; \
+	for run in $(DEMO)/model/*/; do ls -1 $$run/fake_vs_real/*.png | tail -n 1; done
+
+test: $(VENV)/installed-dev
+	$(PY) -m pytest tests
+
+clean:
+	rm -rf $(DEMO)
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@

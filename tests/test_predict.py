@@ -1,0 +1,164 @@
+"""What predict.py draws and exports, which run it takes, and the neighbour share in closed form."""
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return predict.load_model(os.path.join(models, "AD"), "cpu")
+
+
+def pictures(model, count, **options):
+    return np.concatenate(list(predict.generate(model, count, options.pop("seed", 0), **options)))
+
+
+def read(path):
+    with Image.open(path) as image:
+        return image.mode, np.asarray(image)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generating
+
+def test_same_seed_same_pictures_however_many(model):
+    twenty = pictures(model, 20)
+    assert twenty.shape == (20, 32, 32) and twenty.dtype == np.uint8
+    np.testing.assert_array_equal(pictures(model, 20), twenty)
+    np.testing.assert_array_equal(pictures(model, 3), twenty[:3])
+    assert (pictures(model, 3, seed=1) != twenty[:3]).mean() > 0.1
+
+
+def test_pictures_come_from_the_averaged_weights(model, models):
+    saved = torch.load(os.path.join(models, "AD", "checkpoint.pt"), weights_only=True)["averaged"]
+    for key, value in model.generator.state_dict().items():
+        assert torch.equal(value, saved[f"generator.{key}"]), key
+
+
+def test_truncation_draws_together(model):
+    spreads = [pictures(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0., 0.5, 1.)]
+    assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
+
+
+def test_export_writes_what_generate_gives(model, models, tmp_path, script):
+    done = script("predict.py", "--model_dir", models, "--classes", "AD", "--export", 18, "--output_dir", tmp_path,
+                  "--seed", 5, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    names = sorted(os.listdir(tmp_path / "AD"))
+    assert names == [f"{i:06d}.png" for i in range(18)]
+    expected = pictures(model, 18, seed=5)
+    for name, image in zip(names, expected):
+        mode, written = read(tmp_path / "AD" / name)
+        assert mode == "L"
+        assert np.abs(written.astype(int) - image).max() <= 1       # another process may round otherwise
+
+
+def test_smaller_export_does_not_mix_with_a_larger_one(models, tmp_path, refused, script):
+    flags = ["--model_dir", models, "--classes", "NC", "--output_dir", tmp_path, "--device", "cpu"]
+    assert script("predict.py", *flags, "--export", 5).returncode == 0
+    assert script("predict.py", *flags, "--export", 5).returncode == 0
+    assert "2 PNGs beyond --export 3" in refused("predict.py", *flags, "--export", 3)
+
+
+def test_conditional_export_has_a_folder_a_class(models, tmp_path):
+    assert predict.main(["--model_dir", models, "--classes", "all-conditional", "--export", "2", "--device", "cpu",
+                         "--output_dir", str(tmp_path)]) == 0
+    ad, nc = (read(tmp_path / "all-conditional" / name / "000000.png")[1] for name in ("AD", "NC"))
+    assert not np.array_equal(ad, nc)
+
+
+def test_grids_and_real_beside_fake(models, slices_dir, tmp_path, capsys):
+    assert predict.main(["--dataset_dir", slices_dir, "--model_dir", models, "--classes", "AD", "--device", "cpu",
+                         "--output_dir", str(tmp_path), "--num_images", "9"]) == 0
+    generated, beside = (read(tmp_path / f"AD_{name}.png")[1] for name in ("generated", "fake_vs_real"))
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"AD_{name}.png") for name in ("generated", "fake_vs_real")]
+    assert beside.shape[0] == generated.shape[0] and beside.shape[1] > 1.8 * generated.shape[1]
+    np.testing.assert_array_equal(beside[40:, :generated.shape[1] - 20], generated[40:, :-20])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which run
+
+def chosen(*flags):
+    return predict.choose_runs(predict.parse_args([str(flag) for flag in flags]))
+
+
+def test_which_run_is_drawn(models, tmp_path):
+    ad = os.path.join(models, "AD")
+    assert chosen("--model_dir", ad) == [ad]                                        # a run itself
+    assert chosen("--model_dir", models, "--classes", "AD") == [ad]
+    assert chosen("--model_dir", tmp_path, "--classes", ad) == [ad]                 # by path
+    with pytest.raises(UserError, match="AD, NC, all-conditional: say which with --classes"):
+        chosen("--model_dir", models)
+    os.symlink(ad, tmp_path / "only")
+    assert chosen("--model_dir", tmp_path) == [str(tmp_path / "only")]              # the only one there
+    os.symlink(ad, tmp_path / "all")
+    assert chosen("--model_dir", tmp_path) == [str(tmp_path / "all")]               # all, among several
+    with pytest.raises(UserError, match="no run MCI: .*all, only"):
+        chosen("--model_dir", tmp_path, "--classes", "MCI")
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--plot_umap", "True"], "--AD_dir and --NC_dir"),
+    (["--plot_umap", "--AD_dir", "AD"], "--NC_dir"),
+    (["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "CN"], "no run CN"),
+    (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "all-conditional is a conditional model"),
+    (["--model_dir", "nowhere"], "nowhere holds no run"),
+    (["--truncation", "-1"], "--truncation"),
+    (["--classes", "AD", "--num_images", "0"], "--num_images"),
+    (["--classes", "AD", "--dataset_dir", "nowhere"], "nowhere"),
+    (["--classes", "AD", "--output_dir", __file__], "--output_dir")])
+def test_bad_input_is_one_line(refused, models, tmp_path, flags, expected):
+    assert expected in refused("predict.py", "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
+
+
+def test_broken_generator_is_one_line(refused, tmp_path):
+    (tmp_path / "AD").mkdir()
+    (tmp_path / "AD/generator.pt").write_bytes(b"not a network")
+    assert "AD/generator.pt: not a generator" in refused("predict.py", "--model_dir", tmp_path)
+    torch.save({"network": 1}, tmp_path / "AD/generator.pt")
+    assert "AD/generator.pt: not a generator" in refused("predict.py", "--model_dir", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# UMAP
+
+def test_neighbours_alike():
+    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 300)
+    one_cloud = rng.normal(size=(600, 5))
+    assert predict.neighbours_alike(one_cloud, classes) == pytest.approx(0.5, abs=0.04)
+    assert predict.neighbours_alike(one_cloud + 100 * classes[:, None], classes) == 1
+    line = np.array([[0.], [1.], [2.1], [3.3]])                     # nearest: 1, 0, 1, 2
+    assert predict.neighbours_alike(line, np.array([0, 0, 1, 1]), k=1) == 0.75
+
+
+def test_models_of_one_seed_start_as_equals(models):
+    history = predict.style_history({name: os.path.join(models, name) for name in ("AD", "NC")})
+    assert [epoch for epoch, _ in history] == [0, 1, 2]
+    for epoch, sets in history:
+        assert np.array_equal(sets["AD"], sets["NC"]) == (epoch == 0)
+    (_, start), *_ = predict.style_history(os.path.join(models, "all-conditional"))
+    assert start["AD"].shape == (512, 256) and not np.allclose(start["AD"], start["NC"])
+
+
+def test_epochs_to_show():
+    assert predict.epochs_to_show(range(0, 81, 5)) == [0, 5, 30, 80]
+    assert predict.epochs_to_show([0]) == [0]
+    assert predict.epochs_to_show([0, 1, 2]) == [0, 1, 2]
+
+
+def test_umap_of_both_models_and_over_epochs(models, tmp_path, script):
+    done = script("predict.py", "--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", os.path.join(models, "NC"),
+                  "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", "--control_dir", "NC")
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["AD_generated.png", "NC_generated.png", "umap.png", "umap_epochs.png"]
+    for name in ("umap.png", "umap_epochs.png"):
+        picture = read(tmp_path / name)[1]
+        for colour in ((222, 153, 138), (127, 169, 193)):           # the dots of AD and of NC, over white, are on it
+            assert (np.abs(picture[..., :3].astype(int) - colour).sum(-1) < 60).sum() > 100, name
