@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DEMO := demo
 
 # Without a GPU: 64x64, a thin network, a few minutes a model. With one: the defaults at 256x256.
-SMALL := --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16 --save_every 1 --max_minutes 3
+SMALL := --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 8 --lr 4e-3 --save_every 1 --max_minutes 2.75
 FULL := --save_every 5 --max_minutes 2
 
 .PHONY: demo test clean
@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions \
 		--plot_umap True --AD_dir AD --NC_dir NC
 	@echo "Pictures:"; ls -1 $(DEMO)/model/*/*.png $(DEMO)/predictions/*.png; \
-	for run in $(DEMO)/model/*/; do ls -1 $$run/fake_vs_real/*.png | tail -n 1; done
+	for run in $(DEMO)/model/*; do ls -1 $$run/fake_vs_real/*.png | tail -n 1; done
 
 test: $(VENV)/installed-dev
 	$(PY) -m pytest tests

@@ -250,6 +250,7 @@ class Generator(nn.Module):
     A learned 4x4 constant, then a block per resolution; the image is the sum of every block's share, upsampled: K20's
     replacement of progressive growing (section 4.1, "output skips"). num_ws = 2 log2(R) - 2: one w per style block and one
     for the last image layer; the image layers before it share the w of the style block that follows them, as in K20.
+    noise, rng: see StyleBlock; dtype: of the activations (None: that of w); weights and image stay as they are.
     """
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, w_dim=256):
         super().__init__()
@@ -307,7 +308,8 @@ class Discriminator(nn.Module):
     """images [N, 1, R, R] (and labels [N] int64 when num_classes > 0) -> scores [N], unbounded; high means real.
 
     Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer, a linear score. Labels enter by
-    projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3).
+    projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3). dtype: of the
+    activations down to 4x4 (None: that of the images).
     """
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
         super().__init__()

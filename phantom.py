@@ -365,14 +365,14 @@ def write_phantoms(folder, subjects, seed, num_workers=1):
     return len(rows)
 
 
-def main():
+def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
     parser.add_argument("--subjects", type=number(int, 4), default=100, help="20 slices each; a fifth for testing")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     start = time.monotonic()
     written = write_phantoms(args.folder, args.subjects, args.seed, args.num_workers)
     if not written:

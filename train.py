@@ -134,13 +134,14 @@ def train(args, slices, folder, config, device, dtype, deadline):
             update_average(averaged, model, step * args.batch_size, args.batch_size)
             terms.append(torch.stack([term[name].detach() for name in TERMS]))
             bar.update(args.batch_size)
-            if len(terms) == LOG_STEPS or step % per_epoch == 0:
+            saving = step % (args.save_every * per_epoch) == 0 or step == last_step
+            if len(terms) == LOG_STEPS or saving:
                 means = torch.stack(terms).mean(0).tolist()                             # the only wait for the GPU
                 run.log(step, step / per_epoch, step * args.batch_size, time.monotonic() - clock, means,
                         rate=len(terms) * args.batch_size / (time.monotonic() - clock))
                 bar.show(step, dict(zip(TERMS, means)), deadline)
                 terms, clock = [], time.monotonic()
-            if step % (args.save_every * per_epoch) == 0:
+            if saving:
                 run.save(step * args.batch_size, step // per_epoch)
                 clock = time.monotonic()
     if terms and not all(torch.isfinite(values).all() for values in terms):
@@ -342,8 +343,9 @@ def check_same_run(folder, config):
     try:
         with open(os.path.join(folder, "config.json")) as file:
             kept = json.load(file)
-        differing = [f"--{key} {config['network'][key]} (was {kept['network'][key]})"
-                     for key in ("resolution", "channel_base", "channel_max") if config["network"][key] != kept["network"][key]]
+        new, old = config["network"], kept["network"]
+        differing = [f"--{key} {new[key]} (was {old[key]})" for key in ("resolution", "channel_base", "channel_max")
+                     if new[key] != old[key]]
         if kept["data"]["fingerprint"] != config["data"]["fingerprint"]:
             differing.append(f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
                              f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})")

@@ -107,7 +107,7 @@ def make_folder(path, flag):
 
 def pick_device(name):
     """The torch.device of `--device`: "auto" takes CUDA when there is one, else the CPU. UserError when it cannot be used."""
-    import torch
+    import torch                                   # here, since phantom.py needs this file but not PyTorch
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -126,11 +126,12 @@ def pick_device(name):
 def pick_dtype(precision, device):
     """The torch.dtype of activations for `--precision`; "auto" is bfloat16 on a CPU with AMX tiles, else float32.
 
-    Weights, images, scores, losses and the optimiser are float32 either way.
+    Weights, images, scores, losses, the gradient penalty and the optimiser are float32 either way.
     """
     import torch
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cpu" and _has_amx() else torch.float32
+        fast = device.type == "cpu" and torch.backends.mkldnn.is_available() and _has_amx()
+        precision = "bfloat16" if fast else "float32"
     return getattr(torch, precision)
 
 

@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-import dataset  # noqa: E402
-from dataset import (Slices, batches, pad_and_resize, schedule, steps_per_epoch, to_float, to_grey,  # noqa: E402
-                     to_uint8)
-from utils import UserError  # noqa: E402
+import dataset
+from dataset import (Slices, batches, pad_and_resize, schedule, steps_per_epoch, to_float, to_grey, to_uint8)
+from utils import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 REAL = ROOT / "../shared/data/adnc"
 
 

@@ -1,15 +1,11 @@
 """diagrams.py: the pictures get written, and what they say of widths and weights holds for the built networks."""
-import pathlib
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import diagrams  # noqa: E402
-from modules import Discriminator, Generator, ModulatedConv2d  # noqa: E402
+import diagrams
+from modules import Discriminator, Generator, ModulatedConv2d
 
 SIZE = 64, 1024, 64                             # resolution, channel_base, channel_max: blocks of 64, 64, 64, 32, 16
 

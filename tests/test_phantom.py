@@ -1,18 +1,15 @@
 """phantom.py: the layout, the truth in subjects.csv against a second way of measuring it, and what may not happen."""
 import csv
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-import phantom                                                                                                # noqa: E402
-from phantom import (PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, measure_areas, place, render,          # noqa: E402
+import phantom
+from phantom import (PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, measure_areas, place, render,
                      slice_tissue, write_phantoms)
-from utils import UserError                                                                                   # noqa: E402
+from utils import UserError
 
 
 def subject(number=0, label="NC", **changes):
@@ -230,10 +227,10 @@ def test_what_stops_it_leaves_nothing_half_done(tmp_path, monkeypatch, error, ex
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["phantom.py", str(tmp_path / "few"), "--subjects", "3"])
+    argv = [str(tmp_path / "few"), "--subjects", "3"]
     with pytest.raises(UserError, match="at least 4"):
-        phantom.main()
+        phantom.main(argv)
     monkeypatch.setattr(phantom, "write_phantoms", lambda *args: 0)
-    monkeypatch.setattr(sys, "argv", ["phantom.py", str(tmp_path / "done"), "--subjects", "4"])
-    phantom.main()
+    argv = [str(tmp_path / "done"), "--subjects", "4"]
+    phantom.main(argv)
     assert "nothing to do" in capsys.readouterr().out
