@@ -81,7 +81,7 @@ def plot_panels(lines, path, note):
             axes.legend(loc="best", frameon=False, markerscale=2)
         else:
             axes.axis("off")
-    figure.supxlabel(note, fontsize=9, wrap=True)
+    figure.supxlabel(note, fontsize=8 if columns < 3 else 9)
     save_figure(figure, path)
 
 

@@ -3,11 +3,11 @@
     python predict.py --dataset_dir AD_NC/train --model_dir model
     python predict.py --plot_umap True --AD_dir AD --NC_dir NC
 
-What a UMAP of w can carry: two models trained apart have two mapping networks, which drift apart whatever the data; with one
---seed they start as equals, with two they start as strangers. So a gap between the AD and the NC model is no finding about
-the disease. `--control_dir` draws what the gap has to be held against: a second model of the AD class, trained with another
-seed. The conditional model (`train.py --classes all --conditional True`), drawn when it lies under --model_dir, has one w
-space for both classes, but keeps them apart from the start, since it is told the class: hold it against its own epoch 0.
+What a UMAP of w can carry: the w spaces of two models share nothing but what their mapping networks started with. Of two seeds they
+lie wholly apart before any training; of one seed they start as equals and then drift. Neither gap is a finding about the
+disease. `--control_dir` draws what a gap has to be held against: a second model of the AD class, trained with another seed. The
+conditional model (`train.py --classes all --conditional True`), drawn when it lies under --model_dir, has one w space for both
+classes, but keeps them apart from the start, since it is told the class: hold it against its own epoch 0.
 """
 import glob
 import math
@@ -27,8 +27,8 @@ from utils import ArgumentParser, UserError, atomic_path, make_folder, number, p
 BATCH = 16                      # images generated at once; always whole batches, so that --num_images changes no picture
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
 CONDITIONAL = "all-conditional"
-NOTE = ("Neighbours: 50% of the same class when both mix, 100% when they lie apart. Two models drift apart whatever the data, "
-        "and a conditional one is told the class: no gap here is by itself a finding about AD and NC (see README).")
+NOTE = ("Neighbours: 50% of the same class when both mix, 100% when they lie apart. Models of two seeds lie apart before any\n"
+        "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see README).")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import predict
+from modules import MappingNetwork
 from utils import UserError
 
 
@@ -136,6 +137,14 @@ def test_neighbours_alike():
     assert predict.neighbours_alike(one_cloud + 100 * classes[:, None], classes) == 1
     line = np.array([[0.], [1.], [2.1], [3.3]])                     # nearest: 1, 0, 1, 2
     assert predict.neighbours_alike(line, np.array([0, 0, 1, 1]), k=1) == 0.75
+
+
+def test_untrained_mapping_networks_of_two_seeds_lie_apart():
+    sets, z = [], predict.draw_z(256, 256, 0)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sets.append(MappingNetwork().eval()(z).detach().numpy())
+    assert predict.neighbours_alike(np.concatenate(sets), np.repeat([0, 1], 256)) > 0.99
 
 
 def test_models_of_one_seed_start_as_equals(models):
