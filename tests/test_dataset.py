@@ -474,7 +474,7 @@ def test_report_without_subjects_and_without_a_test_split(data, tmp_path, capsys
 def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
     save(data / "AD/500_1.png", noise(32, 32, high=4096, dtype=np.uint16))
     text = report(tmp_path, capsys, "--dataset_dir", data)
-    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I;16" in text
+    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I" in text     # I;16, or I in older Pillows
     save(data / "AD/500_1.png", noise(32, 32, high=65536, dtype=np.uint16))
     assert "warning" not in report(tmp_path, capsys, "--dataset_dir", data)
 
