@@ -29,7 +29,7 @@ BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's 
 DRIFT = 1e-3                    # weight of critic(real)^2, which keeps the scores near zero (K18, appendix A.1)
 EMA_IMAGES = 10_000             # half-life of the averaged generator, in images shown to the critic ...
 EMA_RAMP = 0.05                 # ... but at most this share of the images shown so far, so that the start is forgotten
-LOG_STEPS = 16                  # steps averaged into one row of losses.csv
+LOG_STEPS, LOG_SECONDS = 16, 20 # steps averaged into one row of losses.csv; fewer where they take longer than this
 PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
 TERMS = "critic_loss", "generator_loss", "wasserstein", "penalty", "drift", "gradient_norm"
 COLUMNS = "step", "epoch", "images", "seconds", "images_per_second", *TERMS
@@ -135,7 +135,7 @@ def train(args, slices, folder, config, device, dtype, deadline):
             terms.append(torch.stack([term[name].detach() for name in TERMS]))
             bar.update(args.batch_size)
             saving = step % (args.save_every * per_epoch) == 0 or step == last_step
-            if len(terms) == LOG_STEPS or saving:
+            if len(terms) == LOG_STEPS or saving or time.monotonic() - clock > LOG_SECONDS:
                 means = torch.stack(terms).mean(0).tolist()                             # the only wait for the GPU
                 run.log(step, step / per_epoch, step * args.batch_size, time.monotonic() - clock, means,
                         rate=len(terms) * args.batch_size / (time.monotonic() - clock))
@@ -153,7 +153,7 @@ def train(args, slices, folder, config, device, dtype, deadline):
 def progress_bar(folder, args, per_epoch, step):
     bar = tqdm(total=args.epochs * per_epoch * args.batch_size, initial=step * args.batch_size, unit=" images",
                desc=os.path.basename(folder), smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 20,
-               bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_fmt}{postfix}")
+               bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}")
 
     def show(step, terms, deadline):
         rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
