@@ -35,7 +35,7 @@ def _kernel(channels, dtype, device):
 class _Filter(torch.autograd.Function):
     """Depthwise convolution with the filter. Linear, so its derivative is its transpose, and the other way round.
 
-    Autograd would reach the same second derivatives, at some twenty times the cost on a CPU: it also derives by the kernel.
+    Autograd would reach the same second derivatives, at two to seven times the cost on a CPU: it also derives by the kernel.
     """
     @staticmethod
     def forward(ctx, x, stride, padding):
@@ -270,6 +270,13 @@ class Generator(nn.Module):
             x, image = block(x, image, ws[layer:layer + styles + 1], noise, rng)
             layer += styles
         return image
+
+
+def build_generator(network):
+    """ModuleDict of the untrained mapping network and generator, from the settings that config.json and generator.pt keep."""
+    return nn.ModuleDict({
+        "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"]),
+        "generator": Generator(network["resolution"], network["channel_base"], network["channel_max"], network["w_dim"])})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
     python predict.py --dataset_dir AD_NC/train --model_dir model
     python predict.py --plot_umap True --AD_dir AD --NC_dir NC
 
-What a UMAP of w can carry: the w spaces of two models share nothing but what their mapping networks started with. Of two seeds they
-lie wholly apart before any training; of one seed they start as equals and then drift. Neither gap is a finding about the
-disease. `--control_dir` draws what a gap has to be held against: a second model of the AD class, trained with another seed. The
-conditional model (`train.py --classes all --conditional True`), drawn when it lies under --model_dir, has one w space for both
-classes, but keeps them apart from the start, since it is told the class: hold it against its own epoch 0.
+What a UMAP of w can carry: the w spaces of two models share nothing but what their mapping networks started with. Of two
+seeds they lie wholly apart before any training; of one seed they start as equals and then drift. Neither gap is a finding
+about the disease. `--control_dir` draws what a gap has to be held against: a second model of the AD class, trained with
+another seed. The conditional model (`train.py --classes all --conditional True`), drawn when it lies under --model_dir, has
+one w space for both classes, but keeps them apart from the start, since it is told the class: hold it against its epoch 0.
 """
 import glob
 import math
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import figures
 from dataset import CLASSES, Slices, to_uint8
-from modules import Generator, MappingNetwork
+from modules import Generator, MappingNetwork, build_generator
 from utils import ArgumentParser, UserError, atomic_path, make_folder, number, pick_device, run_cli
 
 BATCH = 16                      # images generated at once; always whole batches, so that --num_images changes no picture
@@ -37,7 +37,6 @@ NOTE = ("Neighbours: 50% of the same class when both mix, 100% when they lie apa
 class Model(NamedTuple):
     """The averaged networks of one run, in evaluation mode."""
     name: str
-    folder: str
     mapping: MappingNetwork
     generator: Generator
     trained_on: list            # class names
@@ -83,18 +82,15 @@ def load_model(folder, device):
     path = os.path.join(folder, "generator.pt")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        network = saved["network"]
-        networks = torch.nn.ModuleDict({
-            "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"]),
-            "generator": Generator(network["resolution"], network["channel_base"], network["channel_max"], network["w_dim"])})
+        networks = build_generator(saved["network"])
         networks.load_state_dict(saved["weights"])
     except Exception as error:
         raise UserError(f"{path}: not a generator that train.py saved ({type(error).__name__}: "
                         f"{str(error).splitlines()[0][:80]})") from None
     networks.to(device).eval().requires_grad_(False)
-    labels = list(range(network["num_classes"])) or [None]
+    labels = list(range(networks["mapping"].num_classes)) or [None]
     name = os.path.basename(os.path.abspath(folder))
-    return Model(name, folder, networks["mapping"], networks["generator"], saved["classes"], labels)
+    return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +102,7 @@ def draw_z(count, z_dim, seed):
 
 
 def style_vectors(mapping, z, label=None):
-    """w [N, w_dim] of latents z [N, z_dim], all of one class or of none."""
+    """w [N, w_dim] of latents z [N, z_dim], all of one class or of none (None); and their labels [N], or None."""
     labels = None if label is None else torch.full([len(z)], label, dtype=torch.long, device=z.device)
     return mapping(z, labels), labels
 

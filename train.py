@@ -6,6 +6,7 @@ Reads the slices of one class or of both, and keeps everything of a run in <mode
 is algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028) with one critic step per generator step, the drift term and the
 moving average of the generator of Karras et al. 2018 (arXiv:1710.10196).
 """
+import contextlib
 import copy
 import csv
 import json
@@ -16,20 +17,19 @@ import sys
 import time
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import figures
 from dataset import CLASSES, Slices, batches, steps_per_epoch
-from modules import Discriminator, Generator, MappingNetwork
-from utils import ArgumentParser, UserError, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
+from modules import Discriminator, build_generator
+from utils import ArgumentParser, Interrupted, UserError, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
 
 Z_DIM = W_DIM = 256
 BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
 DRIFT = 1e-3                    # weight of critic(real)^2, which keeps the scores near zero (K18, appendix A.1)
 EMA_IMAGES = 10_000             # half-life of the averaged generator, in images shown to the critic ...
 EMA_RAMP = 0.05                 # ... but at most this share of the images shown so far, so that the start is forgotten
-LOG_STEPS, LOG_SECONDS = 16, 20 # steps averaged into one row of losses.csv; fewer where they take longer than this
+LOG_STEPS, LOG_SECONDS = 16, 20     # steps averaged into one row of losses.csv; fewer where they take longer than this
 PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
 TERMS = "critic_loss", "generator_loss", "wasserstein", "penalty", "drift", "gradient_norm"
 COLUMNS = "step", "epoch", "images", "seconds", "images_per_second", *TERMS
@@ -79,10 +79,8 @@ def update_average(averaged, model, images, batch_size):
 
 def build_networks(network):
     """The generator's half (a mapping network and a generator) and the critic, from the settings that config.json keeps."""
-    size = {key: network[key] for key in ("resolution", "channel_base", "channel_max")}
-    model = nn.ModuleDict({"mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"]),
-                           "generator": Generator(w_dim=network["w_dim"], **size)})
-    return model, Discriminator(num_classes=network["num_classes"], **size)
+    critic = Discriminator(network["resolution"], network["channel_base"], network["channel_max"], network["num_classes"])
+    return build_generator(network), critic
 
 
 def train(args, slices, folder, config, device, dtype, deadline):
@@ -139,46 +137,50 @@ def train(args, slices, folder, config, device, dtype, deadline):
                 means = torch.stack(terms).mean(0).tolist()                             # the only wait for the GPU
                 run.log(step, step / per_epoch, step * args.batch_size, time.monotonic() - clock, means,
                         rate=len(terms) * args.batch_size / (time.monotonic() - clock))
-                bar.show(step, dict(zip(TERMS, means)), deadline)
+                show_progress(bar, folder, step / per_epoch, dict(zip(TERMS, means)), args.epochs, deadline)
                 terms, clock = [], time.monotonic()
             if saving:
                 run.save(step * args.batch_size, step // per_epoch)
                 clock = time.monotonic()
-    if terms and not all(torch.isfinite(values).all() for values in terms):
-        run.not_finite(step)
-    run.save(step * args.batch_size, -(-step // per_epoch))
+        if terms and not all(torch.isfinite(values).all() for values in terms):
+            run.not_finite(step)
+        run.save(step * args.batch_size, -(-step // per_epoch))
     return farewell(folder, step, stopper.signum, args, per_epoch)
 
 
 def progress_bar(folder, args, per_epoch, step):
-    bar = tqdm(total=args.epochs * per_epoch * args.batch_size, initial=step * args.batch_size, unit=" images",
-               desc=os.path.basename(folder), smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 20,
-               bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}")
+    return tqdm(total=args.epochs * per_epoch * args.batch_size, initial=step * args.batch_size, unit=" images",
+                desc=os.path.basename(folder), smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 20,
+                bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}")
 
-    def show(step, terms, deadline):
-        rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
-        left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
-        bar.set_description_str(f"{os.path.basename(folder)} epoch {min(step // per_epoch + 1, args.epochs)}/{args.epochs}",
-                                refresh=False)
-        bar.set_postfix_str(f"critic {terms['critic_loss']:.2f}, generator {terms['generator_loss']:.2f}, "
-                            f"Wasserstein {terms['wasserstein']:.2f}, left {tqdm.format_interval(left)}", refresh=False)
-    bar.show = show
-    return bar
+
+def show_progress(bar, folder, epoch, terms, epochs, deadline):
+    """Put epoch, losses and the time left, to the last epoch or the deadline, into the bar's next drawing."""
+    rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
+    left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
+    bar.set_description_str(f"{os.path.basename(folder)} epoch {min(int(epoch) + 1, epochs)}/{epochs}", refresh=False)
+    bar.set_postfix_str(f"critic {terms['critic_loss']:.2f}, generator {terms['generator_loss']:.2f}, "
+                        f"Wasserstein {terms['wasserstein']:.2f}, left {tqdm.format_interval(left)}", refresh=False)
 
 
 class Stopper:
-    """While it is entered, Ctrl-C and SIGTERM only set `signum`, so that a step ends in order; a second one acts at once."""
+    """While it is entered, Ctrl-C and SIGTERM only set `signum`, so that the step and the save after it end in order.
 
+    One that comes over two seconds after the first acts at once; an earlier one is its echo, as `timeout` and `make`, which
+    signal a process and its whole group, send it.
+    """
     def __enter__(self):
-        self.signum = None
+        self.signum, self.when = None, math.inf
         self.before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         for signum in self.before:
             signal.signal(signum, self.note)
         return self
 
     def note(self, signum, _frame):
-        self.signum = signum
-        self.__exit__()
+        if time.monotonic() - self.when > 2:
+            raise Interrupted(signum)
+        if not self.signum:
+            self.signum, self.when = signum, time.monotonic()
 
     def __exit__(self, *_):
         for signum, handler in self.before.items():
@@ -229,11 +231,17 @@ class Run:
         else:
             self.rng.manual_seed(state["images"])                                       # moved between CPU and CUDA
         self.seconds, self.saved_images = state["seconds"], state["images"]
-        with open(self.path("losses.csv"), newline="") as file:
-            rows = ([float(value) for value in row] for row in list(csv.reader(file))[1:])
-            self.rows = [row for row in rows if row[COLUMNS.index("images")] <= state["images"]]
+        self.rows = self.read_losses(state["images"])
         self.write_losses()
         return state["images"]
+
+    def read_losses(self, images):
+        """Rows of losses.csv up to `images`; none if there is no such file, and without a row that a crash cut short."""
+        rows = []
+        with contextlib.suppress(OSError, ValueError), open(self.path("losses.csv"), newline="") as file:
+            for row in list(csv.reader(file))[1:]:
+                rows.append([float(value) for value in row])
+        return [row for row in rows if len(row) == len(COLUMNS) and row[COLUMNS.index("images")] <= images]
 
     def log(self, step, epoch, images, seconds, means, rate):
         """Append one row to losses.csv; a value that is not finite ends the run with its last saved state kept."""

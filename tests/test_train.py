@@ -176,7 +176,7 @@ def test_done_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
 def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir):
     start(slices_dir, tmp_path, "--epochs", 1)
     with open(tmp_path / "AD/losses.csv", "a") as file:             # as a run killed after logging leaves behind
-        file.write("9,4.5,36,1,1,0,0,0,0,0,0\n")
+        file.write("9,4.5,36,1,1,0,0,0,0,0,0\n10,5,40,1.2e")
     start(slices_dir, tmp_path, "--epochs", 2)
     with open(tmp_path / "AD/losses.csv") as file:
         assert [row["images"] for row in csv.DictReader(file)] == ["8", "16"]
@@ -274,6 +274,8 @@ def test_signal_saves_and_the_same_command_goes_on(script, tmp_path, slices_dir,
     while not (losses.exists() and losses.read_text().count("\n") > 3) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signum)
+    time.sleep(0.05)
+    process.send_signal(signum)                                     # its echo, which may not spoil the save
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signum
     assert signum.name in out and "goes on" in out and out.count("\n") == 1
