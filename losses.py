@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 DRIFT = 1e-3                    # weight of critic(real)^2 in wgan-gp, which has no other hold on the scores' level
-LAMBDA_GP = {"wgan-gp": 10., "logistic": 1., "relativistic": 1.}        # weights of the penalties unless --lambda_gp says
+LAMBDA_GP = {"wgan-gp": 10., "logistic": 5., "relativistic": 5.}        # weight of the penalty unless --lambda_gp says,
+GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}             # steps between two unless --gp_every does (README)
 LOSSES = tuple(LAMBDA_GP)
 
 

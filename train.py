@@ -1,15 +1,13 @@
-"""Train StyleGAN2 on brain slices with the Wasserstein loss and gradient penalty (WGAN-GP).
+"""Train StyleGAN2 on brain slices: WGAN-GP, or another adversarial loss, with what keeps a run healthy.
 
     python train.py --dataset_dir AD_NC/train --classes AD
 
 Reads the slices of one class or of both, and keeps everything of a run in <model_dir>/<AD|NC|all|all-conditional>. The loop
-is algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028) with one critic step per generator step, the drift term and the
-moving average of the generator of Karras et al. 2018 (arXiv:1710.10196).
+is algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028) with one critic step per generator step and the moving average of
+the generator of Karras et al. 2018 (arXiv:1710.10196). The losses stand in losses.py, the augmentation of what the critic
+sees in augment.py, what is watched in health.py, and what is kept in run.py.
 """
-import contextlib
 import copy
-import csv
-import json
 import math
 import os
 import signal
@@ -19,63 +17,29 @@ import time
 import torch
 from tqdm import tqdm
 
-import figures
-from dataset import CLASSES, Slices, batches, steps_per_epoch
+from augment import MODES, Strength, augment, separation
+from dataset import CLASSES, Slices, batches, find_splits, steps_per_epoch
+from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
+from losses import GP_EVERY, LAMBDA_GP, LOSSES, PathLength, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
-from utils import ArgumentParser, Interrupted, UserError, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
+from run import Run, check_same_run, set_aside
+from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, run_cli
 
 Z_DIM = W_DIM = 256
 BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
-DRIFT = 1e-3                    # weight of critic(real)^2, which keeps the scores near zero (K18, appendix A.1)
-EMA_IMAGES = 10_000             # half-life of the averaged generator, in images shown to the critic ...
-EMA_RAMP = 0.05                 # ... but at most this share of the images shown so far, so that the start is forgotten
+EMA_RAMP = 0.05                 # the average's half-life is at most this share of the images so far: the start is forgotten
+PATH_EVERY = 8                  # steps from one path length penalty to the next, on half a batch
 LOG_STEPS, LOG_SECONDS = 16, 20     # steps averaged into one row of losses.csv; fewer where they take longer than this
-PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
-TERMS = "critic_loss", "generator_loss", "wasserstein", "penalty", "drift", "gradient_norm"
-COLUMNS = "step", "epoch", "images", "seconds", "images_per_second", *TERMS
+MAX_SKIPPED = 5                 # steps a row with gradients that are not finite, before the run goes back to its checkpoint
+TERMS = ("critic_loss", "generator_loss", "wasserstein", "separation", "penalty", "gradient_norm", "path_length",
+         "critic_gradient", "generator_gradient")
+COLUMNS = ("step", "epoch", "images", "seconds", "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS,
+           *PICTURE)
+EVALUATION_COLUMNS = ("step", "epoch", "images", "seconds", *EVALUATION)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The losses
-
-def gradient_penalty(critic, real, fake, labels=None, rng=None):
-    """Mean of (|grad critic(x)| - 1)^2 at points x between real and fake slices (Gulrajani et al. 2017, eq. 3).
-
-    real, fake [N, 1, R, R] without gradient, labels [N] or None. Returns the penalty, differentiable by the critic's
-    weights, and the mean gradient norm (1 when the critic is as steep as the Wasserstein distance wants it).
-    """
-    mix = torch.rand(len(real), 1, 1, 1, device=real.device, generator=rng).to(real.dtype)
-    between = torch.lerp(real, fake, mix).requires_grad_()
-    gradient, = torch.autograd.grad(critic(between, labels).sum(), between, create_graph=True)
-    norm = gradient.square().sum((1, 2, 3)).sqrt()                                      # [N]
-    return (norm - 1).square().mean(), norm.mean()
-
-
-def critic_loss(critic, real, fake, labels, lambda_gp, rng=None, dtype=None):
-    """The critic's loss E[critic(fake)] - E[critic(real)] + lambda_gp penalty + drift, and its terms by name.
-
-    The Wasserstein estimate is E[critic(real)] - E[critic(fake)]. `dtype` is for the activations of the scores alone: the
-    penalty stays at full precision, since near its goal it lives on the small difference between the norm and 1.
-    """
-    score_real, score_fake = critic(real, labels, dtype), critic(fake, labels, dtype)
-    wasserstein = score_real.mean() - score_fake.mean()
-    penalty, norm = gradient_penalty(critic, real, fake, labels, rng)
-    penalty, drift = lambda_gp * penalty, DRIFT * score_real.square().mean()
-    loss = penalty + drift - wasserstein
-    return loss, {"critic_loss": loss, "wasserstein": wasserstein, "penalty": penalty, "drift": drift, "gradient_norm": norm}
-
-
-@torch.no_grad()
-def update_average(averaged, model, images, batch_size):
-    """Move the averaged weights towards the model's: a half-life of EMA_IMAGES, shorter at the start; buffers are copied."""
-    half_life = min(EMA_IMAGES, EMA_RAMP * images)
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - 0.5 ** (batch_size / half_life))
-    for ours, theirs in zip(averaged.buffers(), model.buffers()):
-        ours.copy_(theirs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The loop
+# One step
 
 def build_networks(network):
     """The generator's half (a mapping network and a generator) and the critic, from the settings that config.json keeps."""
@@ -83,69 +47,185 @@ def build_networks(network):
     return build_generator(network), critic
 
 
-def train(args, slices, folder, config, device, dtype, deadline):
+class Training:
+    """All that a step reads and changes, in `parts` what a checkpoint keeps of it; `step` is the algorithm."""
+
+    def __init__(self, args, network, device, dtype):
+        torch.manual_seed(args.seed)
+        self.args, self.dtype = args, dtype
+        self.model, self.critic = (network.to(device) for network in build_networks(network))
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer_g = torch.optim.Adam(self.model.parameters(), args.lr, BETAS, fused=True)
+        self.optimizer_c = torch.optim.Adam(self.critic.parameters(), args.lr_critic, BETAS, fused=True)
+        self.strength = Strength(args.augment, args.augment_p, device)
+        self.path_length = PathLength().to(device)
+        self.rng = torch.Generator(device).manual_seed(args.seed)
+        self.probe = Probe(self.model, self.critic)
+        self.parts = {"model": self.model, "critic": self.critic, "averaged": self.averaged, "g": self.optimizer_g,
+                      "c": self.optimizer_c, "strength": self.strength, "path_length": self.path_length}
+
+    def scale_lr(self, scale):
+        for optimizer, lr in ((self.optimizer_g, self.args.lr), (self.optimizer_c, self.args.lr_critic)):
+            optimizer.param_groups[0].update(lr=scale * lr, fused=True)
+
+    def generate(self, z, labels, mixing, dtype=None):
+        """Slices [N, 1, R, R] and their styles [N, num_ws, w_dim] from latents z [N, z_dim]."""
+        generator = self.model["generator"]
+        ws = mixed_styles(self.model["mapping"], z, labels, generator.num_ws, mixing, self.rng)
+        return generator(ws, rng=self.rng, dtype=dtype), ws
+
+    def step(self, k, real, labels):
+        """Step number k, from 0: the critic's update, the generator's, the average's. Returns {name of TERMS: 0-dim tensor}.
+
+        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None. Terms that this step did not take are absent.
+        """
+        args, critic, strength, rng, dtype = self.args, self.critic, self.strength, self.rng, self.dtype
+        z = torch.randn(len(real), Z_DIM, device=real.device, generator=rng)
+        fake, _ = self.generate(z, labels, args.style_mixing, dtype)
+
+        critic.requires_grad_(True)
+        shown_real, shown_fake = augment(real, strength.p, rng), augment(fake.detach(), strength.p, rng)
+        score_real, score_fake = critic(shown_real, labels, dtype), critic(shown_fake, labels, dtype)
+        loss = critic_loss(args.loss, score_real, score_fake)
+        term = {"critic_loss": loss, "wasserstein": score_real.mean() - score_fake.mean(),
+                "separation": separation(score_real, score_fake)}
+        if k % args.gp_every == 0:                      # weighted as if it were taken at every step
+            penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, shown_real, shown_fake, labels, rng)
+            term["penalty"] = args.lambda_gp * penalty
+            loss = loss + args.gp_every * term["penalty"]
+        term["critic_gradient"] = descend(self.optimizer_c, loss)
+        strength.update(term["separation"], len(real))
+
+        critic.requires_grad_(False)
+        score_fake = critic(augment(fake, strength.p, rng), labels, dtype)
+        term["generator_loss"] = loss = generator_loss(args.loss, score_real.detach(), score_fake)
+        if args.path_length and k % PATH_EVERY == 0:
+            half = slice(len(real) // 2)
+            images, ws = self.generate(z[half], None if labels is None else labels[half], mixing=0)
+            term["path_length"] = args.path_length * self.path_length(images, ws, rng)
+            loss = loss + PATH_EVERY * term["path_length"]
+        term["generator_gradient"] = descend(self.optimizer_g, loss, before=term["critic_gradient"])
+
+        update_average(self.averaged, self.model, (k + 1) * len(real), len(real), 1000 * args.ema_kimg)
+        if self.probe.active:
+            term |= dict(zip(PICTURE, picture_statistics(fake, real)))
+        return term
+
+
+def descend(optimizer, loss, before=0.):
+    """One Adam step, left out if a gradient, or `before`, is not finite; returns the gradient's norm, 0-dim.
+
+    PyTorch's fused Adam takes `found_inf`, as from a gradient scaler, and looks at it on the device: a GPU is not waited for.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    optimizer.found_inf = (~torch.isfinite(norm + before)).float()
+    optimizer.step()
+    return norm
+
+
+@torch.no_grad()
+def update_average(averaged, model, images, batch_size, half_life):
+    """Move the averaged weights towards the model's: `half_life` in images, shorter at the start; buffers are copied."""
+    share = 1 - 0.5 ** (batch_size / min(half_life, EMA_RAMP * images))
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
+    for ours, theirs in zip(averaged.buffers(), model.buffers()):
+        ours.copy_(theirs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+def train(args, slices, test, folder, config, device, dtype, deadline):
     """Train until `args.epochs`, the deadline (time.monotonic() seconds) or a signal; returns the process's exit status."""
-    torch.manual_seed(args.seed)
-    model, critic = (network.to(device) for network in build_networks(config["network"]))
-    averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    adam = {"lr": args.lr, "betas": BETAS, "fused": device.type in ("cpu", "cuda")}
-    optimizer_g = torch.optim.Adam(model.parameters(), **adam)
-    optimizer_c = torch.optim.Adam(critic.parameters(), **adam)
-    rng = torch.Generator(device).manual_seed(args.seed)
-    run = Run(folder, config, slices, device, averaged,
-              {"model": model, "critic": critic, "averaged": averaged, "g": optimizer_g, "c": optimizer_c}, rng)
-    step = run.resume() // args.batch_size if run.exists else 0
-    for optimizer in (optimizer_g, optimizer_c):
-        optimizer.param_groups[0].update(lr=args.lr, fused=adam["fused"])               # these may change on resuming
-    per_epoch = steps_per_epoch(len(slices), args.batch_size)
+    training = Training(args, config["network"], device, dtype)
+    probe, watch, batch = training.probe, Watch(), args.batch_size
+    run = Run(folder, config, slices, device, training.averaged, training.parts, training.rng,
+              {"losses": COLUMNS + tuple(f"std {name}" for name in probe.layers), "evaluations": EVALUATION_COLUMNS},
+              args.tensorboard)
+    step = run.resume() // batch if run.exists else 0
+    per_epoch = steps_per_epoch(len(slices), batch)
     last_step = args.epochs * per_epoch
     if step >= last_step:
         print(f"{folder}: {args.epochs} epochs are done already; --epochs {2 * args.epochs} would go on")
         return 0
     if not run.exists:
-        run.save(0, 0)
+        run.start()
+    evaluator = Evaluator(slices, test, Z_DIM, config["network"]["num_classes"], device) if args.eval_every else None
+    data = batches(slices, batch, device, args.seed, start_step=step)
+    terms, bad, evaluated, begun = [], 0, step, time.monotonic()
+    clock = begun
 
-    def generate(z, labels):
-        return model["generator"](model["mapping"](z, labels), rng=rng, dtype=dtype)
+    def place():
+        return {"step": step, "epoch": step / per_epoch, "images": step * batch, "seconds": run.seconds}
 
-    data = batches(slices, args.batch_size, device, args.seed, start_step=step)
-    terms, clock = [], time.monotonic()
+    def evaluate():
+        row = place() | evaluator(training.averaged, training.critic, batch)
+        run.log_evaluation(row)
+        for line in watch.check(row):
+            run.tell(line)
+        return step
+
     with Stopper() as stopper, progress_bar(folder, args, per_epoch, step) as bar:
         while step < last_step and not stopper.signum and time.monotonic() < deadline:
+            done = max(step / last_step, (time.monotonic() - begun) / (deadline - begun))
+            training.scale_lr(run.lr_scale * (min(1, max(0, 1 - done) / args.lr_decay) if args.lr_decay else 1))
             real, labels = next(data)
-            labels = labels if args.conditional else None
-            fake = generate(torch.randn(args.batch_size, Z_DIM, device=device, generator=rng), labels)
-
-            critic.requires_grad_(True)
-            loss, term = critic_loss(critic, real, fake.detach(), labels, args.lambda_gp, rng, dtype)
-            optimizer_c.zero_grad()
-            loss.backward()
-            optimizer_c.step()
-
-            critic.requires_grad_(False)
-            term["generator_loss"] = loss = -critic(fake, labels, dtype).mean()
-            optimizer_g.zero_grad()
-            loss.backward()
-            optimizer_g.step()
-
+            with probe.watching(not terms):                                             # the first step of every row
+                terms.append(training.step(step, real, labels if args.conditional else None))
             step += 1
-            update_average(averaged, model, step * args.batch_size, args.batch_size)
-            terms.append(torch.stack([term[name].detach() for name in TERMS]))
-            bar.update(args.batch_size)
-            saving = step % (args.save_every * per_epoch) == 0 or step == last_step
-            if len(terms) == LOG_STEPS or saving or time.monotonic() - clock > LOG_SECONDS:
-                means = torch.stack(terms).mean(0).tolist()                             # the only wait for the GPU
-                run.log(step, step / per_epoch, step * args.batch_size, time.monotonic() - clock, means,
-                        rate=len(terms) * args.batch_size / (time.monotonic() - clock))
-                show_progress(bar, folder, step / per_epoch, dict(zip(TERMS, means)), args.epochs, deadline)
-                terms, clock = [], time.monotonic()
-            if saving:
-                run.save(step * args.batch_size, step // per_epoch)
+            bar.update(batch)
+            saving, evaluating = (every and (step % (every * per_epoch) == 0 or step == last_step)
+                                  for every in (args.save_every, args.eval_every))
+            if len(terms) < LOG_STEPS and not saving and not evaluating and time.monotonic() - clock < LOG_SECONDS:
+                continue
+
+            row, skipped = summarise(terms)                                             # the only wait for the GPU
+            bad = skipped + (bad if skipped == len(terms) else 0)                       # also over rows of few steps
+            if bad > MAX_SKIPPED:
+                step = run.go_back(f"gradients of {bad} steps shortly before {step} are not finite") // batch
+                data.close()
+                data, terms, bad = batches(slices, batch, device, args.seed, start_step=step), [], 0
                 clock = time.monotonic()
-        if terms and not all(torch.isfinite(values).all() for values in terms):
-            run.not_finite(step)
-        run.save(step * args.batch_size, -(-step // per_epoch))
+                bar.update(step * batch - bar.n)
+                continue
+            if skipped:
+                run.tell(f"{skipped} of the {len(terms)} steps before {step} left out: their gradients are not finite")
+            seconds = time.monotonic() - clock
+            run.seconds, run.skipped = run.seconds + seconds, run.skipped + skipped
+            row |= place() | {"images_per_second": len(terms) * batch / seconds, "memory_gib": memory_gib(device),
+                              "lr": training.optimizer_g.param_groups[0]["lr"], "skipped": run.skipped,
+                              "augment_p": float(training.strength.p)}
+            row |= {f"std {name}": value for name, value in zip(probe.layers, probe.deviations().tolist())}
+            run.log("losses", row)
+            for line in watch.check(row):
+                run.tell(line)
+            show_progress(bar, folder, row, args, deadline)
+            if args.debug and (saving or evaluating or len(run.rows["losses"]) == 1):
+                tqdm.write(f"step {step}\n{probe.table()}")
+            if evaluating:
+                evaluated = evaluate()
+            if saving:
+                run.save(step * batch, step // per_epoch)
+            terms, clock = [], time.monotonic()
+        if evaluator and evaluated < step and not stopper.signum:
+            evaluate()
+        run.save(step * batch, -(-step // per_epoch))
     return farewell(folder, step, stopper.signum, args, per_epoch)
+
+
+def summarise(terms):
+    """A row from the terms of its steps: {name: mean over the steps that have a finite one, else nan}, steps left out."""
+    names = [name for term in terms for name in term]
+    values = torch.stack([value.detach().float() for term in terms for value in term.values()]).tolist()
+    found = {name: [] for name in (*TERMS, *PICTURE)}
+    for name, value in zip(names, values):
+        found[name].append(value)
+    skipped = sum(not math.isfinite(c + g) for c, g in zip(found["critic_gradient"], found["generator_gradient"]))
+    finite = {name: list(filter(math.isfinite, values)) for name, values in found.items()}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
 
 
 def progress_bar(folder, args, per_epoch, step):
@@ -154,13 +234,14 @@ def progress_bar(folder, args, per_epoch, step):
                 bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}")
 
 
-def show_progress(bar, folder, epoch, terms, epochs, deadline):
+def show_progress(bar, folder, row, args, deadline):
     """Put epoch, losses and the time left, to the last epoch or the deadline, into the bar's next drawing."""
     rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
     left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
-    bar.set_description_str(f"{os.path.basename(folder)} epoch {min(int(epoch) + 1, epochs)}/{epochs}", refresh=False)
-    bar.set_postfix_str(f"critic {terms['critic_loss']:.2f}, generator {terms['generator_loss']:.2f}, "
-                        f"Wasserstein {terms['wasserstein']:.2f}, left {tqdm.format_interval(left)}", refresh=False)
+    epoch = min(int(row["epoch"]) + 1, args.epochs)
+    bar.set_description_str(f"{os.path.basename(folder)} epoch {epoch}/{args.epochs}", refresh=False)
+    bar.set_postfix_str(f"critic {row['critic_loss']:.2f}, generator {row['generator_loss']:.2f}, "
+                        f"Wasserstein {row['wasserstein']:.2f}, left {tqdm.format_interval(left)}", refresh=False)
 
 
 class Stopper:
@@ -199,114 +280,11 @@ def farewell(folder, step, signum, args, per_epoch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a run keeps
-
-class Run:
-    """The files of one run: saved so that a reader or a crash only ever meets whole ones, and read back to go on.
-
-    parts: everything with a state_dict that goes on from a checkpoint, by name; rng: the generator of latents and noise.
-    """
-    def __init__(self, folder, config, slices, device, averaged, parts, rng):
-        self.folder, self.config, self.slices, self.device = folder, config, slices, device
-        self.averaged, self.parts, self.rng = averaged, parts, rng
-        self.seconds, self.saved_images, self.rows = 0., None, []
-        self.exists = os.path.exists(self.path("checkpoint.pt"))
-        fixed = torch.Generator().manual_seed(0)                                        # the same latents in every run
-        self.z = torch.randn(STYLES, Z_DIM, generator=fixed).to(device)
-
-    def path(self, *names):
-        return os.path.join(self.folder, *names)
-
-    def resume(self):
-        """Load checkpoint.pt into the parts and cut losses.csv there; returns the number of images shown so far."""
-        try:
-            state = torch.load(self.path("checkpoint.pt"), map_location="cpu", weights_only=True)
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-        except Exception as error:
-            raise UserError(f"{self.path('checkpoint.pt')} cannot be read ({type(error).__name__}); "
-                            "--resume False starts anew and keeps the old folder under another name") from None
-        if state["rng_device"] == self.device.type:
-            self.rng.set_state(state["rng"])
-        else:
-            self.rng.manual_seed(state["images"])                                       # moved between CPU and CUDA
-        self.seconds, self.saved_images = state["seconds"], state["images"]
-        self.rows = self.read_losses(state["images"])
-        self.write_losses()
-        return state["images"]
-
-    def read_losses(self, images):
-        """Rows of losses.csv up to `images`; none if there is no such file, and without a row that a crash cut short."""
-        rows = []
-        with contextlib.suppress(OSError, ValueError), open(self.path("losses.csv"), newline="") as file:
-            for row in list(csv.reader(file))[1:]:
-                rows.append([float(value) for value in row])
-        return [row for row in rows if len(row) == len(COLUMNS) and row[COLUMNS.index("images")] <= images]
-
-    def log(self, step, epoch, images, seconds, means, rate):
-        """Append one row to losses.csv; a value that is not finite ends the run with its last saved state kept."""
-        if not all(map(math.isfinite, means)):
-            self.not_finite(step)
-        self.seconds += seconds
-        self.rows.append([step, epoch, images, self.seconds, rate, *means])
-        with open(self.path("losses.csv"), "a", newline="") as file:
-            csv.writer(file).writerow(_digits(self.rows[-1]))
-
-    def not_finite(self, step):
-        raise UserError(f"{self.folder}: a loss is not finite at step {step}; the state saved at "
-                        f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to go on from it")
-
-    def write_losses(self):
-        with atomic_path(self.path("losses.csv")) as path, open(path, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *map(_digits, self.rows)])
-
-    def save(self, images, epoch):
-        """Write every file of the run; pictures and styles under the number of the epoch that is done or under way."""
-        if images == self.saved_images:
-            return
-        if self.saved_images is None:
-            make_folder(self.path("fake_vs_real"), "--model_dir")
-            make_folder(self.path("styles"), "--model_dir")
-            self.write_losses()
-            with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
-                json.dump(self.config, file, indent=2)
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        with atomic_path(self.path("checkpoint.pt")) as path:
-            torch.save({**state, "images": images, "seconds": self.seconds, "rng": self.rng.get_state(),
-                        "rng_device": self.device.type}, path)
-        with atomic_path(self.path("generator.pt")) as path:
-            torch.save({"network": self.config["network"], "classes": self.config["classes"], "images": images,
-                        "weights": self.averaged.state_dict()}, path)
-        self.saved_images = images
-        self.draw(images, epoch)
-        if self.rows:
-            figures.plot_losses(self.rows, COLUMNS, self.path("losses.png"))
-            figures.plot_loss_proportion(self.rows, COLUMNS, self.path("loss_proportion.png"))
-
-    @torch.no_grad()
-    def draw(self, images, epoch):
-        """fake_vs_real/epoch_NNNN.png and styles/epoch_NNNN.npy, float32 [512, w_dim] (conditional: [2, 512, w_dim])."""
-        mapping, generator = self.averaged["mapping"], self.averaged["generator"]
-        classes = range(len(CLASSES)) if mapping.num_classes else [None]
-        w = torch.stack([mapping(self.z, None if c is None else torch.full_like(self.z[:, 0], c, dtype=torch.long))
-                         for c in classes])                                             # [classes, 512, w_dim]
-        figures.save_array(w.squeeze(0).cpu().numpy(), self.path("styles", f"epoch_{epoch:04d}.npy"))
-        w = w[:, :PICTURES // len(classes)].flatten(0, 1)
-        fake = torch.cat([generator(part, noise="fixed") for part in w.split(4)])
-        figures.save_fake_and_real(fake, self.slices, f"epoch {epoch}, {images / 1000:.1f} kimg",
-                                   self.path("fake_vs_real", f"epoch_{epoch:04d}.png"))
-
-
-def _digits(row):
-    return [f"{value:.6g}" if isinstance(value, float) else value for value in row]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
 def parse_args(argv=None):
-    parser = ArgumentParser("Train StyleGAN2 with WGAN-GP on brain slices. A run lives in <model_dir>/<classes>; "
-                            "the same command goes on with it.")
+    parser = ArgumentParser("Train StyleGAN2 on brain slices. A run lives in <model_dir>/<classes>; the same command goes on "
+                            "with it.")
     parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
     parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to learn from")
     parser.add_bool("--conditional", False, "with --classes all: one model that is told the class")
@@ -314,8 +292,23 @@ def parse_args(argv=None):
     parser.add_argument("--resolution", type=int, choices=[2 ** i for i in range(5, 11)], default=256, help="pixels a side")
     parser.add_argument("--epochs", type=number(int, 1), default=100, help="passes over the slices")
     parser.add_argument("--batch_size", type=number(int, 2), default=32, help="slices a step")
-    parser.add_argument("--lr", type=number(float, 0, open_low=True), default=2e-3, help="Adam's learning rate, both networks")
-    parser.add_argument("--lambda_gp", type=number(float, 0), default=10., help="weight of the gradient penalty")
+    parser.add_argument("--lr", type=number(float, 0, open_low=True), default=2e-3, help="Adam's learning rate")
+    parser.add_argument("--lr_critic", type=number(float, 0, open_low=True), help="the critic's own (default: --lr)")
+    parser.add_argument("--lr_decay", type=number(float, 0, 1), default=0.,
+                        help="share of the run, at its end, in which both rates fall to 0; the end is that of --epochs or "
+                             "--max_minutes, whichever is nearer")
+    parser.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="what the networks minimise (see losses.py)")
+    parser.add_argument("--lambda_gp", type=number(float, 0), help="weight of the gradient penalty (default: "
+                        + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items()) + ")")
+    parser.add_argument("--gp_every", type=number(int, 1), help="steps from one gradient penalty, then weighted as many times, "
+                        "to the next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
+    parser.add_argument("--augment", choices=MODES, default="none",
+                        help="what the critic sees: ada augments as much as it separates real from generated slices")
+    parser.add_argument("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")
+    parser.add_argument("--style_mixing", type=number(float, 0, 1), default=0., help="share of slices made from two latents")
+    parser.add_argument("--path_length", type=number(float, 0), default=0., help="weight of the path length penalty")
+    parser.add_argument("--ema_kimg", type=number(float, 0, open_low=True), default=10.,
+                        help="half-life of the averaged generator in thousand images, less at the start")
     parser.add_argument("--channel_base", type=number(int, 32), default=8192,
                         help="feature maps at a resolution: channel_base / resolution ...")
     parser.add_argument("--channel_max", type=number(int, 1), default=256, help="... and at most this many")
@@ -329,11 +322,34 @@ def parse_args(argv=None):
     parser.add_argument("--num_workers", type=number(int, 1), default=None,
                         help="threads that decode images on the first pass (default: one a core)")
     parser.add_argument("--save_every", type=number(int, 1), default=5, help="epochs from one save to the next")
+    parser.add_argument("--eval_every", type=number(int, 0), default=5,
+                        help="epochs from one evaluation (KID, the critic's scores) to the next; 0: none")
+    parser.add_argument("--test_dir", help="slices that evaluations compare with beside the training slices (default: test/ "
+                                           "beside --dataset_dir, if there is one)")
+    parser.add_bool("--debug", False, "print what every block puts out, at the start and at every save")
+    parser.add_bool("--tensorboard", False, "also write TensorBoard event files; needs the package tensorboard")
     parser.add_bool("--dry_run", False, "check everything, print the plan and exit")
     args = parser.parse_args(argv)
     if args.conditional and args.classes != "all":
         raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
+    if (args.augment == "fixed") != (args.augment_p is not None):
+        raise UserError("--augment fixed and --augment_p belong together, such as --augment fixed --augment_p 0.3")
+    args.augment_p = args.augment_p or 0.
+    args.lr_critic = args.lr_critic or args.lr
+    args.lambda_gp = LAMBDA_GP[args.loss] if args.lambda_gp is None else args.lambda_gp
+    args.gp_every = args.gp_every or GP_EVERY[args.loss]
     return args
+
+
+def load_test(args):
+    """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none."""
+    folder = args.test_dir or find_splits(args.dataset_dir, args.classes).get("test")
+    if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):
+        return None
+    try:
+        return Slices(folder, args.classes, args.resolution, args.num_workers)
+    except UserError as error:
+        raise UserError(str(error).replace("--dataset_dir", "--test_dir")) from None
 
 
 def make_config(args, slices):
@@ -344,31 +360,6 @@ def make_config(args, slices):
             "data": {"counts": slices.counts, "fingerprint": slices.fingerprint},
             "flags": vars(args) | {"max_minutes": None if args.max_minutes == math.inf else args.max_minutes},
             "torch": torch.__version__}
-
-
-def check_same_run(folder, config):
-    """Raise a UserError that names the flags by which `config` differs from the run in `folder` in network or data."""
-    try:
-        with open(os.path.join(folder, "config.json")) as file:
-            kept = json.load(file)
-        new, old = config["network"], kept["network"]
-        differing = [f"--{key} {new[key]} (was {old[key]})" for key in ("resolution", "channel_base", "channel_max")
-                     if new[key] != old[key]]
-        if kept["data"]["fingerprint"] != config["data"]["fingerprint"]:
-            differing.append(f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
-                             f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}/config.json cannot be read ({error}); --resume False starts anew") from None
-    if differing:
-        raise UserError(f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "
-                        "--resume False to set the old run aside")
-
-
-def set_aside(folder):
-    """Rename the folder of an old run to the first free <folder>.1, <folder>.2, ..."""
-    free = next(i for i in range(1, 10 ** 6) if not os.path.exists(f"{folder}.{i}"))
-    os.rename(folder, f"{folder}.{free}")
-    print(f"the run in {folder} is now {folder}.{free}")
 
 
 def estimate_memory(config, batch_size, dtype):
@@ -386,18 +377,23 @@ def estimate_memory(config, batch_size, dtype):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         fake = model["generator"](model["mapping"](torch.empty(batch_size, Z_DIM, device="meta"), labels), dtype=dtype)
         real = torch.empty(batch_size, 1, size, size, device="meta")
-        critic_loss(critic, real, fake.detach(), labels, 10., dtype=dtype)
+        for images in (real, fake.detach()):
+            critic(images, labels, dtype)
+        gradient_penalty(config["flags"]["loss"], critic, real, fake.detach(), labels)
     return 4 * (5 * count_g + 4 * count_c) + sum(nbytes for nbytes, _ in kept.values())
 
 
-def print_plan(args, slices, folder, config, device, dtype):
+def print_plan(args, slices, test, folder, config, device, dtype):
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
     model, critic = build_networks(config["network"])
     millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (model, critic)]
     per_epoch = steps_per_epoch(len(slices), args.batch_size)
     state = "goes on" if os.path.exists(os.path.join(folder, "checkpoint.pt")) else "new"
+    unseen = "none (--test_dir)" if test is None else f"{len(test)} to compare with"
     print(f"run         {folder} ({state})\n"
           f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
+          f"unseen      {unseen}\n"
+          f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, augmentation {args.augment}\n"
           f"parameters  generator {millions[0]:.2f} M, critic {millions[1]:.2f} M\n"
           f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
           f"memory      about {estimate_memory(config, args.batch_size, dtype) / 2 ** 30:.1f} GiB at batch {args.batch_size}\n"
@@ -412,19 +408,20 @@ def main(argv=None):
     device = pick_device(args.device)
     dtype = pick_dtype(args.precision, device)
     slices = Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers)
+    test = load_test(args)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     config = make_config(args, slices)
     old = os.path.exists(os.path.join(folder, "checkpoint.pt"))
     if old and args.resume:
         check_same_run(folder, config)
     if args.dry_run:
-        print_plan(args, slices, folder, config, device, dtype)
+        print_plan(args, slices, test, folder, config, device, dtype)
         return 0
     if old and not args.resume:
         set_aside(folder)
     make_folder(folder, "--model_dir")
     try:
-        return train(args, slices, folder, config, device, dtype, start + 60 * args.max_minutes)
+        return train(args, slices, test, folder, config, device, dtype, start + 60 * args.max_minutes)
     except torch.OutOfMemoryError:
         raise UserError(f"{device} is out of memory at --batch_size {args.batch_size}: lower it, or --channel_base, or "
                         "--resolution (--dry_run prints an estimate)") from None

@@ -1,4 +1,6 @@
 """A tiny data set and a tiny trained run, made once, for the tests of the scripts."""
+import csv
+import functools
 import os
 import subprocess
 import sys
@@ -9,38 +11,59 @@ import torch
 from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = ["--resolution", "32", "--channel_base", "128", "--channel_max", "8", "--batch_size", "4", "--device", "cpu",
-        "--precision", "float32"]
+TINY = ["--resolution", "32", "--channel_base", "128", "--channel_max", "8", "--batch_size", "4", "--eval_every", "0",
+        "--device", "cpu", "--precision", "float32"]
+
+
+def start(slices_dir, model_dir, *flags):
+    """Train tiny networks on AD (unless the flags say otherwise) in this process; returns the exit status."""
+    import train
+    return train.main([*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", str(model_dir), *map(str, flags)])
+
+
+def checkpoint(folder):
+    return torch.load(os.path.join(str(folder), "checkpoint.pt"), weights_only=True)
+
+
+def read_table(path):
+    """Rows of a .csv as {column: float}."""
+    with open(path, newline="") as file:
+        return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Decoded slices go to a folder of the test session, not to the user's cache."""
     os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)                    # tiny tensors: more threads only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"         # of the scripts; tiny tensors: more threads only wait for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def slices_dir(tmp_path_factory):
-    """train/ with 9 AD and 11 NC slices: a bright disc on black, larger in NC."""
-    folder, rng = tmp_path_factory.mktemp("data") / "train", np.random.default_rng(0)
+    """train/ with 9 AD and 11 NC slices: a bright disc on black, larger in NC. Beside it test/ with 6 and 7."""
+    data, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     y, x = np.mgrid[-16:16, -15:15]
-    for name, count, radius in (("AD", 9, 9), ("NC", 11, 12)):
-        (folder / name).mkdir(parents=True)
+    for split, name, count, radius in (("train", "AD", 9, 9), ("train", "NC", 11, 12), ("test", "AD", 6, 9),
+                                       ("test", "NC", 7, 12)):
+        folder = data / split / name
+        folder.mkdir(parents=True)
         for i in range(count):
             disc = (np.hypot(y, x) < radius + rng.normal()) * rng.uniform(120, 220, (32, 30))
-            Image.fromarray(disc.astype(np.uint8)).save(folder / name / f"{100 + i}_0.png")
-    return str(folder)
+            Image.fromarray(disc.astype(np.uint8)).save(folder / f"{100 + i}_0.png")
+    return str(data / "train")
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, slices_dir):
-    """A folder of runs AD, NC and all-conditional, each trained for two epochs."""
-    import train
+    """A folder of runs AD, NC and all-conditional, each trained for two epochs; NC without evaluations."""
+    import health
     folder = str(tmp_path_factory.mktemp("model"))
-    for flags in (["--classes", "AD"], ["--classes", "NC"], ["--conditional"]):
-        assert train.main([*TINY, *flags, "--dataset_dir", slices_dir, "--model_dir", folder, "--epochs", "2",
-                           "--save_every", "1"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "EVALUATED", 32)
+        patch.setattr(health, "Features", functools.cache(health.Features))             # the same network for all
+        for flags in (["--eval_every", 1], ["--classes", "NC"], ["--classes", "all", "--conditional", "--eval_every", 2]):
+            assert start(slices_dir, folder, "--epochs", 2, "--save_every", 1, *flags) == 0
     return folder
 
 

@@ -1,145 +1,263 @@
-"""The losses against closed forms and finite differences, and what a run keeps, refuses and goes on from."""
+"""One step against the algorithm spelled out, and what a run keeps, refuses and goes on from."""
 import csv
+import functools
 import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import figures
+import health
 import train
-from conftest import ROOT, TINY
-from modules import Discriminator
+from augment import Strength
+from conftest import ROOT, TINY, checkpoint, read_table, start
+from losses import LOSSES, critic_loss, generator_loss, gradient_penalty
 from utils import UserError
 
-
-def start(slices_dir, model_dir, *flags):
-    return train.main([*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", str(model_dir), *map(str, flags)])
-
-
-def checkpoint(folder):
-    return torch.load(os.path.join(str(folder), "checkpoint.pt"), weights_only=True)
+BLOCKS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8",
+          "score"]
 
 
 def same(a, b):
-    return all(torch.equal(a[part][key], b[part][key]) for part in ("model", "critic", "averaged") for key in a[part])
+    """Whether two checkpoints, or parts of them, are equal bit for bit, but for the time they took."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Runs without their plots, which take longer than tiny steps."""
+    monkeypatch.setattr(figures, "plot_dashboard", lambda *_: None)
+    monkeypatch.setattr(figures, "plot_loss_proportion", lambda *_: None)
+
+
+@pytest.fixture
+def evaluations(monkeypatch, unplotted):
+    """Evaluations that find what is put into this list, the next first, and cost nothing; and what they were called with."""
+    kids = []
+
+    class Stub:
+        seen = []
+
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, averaged, *_):
+            self.seen.append({key: value.clone() for key, value in averaged.state_dict().items()})
+            return dict.fromkeys(health.EVALUATION, 0.) | {"kid": kids.pop(0)}
+    monkeypatch.setattr(train, "Evaluator", Stub)
+    return kids, Stub.seen
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The losses
+# One step
 
-def test_penalty_of_a_linear_critic_is_its_length():
-    slope = torch.randn(1, 8, 8, dtype=torch.float64)
-    real, fake = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)
-    penalty, norm = train.gradient_penalty(lambda x, labels: (slope * x).sum((1, 2, 3)), real, fake)
-    assert norm.item() == pytest.approx(slope.norm().item())
-    assert penalty.item() == pytest.approx((slope.norm().item() - 1) ** 2)
+def training(*flags, dtype=torch.float32):
+    args = train.parse_args([*TINY, "--dataset_dir", "unused", *map(str, flags)])
+    network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+    return train.Training(args, network, torch.device("cpu"), dtype), network
 
 
-def test_penalty_is_taken_between_real_and_fake():
-    seen = []
+@pytest.mark.parametrize("kind, gp_every, k", [("wgan-gp", 1, 1), ("logistic", 4, 4), ("relativistic", 2, 2),
+                                               ("logistic", 4, 3)])
+def test_a_step_is_the_algorithm(kind, gp_every, k):
+    ours, network = training("--loss", kind, "--gp_every", gp_every, "--lambda_gp", 3, "--lr", 0.004, "--lr_critic", 0.001,
+                             "--style_mixing", 0, "--path_length", 0, "--augment", "none")
+    model, critic = train.build_networks(network)
+    model.load_state_dict(ours.model.state_dict())
+    critic.load_state_dict(ours.critic.state_dict())
+    rng, real = torch.Generator().manual_seed(0), torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(5))
+    term = ours.step(k, real, None)
 
-    def critic(x, labels):
-        seen.append(x.detach())
-        return x.square().sum((1, 2, 3)) / 2                        # its gradient is x
-    real, fake = torch.randn(2, 6, 1, 4, 4)
-    penalty, norm = train.gradient_penalty(critic, real, fake, rng=torch.Generator().manual_seed(1))
-    share = ((seen[0] - real) / (fake - real)).flatten(1)
-    assert (share.std(1) < 1e-3).all() and (0 <= share.mean(1)).all() and (share.mean(1) <= 1).all()
-    assert share.mean(1).std() > 0.05                               # a share of its own for every pair
-    norms = seen[0].flatten(1).norm(dim=1)
-    assert norm.item() == pytest.approx(norms.mean().item(), rel=1e-5)
-    assert penalty.item() == pytest.approx((norms - 1).square().mean().item(), rel=1e-5)
+    fake = model["generator"](model["mapping"](torch.randn(4, 256, generator=rng)), rng=rng)
+    scores = critic(real), critic(fake.detach())
+    loss = critic_loss(kind, *scores)
+    assert term["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
+    assert term["wasserstein"].item() == pytest.approx((scores[0].mean() - scores[1].mean()).item(), rel=1e-3, abs=1e-5)
+    pairs = [np.sign(a - b) for a in scores[0].tolist() for b in scores[1].tolist()]
+    assert term["separation"].item() == pytest.approx(np.mean(pairs))
+    assert ("penalty" in term) == ("gradient_norm" in term) == (k % gp_every == 0)
+    if k % gp_every == 0:
+        penalty, norm = gradient_penalty(kind, critic, real, fake.detach(), None, rng)
+        assert term["penalty"].item() == pytest.approx(3 * penalty.item(), rel=1e-4)    # logged as if taken at every step
+        assert term["gradient_norm"].item() == pytest.approx(norm.item(), rel=1e-4)
+        loss = loss + 3 * gp_every * penalty                                            # weighted for those left out
 
-
-@pytest.mark.parametrize("labelled", [False, True])
-def test_critic_loss_gradients_against_finite_differences(labelled):
-    torch.manual_seed(0)
-    critic = Discriminator(16, 64, 4, num_classes=2 if labelled else 0).double()
-    real, fake = torch.randn(2, 4, 1, 16, 16, dtype=torch.float64)
-    labels = torch.tensor([0, 1, 1, 0]) if labelled else None
-
-    def loss():
-        return train.critic_loss(critic, real, fake, labels, 10., torch.Generator().manual_seed(0))[0]
-    loss().backward()
-    for name, parameter in critic.named_parameters():
-        direction, step = torch.randn_like(parameter), 1e-6
-        analytic = (parameter.grad * direction).sum().item()
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter += sign * step * direction
-            values.append(loss().item())
-            with torch.no_grad():
-                parameter -= sign * step * direction
-        assert analytic == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4, abs=1e-6), name
-
-
-def test_bfloat16_scores_leave_the_penalty_exact():
-    torch.manual_seed(0)
-    critic, (real, fake) = Discriminator(32, 256, 16), torch.randn(2, 4, 1, 32, 32)
-
-    def penalty_gradients(critic, real, fake, dtype):
-        _, term = train.critic_loss(critic, real, fake, None, 10., torch.Generator().manual_seed(0), dtype)
-        return [g for g in torch.autograd.grad(term["penalty"], list(critic.parameters()), allow_unused=True) if g is not None]
-    narrow = penalty_gradients(critic, real, fake, torch.bfloat16)
-    exact = penalty_gradients(critic.double(), real.double(), fake.double(), None)
-    for ours, reference in zip(narrow, exact):
-        if reference.norm() > 1e-9:             # the last biases have none
-            assert (ours - reference).norm() / reference.norm() < 1e-3
+    def descend(network, loss, lr):
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm().item()
+        torch.optim.Adam(network.parameters(), lr, train.BETAS, foreach=False, fused=False).step()
+        return norm
+    assert term["critic_gradient"].item() == pytest.approx(descend(critic, loss, 0.001), rel=1e-3)
+    critic.requires_grad_(False)
+    loss = generator_loss(kind, scores[0].detach(), critic(fake))
+    assert term["generator_loss"].item() == pytest.approx(loss.item(), rel=1e-3)
+    assert term["generator_gradient"].item() == pytest.approx(descend(model, loss, 0.004), rel=1e-3)
+    # the first step of Adam is the sign of the gradient: where that is nearly 0, rounding decides
+    for network, reference, lr in ((ours.critic, critic, 0.001), (ours.model, model, 0.004)):
+        for (name, a), b in zip(network.named_parameters(), reference.parameters()):
+            assert ((a - b).abs() > 0.01 * lr).float().mean() < 0.01, name
 
 
-def test_critic_loss_is_the_sum_of_its_terms():
-    critic, (real, fake) = Discriminator(16, 64, 4), torch.randn(2, 4, 1, 16, 16)
-    loss, term = train.critic_loss(critic, real, fake, None, 10.)
-    score_real, score_fake = critic(real), critic(fake)
-    assert term["wasserstein"].item() == pytest.approx((score_real.mean() - score_fake.mean()).item(), abs=1e-5)
-    assert term["drift"].item() == pytest.approx(train.DRIFT * score_real.square().mean().item(), rel=1e-4)
-    assert loss.item() == pytest.approx((term["penalty"] + term["drift"] - term["wasserstein"]).item(), abs=1e-5)
-    half, _ = train.gradient_penalty(critic, real, fake, rng=torch.Generator().manual_seed(3))
-    _, weighted = train.critic_loss(critic, real, fake, None, 7., torch.Generator().manual_seed(3))
-    assert weighted["penalty"].item() == pytest.approx(7 * half.item(), rel=1e-4)
+def test_path_length_is_taken_on_half_a_batch_at_some_steps_and_weighted_for_the_others():
+    real, found = torch.randn(4, 1, 32, 32), {}
+    for weight in (0, 2):
+        for k in (train.PATH_EVERY - 1, train.PATH_EVERY):
+            ours, _ = training("--path_length", weight, "--style_mixing", 0, "--augment", "none")
+            calls, plain = [], ours.path_length.forward
+            ours.path_length.forward = lambda images, ws, rng: calls.append(plain(images, ws, rng)) or calls[-1]
+            term = ours.step(k, real, None)
+            found[weight, k] = term["generator_gradient"].item()
+            assert len(calls) == (weight > 0 and k == train.PATH_EVERY)
+            if calls:
+                assert term["path_length"].item() == pytest.approx(2 * calls[0].item()) and ours.path_length.mean > 0
+            else:
+                assert "path_length" not in term and ours.path_length.mean == 0
+    quiet, taken = train.PATH_EVERY - 1, train.PATH_EVERY
+    assert found[2, quiet] == found[0, quiet] and found[2, taken] != found[0, taken]
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_bfloat16_activations_leave_the_penalty_exact(monkeypatch, kind):
+    ours, network = training("--loss", kind, dtype=torch.bfloat16)
+    checked = []
+
+    def compare(kind, critic, real, fake, labels, rng):
+        twin = torch.Generator()
+        twin.set_state(rng.get_state())
+        found = gradient_penalty(kind, critic, real, fake, labels, rng)
+        _, exact = train.build_networks(network)
+        exact.load_state_dict(critic.state_dict())
+        expected, _ = gradient_penalty(kind, exact.double(), real.double(), fake.double(), labels, twin)
+        assert found[0].item() == pytest.approx(expected.item(), rel=1e-3)
+        gradients, references = (torch.autograd.grad(penalty, list(network.parameters()), retain_graph=True, allow_unused=True)
+                                 for penalty, network in ((found[0], critic), (expected, exact)))
+        for a, b in zip(gradients, references):
+            if b is not None and b.norm() > 1e-9:                       # the last biases have none
+                assert (a - b).norm() / b.norm() < 1e-3
+                checked.append(a)
+        return found
+    monkeypatch.setattr(train, "gradient_penalty", compare)
+    ours.step(0, torch.randn(4, 1, 32, 32), None)
+    assert len(checked) > 10
 
 
 def test_average_has_its_half_life():
     averaged, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     torch.nn.init.zeros_(averaged.weight)
     torch.nn.init.ones_(model.weight)
-    for _ in range(train.EMA_IMAGES // 100):
-        train.update_average(averaged, model, images=10 ** 9, batch_size=100)
+    for _ in range(50):
+        train.update_average(averaged, model, images=10 ** 9, batch_size=100, half_life=5000)
     assert averaged.weight.item() == pytest.approx(0.5, rel=1e-3)
     torch.nn.init.zeros_(averaged.weight)
-    train.update_average(averaged, model, images=100, batch_size=100)
+    train.update_average(averaged, model, images=100, batch_size=100, half_life=5000)
     assert averaged.weight.item() == pytest.approx(1 - 0.5 ** (1 / train.EMA_RAMP), rel=1e-5)      # at the start: short
+
+
+def test_rows_are_means_over_the_steps_that_have_a_term_and_are_finite():
+    nan, number = float("nan"), torch.tensor
+    terms = [{"critic_loss": number(1.), "penalty": number(4.), "critic_gradient": number(1.),
+              "generator_gradient": number(1.)},
+             {"critic_loss": number(nan), "critic_gradient": number(nan), "generator_gradient": number(1.)},
+             {"critic_loss": number(3.), "critic_gradient": number(1.), "generator_gradient": number(float("inf"))}]
+    row, skipped = train.summarise(terms)
+    assert skipped == 2 and row["critic_loss"] == 2 and row["penalty"] == 4 and row["generator_gradient"] == 1
+    assert np.isnan(row["path_length"]) and set(row) == {*train.TERMS, *health.PICTURE}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a run keeps
 
+def files(run):
+    return {os.path.relpath(path, run) for path in glob.glob(run + "/**", recursive=True) if os.path.isfile(path)}
+
+
 def test_files_of_a_run(models):
     run = os.path.join(models, "AD")
-    assert {os.path.relpath(path, run) for path in glob.glob(run + "/**", recursive=True) if os.path.isfile(path)} == {
-        "config.json", "checkpoint.pt", "generator.pt", "losses.csv", "losses.png", "loss_proportion.png",
-        *(f"fake_vs_real/epoch_000{i}.png" for i in range(3)), *(f"styles/epoch_000{i}.npy" for i in range(3))}
-    with open(os.path.join(run, "losses.csv")) as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == train.COLUMNS and [row["images"] for row in rows] == ["8", "16"]
-    assert all(np.isfinite(float(value)) for row in rows for value in row.values())
-    for row in rows:
-        parts = float(row["penalty"]) + float(row["drift"]) - float(row["wasserstein"])
-        assert float(row["critic_loss"]) == pytest.approx(parts, abs=1e-3)
+    always = {"config.json", "checkpoint.pt", "generator.pt", "losses.csv", "evaluations.csv", "losses.png",
+              "loss_proportion.png",
+              *(f"fake_vs_real/epoch_000{i}.png" for i in range(3)), *(f"styles/epoch_000{i}.npy" for i in range(3))}
+    assert files(run) - {"trouble.txt"} == always | {"best.pt"}
+    assert files(os.path.join(models, "NC")) - {"trouble.txt"} == always                # without evaluations
+    rows = read_table(os.path.join(run, "losses.csv"))
+    assert tuple(rows[0]) == train.COLUMNS + tuple(f"std {name}" for name in BLOCKS)
+    assert [row["images"] for row in rows] == [8, 16] and [row["epoch"] for row in rows] == [1, 2]
+    sometimes = "penalty", "gradient_norm", "path_length"               # not at every step
+    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name not in sometimes)
+    assert all(row["skipped"] == 0 and row["lr"] > 0 and 0.05 < row["memory_gib"] < 1000 for row in rows)
     saved = torch.load(os.path.join(run, "generator.pt"), weights_only=True)
     assert saved["images"] == 16 and saved["classes"] == ["AD"]
-    averaged = checkpoint(run)["averaged"]
-    assert all(torch.equal(saved["weights"][key], averaged[key]) for key in averaged)
+    assert same(saved["weights"], checkpoint(run)["averaged"])
     with open(os.path.join(run, "config.json")) as file:
         assert json.load(file)["data"]["counts"] == {"AD": 9}
+
+
+def test_evaluations_of_a_run(models):
+    rows = read_table(os.path.join(models, "AD", "evaluations.csv"))
+    assert tuple(rows[0]) == train.EVALUATION_COLUMNS and [row["images"] for row in rows] == [8, 16]
+    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name != "overfitting")
+    best = torch.load(os.path.join(models, "AD", "best.pt"), weights_only=True)
+    assert best["images"] == min(rows, key=lambda row: row["kid"])["images"]
+    assert len(read_table(os.path.join(models, "all-conditional", "evaluations.csv"))) == 1
+    assert read_table(os.path.join(models, "NC", "evaluations.csv")) == []
+
+
+def test_best_is_the_average_with_the_lowest_kid_also_across_a_resume(tmp_path, slices_dir, evaluations):
+    kids, seen = evaluations
+
+    def best():
+        saved = torch.load(tmp_path / "AD/best.pt", weights_only=True)
+        return saved["images"], [same(saved["weights"], averaged) for averaged in seen]
+    kids += [5., 2., 9.]
+    start(slices_dir, tmp_path, "--epochs", 3, "--eval_every", 1)
+    assert best() == (16, [False, True, False])
+    kids += [3.]
+    start(slices_dir, tmp_path, "--epochs", 4, "--eval_every", 1)
+    assert best() == (16, [False, True, False, False])
+    kids += [1.5]
+    start(slices_dir, tmp_path, "--epochs", 5, "--eval_every", 1)
+    assert best() == (40, [False] * 4 + [True])
+    assert [row["kid"] for row in read_table(tmp_path / "AD/evaluations.csv")] == [5, 2, 9, 3, 1.5]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.filterwarnings("error")
+def test_plots_of_few_rows_without_evaluations(tmp_path, rows):
+    columns = train.COLUMNS + tuple(f"std {name}" for name in BLOCKS)
+    values = np.random.default_rng(0).uniform(0.1, 9, (rows, len(columns)))
+    values[:, columns.index("images")] = 64 * np.arange(1, rows + 1)
+    values[0, columns.index("penalty")] = values[:, columns.index("path_length")] = np.nan
+    losses, none = figures.table(values, columns), figures.table([], train.EVALUATION_COLUMNS)
+    figures.plot_dashboard(losses, none, tmp_path / "losses.png")
+    figures.plot_loss_proportion(losses, tmp_path / "share.png")
+    with Image.open(tmp_path / "share.png") as picture:                 # shares fill the plot even from one row
+        assert (np.asarray(picture)[..., :3].min(2) < 230).mean() > 0.5
+
+
+def test_when_a_run_is_evaluated(tmp_path, slices_dir, evaluations, monkeypatch):
+    kids, seen = evaluations
+    kids += range(100)
+    start(slices_dir, tmp_path / "a", "--epochs", 5, "--eval_every", 2)
+    assert [row["epoch"] for row in read_table(tmp_path / "a/AD/evaluations.csv")] == [2, 4, 5]        # and at the end
+    start(slices_dir, tmp_path / "b", "--epochs", 10 ** 6, "--eval_every", 10 ** 6, "--max_minutes", 0.03)
+    row, = read_table(tmp_path / "b/AD/evaluations.csv")                # when time is over, too
+    assert row["images"] == checkpoint(tmp_path / "b/AD")["images"] > 0
+    monkeypatch.delattr(train, "Evaluator")
+    start(slices_dir, tmp_path / "c", "--epochs", 1, "--eval_every", 0)
+    assert read_table(tmp_path / "c/AD/evaluations.csv") == [] and not (tmp_path / "c/AD/best.pt").exists()
 
 
 def test_styles_and_pictures_use_the_same_latents_every_time(models):
@@ -153,15 +271,33 @@ def test_styles_and_pictures_use_the_same_latents_every_time(models):
         assert picture.mode == "L" and picture.width > 1000
 
 
-def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir):
-    assert start(slices_dir, tmp_path / "one", "--epochs", 4) == 0
-    assert start(slices_dir, tmp_path / "two", "--epochs", 1) == 0
-    assert start(slices_dir, tmp_path / "two", "--epochs", 4) == 0
-    one, two = checkpoint(tmp_path / "one/AD"), checkpoint(tmp_path / "two/AD")
-    assert one["images"] == two["images"] == 4 * 8
+@pytest.mark.parametrize("flags", [
+    ["--loss", "wgan-gp", "--augment", "ada", "--style_mixing", 0.9],
+    ["--loss", "logistic", "--gp_every", 4, "--path_length", 2],
+    ["--loss", "relativistic", "--augment", "fixed", "--augment_p", 0.3, "--path_length", 1, "--style_mixing", 0.5,
+     "--classes", "all", "--conditional"]], ids=LOSSES)
+def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplotted, monkeypatch, flags):
+    monkeypatch.setattr(train, "Strength", functools.partial(Strength, speed_kimg=0.05))        # soon strong
+    monkeypatch.setattr(health, "EVALUATED", 16)
+    monkeypatch.setattr(health, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
+    stops = (1, 2, 4) if "all" in flags else (1, 5, 9)
+    assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0
+    for epochs in stops:                                                # evaluations and saves change nothing either
+        assert start(slices_dir, tmp_path / "two", "--epochs", epochs, "--eval_every", 2, "--save_every", 3, *flags) == 0
+    folder = "all-conditional" if "all" in flags else "AD"
+    one, two = checkpoint(tmp_path / "one" / folder), checkpoint(tmp_path / "two" / folder)
+    assert one["images"] == two["images"] == (4 * 20 if "all" in flags else 9 * 8) and one["lr_scale"] == 1
     assert same(one, two)
-    assert start(slices_dir, tmp_path / "three", "--epochs", 4, "--seed", 1) == 0
-    assert not same(one, checkpoint(tmp_path / "three/AD"))
+    assert (one["strength"]["p"] > 0.1) == ("--augment" in flags)
+    assert (one["path_length"]["mean"] > 0) == ("--path_length" in flags)
+
+
+def test_fifty_steps_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, slices_dir, unplotted):
+    for name, epochs, seed in (("a", 25, 3), ("b", 25, 3), ("c", 1, 3), ("d", 1, 4)):
+        start(slices_dir, tmp_path / name, "--epochs", epochs, "--seed", seed)
+    a, b, c, d = (checkpoint(tmp_path / name / "AD") for name in "abcd")
+    assert a["images"] == 200 and same(a, b)
+    assert not any(same(c[part], d[part]) for part in ("model", "critic", "averaged", "rng"))
 
 
 def test_done_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
@@ -173,13 +309,19 @@ def test_done_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
     assert same(before, checkpoint(tmp_path / "AD"))
 
 
-def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir):
-    start(slices_dir, tmp_path, "--epochs", 1)
-    with open(tmp_path / "AD/losses.csv", "a") as file:             # as a run killed after logging leaves behind
-        file.write("9,4.5,36,1,1,0,0,0,0,0,0\n10,5,40,1.2e")
-    start(slices_dir, tmp_path, "--epochs", 2)
-    with open(tmp_path / "AD/losses.csv") as file:
-        assert [row["images"] for row in csv.DictReader(file)] == ["8", "16"]
+def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir, evaluations):
+    evaluations[0].extend([3., 2.])
+    start(slices_dir, tmp_path, "--epochs", 1, "--eval_every", 1)
+    for name in ("losses", "evaluations"):                              # as a run killed after logging leaves behind
+        path = tmp_path / f"AD/{name}.csv"
+        with open(path, newline="") as file:
+            columns, row = csv.reader(file)
+        row[columns.index("images")] = "12"
+        with open(path, "a") as file:
+            file.write(",".join(row) + "\n" + ",".join(row)[:9])
+    start(slices_dir, tmp_path, "--epochs", 2, "--eval_every", 1)
+    for name in ("losses", "evaluations"):
+        assert [row["images"] for row in read_table(tmp_path / f"AD/{name}.csv")] == [8, 16], name
 
 
 def test_changed_network_or_data_is_refused_by_name(tmp_path, slices_dir):
@@ -221,38 +363,105 @@ def test_conditional_run(models):
     assert "embedding.weight" in state["critic"] and "mapping.embedding.weight" in state["model"]
 
 
-def test_not_finite_stops_and_keeps_what_was_saved(tmp_path, slices_dir, monkeypatch):
-    start(slices_dir, tmp_path, "--epochs", 1)
-    before, plain = checkpoint(tmp_path / "AD"), train.critic_loss
+def test_debug_prints_what_every_block_puts_out(tmp_path, slices_dir, unplotted, capsys):
+    start(slices_dir, tmp_path, "--epochs", 2, "--debug")
+    out = capsys.readouterr().out
+    lines = out[out.index("step 4\n"):].splitlines()[1:2 + len(BLOCKS)]
+    assert lines[0].split() == list(health.STATISTICS)
+    row = read_table(tmp_path / "AD/losses.csv")[-1]
+    for name, line in zip(BLOCKS, lines[1:], strict=True):
+        low, high, mean, std = map(float, line.removeprefix(name).split())
+        assert line.startswith(name) and low <= mean <= high and std == pytest.approx(row[f"std {name}"], abs=1e-3)
+    start(slices_dir, tmp_path / "quiet", "--epochs", 1)
+    assert "generator 4" not in capsys.readouterr().out
 
-    def broken(*args):
-        loss, term = plain(*args)
-        return loss * float("nan"), term | {"critic_loss": loss * float("nan")}
-    monkeypatch.setattr(train, "critic_loss", broken)
-    with pytest.raises(UserError, match="not finite"):
-        start(slices_dir, tmp_path, "--epochs", 2)
-    assert same(before, checkpoint(tmp_path / "AD"))
+
+def test_tensorboard_without_its_package_is_one_line(tmp_path, slices_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="--tensorboard True: .*pip install tensorboard"):
+        start(slices_dir, tmp_path, "--epochs", 1, "--tensorboard", True)
+
+
+def test_tensorboard_holds_what_the_tables_hold(tmp_path, slices_dir, evaluations, monkeypatch):
+    written = {}
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "AD/tensorboard")
+
+        def add_scalar(self, name, value, step):
+            written[name, step] = value
+
+        def flush(self):
+            written["flushed"] = len(written)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    evaluations[0].extend([3., 2.])
+    start(slices_dir, tmp_path, "--epochs", 2, "--save_every", 1, "--eval_every", 1, "--tensorboard", True)
+    tables = {name: read_table(tmp_path / f"AD/{name}.csv") for name in ("losses", "evaluations")}
+    expected = {(f"{name}/{column}", row["images"]): value for name, rows in tables.items() for row in rows
+                for column, value in row.items()}
+    assert written.pop("flushed") >= len(expected) - 1 and written.keys() == expected.keys() and len(expected) > 60
+    np.testing.assert_allclose([written[key] for key in expected], list(expected.values()), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Stopping, planning, refusing
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
-    assert start(slices_dir, tmp_path / "model", "--epochs", 3, "--dry_run") == 0
+    assert start(slices_dir, tmp_path / "model", "--epochs", 3, "--dry_run", "--loss", "logistic", "--lambda_gp", 7,
+                 "--gp_every", 4, "--augment", "ada") == 0
     out = capsys.readouterr().out
-    for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic"):
+    for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with"):
         assert expected in out, expected
+    assert re.search("loss +logistic, penalty 7 every 4 steps, augmentation ada", out)
     assert not (tmp_path / "model").exists()
 
 
-def test_memory_estimate_follows_the_batch():
-    config = {"network": {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256,
-                          "num_classes": 0}}
-    weights, (four, eight, narrow) = 4 * (5 * 927_838 + 4 * 296_369), (
-        train.estimate_memory(config, batch, dtype) for batch, dtype in ((4, torch.float32), (8, torch.float32),
-                                                                        (8, torch.bfloat16)))
+def test_memory_estimate_follows_the_batch_and_the_loss():
+    network = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+
+    def estimate(batch, dtype=torch.float32, loss="wgan-gp"):
+        return train.estimate_memory({"network": network, "flags": {"loss": loss}}, batch, dtype)
+    weights, four, eight = 4 * (5 * 927_838 + 4 * 296_369), estimate(4), estimate(8)
     assert eight - weights == pytest.approx(2 * (four - weights), rel=0.15)
-    assert 0.4 < (narrow - weights) / (eight - weights) < 0.9
+    assert 0.4 < (estimate(8, torch.bfloat16) - weights) / (eight - weights) < 0.9
+    assert estimate(8, loss="logistic") == pytest.approx(eight, rel=0.01)
+    assert estimate(8, loss="relativistic") > 1.2 * eight               # two penalties
+
+
+def test_where_unseen_slices_come_from(tmp_path, slices_dir):
+    def unseen(dataset_dir, *flags):
+        test = train.load_test(train.parse_args([*TINY, "--dataset_dir", str(dataset_dir), *map(str, flags)]))
+        return test and test.counts
+    beside = os.path.join(os.path.dirname(slices_dir), "test")
+    assert unseen(slices_dir, "--eval_every", 1) == {"AD": 6, "NC": 7}                  # test/ beside train/
+    assert unseen(slices_dir, "--eval_every", 1, "--classes", "NC") == {"NC": 7}
+    os.symlink(slices_dir, tmp_path / "lone")
+    assert unseen(tmp_path / "lone", "--eval_every", 1) is None
+    assert unseen(tmp_path / "lone", "--eval_every", 1, "--test_dir", beside) == {"AD": 6, "NC": 7}
+    assert unseen(beside, "--eval_every", 1) is None                    # what it is trained on is not unseen
+    assert unseen(slices_dir, "--eval_every", 1, "--test_dir", slices_dir) is None
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--test_dir", "nowhere"], "^--test_dir nowhere: no such folder"),
+    (["--test_dir", ROOT], "^--test_dir .*: no folder AD"),
+    (["--augment", "fixed"], "--augment fixed and --augment_p belong together"),
+    (["--augment", "ada", "--augment_p", 0.3], "--augment fixed and --augment_p belong together"),
+    (["--augment_p", 0.3, "--augment", "none"], "--augment fixed and --augment_p belong together"),
+    (["--augment", "fixed", "--augment_p", 1.5], "--augment_p"),
+    (["--augment", "much"], "--augment"),
+    (["--loss", "hinge"], "--loss"),
+    (["--gp_every", 0], "--gp_every"),
+    (["--style_mixing", 2], "--style_mixing"),
+    (["--path_length", -1], "--path_length"),
+    (["--ema_kimg", 0], "--ema_kimg"),
+    (["--eval_every", -1], "--eval_every"),
+    (["--lr_critic", 0], "--lr_critic")])
+def test_bad_flags_of_training_are_refused_by_name(slices_dir, tmp_path, flags, expected):
+    with pytest.raises(UserError, match=expected):
+        start(slices_dir, tmp_path / "model", "--epochs", 1, "--eval_every", 1, *flags)
+    assert not (tmp_path / "model").exists()
 
 
 def test_max_minutes_ends_in_order(script, tmp_path, slices_dir):
@@ -271,7 +480,7 @@ def test_signal_saves_and_the_same_command_goes_on(script, tmp_path, slices_dir,
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *flags], stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True)
     losses, deadline = tmp_path / "AD/losses.csv", time.monotonic() + 120
-    while not (losses.exists() and losses.read_text().count("\n") > 3) and time.monotonic() < deadline:
+    while not (losses.exists() and losses.read_text().count("\n") > 1) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signum)
     time.sleep(0.05)

@@ -1,0 +1,200 @@
+"""What a training run keeps in its folder, and how it goes on from there; `train.py` decides when.
+
+    config.json  checkpoint.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png  loss_proportion.png
+    trouble.txt  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
+"""
+import contextlib
+import csv
+import json
+import math
+import os
+
+import torch
+from tqdm import tqdm
+
+import figures
+from dataset import CLASSES
+from utils import UserError, atomic_path, make_folder
+
+PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
+
+
+class Run:
+    """The files of one run: saved so that a reader or a crash only ever meets whole ones, and read back to go on.
+
+    parts: everything with a state_dict that goes on from a checkpoint, by name; rng: the generator of latents and noise;
+    tables: {"losses": columns of losses.csv, "evaluations": of evaluations.csv}. lr_scale: 1, or less after the run went back.
+    """
+    def __init__(self, folder, config, slices, device, averaged, parts, rng, tables, tensorboard=False):
+        self.folder, self.config, self.slices, self.device = folder, config, slices, device
+        self.averaged, self.parts, self.rng, self.tables = averaged, parts, rng, tables
+        self.seconds, self.skipped, self.lr_scale = 0., 0, 1.
+        self.saved_images, self.rows = None, {name: [] for name in tables}
+        self.exists = os.path.exists(self.path("checkpoint.pt"))
+        self.writer = open_tensorboard(folder) if tensorboard else None
+        fixed = torch.Generator().manual_seed(0)                                        # the same latents in every run
+        self.z = torch.randn(STYLES, config["network"]["z_dim"], generator=fixed).to(device)
+
+    def path(self, *names):
+        return os.path.join(self.folder, *names)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Going on
+
+    def resume(self):
+        """Load checkpoint.pt into the parts and cut the tables there; returns the number of images shown so far."""
+        try:
+            state = torch.load(self.path("checkpoint.pt"), map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            self.seconds, self.skipped, self.lr_scale = state["seconds"], state["skipped"], state["lr_scale"]
+        except Exception as error:
+            raise UserError(f"{self.path('checkpoint.pt')} cannot be read ({type(error).__name__}); "
+                            "--resume False starts anew and keeps the old folder under another name") from None
+        if state["rng_device"] == self.device.type:
+            self.rng.set_state(state["rng"])
+        else:
+            self.rng.manual_seed(state["images"])                                       # moved between CPU and CUDA
+        self.saved_images = state["images"]
+        for name in self.tables:
+            self.rows[name] = self.read_table(name)
+            self.write_table(name)
+        return state["images"]
+
+    def go_back(self, why):
+        """Return to the checkpoint at half the learning rate, once in a run's life; UserError the second time."""
+        if self.lr_scale < 1:
+            raise UserError(f"{self.folder}: {why} again, after going back once already; the state saved at "
+                            f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to go on from it")
+        images = self.resume()
+        self.lr_scale = 0.5
+        self.tell(f"{why}: gone back to {images / 1000:.1f} kimg and on with half the learning rate")
+        return images
+
+    def read_table(self, name):
+        """Rows of a table up to the checkpoint; none if there is no such file, and without a row that a crash cut short."""
+        rows, columns = [], self.tables[name]
+        with contextlib.suppress(OSError, ValueError), open(self.path(name + ".csv"), newline="") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, ())) == columns:
+                for row in reader:
+                    rows.append([float(value) for value in row])
+        return [row for row in rows if len(row) == len(columns) and row[columns.index("images")] <= self.saved_images]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Logs
+
+    def log(self, name, row):
+        """Append a row, {column: number}, to a table in memory, on disk and in TensorBoard."""
+        values = [row[column] for column in self.tables[name]]
+        self.rows[name].append(values)
+        with open(self.path(name + ".csv"), "a", newline="") as file:
+            csv.writer(file).writerow(_digits(values))
+        if self.writer:
+            for column, value in row.items():
+                self.writer.add_scalar(f"{name}/{column}", value, row["images"])
+            self.writer.flush()
+
+    def tell(self, line):
+        """Say a line about this run above the progress bar, and keep it in trouble.txt."""
+        tqdm.write(f"{self.folder}: {line}")
+        with open(self.path("trouble.txt"), "a") as file:
+            file.write(line + "\n")
+
+    def write_table(self, name):
+        with atomic_path(self.path(name + ".csv")) as path, open(path, "w", newline="") as file:
+            csv.writer(file).writerows([self.tables[name], *map(_digits, self.rows[name])])
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Saving
+
+    def start(self):
+        """Make the folders of a new run and save its state before the first step."""
+        make_folder(self.path("fake_vs_real"), "--model_dir")
+        make_folder(self.path("styles"), "--model_dir")
+        for name in self.tables:
+            self.write_table(name)
+        with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
+            json.dump(self.config, file, indent=2)
+        self.save(0, 0)
+
+    def save(self, images, epoch):
+        """Write checkpoint, generator and pictures, these under the number of the epoch that is done or under way."""
+        if images == self.saved_images:
+            return
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        with atomic_path(self.path("checkpoint.pt")) as path:
+            torch.save({**state, "images": images, "seconds": self.seconds, "skipped": self.skipped,
+                        "lr_scale": self.lr_scale, "rng": self.rng.get_state(), "rng_device": self.device.type}, path)
+        self.saved_images = images
+        self.save_generator("generator.pt", images)
+        self.draw(images, epoch)
+        if self.rows["losses"]:
+            tables = {name: figures.table(self.rows[name], columns) for name, columns in self.tables.items()}
+            figures.plot_dashboard(tables["losses"], tables["evaluations"], self.path("losses.png"))
+            figures.plot_loss_proportion(tables["losses"], self.path("loss_proportion.png"))
+
+    def save_generator(self, name, images):
+        with atomic_path(self.path(name)) as path:
+            torch.save({"network": self.config["network"], "classes": self.config["classes"], "images": images,
+                        "weights": self.averaged.state_dict()}, path)
+
+    def log_evaluation(self, row):
+        """Append a row to evaluations.csv, and keep the averaged generator as best.pt if its KID is the lowest so far."""
+        kids = [values[self.tables["evaluations"].index("kid")] for values in self.rows["evaluations"]]
+        if row["kid"] < min(kids, default=math.inf):
+            self.save_generator("best.pt", row["images"])
+        self.log("evaluations", row)
+
+    @torch.no_grad()
+    def draw(self, images, epoch):
+        """fake_vs_real/epoch_NNNN.png and styles/epoch_NNNN.npy, float32 [512, w_dim] (conditional: [2, 512, w_dim])."""
+        mapping, generator = self.averaged["mapping"], self.averaged["generator"]
+        classes = range(len(CLASSES)) if mapping.num_classes else [None]
+        w = torch.stack([mapping(self.z, None if c is None else torch.full_like(self.z[:, 0], c, dtype=torch.long))
+                         for c in classes])                                             # [classes, 512, w_dim]
+        figures.save_array(w.squeeze(0).cpu().numpy(), self.path("styles", f"epoch_{epoch:04d}.npy"))
+        w = w[:, :PICTURES // len(classes)].flatten(0, 1)
+        fake = torch.cat([generator(part, noise="fixed") for part in w.split(4)])
+        figures.save_fake_and_real(fake, self.slices, f"epoch {epoch}, {images / 1000:.1f} kimg",
+                                   self.path("fake_vs_real", f"epoch_{epoch:04d}.png"))
+
+
+def _digits(row):
+    return [f"{value:.6g}" if isinstance(value, float) else value for value in row]
+
+
+def open_tensorboard(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard True: the package tensorboard is not installed (pip install tensorboard)") from None
+    return SummaryWriter(os.path.join(folder, "tensorboard"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which run a folder holds
+
+def check_same_run(folder, config):
+    """Raise a UserError that names the flags by which `config` differs from the run in `folder` in network or data."""
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            kept = json.load(file)
+        new, old = config["network"], kept["network"]
+        differing = [f"--{key} {new[key]} (was {old[key]})" for key in ("resolution", "channel_base", "channel_max")
+                     if new[key] != old[key]]
+        if kept["data"]["fingerprint"] != config["data"]["fingerprint"]:
+            differing.append(f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
+                             f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}/config.json cannot be read ({error}); --resume False starts anew") from None
+    if differing:
+        raise UserError(f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "
+                        "--resume False to set the old run aside")
+
+
+def set_aside(folder):
+    """Rename the folder of an old run to the first free <folder>.1, <folder>.2, ..."""
+    free = next(i for i in range(1, 10 ** 6) if not os.path.exists(f"{folder}.{i}"))
+    os.rename(folder, f"{folder}.{free}")
+    print(f"the run in {folder} is now {folder}.{free}")
