@@ -9,9 +9,11 @@ about the disease. `--control_dir` draws what a gap has to be held against: a se
 another seed. The conditional model (`train.py --classes all --conditional True`), drawn when it lies under --model_dir, has
 one w space for both classes, but keeps them apart from the start, since it is told the class: hold it against its epoch 0.
 """
+import functools
 import glob
 import math
 import os
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from utils import ArgumentParser, UserError, atomic_path, make_folder, number, p
 BATCH = 16                      # images generated at once; always whole batches, so that --num_images changes no picture
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
 CONDITIONAL = "all-conditional"
+WEIGHTS = {"last": "generator.pt", "best": "best.pt"}
 NOTE = ("Neighbours: 50% of the same class when both mix, 100% when they lie apart. Models of two seeds lie apart before any\n"
         "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see README).")
 
@@ -77,9 +80,20 @@ def choose_runs(args):
     return [find_run("all" if "all" in runs else runs[0], args.model_dir)]
 
 
-def load_model(folder, device):
-    """Read <folder>/generator.pt; UserError when it is not one of ours."""
-    path = os.path.join(folder, "generator.pt")
+@functools.cache                                        # says its line once a run
+def weights_file(folder, which):
+    """The file of a run's last or best averaged generator; the last, with a note, where no best one was kept."""
+    path = os.path.join(folder, WEIGHTS[which])
+    if which == "last" or os.path.isfile(path):
+        return path
+    print(f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every keeps one): its last generator is drawn",
+          file=sys.stderr)
+    return os.path.join(folder, WEIGHTS["last"])
+
+
+def load_model(folder, device, which="last"):
+    """Read the generator in <folder>; UserError when it is not one of ours."""
+    path = weights_file(folder, which)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         networks = build_generator(saved["network"])
@@ -194,13 +208,13 @@ def epochs_to_show(epochs):
     return sorted({min(epochs, key=lambda epoch: abs(epoch - share * epochs[-1])) for share in EPOCHS_SHOWN})
 
 
-def style_sets(runs, seed, device):
+def style_sets(runs, which, seed, device):
     """{legend: w [512, w_dim]} of the trained models: of each of `runs`, or of each class of one conditional run."""
     if isinstance(runs, str):
-        mapping = load_model(runs, device).mapping
+        mapping = load_model(runs, device, which).mapping
         networks = {name: (mapping, label) for label, name in enumerate(CLASSES)}
     else:
-        networks = {name: (load_model(folder, device).mapping, None) for name, folder in runs.items()}
+        networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
     return {name: style_vectors(mapping, draw_z(512, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
             for name, (mapping, label) in networks.items()}
 
@@ -224,7 +238,7 @@ def plot_umaps(args, device):
     shared = os.path.join(args.model_dir, CONDITIONAL)
     if os.path.isfile(os.path.join(shared, "generator.pt")):
         lines["one conditional model"] = shared
-    now = [style_sets(runs, args.seed, device) for runs in lines.values()]
+    now = [style_sets(runs, args.which, args.seed, device) for runs in lines.values()]
     history = {title: kept for title, runs in lines.items() if (kept := style_history(runs))}
     jobs = tqdm(total=len(now) + sum(map(len, history.values())), desc="UMAP", unit=" panels")
 
@@ -252,6 +266,8 @@ def parse_args(argv=None):
     parser.add_argument("--model_dir", default="model", help="folder of the runs, or one run itself")
     parser.add_argument("--classes", help="name of the run under --model_dir: AD, NC, all, all-conditional "
                                           "(default: all, or the only one there)")
+    parser.add_argument("--which", choices=tuple(WEIGHTS), default="last",
+                        help="the averaged generator as it is now, or as it was at the evaluation with the lowest KID")
     parser.add_bool("--plot_umap", False, "also draw the UMAP of two models' style vectors; needs --AD_dir and --NC_dir")
     parser.add_argument("--AD_dir", help="run of the AD model: a path, or its name under --model_dir")
     parser.add_argument("--NC_dir", help="run of the NC model, likewise")
@@ -277,10 +293,10 @@ def main(argv=None):
     device = pick_device(args.device)
     if args.plot_umap:                                  # a wrong name is better found before the work than after it
         for run in filter(None, (args.AD_dir, args.NC_dir, args.control_dir)):
-            if load_model(find_run(run, args.model_dir), device).mapping.num_classes:
+            if load_model(find_run(run, args.model_dir), device, args.which).mapping.num_classes:
                 raise UserError(f"{run} is a conditional model: --AD_dir, --NC_dir and --control_dir take models of one class "
                                 f"({CONDITIONAL} under --model_dir is drawn by itself)")
-    models = [load_model(folder, device) for folder in choose_runs(args)]
+    models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
     make_folder(args.output_dir, "--output_dir")
     written = []
     for model in models:

@@ -1,5 +1,6 @@
 """What predict.py draws and exports, which run it takes, and the neighbour share in closed form."""
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -105,7 +106,52 @@ def test_which_run_is_drawn(models, tmp_path):
         chosen("--model_dir", tmp_path, "--classes", "MCI")
 
 
+@pytest.fixture
+def two_states(models, tmp_path):
+    """--model_dir with a run whose last generator is that of AD and whose best one is that of NC."""
+    run = tmp_path / "models/run"
+    run.mkdir(parents=True)
+    for name, source in (("generator.pt", "AD"), ("best.pt", "NC")):
+        shutil.copy(os.path.join(models, source, "generator.pt"), run / name)
+    return str(run.parent)
+
+
+def test_best_and_last_generator(models, two_states, tmp_path):
+    def drawn(model_dir, name, *flags):
+        assert predict.main(["--model_dir", model_dir, "--classes", name, "--output_dir", str(tmp_path), "--num_images", "4",
+                             "--device", "cpu", *flags]) == 0
+        return read(tmp_path / f"{name}_generated.png")[1][40:]         # below the caption
+    last, best = drawn(models, "AD"), drawn(models, "NC")
+    np.testing.assert_array_equal(drawn(two_states, "run", "--which", "best"), best)
+    np.testing.assert_array_equal(drawn(two_states, "run", "--which", "last"), last)
+    assert (last != best).any()
+
+
+def test_umap_takes_the_styles_of_the_best_generator_too(models, two_states):
+    for which, source in (("last", "AD"), ("best", "NC")):
+        expected, _ = predict.style_vectors(predict.load_model(os.path.join(models, source), "cpu").mapping,
+                                            predict.draw_z(512, 256, 0))
+        found = predict.style_sets({"it": os.path.join(two_states, "run")}, which, 0, "cpu")
+        np.testing.assert_array_equal(found["it"], expected.numpy())
+
+
+def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models, tmp_path, capsys):
+    folder = tmp_path / "models/NC"
+    folder.mkdir(parents=True)
+    shutil.copy(os.path.join(models, "NC", "generator.pt"), folder)
+    assert not os.path.exists(os.path.join(models, "NC", "best.pt"))
+    assert predict.main(["--model_dir", str(folder.parent), "--which", "best", "--output_dir", str(tmp_path),
+                         "--device", "cpu"]) == 0
+    predict.style_sets({"it": str(folder)}, "best", 0, "cpu")
+    done = capsys.readouterr()
+    assert done.err.count("\n") == 1 and done.err.startswith(f"note: {folder} holds no best.pt")
+    assert "NC_generated.png" in done.out
+    predict.load_model(str(folder), "cpu", "last")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("flags, expected", [
+    (["--which", "worst"], "--which"),
     (["--plot_umap", "True"], "--AD_dir and --NC_dir"),
     (["--plot_umap", "--AD_dir", "AD"], "--NC_dir"),
     (["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "CN"], "no run CN"),
