@@ -342,7 +342,9 @@ def parse_args(argv=None):
 
 
 def load_test(args):
-    """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none."""
+    """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none, or nothing is to be evaluated."""
+    if not args.eval_every and not args.test_dir:
+        return None
     folder = args.test_dir or find_splits(args.dataset_dir, args.classes).get("test")
     if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):
         return None

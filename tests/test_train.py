@@ -300,6 +300,14 @@ def test_fifty_steps_of_the_same_seed_are_identical_and_of_another_are_not(tmp_p
     assert not any(same(c[part], d[part]) for part in ("model", "critic", "averaged", "rng"))
 
 
+def test_learning_rates_fall_to_zero_in_the_last_share_of_the_run(tmp_path, slices_dir, unplotted):
+    start(slices_dir, tmp_path, "--epochs", 8, "--save_every", 1, "--lr", 0.004, "--lr_critic", 0.001, "--lr_decay", 0.5)
+    rates = [row["lr"] for row in read_table(tmp_path / "AD/losses.csv")]               # of the last of two steps, of 16
+    assert rates == pytest.approx([0.004 * min(1, (16 - step) / 8) for step in range(1, 16, 2)])
+    state = checkpoint(tmp_path / "AD")
+    assert [state[part]["param_groups"][0]["lr"] for part in "gc"] == pytest.approx([0.004 / 8, 0.001 / 8])
+
+
 def test_done_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
     start(slices_dir, tmp_path, "--epochs", 1)
     before = checkpoint(tmp_path / "AD")
