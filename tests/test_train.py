@@ -417,7 +417,7 @@ def test_tensorboard_holds_what_the_tables_hold(tmp_path, slices_dir, evaluation
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
     assert start(slices_dir, tmp_path / "model", "--epochs", 3, "--dry_run", "--loss", "logistic", "--lambda_gp", 7,
-                 "--gp_every", 4, "--augment", "ada") == 0
+                 "--gp_every", 4, "--augment", "ada", "--eval_every", 1) == 0
     out = capsys.readouterr().out
     for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with"):
         assert expected in out, expected
