@@ -12,6 +12,7 @@ import torch
 
 from dataset import to_float, to_uint8
 from metrics import NEIGHBOURS, Features, kid, prdc
+from utils import random_stream
 
 EVALUATED = 512                         # generated slices, and at most as many real ones of each kind, in one evaluation
 STATISTICS = "min", "max", "mean", "std"
@@ -128,7 +129,7 @@ class Evaluator:
     """
     def __init__(self, train, test, z_dim, num_classes, device):
         self.device, self.features = device, Features("vgg16", device)
-        self.z = torch.randn(EVALUATED, z_dim, generator=torch.Generator().manual_seed(0)).to(device)
+        self.z = torch.randn(EVALUATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
         self.labels = torch.arange(EVALUATED, device=device) % num_classes if num_classes else None
         self.real = {}                  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D])}
         for split, slices in (("train", train), ("test", test)):
@@ -140,7 +141,7 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, averaged, critic, batch_size):
         """{column of EVALUATION: float}."""
-        rng = torch.Generator(self.device).manual_seed(0)
+        rng = random_stream("evaluation noise", 0, self.device)
         fake = []
         for i in range(0, EVALUATED, batch_size):
             labels = None if self.labels is None else self.labels[i:i + batch_size]

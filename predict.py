@@ -24,7 +24,7 @@ from tqdm import tqdm
 import figures
 from dataset import CLASSES, Slices, to_uint8
 from modules import Generator, MappingNetwork, build_generator
-from utils import ArgumentParser, UserError, atomic_path, make_folder, number, pick_device, run_cli
+from utils import ArgumentParser, UserError, atomic_path, make_folder, number, pick_device, random_stream, run_cli
 
 BATCH = 16                      # images generated at once; always whole batches, so that --num_images changes no picture
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
@@ -112,7 +112,7 @@ def load_model(folder, device, which="last"):
 
 def draw_z(count, z_dim, seed):
     """`count` latents [count, z_dim] on the CPU; a larger count begins with the same ones."""
-    return torch.randn(count, z_dim, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, z_dim, generator=random_stream("latents", seed))
 
 
 def style_vectors(mapping, z, label=None):
@@ -125,7 +125,7 @@ def style_vectors(mapping, z, label=None):
 def generate(model, count, seed, truncation=1., label=None, device="cpu"):
     """Yield `count` generated slices in batches, uint8 [n, R, R] with n <= BATCH; a function of its arguments alone."""
     whole = -(-count // BATCH) * BATCH
-    rng = torch.Generator(device).manual_seed(seed)
+    rng = random_stream("noise", seed, device)
     for z in draw_z(whole, model.mapping.z_dim, seed).to(device).split(BATCH):
         w, labels = style_vectors(model.mapping, z, label)
         images = model.generator(model.mapping.truncate(w, truncation, labels), noise="random", rng=rng)

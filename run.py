@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import figures
 from dataset import CLASSES
-from utils import UserError, atomic_path, make_folder
+from utils import UserError, atomic_path, make_folder, random_stream
 
 PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
 
@@ -32,7 +32,7 @@ class Run:
         self.saved_images, self.rows = None, {name: [] for name in tables}
         self.exists = os.path.exists(self.path("checkpoint.pt"))
         self.writer = open_tensorboard(folder) if tensorboard else None
-        fixed = torch.Generator().manual_seed(0)                                        # the same latents in every run
+        fixed = random_stream("fixed latents", 0)                                       # the same in every run
         self.z = torch.randn(STYLES, config["network"]["z_dim"], generator=fixed).to(device)
 
     def path(self, *names):

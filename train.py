@@ -23,7 +23,7 @@ from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, pic
 from losses import GP_EVERY, LAMBDA_GP, LOSSES, PathLength, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 from run import Run, check_same_run, set_aside
-from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, run_cli
+from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
 BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
@@ -59,7 +59,7 @@ class Training:
         self.optimizer_c = torch.optim.Adam(self.critic.parameters(), args.lr_critic, BETAS, fused=True)
         self.strength = Strength(args.augment, args.augment_p, device)
         self.path_length = PathLength().to(device)
-        self.rng = torch.Generator(device).manual_seed(args.seed)
+        self.rng = random_stream("training", args.seed, device)
         self.probe = Probe(self.model, self.critic)
         self.parts = {"model": self.model, "critic": self.critic, "averaged": self.averaged, "g": self.optimizer_g,
                       "c": self.optimizer_c, "strength": self.strength, "path_length": self.path_length}

@@ -1,6 +1,7 @@
 """What every script here shares: flags, one-line errors, devices, files that are never half written."""
 import argparse
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -103,6 +104,17 @@ def make_folder(path, flag):
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot make this folder ({error.strerror}); choose another") from None
+
+
+def random_stream(purpose, seed, device="cpu"):
+    """A torch.Generator on `device` for a purpose such as "latents"; other purposes of the same seed draw other numbers.
+
+    Seeded alike, the first latents would be the numbers that the first weights were made of: each then meets a row of the
+    mapping network's first layer that equals it, and its w lies twice as far from the mean as that of any other.
+    """
+    import torch
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def pick_device(name):

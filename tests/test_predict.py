@@ -217,3 +217,15 @@ def test_umap_of_both_models_and_over_epochs(models, tmp_path, script):
         picture = read(tmp_path / name)[1]
         for colour in ((222, 153, 138), (127, 169, 193)):           # the dots of AD and of NC, over white, are on it
             assert (np.abs(picture[..., :3].astype(int) - colour).sum(-1) < 60).sum() > 100, name
+
+
+def test_latents_of_a_seed_are_as_good_as_any_to_a_model_of_that_seed():
+    """They were once the rows of its first weights, and their styles lay twice as far from the mean as all others."""
+    torch.manual_seed(3)
+    mapping = MappingNetwork().eval()
+    with torch.no_grad():
+        ours, others = (mapping(predict.draw_z(256, 256, seed)) for seed in (3, 4))
+    spread = [(w - others.mean(0)).norm(dim=1).mean().item() for w in (ours, others)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.05)
+    rows = torch.nn.functional.normalize(mapping.layers[0].weight.detach())
+    assert (torch.nn.functional.normalize(predict.draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4

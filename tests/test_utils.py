@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from utils import ArgumentParser, UserError, atomic_path, boolean, make_folder, number, pick_device, pick_dtype
+from utils import ArgumentParser, UserError, atomic_path, boolean, make_folder, number, pick_device, pick_dtype, random_stream
 
 
 def test_boolean_flags():
@@ -83,3 +83,12 @@ def test_devices():
         pick_device("meat")
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert pick_dtype("auto", torch.device("cuda")) == torch.float32
+
+
+def test_random_streams_repeat_by_purpose_and_seed_alone():
+    def draw(*key):
+        return torch.randn(1000, generator=random_stream(*key))
+    weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw("latents", 0), draw("latents", 0))
+    streams = torch.stack([weights, draw("latents", 0), draw("latents", 1), draw("noise", 0)])
+    assert (torch.corrcoef(streams) - torch.eye(4)).abs().max() < 0.15
