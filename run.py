@@ -54,7 +54,8 @@ class Run:
         if state["rng_device"] == self.device.type:
             self.rng.set_state(state["rng"])
         else:
-            self.rng.manual_seed(state["images"])                                       # moved between CPU and CUDA
+            moved = random_stream("moved training", state["images"], self.device)      # between CPU and CUDA
+            self.rng.set_state(moved.get_state())
         self.saved_images = state["images"]
         for name in self.tables:
             self.rows[name] = self.read_table(name)

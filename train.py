@@ -30,7 +30,8 @@ BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's 
 EMA_RAMP = 0.05                 # the average's half-life is at most this share of the images so far: the start is forgotten
 PATH_EVERY = 8                  # steps from one path length penalty to the next, on half a batch
 LOG_STEPS, LOG_SECONDS = 16, 20     # steps averaged into one row of losses.csv; fewer where they take longer than this
-MAX_SKIPPED = 5                 # steps a row with gradients that are not finite, before the run goes back to its checkpoint
+MAX_SKIPPED = 5                 # steps with gradients that are not finite, in a row of losses.csv (or in several that hold no
+                                # other steps), after which the run goes back to its checkpoint
 TERMS = ("critic_loss", "generator_loss", "wasserstein", "separation", "penalty", "gradient_norm", "path_length",
          "critic_gradient", "generator_gradient")
 COLUMNS = ("step", "epoch", "images", "seconds", "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS,
@@ -65,8 +66,9 @@ class Training:
                       "c": self.optimizer_c, "strength": self.strength, "path_length": self.path_length}
 
     def scale_lr(self, scale):
+        """Set both learning rates to `scale` times what the flags say; a resumed optimiser brings those of its checkpoint."""
         for optimizer, lr in ((self.optimizer_g, self.args.lr), (self.optimizer_c, self.args.lr_critic)):
-            optimizer.param_groups[0].update(lr=scale * lr, fused=True)
+            optimizer.param_groups[0]["lr"] = scale * lr
 
     def generate(self, z, labels, mixing, dtype=None):
         """Slices [N, 1, R, R] and their styles [N, num_ws, w_dim] from latents z [N, z_dim]."""
@@ -77,7 +79,8 @@ class Training:
     def step(self, k, real, labels):
         """Step number k, from 0: the critic's update, the generator's, the average's. Returns {name of TERMS: 0-dim tensor}.
 
-        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None. Terms that this step did not take are absent.
+        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None. Terms that this step did not take are absent; those of PICTURE
+        are there while the probe watches.
         """
         args, critic, strength, rng, dtype = self.args, self.critic, self.strength, self.rng, self.dtype
         z = torch.randn(len(real), Z_DIM, device=real.device, generator=rng)
@@ -171,7 +174,7 @@ def train(args, slices, test, folder, config, device, dtype, deadline):
     with Stopper() as stopper, progress_bar(folder, args, per_epoch, step) as bar:
         while step < last_step and not stopper.signum and time.monotonic() < deadline:
             done = max(step / last_step, (time.monotonic() - begun) / (deadline - begun))
-            training.scale_lr(run.lr_scale * (min(1, max(0, 1 - done) / args.lr_decay) if args.lr_decay else 1))
+            training.scale_lr(run.lr_scale * decayed(done, args.lr_decay))
             real, labels = next(data)
             with probe.watching(not terms):                                             # the first step of every row
                 terms.append(training.step(step, real, labels if args.conditional else None))
@@ -214,6 +217,11 @@ def train(args, slices, test, folder, config, device, dtype, deadline):
             evaluate()
         run.save(step * batch, -(-step // per_epoch))
     return farewell(folder, step, stopper.signum, args, per_epoch)
+
+
+def decayed(done, share):
+    """Factor of the learning rates when `done` of the run is over: 1, and in its last `share` falling linearly to 0."""
+    return min(1, max(0, 1 - done) / share) if share else 1
 
 
 def summarise(terms):
