@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dataset import to_float, to_uint8
-from metrics import NEIGHBOURS, Features, kid, prdc
+from distances import NEIGHBOURS, Features, kid, prdc
 from utils import random_stream
 
 EVALUATED = 512                         # generated slices, and at most as many real ones of each kind, in one evaluation

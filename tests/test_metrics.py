@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import distances
 import metrics
 from utils import UserError
 
@@ -52,7 +53,7 @@ def increases(*values):
 
 @pytest.fixture(scope="module")
 def extract():
-    return metrics.Features()
+    return distances.Features()
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +105,10 @@ def test_recall_and_coverage_see_missing_modes(measured):
 
 def test_ms_ssim_sees_few_modes():
     """Two draws from n modes are the same one with chance 1 / n, and then their similarity is 1."""
-    images, rng, found = metrics.as_batch(brains(120, 1)), np.random.default_rng(0), {}
+    images, rng, found = distances.as_batch(brains(120, 1)), np.random.default_rng(0), {}
     for modes in (120, 4, 2):
         a, b = torch.from_numpy(rng.integers(modes, size=(2, 300)))
-        found[modes] = metrics.ms_ssim(images[a], images[b]).mean().item()
+        found[modes] = distances.ms_ssim(images[a], images[b]).mean().item()
     assert increases(*found.values())
     assert found[2] > found[120] + 0.3 * (1 - found[120])
 
@@ -133,8 +134,8 @@ def test_features_take_every_kind_of_image(extract):
 
 def test_features_depend_on_the_seed_alone(extract):
     images = brains(3, 0)
-    assert torch.equal(metrics.Features(seed=0)(images), extract(images))
-    assert (metrics.Features(seed=1)(images) - extract(images)).abs().max() > 0.01
+    assert torch.equal(distances.Features(seed=0)(images), extract(images))
+    assert (distances.Features(seed=1)(images) - extract(images)).abs().max() > 0.01
 
 
 def test_large_images_are_averaged_down(extract):
@@ -146,7 +147,7 @@ def test_large_images_are_averaged_down(extract):
 
 def test_signal_neither_dies_nor_explodes():
     x = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    for layer in metrics.random_vgg16(0):
+    for layer in distances.random_vgg16(0):
         x = layer(x)
         assert 0.1 < x.square().mean().sqrt() < 10 ** 1.5, layer
 
@@ -173,7 +174,7 @@ def mmd_by_loops(x, y):
 def test_mmd_and_its_jackknife_are_those_of_a_double_loop():
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 3, generator=rng, dtype=torch.float64) + shift for n, shift in ((17, 0), (23, 0.5)))
-    value, error = metrics.polynomial_mmd(x, y, blocks=4)
+    value, error = distances.polynomial_mmd(x, y, blocks=4)
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9)
     parts = [[torch.cat(p[:i] + p[i + 1:]) for p in (x.tensor_split(4), y.tensor_split(4))] for i in range(4)]
     assert error == pytest.approx(math.sqrt(3 * np.var([mmd_by_loops(*part) for part in parts])), rel=1e-9)
@@ -185,7 +186,7 @@ def test_mmd_is_unbiased(mean, deviation):
     expected = 3 * mean ** 2 + 3 * (mean ** 2 + deviation ** 2 - 1) ** 2 + (mean ** 3 + 3 * mean * deviation ** 2) ** 2
     rng = torch.Generator().manual_seed(0)
     draws = [torch.randn(2, 100, 1, generator=rng, dtype=torch.float64) for _ in range(400)]
-    values = [metrics.polynomial_mmd(x, mean + deviation * y, blocks=2)[0] for x, y in draws]
+    values = [distances.polynomial_mmd(x, mean + deviation * y, blocks=2)[0] for x, y in draws]
     assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / math.sqrt(len(values)))
     assert np.std(values) / math.sqrt(len(values)) < 0.1 * max(expected, 1)
 
@@ -193,22 +194,22 @@ def test_mmd_is_unbiased(mean, deviation):
 def test_jackknife_error_is_about_the_spread():
     rng = torch.Generator().manual_seed(0)
     draws = [torch.randn(2, 100, 4, generator=rng, dtype=torch.float64) for _ in range(100)]
-    found = np.array([metrics.polynomial_mmd(x, 1 + y) for x, y in draws])
+    found = np.array([distances.polynomial_mmd(x, 1 + y) for x, y in draws])
     assert 0.75 < found[:, 1].mean() / found[:, 0].std() < 1.33
 
 
 def test_kid_does_not_depend_on_scale_and_offset():
     rng = torch.Generator().manual_seed(0)
     real, fake = torch.randn(40, 8, generator=rng), 0.3 + torch.randn(40, 8, generator=rng)
-    assert metrics.kid(100 * real + 7, 100 * fake + 7) == pytest.approx(metrics.kid(real, fake), rel=1e-4)
-    standard, _ = metrics.standardise(100 * real + 7, fake)
+    assert distances.kid(100 * real + 7, 100 * fake + 7) == pytest.approx(distances.kid(real, fake), rel=1e-4)
+    standard, _ = distances.standardise(100 * real + 7, fake)
     assert standard.mean(0).abs().max() < 1e-6 and standard.square().mean() == pytest.approx(1)
 
 
 def test_prdc_of_points_on_a_line():
     """Real balls reach 1 to each side; generated ones .5, .5, 2, 2."""
     real, fake = torch.tensor([[0.], [1], [2], [3]]), torch.tensor([[.5], [1], [10], [12]])
-    found = metrics.prdc(real, fake, k=1)
+    found = distances.prdc(real, fake, k=1)
     assert found == {"precision": 0.5, "recall": 0.5, "density": (2 + 3) / 4, "coverage": 0.75}
 
 
@@ -223,7 +224,7 @@ def test_prdc_is_that_of_loops():
         return sorted(distance(points[i], other) for j, other in enumerate(points) if j != i)[k - 1]
     inside = [[distance(f, r) <= radius(real, i) for i, r in enumerate(real)] for f in fake]
     recalled = [any(distance(f, r) <= radius(fake, j) for j, f in enumerate(fake)) for r in real]
-    found = metrics.prdc(real, fake, k)
+    found = distances.prdc(real, fake, k)
     assert found["precision"] == pytest.approx(np.mean([any(row) for row in inside]))
     assert found["recall"] == pytest.approx(np.mean(recalled))
     assert found["density"] == pytest.approx(sum(map(sum, inside)) / (k * len(fake)))
@@ -233,7 +234,7 @@ def test_prdc_is_that_of_loops():
 
 def test_prdc_of_equals():
     points = np.random.default_rng(0).normal(size=(1200, 2))                       # more than one chunk
-    found = metrics.prdc(points[:600], points[600:])
+    found = distances.prdc(points[:600], points[600:])
     assert found["density"] == pytest.approx(1, abs=0.1)
     assert found["coverage"] == pytest.approx(1 - 0.5 ** 5, abs=0.03)               # eq. 9 of Naeem et al. 2020
 
@@ -243,21 +244,21 @@ def test_prdc_of_equals():
 
 def test_pyramid_takes_images_apart_and_keeps_them_whole():
     images = torch.rand(2, 1, 64, 64)
-    bands = metrics.laplacian_pyramid(images)
+    bands = distances.laplacian_pyramid(images)
     assert [band.shape[-1] for band in bands] == [64, 32, 16]
     whole = bands[-1]
     for band in bands[-2::-1]:
         up = torch.zeros_like(band)
         up[:, :, ::2, ::2] = 4 * whole
-        whole = band + metrics.smooth(up)
+        whole = band + distances.smooth(up)
     torch.testing.assert_close(whole, images)
-    flat = metrics.laplacian_pyramid(torch.full((1, 1, 64, 64), 0.5))
+    flat = distances.laplacian_pyramid(torch.full((1, 1, 64, 64), 0.5))
     assert flat[0][..., 4:-4, 4:-4].abs().max() < 1e-6 and (flat[-1] - 0.5).abs().max() < 1e-6
 
 
 def test_patches_are_cut_out_of_the_image():
     image = torch.arange(20. * 20).view(1, 1, 20, 20)
-    patches = metrics.draw_patches(image, np.random.default_rng(0))
+    patches = distances.draw_patches(image, np.random.default_rng(0))
     assert patches.shape == (1, 128, 49)
     corner = patches[0, :, 0]
     rows, columns = corner // 20, corner % 20
@@ -273,8 +274,8 @@ def test_sliced_wasserstein_in_one_dimension():
     rng = np.random.default_rng
     # Standardised, the uniform is sqrt(3) (2 u - 1) and the coin +-1: the integral of |sqrt(3) v - 1| over v in (0, 1).
     expected = 1 / (2 * math.sqrt(3)) + (math.sqrt(3) - 1) ** 2 / (2 * math.sqrt(3))
-    assert metrics.sliced_wasserstein(uniform, coin, rng(0)) == pytest.approx(expected, rel=1e-3)
-    assert metrics.sliced_wasserstein(uniform, 5 * uniform.flip(0) - 2, rng(0)) == pytest.approx(0, abs=1e-5)
+    assert distances.sliced_wasserstein(uniform, coin, rng(0)) == pytest.approx(expected, rel=1e-3)
+    assert distances.sliced_wasserstein(uniform, 5 * uniform.flip(0) - 2, rng(0)) == pytest.approx(0, abs=1e-5)
 
 
 def test_sliced_wasserstein_sees_an_angle():
@@ -284,26 +285,26 @@ def test_sliced_wasserstein_sees_an_angle():
     mixed = z[0] @ torch.linalg.cholesky(torch.tensor([[1, r], [r, 1]], dtype=torch.float64)).T
     angles = np.linspace(0, np.pi, 1001)
     expected = np.abs(np.sqrt(1 + r * np.sin(2 * angles)) - 1).mean() * math.sqrt(2 / math.pi)
-    assert metrics.sliced_wasserstein(mixed, z[1], rng) == pytest.approx(expected, rel=0.05)
+    assert distances.sliced_wasserstein(mixed, z[1], rng) == pytest.approx(expected, rel=0.05)
 
 
 def test_spectrum_of_a_sinusoid_and_of_noise():
     x = torch.arange(64.) / 64
     wave = 0.5 * torch.cos(2 * math.pi * 8 * x).expand(1, 1, 64, 64)
-    power = metrics.radial_power(wave)
+    power = distances.radial_power(wave)
     assert power.shape == (1, 32) and power.argmax() == 7
     y, x = np.meshgrid(np.fft.fftfreq(64, 1 / 64), np.fft.fftfreq(64, 1 / 64))
     on_ring = (np.rint(np.hypot(x, y)) == 8).sum()
     assert power[0, 7].item() == pytest.approx(0.5 ** 2 / 2 * 64 ** 2 / on_ring, rel=1e-4)
     assert power[0, torch.arange(32) != 7].max() < 1e-9
-    torch.testing.assert_close(metrics.radial_power(wave.mT), power)
+    torch.testing.assert_close(distances.radial_power(wave.mT), power)
     noise = 0.3 * torch.randn(200, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(metrics.radial_power(noise).mean(0), torch.full((16,), 0.09).double(), rtol=0.06, atol=0)
+    torch.testing.assert_close(distances.radial_power(noise).mean(0), torch.full((16,), 0.09).double(), rtol=0.06, atol=0)
 
 
 def test_twice_the_contrast_is_six_decibel():
     noise = torch.randn(50, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    gap = metrics.spectrum_db(metrics.radial_power(noise)) - metrics.spectrum_db(metrics.radial_power(noise / 2))
+    gap = distances.spectrum_db(distances.radial_power(noise)) - distances.spectrum_db(distances.radial_power(noise / 2))
     torch.testing.assert_close(gap, torch.full((16,), 20 * math.log10(2)).double(), atol=1e-3, rtol=0)
 
 
@@ -330,14 +331,14 @@ def ssim_by_windows(a, b, scales):
 def test_ms_ssim_is_that_of_a_loop(side, scales):
     images = brains(2, 0, side)
     for other in (images[1], noisy(images[:1], 20)[0], blurred(images[:1], 2)[0]):
-        a, b = (metrics.as_batch(image[None]) for image in (images[0], other))
-        assert metrics.ms_ssim(a, b).item() == pytest.approx(ssim_by_windows(images[0] / 255, other / 255, scales), abs=1e-4)
+        a, b = (distances.as_batch(image[None]) for image in (images[0], other))
+        assert distances.ms_ssim(a, b).item() == pytest.approx(ssim_by_windows(images[0] / 255, other / 255, scales), abs=1e-4)
 
 
 def test_ms_ssim_of_equals_is_one_and_of_opposites_none():
-    images = metrics.as_batch(brains(4, 0, side=256))
-    torch.testing.assert_close(metrics.ms_ssim(images, images), torch.ones(4))
-    assert metrics.ms_ssim(images, -images).max() < 0.2
+    images = distances.as_batch(brains(4, 0, side=256))
+    torch.testing.assert_close(distances.ms_ssim(images, images), torch.ones(4))
+    assert distances.ms_ssim(images, -images).max() < 0.2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,7 +351,7 @@ def test_share_of_copies(copies):
     taken = rng.permutation(300)[:copies]
     fake[:copies] = noisy(train[taken], 3)
     fake[:copies:2] = fake[:copies:2, :, ::-1]                                      # every other one mirrored
-    found = metrics.memorisation(real, fake, train)
+    found = distances.memorisation(real, fake, train)
     assert found.share == pytest.approx(copies / 100, abs=0.04)
     np.testing.assert_array_equal(found.nearest[:copies], taken)
     assert found.mirrored[:copies:2].all() and not found.mirrored[1:copies:2].any()
@@ -358,12 +359,12 @@ def test_share_of_copies(copies):
 
 def test_blur_is_no_copy():
     train, real = brains(300, 0), brains(200, 1)
-    assert metrics.memorisation(real, blurred(brains(100, 2), 3), train).share <= 0.03
+    assert distances.memorisation(real, blurred(brains(100, 2), 3), train).share <= 0.03
 
 
 def test_nearest_is_that_of_a_loop():
     train, images = brains(80, 0).astype(float), brains(5, 1).astype(float)
-    relative, rows, mirrored = metrics.nearest(images.astype(np.uint8), train.astype(np.uint8), count=7)
+    relative, rows, mirrored = distances.nearest(images.astype(np.uint8), train.astype(np.uint8), count=7)
     for i, image in enumerate(images):
         found = sorted((np.sqrt(((train[j] - shown) ** 2).sum()), j, mirror) for j in range(80)
                        for mirror, shown in ((False, image), (True, image[:, ::-1])))
@@ -374,7 +375,7 @@ def test_nearest_is_that_of_a_loop():
 def test_held_out_slices_have_to_be_held_out():
     train = brains(30, 0)
     with pytest.raises(UserError, match="not in the training set"):
-        metrics.memorisation(train[:10], brains(10, 1), train)
+        distances.memorisation(train[:10], brains(10, 1), train)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
