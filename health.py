@@ -71,14 +71,14 @@ class Probe:
 
 @torch.no_grad()
 def picture_statistics(fake, real):
-    """How generated slices look beside as many real ones, [N, 1, R, R] each: tensor [3] of PICTURE.
+    """How generated slices, as saved, look beside as many real ones, [N, 1, R, R] each: tensor [3] of PICTURE.
 
     diversity: mean standard deviation of a pixel over the batch, as a share of the real ones'. lit: the share of pixels that
-    are not black, likewise. beyond: the share of pixels that are brighter or darker than a picture can hold.
+    are not black, likewise. beyond: the share of pixels far brighter than a picture can hold (darker ones are only black).
     """
-    diversity = fake.std(0).mean() / real.std(0).mean().clamp(min=1e-6)
+    diversity = fake.clamp(-1, 1).std(0).mean() / real.std(0).mean().clamp(min=1e-6)
     lit = (fake > -0.9).float().mean() / (real > -0.9).float().mean().clamp(min=1e-6)
-    return torch.stack([diversity, lit, (fake.abs() > 1.25).float().mean()])
+    return torch.stack([diversity, lit, (fake > 1.25).float().mean()])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,8 +89,8 @@ SIGNS = {           # {name: (is it there, from a row or an evaluation by column
                             "its pictures are nearly one picture ({diversity:.2f} of the real spread); a lower --lr or a "
                             "higher --lambda_gp may help, from a new run"),
     "generator black": (lambda row: row["lit"] < 0.1, "its pictures are nearly empty ({lit:.2f} of the real lit area)"),
-    "generator saturated": (lambda row: row["beyond"] > 0.25, "{beyond:.0%} of its pixels are brighter than white or darker "
-                                                              "than black; a lower --lr may help"),
+    "generator saturated": (lambda row: row["beyond"] > 0.25, "{beyond:.0%} of its pixels are far brighter than white; a "
+                                                              "lower --lr may help"),
     "critic won": (lambda row: row["separation"] > 0.999 and row["images"] > 20_000,
                    "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help"),
     "critic overfits": (lambda row: row["overfitting"] > 0.5,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from augment import MODES, Strength, augment, separation
 from dataset import CLASSES, Slices, batches, find_splits, steps_per_epoch
 from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
-from losses import GP_EVERY, LAMBDA_GP, LOSSES, PathLength, critic_loss, generator_loss, gradient_penalty, mixed_styles
+from losses import GP_EVERY, LAMBDA_GP, LOSSES, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 from run import Run, check_same_run, set_aside
 from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, random_stream, run_cli
@@ -84,7 +84,8 @@ class Training:
         """
         args, critic, strength, rng, dtype = self.args, self.critic, self.strength, self.rng, self.dtype
         z = torch.randn(len(real), Z_DIM, device=real.device, generator=rng)
-        fake, _ = self.generate(z, labels, args.style_mixing, dtype)
+        made, _ = self.generate(z, labels, args.style_mixing, dtype)
+        fake = bounded(made) if args.bounded else made
 
         critic.requires_grad_(True)
         shown_real, shown_fake = augment(real, strength.p, rng), augment(fake.detach(), strength.p, rng)
@@ -111,7 +112,7 @@ class Training:
 
         update_average(self.averaged, self.model, (k + 1) * len(real), len(real), 1000 * args.ema_kimg)
         if self.probe.active:
-            term |= dict(zip(PICTURE, picture_statistics(fake, real)))
+            term |= dict(zip(PICTURE, picture_statistics(made, real)))
         return term
 
 
@@ -305,11 +306,13 @@ def parse_args(argv=None):
     parser.add_argument("--lr_decay", type=number(float, 0, 1), default=0.,
                         help="share of the run, at its end, in which both rates fall to 0; the end is that of --epochs or "
                              "--max_minutes, whichever is nearer")
-    parser.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="what the networks minimise (see losses.py)")
+    parser.add_argument("--loss", choices=LOSSES, default=LOSSES[0],
+                        help="what the networks minimise; relativistic did better in the same time (README, Results)")
     parser.add_argument("--lambda_gp", type=number(float, 0), help="weight of the gradient penalty (default: "
                         + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items()) + ")")
     parser.add_argument("--gp_every", type=number(int, 1), help="steps from one gradient penalty, then weighted as many times, "
                         "to the next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
+    parser.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture can hold, as real ones are")
     parser.add_argument("--augment", choices=MODES, default="none",
                         help="what the critic sees: ada augments as much as it separates real from generated slices")
     parser.add_argument("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")

@@ -101,8 +101,10 @@ def test_picture_statistics_in_closed_form():
     half[:, :, 2:] = -1
     np.testing.assert_allclose(picture_statistics(half, real), [0.5, 0.5, 0], atol=1e-6)
     beyond = real.clone()
-    beyond[0, 0, 4], beyond[1, 0, 5, :5], beyond[1, 0, 6] = 1.3, -1.3, 1.2              # 10 + 5 of 200; 1.2 is within
-    assert picture_statistics(beyond, real)[2].item() == pytest.approx(15 / 200)
+    beyond[0, 0, 4], beyond[1, 0, 5], beyond[1, 0, 6] = 1.3, -1.3, 1.2                  # 10 of 200; 1.2 is within
+    assert picture_statistics(beyond, real)[2].item() == pytest.approx(10 / 200)
+    deep = torch.where(real < -0.9, real - torch.rand_like(real), real)                 # blacker than black: saved as black
+    np.testing.assert_allclose(picture_statistics(deep, real), [1, 1, 0], atol=1e-6)
     assert picture_statistics(real, torch.full_like(real, -1)).isfinite().all()         # real slices that are all black
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from losses import DRIFT, LOSSES, PathLength, critic_loss, generator_loss, gradient_penalty, mixed_styles
+from losses import DRIFT, LOSSES, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 
 REAL, FAKE = (2., -1., 0.5), (-3., 0.25, 1.)
@@ -47,6 +47,33 @@ def small_networks(labelled=False):
     critic = Discriminator(16, 64, 4, num_classes=2 if labelled else 0).double()
     return (model, critic, torch.randn(4, 1, 16, 16, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64),
             torch.tensor([0, 1, 1, 0]) if labelled else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures as they are saved
+
+def test_bounded_clips_and_lets_only_gradients_that_lead_back_inside_pass():
+    images = torch.tensor([-1.5, -1.5, -1., -1., -0.3, 0.7, 1., 1., 2., 2.], requires_grad=True)
+    weight = torch.tensor([3., -3., 3., -3., 3., -3., 3., -3., 3., -3.])      # descending moves an image against it
+    shown = bounded(images)
+    torch.testing.assert_close(shown, torch.tensor([-1., -1., -1., -1., -0.3, 0.7, 1., 1., 1., 1.]))
+    (weight * shown).sum().backward()
+    torch.testing.assert_close(images.grad, torch.tensor([0., -3., 0., -3., 3., -3., 3., 0., 3., 0.]))
+
+
+def test_bounded_never_traps_an_image_outside():
+    target = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    images = (-3 * target).requires_grad_()
+    for _ in range(200):
+        gradient, = torch.autograd.grad((bounded(images) - target).square().sum(), images)
+        images = (images - 0.1 * gradient).detach().requires_grad_()
+    torch.testing.assert_close(images.detach().clamp(-1, 1), target)
+
+
+def test_bounded_leaves_gradients_inside_exact_and_of_second_order():
+    images = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: bounded(x).pow(3), images)
+    assert torch.autograd.gradgradcheck(lambda x: bounded(x).pow(3), images)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
