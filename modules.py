@@ -16,6 +16,7 @@ from torch import nn
 
 SLOPE = 0.2                                     # of the leaky ReLU, everywhere
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE ** 2))     # keeps a unit-variance input at unit mean square
+NOISE, NOISE_LR = 0.25, 0.1                     # noise inputs: strength at the start (a signal's is 1), relative learning rate
 
 
 def channels_at(resolution, channel_base=8192, channel_max=256):
@@ -201,26 +202,29 @@ class ModulatedConv2d(nn.Module):
 class StyleBlock(nn.Module):
     """Modulated convolution, noise with a learned strength, bias, leaky ReLU (K20, figure 2d).
 
+    Every channel has a noise strength of its own, as in Karras et al. 2019 (section 2). They start above 0 and learn slowly.
+    K20's one strength for all channels, from 0, stays there in short runs, and every fold of the cortex in its place: w acts
+    alike all over a slice, so only noise can move one fold and not another.
     noise: "random" draws it anew from `rng` (None: PyTorch's global generator), "fixed" takes the same for every image and
     call (it is not a weight: each block seeds its own), "none" leaves it out.
     """
     def __init__(self, in_channels, out_channels, resolution, w_dim, up=False):
         super().__init__()
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, w_dim, up, gain=RELU_GAIN)
-        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.noise_strength = nn.Parameter(torch.full([out_channels, 1, 1], NOISE / NOISE_LR))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         seeded = torch.Generator().manual_seed(2 * resolution + up)
         self.register_buffer("fixed_noise", torch.randn(1, 1, resolution, resolution, generator=seeded), persistent=False)
 
     def forward(self, x, w, noise="random", rng=None):
         x = self.conv(x, w) + self.bias[:, None, None].to(x.dtype)
-        if noise == "random":
-            drawn = torch.randn(len(x), 1, *x.shape[2:], device=x.device, generator=rng)
-            x = x + (self.noise_strength * drawn).to(x.dtype)
-        elif noise == "fixed":
-            x = x + (self.noise_strength * self.fixed_noise).to(x.dtype)
-        elif noise != "none":
+        if noise not in ("random", "fixed", "none"):
             raise ValueError(f'noise must be "random", "fixed" or "none", not {noise!r}')
+        if noise != "none":
+            drawn = self.fixed_noise
+            if noise == "random":
+                drawn = torch.randn(len(x), 1, *x.shape[2:], device=x.device, generator=rng)
+            x = x + (NOISE_LR * self.noise_strength * drawn).to(x.dtype)
         return F.leaky_relu(x, SLOPE)
 
 
