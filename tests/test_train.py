@@ -75,7 +75,7 @@ def training(*flags, dtype=torch.float32):
                                                ("logistic", 4, 3)])
 def test_a_step_is_the_algorithm(kind, gp_every, k):
     ours, network = training("--loss", kind, "--gp_every", gp_every, "--lambda_gp", 3, "--lr", 0.004, "--lr_critic", 0.001,
-                             "--style_mixing", 0, "--path_length", 0, "--augment", "none")
+                             "--style_mixing", 0, "--path_length", 0, "--augment", "none", "--bounded", False)
     model, critic = train.build_networks(network)
     model.load_state_dict(ours.model.state_dict())
     critic.load_state_dict(ours.critic.state_dict())
@@ -153,6 +153,19 @@ def test_bfloat16_activations_leave_the_penalty_exact(monkeypatch, kind):
     monkeypatch.setattr(train, "gradient_penalty", compare)
     ours.step(0, torch.randn(4, 1, 32, 32), None)
     assert len(checked) > 10
+
+
+@pytest.mark.parametrize("flag", ["True", "False"])
+def test_critic_sees_generated_slices_as_they_are_saved(flag):
+    ours, _ = training("--bounded", flag, "--loss", "relativistic")
+    seen = []
+    ours.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        ours.model["generator"].blocks[-1].image_bias.fill_(2)                          # too bright by far
+    ours.step(0, torch.zeros(4, 1, 32, 32), None)
+    generated = [images for images in seen if images.any()]
+    assert len(generated) == 3                                          # the critic's step, its penalty, the generator's step
+    assert all(((images.abs() <= 1).all() and (images == 1).any()) == (flag == "True") for images in generated)
 
 
 def test_average_has_its_half_life():
