@@ -203,8 +203,8 @@ class StyleBlock(nn.Module):
     """Modulated convolution, noise with a learned strength, bias, leaky ReLU (K20, figure 2d).
 
     Every channel has a noise strength of its own, as in Karras et al. 2019 (section 2). They start above 0 and learn slowly.
-    K20's one strength for all channels, from 0, stays there in short runs, and every fold of the cortex in its place: w acts
-    alike all over a slice, so only noise can move one fold and not another.
+    K20's one strength for all channels, from 0, stayed near it in short runs, and every fold of the cortex in its place: w
+    acts alike all over a slice, noise differs from place to place.
     noise: "random" draws it anew from `rng` (None: PyTorch's global generator), "fixed" takes the same for every image and
     call (it is not a weight: each block seeds its own), "none" leaves it out.
     """

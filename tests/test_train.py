@@ -21,7 +21,7 @@ import health
 import train
 from augment import Strength
 from conftest import ROOT, TINY, checkpoint, read_table, start
-from losses import LOSSES, critic_loss, generator_loss, gradient_penalty
+from losses import LOSSES, bounded, critic_loss, generator_loss, gradient_penalty
 from utils import UserError, random_stream
 
 BLOCKS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8",
@@ -75,14 +75,14 @@ def training(*flags, dtype=torch.float32):
                                                ("logistic", 4, 3)])
 def test_a_step_is_the_algorithm(kind, gp_every, k):
     ours, network = training("--loss", kind, "--gp_every", gp_every, "--lambda_gp", 3, "--lr", 0.004, "--lr_critic", 0.001,
-                             "--style_mixing", 0, "--path_length", 0, "--augment", "none", "--bounded", False)
+                             "--style_mixing", 0, "--path_length", 0, "--augment", "none")
     model, critic = train.build_networks(network)
     model.load_state_dict(ours.model.state_dict())
     critic.load_state_dict(ours.critic.state_dict())
     rng, real = random_stream("training", 0), torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(5))
     term = ours.step(k, real, None)
 
-    fake = model["generator"](model["mapping"](torch.randn(4, 256, generator=rng)), rng=rng)
+    fake = bounded(model["generator"](model["mapping"](torch.randn(4, 256, generator=rng)), rng=rng))
     scores = critic(real), critic(fake.detach())
     loss = critic_loss(kind, *scores)
     assert term["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
