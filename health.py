@@ -27,7 +27,7 @@ class Probe:
     """Notes what every block puts out, by forward hooks, while `watching(True)` is entered; costs nothing otherwise.
 
     noted: {"w", "generator 4" ... "generator R", "image", "critic R" ... "critic 8", "score": tensor [4] of STATISTICS}, of the
-    first call after entering: generated slices in the generator, real ones in the critic.
+    first call after entering: generated slices in the generator, real and generated ones in the critic.
     """
     def __init__(self, model, critic):
         self.noted, self.active = {}, False

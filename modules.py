@@ -48,20 +48,24 @@ class _Filter(torch.autograd.Function):
         stride, padding = ctx.geometry
         if stride == 1:                         # the kernel is symmetric
             return _Filter.apply(grad, 1, 3 - padding), None, None
-        return _FilterTransposed.apply(grad, stride, padding), None, None
+        return _Spread.apply(grad), None, None                                          # stride 2, padding 1
 
 
-class _FilterTransposed(torch.autograd.Function):
+class _Spread(torch.autograd.Function):
+    """The transpose of `_Filter` with stride 2 and padding 1: zeros between the pixels, then the filter.
+
+    That is bilinear doubling, over 4, but for the edge: there bilinear doubling repeats the last pixel, the filter meets zeros.
+    """
     @staticmethod
-    def forward(ctx, x, stride, padding):
-        ctx.geometry = stride, padding
-        wide = x.float() if x.dtype == torch.bfloat16 else x        # a CPU has no fast kernel for this one in bfloat16
-        kernel = _kernel(x.shape[1], wide.dtype, x.device)
-        return F.conv_transpose2d(wide, kernel, stride=stride, padding=padding, groups=x.shape[1]).to(x.dtype)
+    def forward(ctx, x):
+        y = F.interpolate(x / 4, scale_factor=2, mode="bilinear")
+        for edge in (y[:, :, 0], y[:, :, -1], y[:, :, :, 0], y[:, :, :, -1]):
+            edge.mul_(0.75)
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        return _Filter.apply(grad, *ctx.geometry), None, None
+        return _Filter.apply(grad, 2, 1)
 
 
 def blur(x, padding):
@@ -76,7 +80,7 @@ def downsample(x):
 
 def upsample(x):
     """Insert zeros and filter: [N, C, H, W] -> [N, C, 2H, 2W], same mean; zeros beyond the edge."""
-    return _FilterTransposed.apply(4 * x, 2, 1)
+    return _Spread.apply(4 * x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,6 +121,8 @@ class Conv2d(nn.Module):
             x, padding = blur(x, padding + 1), 0
         weight = (self.weight * self.weight_gain).to(x.dtype)
         bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
+        if weight.shape[-1] == 1:                                                       # a matrix product of channels
+            return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         return F.conv2d(x, weight, bias, self.stride, padding)
 
 
@@ -217,15 +223,24 @@ class StyleBlock(nn.Module):
         self.register_buffer("fixed_noise", torch.randn(1, 1, resolution, resolution, generator=seeded), persistent=False)
 
     def forward(self, x, w, noise="random", rng=None):
-        x = self.conv(x, w) + self.bias[:, None, None].to(x.dtype)
         if noise not in ("random", "fixed", "none"):
             raise ValueError(f'noise must be "random", "fixed" or "none", not {noise!r}')
+        x = self.conv(x, w)                                                             # [N, C, H, W]
+        n, c, height, width = x.shape
+        maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]       # the bias: a map of ones
+        if noise == "random":
+            maps.append(torch.randn(n, 1, height, width, device=x.device, generator=rng).to(x.dtype))
+        elif noise == "fixed":
+            maps.append(self.fixed_noise.expand(n, 1, height, width).to(x.dtype))
         if noise != "none":
-            drawn = self.fixed_noise
-            if noise == "random":
-                drawn = torch.randn(len(x), 1, *x.shape[2:], device=x.device, generator=rng)
-            x = x + (NOISE_LR * self.noise_strength * drawn).to(x.dtype)
-        return F.leaky_relu(x, SLOPE)
+            strengths.append(NOISE_LR * self.noise_strength[:, 0])
+        # One pass over x, as a matrix product. Added to bfloat16 in channels-last order, a [C, 1, 1] bias alone would take a
+        # CPU four times as long as the convolution.
+        pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
+        maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)                            # [N, H W, 2]
+        strengths = torch.cat(strengths, 1).T.to(x.dtype).expand(n, -1, -1)             # [N, 2, C]
+        pixels = F.leaky_relu_(torch.baddbmm(pixels, maps, strengths), SLOPE)
+        return pixels.reshape(n, height, width, c).permute(0, 3, 1, 2)
 
 
 class GeneratorBlock(nn.Module):
@@ -298,8 +313,8 @@ class ResidualBlock(nn.Module):
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, gain=math.sqrt(0.5))
 
     def forward(self, x):
-        y = F.leaky_relu(self.conv1(x), SLOPE)
-        y = F.leaky_relu(self.conv2(y), SLOPE)
+        y = F.leaky_relu_(self.conv1(x), SLOPE)
+        y = F.leaky_relu_(self.conv2(y), SLOPE)
         return y + self.skip(downsample(x))
 
 
@@ -311,7 +326,7 @@ def minibatch_std(x, group_size=4):
     n, c, h, w = x.shape
     group = next(g for g in range(min(group_size, n), 0, -1) if n % g == 0)
     spread = x.reshape(group, n // group, c, h, w)                                      # images n / group apart together
-    spread = (spread.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))              # [n / group]
+    spread = ((spread - spread.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))       # [n / group]
     return torch.cat([x, spread.repeat(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
@@ -320,7 +335,8 @@ class Discriminator(nn.Module):
 
     Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer, a linear score. Labels enter by
     projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3). dtype: of the
-    activations down to 4x4 (None: that of the images).
+    activations down to 4x4 (None: that of the images). parts: equal parts of the batch, such as real and generated slices,
+    of which none is to meet another in the minibatch standard deviation.
     """
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
         super().__init__()
@@ -334,12 +350,13 @@ class Discriminator(nn.Module):
         self.score = Linear(last, 1)
         self.embedding = nn.Embedding(num_classes, last) if num_classes else None
 
-    def forward(self, images, labels=None, dtype=None):
+    def forward(self, images, labels=None, dtype=None, parts=1):
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(x, SLOPE)
+        x = F.leaky_relu_(x, SLOPE)
         for block in self.blocks:
             x = block(x)
-        x = F.leaky_relu(self.conv(minibatch_std(x.to(images.dtype))), SLOPE)
+        x = torch.cat([minibatch_std(part) for part in x.to(images.dtype).chunk(parts)])
+        x = F.leaky_relu(self.conv(x), SLOPE)
         x = F.leaky_relu(self.linear(x.flatten(1)), SLOPE)
         score = self.score(x)[:, 0]
         if self.embedding is not None:

@@ -26,6 +26,7 @@ from run import Run, check_same_run, set_aside
 from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
+THIN = "--resolution 64 --channel_base 1024 --channel_max 64 --loss relativistic --batch_size 16 --lr 4e-3 --lr_decay 0.5"
 BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
 EMA_RAMP = 0.05                 # the average's half-life is at most this share of the images so far: the start is forgotten
 PATH_EVERY = 8                  # steps from one path length penalty to the next, on half a batch
@@ -89,7 +90,8 @@ class Training:
 
         critic.requires_grad_(True)
         shown_real, shown_fake = augment(real, strength.p, rng), augment(fake.detach(), strength.p, rng)
-        score_real, score_fake = critic(shown_real, labels, dtype), critic(shown_fake, labels, dtype)
+        both = None if labels is None else labels.repeat(2)
+        score_real, score_fake = critic(torch.cat([shown_real, shown_fake]), both, dtype, parts=2).chunk(2)
         loss = critic_loss(args.loss, score_real, score_fake)
         term = {"critic_loss": loss, "wasserstein": score_real.mean() - score_fake.mean(),
                 "separation": separation(score_real, score_fake)}
@@ -427,6 +429,8 @@ def main(argv=None):
     old = os.path.exists(os.path.join(folder, "checkpoint.pt"))
     if old and args.resume:
         check_same_run(folder, config)
+    if device.type == "cpu" and args.resolution > 64:
+        print(f"note: without a GPU this takes long; {THIN} learns in minutes", file=sys.stderr)
     if args.dry_run:
         print_plan(args, slices, test, folder, config, device, dtype)
         return 0
