@@ -1,6 +1,7 @@
 """What every script here shares: flags, one-line errors, devices, files that are never half written."""
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import os
 import signal
@@ -131,8 +132,23 @@ def pick_device(name):
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True      # every batch has one shape: worth looking for the fastest kernel
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
     torch.set_flush_denormal(True)                 # on a CPU, denormal numbers cost up to a hundred times the others
     return device
+
+
+def keep_freed_memory():
+    """Have glibc keep what is freed for the next allocation, instead of giving it back to the system; elsewhere do nothing.
+
+    It hands back every block from 32 MiB on, and training asks for the next such block at once, page by page: a sixth of a
+    step at 256x256 went into that.
+    """
+    mmap_max, trim_threshold = -4, -1               # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):       # musl, macOS, Windows
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2 ** 31 - 1)
 
 
 def pick_dtype(precision, device):

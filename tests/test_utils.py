@@ -1,6 +1,7 @@
 """Flags, errors and files that are never half written."""
 import argparse
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -92,3 +93,16 @@ def test_random_streams_repeat_by_purpose_and_seed_alone():
     assert torch.equal(draw("latents", 0), draw("latents", 0))
     streams = torch.stack([weights, draw("latents", 0), draw("latents", 1), draw("noise", 0)])
     assert (torch.corrcoef(streams) - torch.eye(4)).abs().max() < 0.15
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    code = ("import resource, torch, utils\n"
+            "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "def allocate():\n"
+            "    before = faults()\n"
+            "    for _ in range(5): torch.ones(2 ** 24)\n"                     # 64 MiB: 16384 pages each time
+            "    return faults() - before\n"
+            "before = allocate(); utils.pick_device('cpu'); allocate(); print(before, allocate())")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[1]) < int(out[0]) / 20 or int(out[0]) < 500            # huge pages may leave nothing to save
