@@ -26,7 +26,7 @@ from run import Run, check_same_run, set_aside
 from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
-THIN = "--resolution 64 --channel_base 1024 --channel_max 64 --loss relativistic --batch_size 16 --lr 4e-3 --lr_decay 0.5"
+THIN = "--resolution 64 --channel_base 1024 --channel_max 64 --loss relativistic --batch_size 16 --lr 4e-3"
 BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
 EMA_RAMP = 0.05                 # the average's half-life is at most this share of the images so far: the start is forgotten
 PATH_EVERY = 8                  # steps from one path length penalty to the next, on half a batch
