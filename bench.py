@@ -162,7 +162,7 @@ def in_turn(steps, real, rounds, length, device):
 
 
 def rate(work, count, device, calls=10):
-    """A second's share of work() calls, of `count` things each: from the median of `calls`, after two that do not count."""
+    """Things a second, where a call of work() makes `count`: from the median of `calls` calls, after two that do not count."""
     durations = []
     for _ in range(2 + calls):
         begun = now(device)
@@ -204,6 +204,7 @@ def count_gflop(step, real, steps):
 
 @torch.no_grad()
 def draw(side, n):
+    """uint8 [n, R, R], generated with random latents."""
     return to_uint8(side.generate(n))
 
 

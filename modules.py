@@ -234,8 +234,8 @@ class StyleBlock(nn.Module):
             maps.append(self.fixed_noise.expand(n, 1, height, width).to(x.dtype))
         if noise != "none":
             strengths.append(NOISE_LR * self.noise_strength[:, 0])
-        # One pass over x, as a matrix product. Added to bfloat16 in channels-last order, a [C, 1, 1] bias alone would take a
-        # CPU four times as long as the convolution.
+        # One pass over x, as a matrix product: few channels last, a [C, 1, 1] bias is slow to add in bfloat16 on a CPU (16
+        # channels at 64x64: four times as long as the convolution).
         pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
         maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)                            # [N, H W, 2]
         strengths = torch.cat(strengths, 1).T.to(x.dtype).expand(n, -1, -1)             # [N, 2, C]

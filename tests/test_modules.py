@@ -246,6 +246,15 @@ def test_noise_has_the_learned_strength():
     torch.testing.assert_close(y, y[:, :1] * torch.tensor([1, 0.5, 0, -1])[:, None, None])      # one map for all channels
 
 
+def test_parts_of_a_batch_are_scored_as_if_alone():
+    critic, images = Discriminator(32, 128, 8, num_classes=2).double(), torch.randn(12, 1, 32, 32, dtype=torch.float64)
+    torch.nn.init.normal_(critic.embedding.weight)
+    labels = torch.tensor([0, 1, 1, 0, 1, 0])
+    alone = torch.cat([critic(part, labels) for part in images.chunk(2)])
+    torch.testing.assert_close(critic(images, labels.repeat(2), parts=2), alone)
+    assert not torch.allclose(critic(images, labels.repeat(2)), alone)              # groups then span both parts
+
+
 def test_labels_change_image_and_score():
     mapping, critic = MappingNetwork(16, 8, num_classes=2).eval(), Discriminator(32, 256, 8, num_classes=2)
     generator, z = Generator(32, 256, 8, 8), torch.randn(3, 16)
