@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 import figures
 from dataset import CLASSES, RESOLUTIONS, Slices, to_float, to_uint8
+from shares import draw
 from utils import ArgumentParser, make_folder, number, run_cli
 
 OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"     # in this order
@@ -78,7 +79,7 @@ def tone(v, brightness, contrast, gamma):
 
 def add_noise(v, sigma, rng=None):
     """Add N(0, sigma^2) to every pixel; sigma [N]."""
-    return v + sigma[:, None, None, None] * torch.randn(v.shape, device=v.device, generator=rng)
+    return v + sigma[:, None, None, None] * draw(torch.randn, v.shape, v.device, rng)
 
 
 def cut_out(v, centre, side):
@@ -100,10 +101,10 @@ def augment(images, p, rng=None, operations=OPERATIONS):
     if isinstance(p, (int, float)) and p == 0:
         return images
     n, size = len(images), images.shape[-1]
-    chance = torch.rand(len(OPERATIONS), n, device=images.device, generator=rng)
-    uniform = torch.rand(9, n, device=images.device, generator=rng)
+    chance = draw(torch.rand, (n, len(OPERATIONS)), images.device, rng).T
+    uniform = draw(torch.rand, (n, 9), images.device, rng).T
     wide = 2 * uniform[3:] - 1                                                          # in [-1, 1)
-    normal = torch.randn(5, n, device=images.device, generator=rng)
+    normal = draw(torch.randn, (n, 5), images.device, rng).T
     on = {name: (row < p if name in operations else row < 0).float() for name, row in zip(OPERATIONS, chance)}  # [N], 0 or 1
 
     mirror = 1 - 2 * on["flip"] * (uniform[0] < 0.5)
@@ -122,14 +123,14 @@ def augment(images, p, rng=None, operations=OPERATIONS):
 
 @torch.no_grad()
 def separation(score_real, score_fake):
-    """How far the critic tells real from generated: the mean of sign(real_i - fake_j) over all pairs; [N], [M] -> tensor [].
+    """How far the critic tells real from generated: the mean of sign(real_i - fake_i); [N], [N] -> tensor [].
 
-    0: not at all; 1: every real slice scores above every generated one. It is 2 AUC - 1. K20a's heuristic is r_t =
+    0: not at all; 1: every real slice scores above a generated one. Its mean is 2 AUC - 1. K20a's heuristic is r_t =
     E[sign(D(real))], which needs a critic whose 0 means undecided. A Wasserstein critic's scores have no zero, since its
     loss stays the same when all of them move, so here the generated slices take the place of 0. Like r_t it is 0 when the
     critic cannot tell and near 1 when it has overfitted; but also, more than r_t, when the generator is just poor.
     """
-    return (score_real[:, None] - score_fake).sign().mean()
+    return (score_real - score_fake).sign().mean()
 
 
 class Strength:

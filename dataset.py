@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from shares import share_of
 from utils import ArgumentParser, UserError, atomic_path, make_folder, number, run_cli
 
 CLASSES = ("AD", "NC")                                      # label 0, label 1
@@ -320,13 +321,14 @@ def schedule(num_slices, batch_size, seed, start_step=0):
         start_step = (epoch + 1) * steps
 
 
-def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=None):
+def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=None, shares=1, which=0):
     """Endless iterator of (images float32 [N, 1, R, R] in [-1, 1], labels int64 [N]), both on `device`.
 
     Every pass takes the slices in a new order; `flip` mirrors each left-right with probability 0.5. Batch k is the same
-    whether counted from 0 or begun at `start_step=k`. `resident`: keep all pixels on the device; None: if it is CUDA
-    and they fill at most a third of its free memory. What a batch needs from the host, a background thread makes ready
-    one batch ahead, in pinned memory for CUDA, so that no copy ever waits; closing the iterator ends the thread.
+    whether counted from 0 or begun at `start_step=k`. With `shares`, only share number `which` of every batch is read and
+    given (`shares.share_of`). `resident`: keep all pixels on the device; None: if it is CUDA and they fill at most a third of
+    its free memory. What a batch needs from the host, a background thread makes ready one batch ahead, in pinned memory for
+    CUDA, so that no copy ever waits; closing the iterator ends the thread.
     """
     device = torch.device(device)
     pixel_bytes = len(slices) * slices.resolution ** 2
@@ -340,7 +342,7 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
     plan = schedule(len(slices), batch_size, seed, start_step)
 
     def prepare():
-        indices, mirrored = next(plan)
+        indices, mirrored = (share_of(drawn, shares, which) for drawn in next(plan))
         needed = (indices, mirrored) if resident else (slices[indices], slices.labels[indices], mirrored)
         needed = [torch.from_numpy(array) for array in needed]
         return [tensor.pin_memory() for tensor in needed] if device.type == "cuda" else needed

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shares import draw
+
 DRIFT = 1e-3                    # weight of critic(real)^2 in wgan-gp, which has no other hold on the scores' level
 LAMBDA_GP = {"wgan-gp": 10., "logistic": 5., "relativistic": 5.}        # weight of the penalty unless --lambda_gp says,
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}             # steps between two unless --gp_every does (README)
@@ -67,7 +69,7 @@ def gradient_penalty(kind, critic, real, fake, labels=None, rng=None):
     are 0-dim, the first differentiable by the critic's weights. Under wgan-gp the norm wants to be 1, else small.
     """
     if kind == "wgan-gp":
-        mix = torch.rand(len(real), 1, 1, 1, device=real.device, generator=rng).to(real.dtype)
+        mix = draw(torch.rand, (len(real), 1, 1, 1), real.device, rng).to(real.dtype)
         norm = _gradient_norm(critic, torch.lerp(real, fake, mix), labels)
         return (norm - 1).square().mean(), norm.mean()
     norm = _gradient_norm(critic, real, labels)
@@ -87,8 +89,9 @@ def _gradient_norm(critic, images, labels):
 class PathLength(nn.Module):
     """Path length regularisation (Karras et al. 2020, eq. 4): E[(|J^T y| - a)^2] with its running mean a as a buffer.
 
-    Called with images [N, 1, R, R] and the ws [N, num_ws, w_dim] that they were made from, with a graph between them; gives a
-    0-dim penalty. y is Gaussian noise over the pixels, so |J^T y| says how far an image moves when w does; a follows its mean.
+    Called with images [N, 1, R, R] and the ws [N, num_ws, w_dim] that they were made from, with a graph between them; gives
+    the penalty and the mean of |J^T y|, 0-dim. y is Gaussian noise over the pixels, so |J^T y| says how far an image moves
+    when w does; a follows its mean when that is given to `track`.
     """
     def __init__(self, decay=0.01):
         super().__init__()
@@ -96,12 +99,13 @@ class PathLength(nn.Module):
         self.decay = decay
 
     def forward(self, images, ws, rng=None):
-        noise = torch.randn(images.shape, device=images.device, generator=rng) / math.sqrt(images[0].numel())
+        noise = draw(torch.randn, images.shape, images.device, rng) / math.sqrt(images[0].numel())
         gradient, = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
         length = (gradient.square().sum(2).mean(1) + 1e-20).sqrt()                      # [N]
-        mean = length.mean().detach()
-        self.mean.lerp_(torch.where(mean.isfinite(), mean, self.mean), self.decay)      # one bad step spoils only itself
-        return (length - self.mean).square().mean()
+        return (length - self.mean).square().mean(), length.mean().detach()
+
+    def track(self, length):
+        self.mean.lerp_(torch.where(length.isfinite(), length, self.mean), self.decay)  # one bad step spoils only itself
 
 
 def mixed_styles(mapping, z, labels, num_ws, share, rng=None):
@@ -112,8 +116,8 @@ def mixed_styles(mapping, z, labels, num_ws, share, rng=None):
     first = mapping(z, labels)[:, None].expand(-1, num_ws, -1)
     if share == 0:
         return first
-    second = mapping(torch.randn(z.shape, device=z.device, generator=rng), labels)[:, None]
-    draw = torch.rand(2, len(z), 1, 1, device=z.device, generator=rng)
-    crossover = torch.where(draw[0] < share, 1 + (draw[1] * (num_ws - 1)).floor(), num_ws)
+    second = mapping(draw(torch.randn, z.shape, z.device, rng), labels)[:, None]
+    chance, place = draw(torch.rand, (len(z), 2, 1, 1), z.device, rng).unbind(1)
+    crossover = torch.where(chance < share, 1 + (place * (num_ws - 1)).floor(), num_ws)
     layer = torch.arange(num_ws, device=z.device)[:, None]
     return torch.where(layer < crossover, first, second)

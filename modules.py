@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shares import GROUP, draw
+
 SLOPE = 0.2                                     # of the leaky ReLU, everywhere
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE ** 2))     # keeps a unit-variance input at unit mean square
 NOISE, NOISE_LR = 0.25, 0.1                     # noise inputs: strength at the start (a signal's is 1), relative learning rate
@@ -133,8 +135,8 @@ class MappingNetwork(nn.Module):
     """z [N, z_dim] ~ N(0, 1), labels [N] int64 in [0, num_classes) -> w [N, w_dim].
 
     z is scaled to unit mean square; with num_classes > 0 a learned embedding of the label, scaled alike, stands beside it.
-    Eight layers at a hundredth of the learning rate (Karras et al. 2019, arXiv:1812.04948). In training mode it tracks the
-    mean of w, one row a class (one row in all without classes), for truncation.
+    Eight layers at a hundredth of the learning rate (Karras et al. 2019, arXiv:1812.04948). `track` follows the mean of w, one
+    row a class (one row in all without classes), for truncation.
     """
     def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=8, lr_multiplier=0.01, mean_beta=0.995):
         super().__init__()
@@ -151,17 +153,21 @@ class MappingNetwork(nn.Module):
             x = torch.cat([x, _unit(self.embedding(labels))], dim=1)
         for layer in self.layers:
             x = F.leaky_relu(layer(x), SLOPE)
-        if self.training:
-            self._track(x.detach(), labels)
         return x
 
     @torch.no_grad()
-    def _track(self, w, labels):
+    def sums(self, w, labels=None):
+        """What `track` needs of w [N, w_dim]: their sum and number, a row a class, [classes, w_dim + 1]."""
         rows = torch.zeros(len(w), dtype=torch.long, device=w.device) if self.embedding is None else labels
         member = F.one_hot(rows, len(self.w_mean)).to(self.w_mean)                      # [N, classes]
-        count = member.sum(0)[:, None]
-        mean = member.T @ w.to(self.w_mean) / count.clamp(min=1)
-        self.w_mean += (1 - self.mean_beta) * (count > 0) * (mean - self.w_mean)
+        return member.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.)
+
+    @torch.no_grad()
+    def track(self, sums):
+        """Move w_mean towards the means that `sums`, or a multiple of it, holds."""
+        total, count = sums[:, :-1], sums[:, -1:]
+        mean = torch.where(count > 0, total / count, self.w_mean)
+        self.w_mean.lerp_(mean, 1 - self.mean_beta)
 
     def truncate(self, w, psi, labels=None):
         """Draw w [N, w_dim] towards the tracked mean (of its class): w_mean + psi (w - w_mean). psi = 1 changes nothing."""
@@ -229,7 +235,7 @@ class StyleBlock(nn.Module):
         n, c, height, width = x.shape
         maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]       # the bias: a map of ones
         if noise == "random":
-            maps.append(torch.randn(n, 1, height, width, device=x.device, generator=rng).to(x.dtype))
+            maps.append(draw(torch.randn, (n, 1, height, width), x.device, rng).to(x.dtype))
         elif noise == "fixed":
             maps.append(self.fixed_noise.expand(n, 1, height, width).to(x.dtype))
         if noise != "none":
@@ -318,7 +324,7 @@ class ResidualBlock(nn.Module):
         return y + self.skip(downsample(x))
 
 
-def minibatch_std(x, group_size=4):
+def minibatch_std(x, group_size=GROUP):
     """Append one map with the mean standard deviation over groups of images (K18, section 3): [N, C, ...] -> [N, C+1, ...].
 
     A batch that four does not divide is grouped by three or two, or not at all (a map of zeros).

@@ -24,14 +24,15 @@ class Run:
 
     parts: everything with a state_dict that goes on from a checkpoint, by name; rng: the generator of latents and noise;
     tables: {"losses": columns of losses.csv, "evaluations": of evaluations.csv}. lr_scale: 1, or less after the run went back.
+    leading: of several processes one alone writes; the others only read.
     """
-    def __init__(self, folder, config, slices, device, averaged, parts, rng, tables, tensorboard=False):
+    def __init__(self, folder, config, slices, device, averaged, parts, rng, tables, tensorboard=False, leading=True):
         self.folder, self.config, self.slices, self.device = folder, config, slices, device
         self.averaged, self.parts, self.rng, self.tables = averaged, parts, rng, tables
         self.seconds, self.skipped, self.lr_scale = 0., 0, 1.
         self.saved_images, self.rows = None, {name: [] for name in tables}
         self.exists = os.path.exists(self.path("checkpoint.pt"))
-        self.writer = open_tensorboard(folder) if tensorboard else None
+        self.leading, self.writer = leading, open_tensorboard(folder) if tensorboard and leading else None
         fixed = random_stream("fixed latents", 0)                                       # the same in every run
         self.z = torch.randn(STYLES, config["network"]["z_dim"], generator=fixed).to(device)
 
@@ -59,7 +60,8 @@ class Run:
         self.saved_images = state["images"]
         for name in self.tables:
             self.rows[name] = self.read_table(name)
-            self.write_table(name)
+            if self.leading:
+                self.write_table(name)
         return state["images"]
 
     def go_back(self, why):
@@ -87,6 +89,8 @@ class Run:
 
     def log(self, name, row):
         """Append a row, {column: number}, to a table in memory, on disk and in TensorBoard."""
+        if not self.leading:
+            return
         values = [row[column] for column in self.tables[name]]
         self.rows[name].append(values)
         with open(self.path(name + ".csv"), "a", newline="") as file:
@@ -98,6 +102,8 @@ class Run:
 
     def tell(self, line):
         """Say a line about this run above the progress bar, and keep it in trouble.txt."""
+        if not self.leading:
+            return
         tqdm.write(f"{self.folder}: {line}")
         with open(self.path("trouble.txt"), "a") as file:
             file.write(line + "\n")
@@ -111,6 +117,8 @@ class Run:
 
     def start(self):
         """Make the folders of a new run and save its state before the first step."""
+        if not self.leading:
+            return
         make_folder(self.path("fake_vs_real"), "--model_dir")
         make_folder(self.path("styles"), "--model_dir")
         for name in self.tables:
@@ -121,13 +129,13 @@ class Run:
 
     def save(self, images, epoch):
         """Write checkpoint, generator and pictures, these under the number of the epoch that is done or under way."""
-        if images == self.saved_images:
+        before, self.saved_images = self.saved_images, images
+        if images == before or not self.leading:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         with atomic_path(self.path("checkpoint.pt")) as path:
             torch.save({**state, "images": images, "seconds": self.seconds, "skipped": self.skipped,
                         "lr_scale": self.lr_scale, "rng": self.rng.get_state(), "rng_device": self.device.type}, path)
-        self.saved_images = images
         self.save_generator("generator.pt", images)
         self.draw(images, epoch)
         if self.rows["losses"]:

@@ -8,11 +8,13 @@ the generator of Karras et al. 2018 (arXiv:1710.10196). The losses stand in loss
 sees in augment.py, what is watched in health.py, and what is kept in run.py.
 """
 import copy
+import functools
 import math
 import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
@@ -23,6 +25,7 @@ from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, pic
 from losses import GP_EVERY, LAMBDA_GP, LOSSES, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 from run import Run, check_same_run, set_aside
+from shares import Draws, Processes, check_divisible, draw, share_of
 from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
@@ -52,16 +55,16 @@ def build_networks(network):
 class Training:
     """All that a step reads and changes, in `parts` what a checkpoint keeps of it; `step` is the algorithm."""
 
-    def __init__(self, args, network, device, dtype):
+    def __init__(self, args, network, device, dtype, processes=None):
         torch.manual_seed(args.seed)
-        self.args, self.dtype = args, dtype
+        self.args, self.dtype, self.processes = args, dtype, processes or Processes(device)
         self.model, self.critic = (network.to(device) for network in build_networks(network))
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer_g = torch.optim.Adam(self.model.parameters(), args.lr, BETAS, fused=True)
         self.optimizer_c = torch.optim.Adam(self.critic.parameters(), args.lr_critic, BETAS, fused=True)
         self.strength = Strength(args.augment, args.augment_p, device)
         self.path_length = PathLength().to(device)
-        self.rng = random_stream("training", args.seed, device)
+        self.rng = random_stream("training", args.seed, device, Draws)
         self.probe = Probe(self.model, self.critic)
         self.parts = {"model": self.model, "critic": self.critic, "averaged": self.averaged, "g": self.optimizer_g,
                       "c": self.optimizer_c, "strength": self.strength, "path_length": self.path_length}
@@ -77,56 +80,100 @@ class Training:
         ws = mixed_styles(self.model["mapping"], z, labels, generator.num_ws, mixing, self.rng)
         return generator(ws, rng=self.rng, dtype=dtype), ws
 
-    def step(self, k, real, labels):
-        """Step number k, from 0: the critic's update, the generator's, the average's. Returns {name of TERMS: 0-dim tensor}.
+    def make(self, turn):
+        """Draw latents for the slices of a turn, and generate."""
+        turn.z = draw(torch.randn, (len(turn.real), Z_DIM), turn.real.device, self.rng)
+        turn.made, turn.ws = self.generate(turn.z, turn.labels, self.args.style_mixing, self.dtype)
+        turn.fake = bounded(turn.made) if self.args.bounded else turn.made
 
-        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None. Terms that this step did not take are absent; those of PICTURE
-        are there while the probe watches.
-        """
-        args, critic, strength, rng, dtype = self.args, self.critic, self.strength, self.rng, self.dtype
-        z = torch.randn(len(real), Z_DIM, device=real.device, generator=rng)
-        made, _ = self.generate(z, labels, args.style_mixing, dtype)
-        fake = bounded(made) if args.bounded else made
-
-        critic.requires_grad_(True)
-        shown_real, shown_fake = augment(real, strength.p, rng), augment(fake.detach(), strength.p, rng)
+    def critic_half(self, k, turn):
+        """The critic's loss on the slices of a turn, and its terms."""
+        args, critic, p, rng, labels = self.args, self.critic, self.strength.p, self.rng, turn.labels
+        turn.before = rng.get_state()
+        with torch.set_grad_enabled(args.grad_accum == 1):              # both halves share one batch of generated slices
+            self.make(turn)
+        real, fake = augment(turn.real, p, rng), augment(turn.fake.detach(), p, rng)
         both = None if labels is None else labels.repeat(2)
-        score_real, score_fake = critic(torch.cat([shown_real, shown_fake]), both, dtype, parts=2).chunk(2)
+        score_real, score_fake = critic(torch.cat([real, fake]), both, self.dtype, parts=2).chunk(2)
+        turn.score_real = score_real.detach()
         loss = critic_loss(args.loss, score_real, score_fake)
         term = {"critic_loss": loss, "wasserstein": score_real.mean() - score_fake.mean(),
                 "separation": separation(score_real, score_fake)}
         if k % args.gp_every == 0:                      # weighted as if it were taken at every step
-            penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, shown_real, shown_fake, labels, rng)
+            penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, real, fake, labels, rng)
             term["penalty"] = args.lambda_gp * penalty
             loss = loss + args.gp_every * term["penalty"]
-        term["critic_gradient"] = descend(self.optimizer_c, loss)
-        strength.update(term["separation"], len(real))
+        return loss, term
 
-        critic.requires_grad_(False)
-        score_fake = critic(augment(fake, strength.p, rng), labels, dtype)
-        term["generator_loss"] = loss = generator_loss(args.loss, score_real.detach(), score_fake)
+    def generator_half(self, k, turn):
+        """The generator's loss on the slices of a turn, and its terms."""
+        args, rng = self.args, self.rng
+        if args.grad_accum > 1:                         # again, and now with a graph: there is one at a time
+            now = rng.get_state()
+            rng.set_state(turn.before)
+            self.make(turn)
+            rng.set_state(now)
+        score_fake = self.critic(augment(turn.fake, self.strength.p, rng), turn.labels, self.dtype)
+        loss = generator_loss(args.loss, turn.score_real, score_fake)
+        term = {"generator_loss": loss, "w": self.model["mapping"].sums(turn.ws[:, 0], turn.labels)}
         if args.path_length and k % PATH_EVERY == 0:
-            half = slice(len(real) // 2)
-            images, ws = self.generate(z[half], None if labels is None else labels[half], mixing=0)
-            term["path_length"] = args.path_length * self.path_length(images, ws, rng)
+            half = slice(len(turn.real) // 2)
+            images, ws = self.generate(turn.z[half], None if turn.labels is None else turn.labels[half], mixing=0)
+            penalty, term["length"] = self.path_length(images, ws, rng)
+            term["path_length"] = args.path_length * penalty
             loss = loss + PATH_EVERY * term["path_length"]
-        term["generator_gradient"] = descend(self.optimizer_g, loss, before=term["critic_gradient"])
-
-        update_average(self.averaged, self.model, (k + 1) * len(real), len(real), 1000 * args.ema_kimg)
         if self.probe.active:
-            term |= dict(zip(PICTURE, picture_statistics(made, real)))
-        return term
+            term |= dict(zip(PICTURE, picture_statistics(turn.made, turn.real)))
+        return loss, term
+
+    def descend(self, optimizer, half, turns, before=0.):
+        """One Adam step down the mean of half(turn)'s loss over all turns and processes; returns the terms' means and the
+        gradient's norm. Every turn draws, of the same random numbers, its share's."""
+        processes, accum, state, terms = self.processes, len(turns), self.rng.get_state(), []
+        optimizer.zero_grad()
+        for i, turn in enumerate(turns):
+            self.rng.set_state(state)
+            self.rng.divide(processes.size * accum, processes.rank * accum + i, len(turn.real))
+            loss, term = half(turn)
+            (loss / accum).backward()
+            terms.append(term)
+        term = {name: torch.stack([term[name].detach() for term in terms]).mean(0) for name in term}
+        processes.average([*gradients(optimizer), *term.values()])
+        return term, adam_step(optimizer, before)
+
+    def step(self, k, real, labels):
+        """Step number k, from 0: the critic's update, the generator's, the average's. Returns {name of TERMS: 0-dim tensor}.
+
+        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None: this process's share of the batch. Terms that this step did
+        not take are absent; those of PICTURE are there while the probe watches.
+        """
+        args, accum = self.args, self.args.grad_accum
+        turns = [SimpleNamespace(real=share_of(real, accum, i), labels=None if labels is None else share_of(labels, accum, i))
+                 for i in range(accum)]
+        self.critic.requires_grad_(True)
+        term, critic_gradient = self.descend(self.optimizer_c, functools.partial(self.critic_half, k), turns)
+        self.strength.update(term["separation"], args.batch_size)
+
+        self.critic.requires_grad_(False)
+        more, generator_gradient = self.descend(self.optimizer_g, functools.partial(self.generator_half, k), turns,
+                                                before=critic_gradient)
+        self.model["mapping"].track(more.pop("w"))
+        if "length" in more:
+            self.path_length.track(more.pop("length"))
+        update_average(self.averaged, self.model, (k + 1) * args.batch_size, args.batch_size, 1000 * args.ema_kimg)
+        return term | more | {"critic_gradient": critic_gradient, "generator_gradient": generator_gradient}
 
 
-def descend(optimizer, loss, before=0.):
-    """One Adam step, left out if a gradient, or `before`, is not finite; returns the gradient's norm, 0-dim.
+def gradients(optimizer):
+    return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+
+
+def adam_step(optimizer, before=0.):
+    """One step, left out if a gradient, or `before`, is not finite; returns the norm of all gradients, 0-dim.
 
     PyTorch's fused Adam takes `found_inf`, as from a gradient scaler, and looks at it on the device: a GPU is not waited for.
     """
-    optimizer.zero_grad()
-    loss.backward()
-    gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients(optimizer))))
     optimizer.found_inf = (~torch.isfinite(norm + before)).float()
     optimizer.step()
     return norm
@@ -144,25 +191,31 @@ def update_average(averaged, model, images, batch_size, half_life):
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
-def train(args, slices, test, folder, config, device, dtype, deadline):
+def train(args, slices, test, folder, config, device, dtype, processes, deadline):
     """Train until `args.epochs`, the deadline (time.monotonic() seconds) or a signal; returns the process's exit status."""
-    training = Training(args, config["network"], device, dtype)
+    training, leading = Training(args, config["network"], device, dtype, processes), processes.rank == 0
     probe, watch, batch = training.probe, Watch(), args.batch_size
     run = Run(folder, config, slices, device, training.averaged, training.parts, training.rng,
               {"losses": COLUMNS + tuple(f"std {name}" for name in probe.layers), "evaluations": EVALUATION_COLUMNS},
-              args.tensorboard)
+              args.tensorboard, leading)
+    processes.wait()                                    # all have seen whether there is a checkpoint, before one is written
     step = run.resume() // batch if run.exists else 0
     per_epoch = steps_per_epoch(len(slices), batch)
     last_step = args.epochs * per_epoch
     if step >= last_step:
-        print(f"{folder}: {args.epochs} epochs are done already; --epochs {2 * args.epochs} would go on")
+        if leading:
+            print(f"{folder}: {args.epochs} epochs are done already; --epochs {2 * args.epochs} would go on")
         return 0
     if not run.exists:
         run.start()
-    evaluator = Evaluator(slices, test, Z_DIM, config["network"]["num_classes"], device) if args.eval_every else None
-    data = batches(slices, batch, device, args.seed, start_step=step)
+    evaluator = None
+    if args.eval_every and leading:
+        evaluator = Evaluator(slices, test, Z_DIM, config["network"]["num_classes"], device)
     terms, bad, evaluated, begun = [], 0, step, time.monotonic()
     clock = begun
+
+    def batches_from(step):
+        return batches(slices, batch, device, args.seed, step, shares=processes.size, which=processes.rank)
 
     def place():
         return {"step": step, "epoch": step / per_epoch, "images": step * batch, "seconds": run.seconds}
@@ -174,10 +227,17 @@ def train(args, slices, test, folder, config, device, dtype, deadline):
             run.tell(line)
         return step
 
-    with Stopper() as stopper, progress_bar(folder, args, per_epoch, step) as bar:
-        while step < last_step and not stopper.signum and time.monotonic() < deadline:
-            done = max(step / last_step, (time.monotonic() - begun) / (deadline - begun))
-            training.scale_lr(run.lr_scale * decayed(done, args.lr_decay))
+    data = batches_from(step)
+    with Stopper() as stopper, progress_bar(folder, args, per_epoch, step, leading) as bar:
+        def agree():
+            """In every process the same: (signal or 0, share of the time that is over, whether a row is due)."""
+            now = time.monotonic()
+            return processes.greatest(stopper.signum or 0, (now - begun) / (deadline - begun) if deadline > begun else 1,
+                                      now - clock >= LOG_SECONDS)
+
+        signum, over, due = agree()
+        while step < last_step and not signum and over < 1:
+            training.scale_lr(run.lr_scale * decayed(max(step / last_step, over), args.lr_decay))
             real, labels = next(data)
             with probe.watching(not terms):                                             # the first step of every row
                 terms.append(training.step(step, real, labels if args.conditional else None))
@@ -185,7 +245,8 @@ def train(args, slices, test, folder, config, device, dtype, deadline):
             bar.update(batch)
             saving, evaluating = (every and (step % (every * per_epoch) == 0 or step == last_step)
                                   for every in (args.save_every, args.eval_every))
-            if len(terms) < LOG_STEPS and not saving and not evaluating and time.monotonic() - clock < LOG_SECONDS:
+            signum, over, due = agree()
+            if len(terms) < LOG_STEPS and not saving and not evaluating and not due:
                 continue
 
             row, skipped = summarise(terms)                                             # the only wait for the GPU
@@ -193,7 +254,7 @@ def train(args, slices, test, folder, config, device, dtype, deadline):
             if bad > MAX_SKIPPED:
                 step = run.go_back(f"gradients of {bad} steps shortly before {step} are not finite") // batch
                 data.close()
-                data, terms, bad = batches(slices, batch, device, args.seed, start_step=step), [], 0
+                data, terms, bad = batches_from(step), [], 0
                 clock = time.monotonic()
                 bar.update(step * batch - bar.n)
                 continue
@@ -209,17 +270,19 @@ def train(args, slices, test, folder, config, device, dtype, deadline):
             for line in watch.check(row):
                 run.tell(line)
             show_progress(bar, folder, row, args, deadline)
-            if args.debug and (saving or evaluating or len(run.rows["losses"]) == 1):
+            if args.debug and leading and (saving or evaluating or len(run.rows["losses"]) == 1):
                 tqdm.write(f"step {step}\n{probe.table()}")
-            if evaluating:
+            if evaluating and evaluator:
                 evaluated = evaluate()
             if saving:
+                processes.check_alike(training.averaged.parameters())
                 run.save(step * batch, step // per_epoch)
             terms, clock = [], time.monotonic()
-        if evaluator and evaluated < step and not stopper.signum:
+        if evaluator and evaluated < step and not signum:
             evaluate()
+        processes.check_alike(training.averaged.parameters())
         run.save(step * batch, -(-step // per_epoch))
-    return farewell(folder, step, stopper.signum, args, per_epoch)
+    return farewell(folder, step, int(signum), args, per_epoch, leading)
 
 
 def decayed(done, share):
@@ -239,14 +302,16 @@ def summarise(terms):
     return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
 
 
-def progress_bar(folder, args, per_epoch, step):
+def progress_bar(folder, args, per_epoch, step, shown):
     return tqdm(total=args.epochs * per_epoch * args.batch_size, initial=step * args.batch_size, unit=" images",
-                desc=os.path.basename(folder), smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 20,
+                desc=os.path.basename(folder), smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 20, disable=not shown,
                 bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}")
 
 
 def show_progress(bar, folder, row, args, deadline):
     """Put epoch, losses and the time left, to the last epoch or the deadline, into the bar's next drawing."""
+    if bar.disable:
+        return
     rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
     left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
     epoch = min(int(row["epoch"]) + 1, args.epochs)
@@ -279,15 +344,15 @@ class Stopper:
             signal.signal(signum, handler)
 
 
-def farewell(folder, step, signum, args, per_epoch):
+def farewell(folder, step, signum, args, per_epoch, leading):
     """Say in one line what was reached and how to go on; returns the exit status."""
-    kimg = step * args.batch_size / 1000
-    if step >= args.epochs * per_epoch:
-        print(f"{folder}: {args.epochs} epochs done, {kimg:.1f} kimg")
-        return 0
+    kimg, finished = step * args.batch_size / 1000, step >= args.epochs * per_epoch
     why = "stopped by " + signal.Signals(signum).name if signum else f"{args.max_minutes:g} minutes are over"
-    print(f"{folder}: {why} in epoch {step // per_epoch + 1}, {kimg:.1f} kimg, saved; the same command goes on from here")
-    return 128 + signum if signum else 0
+    if leading and finished:
+        print(f"{folder}: {args.epochs} epochs done, {kimg:.1f} kimg")
+    elif leading:
+        print(f"{folder}: {why} in epoch {step // per_epoch + 1}, {kimg:.1f} kimg, saved; the same command goes on from here")
+    return 128 + signum if signum and not finished else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,6 +390,8 @@ def parse_args(argv=None):
     parser.add_argument("--channel_base", type=number(int, 32), default=8192,
                         help="feature maps at a resolution: channel_base / resolution ...")
     parser.add_argument("--channel_max", type=number(int, 1), default=256, help="... and at most this many")
+    parser.add_argument("--grad_accum", type=number(int, 1), default=1,
+                        help="turns in which a batch is computed, for small cards: the same gradients from less memory")
     parser.add_argument("--max_minutes", type=number(float, 0, open_low=True), default=math.inf,
                         help="save and stop after this long")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
@@ -379,7 +446,8 @@ def make_config(args, slices):
 
 def estimate_memory(config, batch_size, dtype):
     """Bytes that training takes at its peak: weights with gradients, Adam's moments and the average, and what a critic step
-    keeps for its two derivatives, counted by taking that step on PyTorch's "meta" device, which computes shapes only."""
+    on `batch_size` slices at once keeps for its two derivatives, counted by taking that step on PyTorch's "meta" device, which
+    computes shapes only."""
     model, critic = (network.to("meta") for network in build_networks(config["network"]))
     count_g, count_c = (sum(p.numel() for p in network.parameters()) for network in (model, critic))
     size, kept = config["network"]["resolution"], {}
@@ -398,12 +466,13 @@ def estimate_memory(config, batch_size, dtype):
     return 4 * (5 * count_g + 4 * count_c) + sum(nbytes for nbytes, _ in kept.values())
 
 
-def print_plan(args, slices, test, folder, config, device, dtype):
+def print_plan(args, slices, test, folder, config, device, dtype, shares):
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
     model, critic = build_networks(config["network"])
     millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (model, critic)]
     per_epoch = steps_per_epoch(len(slices), args.batch_size)
     state = "goes on" if os.path.exists(os.path.join(folder, "checkpoint.pt")) else "new"
+    memory = estimate_memory(config, args.batch_size // shares, dtype) / 2 ** 30
     unseen = "none (--test_dir)" if test is None else f"{len(test)} to compare with"
     print(f"run         {folder} ({state})\n"
           f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
@@ -411,7 +480,7 @@ def print_plan(args, slices, test, folder, config, device, dtype):
           f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, augmentation {args.augment}\n"
           f"parameters  generator {millions[0]:.2f} M, critic {millions[1]:.2f} M\n"
           f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
-          f"memory      about {estimate_memory(config, args.batch_size, dtype) / 2 ** 30:.1f} GiB at batch {args.batch_size}\n"
+          f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shares} shares" * (shares > 1) + "\n"
           f"steps       {args.epochs} epochs of {per_epoch} = {args.epochs * per_epoch}, "
           f"{args.epochs * per_epoch * args.batch_size / 1000:.0f} kimg"
           + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else ""))
@@ -422,26 +491,35 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     dtype = pick_dtype(args.precision, device)
-    slices = Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers)
-    test = load_test(args)
+    processes = Processes(device)
+    leading, shares = processes.rank == 0, processes.size * args.grad_accum
+    check_divisible(args.batch_size, shares)
+    slices, test = processes.first(lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers,
+                                                   leading), load_test(args)))
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     config = make_config(args, slices)
     old = os.path.exists(os.path.join(folder, "checkpoint.pt"))
     if old and args.resume:
         check_same_run(folder, config)
-    if device.type == "cpu" and args.resolution > 64:
+    if device.type == "cpu" and args.resolution > 64 and leading:
         print(f"note: without a GPU this takes long; {THIN} learns in minutes", file=sys.stderr)
     if args.dry_run:
-        print_plan(args, slices, test, folder, config, device, dtype)
+        if leading:
+            print_plan(args, slices, test, folder, config, device, dtype, shares)
         return 0
-    if old and not args.resume:
-        set_aside(folder)
-    make_folder(folder, "--model_dir")
+    processes.wait()                                    # all have looked at the old run
+    if leading:
+        if old and not args.resume:
+            set_aside(folder)
+        make_folder(folder, "--model_dir")
+    processes.wait()                                    # it is set aside
     try:
-        return train(args, slices, test, folder, config, device, dtype, start + 60 * args.max_minutes)
+        return train(args, slices, test, folder, config, device, dtype, processes, start + 60 * args.max_minutes)
     except torch.OutOfMemoryError:
-        raise UserError(f"{device} is out of memory at --batch_size {args.batch_size}: lower it, or --channel_base, or "
-                        "--resolution (--dry_run prints an estimate)") from None
+        raise UserError(f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
+                        "--channel_base, or --resolution (--dry_run prints an estimate)") from None
+    finally:
+        processes.end()
 
 
 if __name__ == "__main__":

@@ -107,15 +107,19 @@ def make_folder(path, flag):
         raise UserError(f"{flag} {path}: cannot make this folder ({error.strerror}); choose another") from None
 
 
-def random_stream(purpose, seed, device="cpu"):
+def random_stream(purpose, seed, device="cpu", kind=None):
     """A torch.Generator on `device` for a purpose such as "latents"; other purposes of the same seed draw other numbers.
+
+    kind: a subclass of torch.Generator to make it of.
 
     Seeded alike, the first latents would be the numbers that the first weights were made of: each then meets a row of the
     mapping network's first layer that equals it, and its w lies twice as far from the mean as that of any other.
     """
     import torch
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
+    stream = (kind or torch.Generator)(device)
+    stream.manual_seed(int.from_bytes(digest[:4], "big"))
+    return stream
 
 
 def pick_device(name):
@@ -123,6 +127,8 @@ def pick_device(name):
     import torch                                   # here, since phantom.py needs this file but not PyTorch
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"       # torchrun's processes take a GPU each
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

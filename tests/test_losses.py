@@ -204,15 +204,18 @@ def test_path_length_against_the_jacobian():
 
     def images(ws):
         return generator(ws).tanh()
-    penalty = path_length(images(ws), ws, seeded_rng(2))
+    path_length.mean.fill_(0.2)
+    penalty, length = path_length(images(ws), ws, seeded_rng(2))
     y = torch.randn(6, 1, 4, 4, generator=seeded_rng(2)) / 4                            # N(0, 1 / pixels)
     lengths = []
     for i in range(6):
         jacobian = torch.autograd.functional.jacobian(lambda w: images(w[None])[0].flatten(), ws[i].detach())   # [16, 3, 5]
         lengths.append(torch.einsum("p,pld->ld", y[i].flatten(), jacobian).square().sum(1).mean().sqrt())
     lengths = torch.stack(lengths)
-    assert path_length.mean.item() == pytest.approx(0.01 * lengths.mean().item(), rel=1e-4)
-    assert penalty.item() == pytest.approx((lengths - path_length.mean).square().mean().item(), rel=1e-4)
+    assert penalty.item() == pytest.approx((lengths - 0.2).square().mean().item(), rel=1e-4)
+    assert length.item() == pytest.approx(lengths.mean().item(), rel=1e-4)
+    path_length.track(length)
+    assert path_length.mean.item() == pytest.approx(0.2 * 0.99 + 0.01 * lengths.mean().item(), rel=1e-4)
 
 
 def test_path_length_of_an_orthogonal_generator_is_its_scale():
@@ -220,7 +223,8 @@ def test_path_length_of_an_orthogonal_generator_is_its_scale():
     generator, path_length = Linear(3 * orthogonal[None]), PathLength(decay=0.05)
     rng, ws = seeded_rng(1), torch.randn(4096, 1, 16, requires_grad=True)
     for _ in range(150):
-        penalty = path_length(generator(ws), ws, rng)
+        penalty, length = path_length(generator(ws), ws, rng)
+        path_length.track(length)
     # |J^T y| = 3 |y|, and 4 |y| has a chi distribution with 16 degrees of freedom
     mean = 3 * math.sqrt(2) * math.gamma(8.5) / math.gamma(8) / 4
     assert path_length.mean.item() == pytest.approx(mean, rel=2e-3)
@@ -238,7 +242,7 @@ def test_gradients_of_the_path_length_against_finite_differences(labelled):
 
     def penalty():
         ws = mixed_styles(model["mapping"], z, labels, model["generator"].num_ws, 0)
-        return path_length(model["generator"](ws, noise="fixed"), ws, seeded_rng(3))
+        return path_length(model["generator"](ws, noise="fixed"), ws, seeded_rng(3))[0]
     assert_gradients(penalty, model)
     assert path_length.mean == 0.3
 
@@ -246,9 +250,10 @@ def test_gradients_of_the_path_length_against_finite_differences(labelled):
 def test_one_image_that_is_not_finite_leaves_the_mean_length():
     generator, path_length = Linear(torch.randn(1, 16, 5)), PathLength()
     ws = torch.randn(4, 1, 5, requires_grad=True)
-    path_length(generator(ws), ws)
+    path_length.track(path_length(generator(ws), ws)[1])
     before = path_length.mean.clone()
-    penalty = path_length(generator(ws) * torch.tensor([1, 1, 1, math.nan])[:, None, None, None], ws)
+    penalty, length = path_length(generator(ws) * torch.tensor([1, 1, 1, math.nan])[:, None, None, None], ws)
+    path_length.track(length)
     assert not penalty.isfinite() and before > 0 and path_length.mean == before
 
 

@@ -169,22 +169,24 @@ def test_mapping_ignores_the_length_of_z():
 def test_mapping_tracks_the_mean_of_w():
     mapping = MappingNetwork(16, 8, mean_beta=0.9)
     for _ in range(100):
-        mapping(torch.randn(256, 16))
-    expected = mapping.eval()(torch.randn(20000, 16)).mean(0)
+        mapping.track(mapping.sums(mapping(torch.randn(256, 16))))
+    expected = mapping(torch.randn(20000, 16)).mean(0)
     torch.testing.assert_close(mapping.w_mean[0], expected, atol=0.05, rtol=0)
-    before = mapping.w_mean.clone()
-    mapping(torch.randn(4, 16))
-    torch.testing.assert_close(mapping.w_mean, before)              # evaluation does not track
 
 
 def test_conditional_mapping_tracks_each_class_apart():
     mapping = MappingNetwork(16, 8, num_classes=2, mean_beta=0.)
     z, labels = torch.randn(6, 16), torch.tensor([0, 0, 1, 0, 1, 0])
-    w = mapping(z, labels)
-    torch.testing.assert_close(mapping.w_mean, torch.stack([w[labels == 0].mean(0), w[labels == 1].mean(0)]).detach())
-    before = mapping.w_mean[1].clone()
-    mapping(z[:2], torch.zeros(2, dtype=torch.long))
-    torch.testing.assert_close(mapping.w_mean[1], before)           # a class that was not there keeps its mean
+    w = mapping(z, labels).detach()
+    expected = torch.stack([w[labels == 0].mean(0), w[labels == 1].mean(0)])
+    mapping.track(mapping.sums(w, labels))
+    torch.testing.assert_close(mapping.w_mean, expected)
+    parts = [mapping.sums(w[i:i + 3], labels[i:i + 3]) for i in (0, 3)]
+    mapping.w_mean.zero_()
+    mapping.track(sum(parts) / 2)                                   # as several processes have it
+    torch.testing.assert_close(mapping.w_mean, expected)
+    mapping.track(mapping.sums(w[:2], torch.zeros(2, dtype=torch.long)))
+    torch.testing.assert_close(mapping.w_mean, torch.stack([w[:2].mean(0), expected[1]]))    # a class that was not there keeps its
 
 
 def test_truncation():
