@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import figures
-from dataset import CLASSES, RESOLUTIONS, Slices, to_float, to_uint8
+from dataset import Slices, to_float, to_uint8
+from flags import AUGMENT, CLASSES, RESOLUTIONS, ArgumentParser, number
 from shares import draw
-from utils import ArgumentParser, make_folder, number, run_cli
+from utils import make_folder, run_cli
 
 OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"     # in this order
 SHIFT = 1 / 8                   # of the side, at most (triangular density, as ROTATE)
@@ -38,7 +39,6 @@ GAMMA = 0.5                     # ... of log2 of the curve's gamma,
 NOISE = 0.05                    # ... of the noise's own standard deviation, an intensity
 CUTOUT = 1 / 2                  # of the side
 
-MODES = "ada", "fixed", "none"
 TARGET = 0.6                    # of the separation, to which p is driven
 SPEED_KIMG = 100                # thousand images in which p can go from 0 to 1 (K20a: 500, in runs of 25 000)
 P_MAX = 0.8                     # below it K20a found leaks unlikely
@@ -141,8 +141,8 @@ class Strength:
     is the running mean of the separation, for the log. state_dict holds p and r as tensors, for a checkpoint.
     """
     def __init__(self, mode, p=0., device="cpu", target=TARGET, speed_kimg=SPEED_KIMG, p_max=P_MAX):
-        if mode not in MODES or not 0 <= p <= 1:
-            raise ValueError(f"mode must be one of {', '.join(MODES)} and p in [0, 1], not {mode!r} and {p}")
+        if mode not in AUGMENT or not 0 <= p <= 1:
+            raise ValueError(f"mode must be one of {', '.join(AUGMENT)} and p in [0, 1], not {mode!r} and {p}")
         self.mode, self.target, self.speed, self.p_max = mode, target, 1 / (1000 * speed_kimg), p_max
         self.p, self.r = p if mode == "fixed" else 0., 0.
         if mode == "ada":

@@ -28,10 +28,11 @@ from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 import train
-from dataset import RESOLUTIONS, Slices, batches, to_uint8
+from dataset import Slices, batches, to_uint8
+from flags import GP_EVERY, LAMBDA_GP, LOSSES, RESOLUTIONS, ArgumentParser, boolean, number, parse_train
 from health import memory_gib
-from losses import GP_EVERY, LAMBDA_GP, LOSSES, critic_loss, generator_loss, gradient_penalty
-from utils import ArgumentParser, UserError, number, pick_device, pick_dtype, run_cli
+from losses import critic_loss, generator_loss, gradient_penalty
+from utils import UserError, pick_device, pick_dtype, run_cli
 
 PHASES = "generator", "critic", "penalty", "averaging"
 ROUND = 5                       # steps of one code base, at least, before the other's turn
@@ -226,7 +227,7 @@ class RandomSlices:
 
 def bench(args, device, dtype):
     """Yield the table's lines."""
-    flags = train.parse_args(["--dataset_dir", "", "--loss", args.loss, "--gp_every", str(args.gp_every)])
+    flags = parse_train(["--dataset_dir", "", "--loss", args.loss, "--gp_every", str(args.gp_every)])
     network = {"resolution": args.resolution, "channel_base": args.channel_base, "channel_max": args.channel_max,
                "z_dim": train.Z_DIM, "w_dim": train.W_DIM, "num_classes": 0}
     training, n = train.Training(flags, network, device, dtype), args.batch_size
@@ -286,7 +287,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=number(int, 2), default=4, help="slices a step")
     parser.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="as in train.py")
     parser.add_argument("--gp_every", type=number(int, 1), help="as in train.py")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="as in train.py")
+    parser.add_argument("--amp", type=boolean, metavar="True|False", help="as in train.py")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--steps", type=number(int, 1), default=20, help="steps to time, at least")
     parser.add_argument("--dataset_dir", help="slices for the loader (default: random ones)")
@@ -295,7 +296,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.gp_every = args.gp_every or GP_EVERY[args.loss]
     device = pick_device(args.device)
-    for text in bench(args, device, pick_dtype(args.precision, device)):
+    for text in bench(args, device, pick_dtype(args.amp, device)):
         print(text)
     return 0
 

@@ -22,11 +22,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from flags import CLASSES, RESOLUTIONS, ArgumentParser, number
 from shares import share_of
-from utils import ArgumentParser, UserError, atomic_path, make_folder, number, run_cli
+from utils import UserError, atomic_path, make_folder, run_cli
 
-CLASSES = ("AD", "NC")                                      # label 0, label 1
-RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 CACHE_VERSION = 1                                           # raise it when decoding gives other pixels than before
 

@@ -14,8 +14,9 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path
 from PIL import Image
 
+from flags import ArgumentParser, number
 from modules import RELU_GAIN, SLOPE, Discriminator, Generator, MappingNetwork, channels_at
-from utils import ArgumentParser, atomic_path, make_folder, number, run_cli
+from utils import atomic_path, make_folder, run_cli
 
 BLUE, RED, PURPLE, AMBER, GREY, DARK, PALE = "#2a6f97 #c8553d #7a5195 #ef9b20 #8a8f94 #2b2f33 #cfd4d8".split()
 WIDTH, POINT, DASHES = 900, 1.3, (0, (4, 2.5))              # README pixels across, points a README pixel

@@ -19,9 +19,6 @@ from torch import nn
 from shares import draw
 
 DRIFT = 1e-3                    # weight of critic(real)^2 in wgan-gp, which has no other hold on the scores' level
-LAMBDA_GP = {"wgan-gp": 10., "logistic": 5., "relativistic": 5.}        # weight of the penalty unless --lambda_gp says,
-GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}             # steps between two unless --gp_every does (README)
-LOSSES = tuple(LAMBDA_GP)
 
 
 def critic_loss(kind, score_real, score_fake):

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import figures
-from dataset import (CLASSES, RESOLUTIONS, Slices, class_folders, find_slices, for_each, holds_classes, pad_and_resize,
-                     some_of, to_grey)
+from dataset import Slices, class_folders, find_slices, for_each, holds_classes, pad_and_resize, some_of, to_grey
 from distances import (BATCH, NEIGHBOURS, PAIRS, PATCH, PATCHES, Features, Memory, draw_patches, in_batches,
                        laplacian_pyramid, memorisation, ms_ssim, polynomial_mmd, prdc, radial_power, sliced_wasserstein,
                        spectrum_db, standardise)
-from utils import ArgumentParser, UserError, atomic_path, make_folder, number, pick_device, run_cli
+from flags import CLASSES, RESOLUTIONS, ArgumentParser, number
+from utils import UserError, atomic_path, make_folder, pick_device, run_cli
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,12 +20,13 @@ import time
 import numpy as np
 from PIL import Image
 
-from utils import ArgumentParser, UserError, atomic_path, make_folder, number, run_cli
+from flags import CLASSES, ArgumentParser, number
+from utils import UserError, atomic_path, make_folder, run_cli
 
 HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
 SLICES, FIRST_SLICE, SPACING_MM = 20, 75, 1.5
-CLASSES, SPLITS = ("AD", "NC"), ("train", "test")
+SPLITS = "train", "test"
 CENTRE_Y = -16.                                 # the middle of the brain lies behind the anterior commissure
 WAVELENGTH_MM = 27.                             # of the cortical folds: two sulci each
 

@@ -16,20 +16,24 @@ import os
 import sys
 from typing import NamedTuple
 
+from flags import CLASSES, WEIGHTS, answer_early, parse_predict
+
+if __name__ == "__main__":
+    answer_early(parse_predict)                         # before PyTorch is imported
+
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 import figures
-from dataset import CLASSES, Slices, to_uint8
+from dataset import Slices, to_uint8
 from modules import Generator, MappingNetwork, build_generator
-from utils import ArgumentParser, UserError, atomic_path, make_folder, number, pick_device, random_stream, run_cli
+from utils import UserError, atomic_path, make_folder, pick_device, random_stream, run_cli
 
 BATCH = 16                      # images generated at once; always whole batches, so that --num_images changes no picture
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
 CONDITIONAL = "all-conditional"
-WEIGHTS = {"last": "generator.pt", "best": "best.pt"}
 NOTE = ("Neighbours: 50% of the same class when both mix, 100% when they lie apart. Models of two seeds lie apart before any\n"
         "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see README).")
 
@@ -260,36 +264,8 @@ def plot_umaps(args, device):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
-def parse_args(argv=None):
-    parser = ArgumentParser("Draw what trained models generate, and UMAPs of their style vectors.")
-    parser.add_argument("--dataset_dir", help="folder that holds AD/ and NC/: also draw real slices beside generated ones")
-    parser.add_argument("--model_dir", default="model", help="folder of the runs, or one run itself")
-    parser.add_argument("--classes", help="name of the run under --model_dir: AD, NC, all, all-conditional "
-                                          "(default: all, or the only one there)")
-    parser.add_argument("--which", choices=tuple(WEIGHTS), default="last",
-                        help="the averaged generator as it is now, or as it was at the evaluation with the lowest KID")
-    parser.add_bool("--plot_umap", False, "also draw the UMAP of two models' style vectors; needs --AD_dir and --NC_dir")
-    parser.add_argument("--AD_dir", help="run of the AD model: a path, or its name under --model_dir")
-    parser.add_argument("--NC_dir", help="run of the NC model, likewise")
-    parser.add_argument("--control_dir", help="run of a second AD model, trained with another --seed: what a gap between AD "
-                                              "and NC has to be held against")
-    parser.add_argument("--num_images", type=number(int, 1), default=16, help="slices in a grid (of each class)")
-    parser.add_argument("--seed", type=number(int, 0, 2 ** 32 - 1), default=0, help="of latents, noise and UMAP")
-    parser.add_argument("--truncation", type=number(float, 0), default=1.,
-                        help="psi: 1 leaves the styles as they are, less draws them to the mean: more alike, fewer faults")
-    parser.add_argument("--output_dir", default="predictions", help="where pictures go")
-    parser.add_argument("--export", type=number(int, 1), metavar="N", help="also write N single PNGs (of each class)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    args = parser.parse_args(argv)
-    missing = [flag for flag in ("AD_dir", "NC_dir") if args.plot_umap and not getattr(args, flag)]
-    if missing:
-        raise UserError(f"--plot_umap True also needs {' and '.join(f'--{flag}' for flag in missing)}: the run of that "
-                        f"class's model, such as --AD_dir AD --NC_dir NC")
-    return args
-
-
 def main(argv=None):
-    args = parse_args(argv)
+    args = parse_predict(argv)
     device = pick_device(args.device)
     if args.plot_umap:                                  # a wrong name is better found before the work than after it
         for run in filter(None, (args.AD_dir, args.NC_dir, args.control_dir)):

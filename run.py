@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 import figures
-from dataset import CLASSES
+from flags import CLASSES
 from utils import UserError, atomic_path, make_folder, random_stream
 
 PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/

@@ -16,17 +16,22 @@ import sys
 import time
 from types import SimpleNamespace
 
+from flags import CLASSES, answer_early, parse_train
+
+if __name__ == "__main__":
+    answer_early(parse_train)                           # before PyTorch is imported
+
 import torch
 from tqdm import tqdm
 
-from augment import MODES, Strength, augment, separation
-from dataset import CLASSES, Slices, batches, find_splits, steps_per_epoch
+from augment import Strength, augment, separation
+from dataset import Slices, batches, find_splits, steps_per_epoch
 from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
-from losses import GP_EVERY, LAMBDA_GP, LOSSES, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
+from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 from run import Run, check_same_run, set_aside
 from shares import Draws, Processes, check_divisible, draw, share_of
-from utils import ArgumentParser, Interrupted, UserError, make_folder, number, pick_device, pick_dtype, random_stream, run_cli
+from utils import Interrupted, UserError, make_folder, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
 THIN = "--resolution 64 --channel_base 1024 --channel_max 64 --loss relativistic --batch_size 16 --lr 4e-3"
@@ -358,69 +363,6 @@ def farewell(folder, step, signum, args, per_epoch, leading):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
-def parse_args(argv=None):
-    parser = ArgumentParser("Train StyleGAN2 on brain slices. A run lives in <model_dir>/<classes>; the same command goes on "
-                            "with it.")
-    parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
-    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to learn from")
-    parser.add_bool("--conditional", False, "with --classes all: one model that is told the class")
-    parser.add_argument("--model_dir", default="model", help="folder of the runs")
-    parser.add_argument("--resolution", type=int, choices=[2 ** i for i in range(5, 11)], default=256, help="pixels a side")
-    parser.add_argument("--epochs", type=number(int, 1), default=100, help="passes over the slices")
-    parser.add_argument("--batch_size", type=number(int, 2), default=32, help="slices a step")
-    parser.add_argument("--lr", type=number(float, 0, open_low=True), default=2e-3, help="Adam's learning rate")
-    parser.add_argument("--lr_critic", type=number(float, 0, open_low=True), help="the critic's own (default: --lr)")
-    parser.add_argument("--lr_decay", type=number(float, 0, 1), default=0.,
-                        help="share of the run, at its end, in which both rates fall to 0; the end is that of --epochs or "
-                             "--max_minutes, whichever is nearer")
-    parser.add_argument("--loss", choices=LOSSES, default=LOSSES[0],
-                        help="what the networks minimise; relativistic did better in the same time (README, Results)")
-    parser.add_argument("--lambda_gp", type=number(float, 0), help="weight of the gradient penalty (default: "
-                        + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items()) + ")")
-    parser.add_argument("--gp_every", type=number(int, 1), help="steps from one gradient penalty, then weighted as many times, "
-                        "to the next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
-    parser.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture can hold, as real ones are")
-    parser.add_argument("--augment", choices=MODES, default="none",
-                        help="what the critic sees: ada augments as much as it separates real from generated slices")
-    parser.add_argument("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")
-    parser.add_argument("--style_mixing", type=number(float, 0, 1), default=0., help="share of slices made from two latents")
-    parser.add_argument("--path_length", type=number(float, 0), default=0., help="weight of the path length penalty")
-    parser.add_argument("--ema_kimg", type=number(float, 0, open_low=True), default=10.,
-                        help="half-life of the averaged generator in thousand images, less at the start")
-    parser.add_argument("--channel_base", type=number(int, 32), default=8192,
-                        help="feature maps at a resolution: channel_base / resolution ...")
-    parser.add_argument("--channel_max", type=number(int, 1), default=256, help="... and at most this many")
-    parser.add_argument("--grad_accum", type=number(int, 1), default=1,
-                        help="turns in which a batch is computed, for small cards: the same gradients from less memory")
-    parser.add_argument("--max_minutes", type=number(float, 0, open_low=True), default=math.inf,
-                        help="save and stop after this long")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
-                        help="of activations, but for the penalty; auto is bfloat16 on a CPU with AMX, else float32")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--seed", type=number(int, 0, 2 ** 63 - 1), default=0, help="of weights, order, latents and noise")
-    parser.add_bool("--resume", True, "go on with the run when there is one; False renames its folder and starts anew")
-    parser.add_argument("--num_workers", type=number(int, 1), default=None,
-                        help="threads that decode images on the first pass (default: one a core)")
-    parser.add_argument("--save_every", type=number(int, 1), default=5, help="epochs from one save to the next")
-    parser.add_argument("--eval_every", type=number(int, 0), default=5,
-                        help="epochs from one evaluation (KID, the critic's scores) to the next; 0: none")
-    parser.add_argument("--test_dir", help="slices that evaluations compare with beside the training slices (default: test/ "
-                                           "beside --dataset_dir, if there is one)")
-    parser.add_bool("--debug", False, "print what every block puts out, at the start and at every save")
-    parser.add_bool("--tensorboard", False, "also write TensorBoard event files; needs the package tensorboard")
-    parser.add_bool("--dry_run", False, "check everything, print the plan and exit")
-    args = parser.parse_args(argv)
-    if args.conditional and args.classes != "all":
-        raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
-    if (args.augment == "fixed") != (args.augment_p is not None):
-        raise UserError("--augment fixed and --augment_p belong together, such as --augment fixed --augment_p 0.3")
-    args.augment_p = args.augment_p or 0.
-    args.lr_critic = args.lr_critic or args.lr
-    args.lambda_gp = LAMBDA_GP[args.loss] if args.lambda_gp is None else args.lambda_gp
-    args.gp_every = args.gp_every or GP_EVERY[args.loss]
-    return args
-
-
 def load_test(args):
     """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none, or nothing is to be evaluated."""
     if not args.eval_every and not args.test_dir:
@@ -488,9 +430,9 @@ def print_plan(args, slices, test, folder, config, device, dtype, shares):
 
 def main(argv=None):
     start = time.monotonic()
-    args = parse_args(argv)
+    args = parse_train(argv)
     device = pick_device(args.device)
-    dtype = pick_dtype(args.precision, device)
+    dtype = pick_dtype(args.amp, device)
     processes = Processes(device)
     leading, shares = processes.rank == 0, processes.size * args.grad_accum
     check_divisible(args.batch_size, shares)

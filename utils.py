@@ -1,5 +1,4 @@
-"""What every script here shares: flags, one-line errors, devices, files that are never half written."""
-import argparse
+"""What every script here shares: one-line errors, devices, files that are never half written."""
 import contextlib
 import ctypes
 import hashlib
@@ -41,41 +40,6 @@ def run_cli(main):
     except OSError as error:                      # a full disk, a file without permission
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse, but a wrong flag gives one line (as every other error does) and defaults stand in `--help`."""
-
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                         allow_abbrev=False)
-
-    def error(self, message):
-        raise UserError(f"{message} (see python {self.prog} --help)")
-
-    def add_bool(self, flag, default, help):
-        """A flag that takes True or False in any letter case; standing bare it means True."""
-        self.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
-
-
-def boolean(text):
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
-
-
-def number(kind, low, high=float("inf"), open_low=False):
-    """An argparse type: an int or float within [low, high], or (low, high] with `open_low`."""
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
-        if not low <= value <= high or (open_low and value == low):       # also refuses nan
-            bounds = f"{'above' if open_low else 'at least'} {low}" + (f", at most {high}" if high < float("inf") else "")
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
-        return value
-    return parse
 
 
 @contextlib.contextmanager
@@ -157,16 +121,17 @@ def keep_freed_memory():
         mallopt(trim_threshold, 2 ** 31 - 1)
 
 
-def pick_dtype(precision, device):
-    """The torch.dtype of activations for `--precision`; "auto" is bfloat16 on a CPU with AMX tiles, else float32.
+def pick_dtype(amp, device):
+    """The torch.dtype of activations for `--amp`; None is bfloat16 on a CPU with AMX tiles and a GPU from Ampere on.
 
     Weights, images, scores, losses, the gradient penalty and the optimiser are float32 either way.
     """
     import torch
-    if precision == "auto":
-        fast = device.type == "cpu" and torch.backends.mkldnn.is_available() and _has_amx()
-        precision = "bfloat16" if fast else "float32"
-    return getattr(torch, precision)
+    if amp is None and device.type == "cuda":
+        amp = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif amp is None:
+        amp = device.type == "cpu" and torch.backends.mkldnn.is_available() and _has_amx()
+    return torch.bfloat16 if amp else torch.float32
 
 
 def _has_amx():

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
 
-from augment import (MEMORY, MODES, OPERATIONS, P_MAX, Strength, add_noise, augment, cut_out, main, move, separation,
+from augment import (MEMORY, OPERATIONS, P_MAX, Strength, add_noise, augment, cut_out, main, move, separation,
                      strongest, tone)
+from flags import AUGMENT
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +301,7 @@ def test_other_modes_stay_as_they_are():
     ada.load_state_dict(fixed.state_dict())                             # turned adaptive on resuming
     assert ada.p == torch.tensor(0.4)
     for mode, p in (("some", 0.), ("fixed", 1.1), ("fixed", math.nan)):
-        with pytest.raises(ValueError, match=f"{MODES[0]}.*{p}"):
+        with pytest.raises(ValueError, match=f"{AUGMENT[0]}.*{p}"):
             Strength(mode, p)
 
 

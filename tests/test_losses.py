@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from losses import DRIFT, LOSSES, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
+from flags import LOSSES
+from losses import DRIFT, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 
 REAL, FAKE = (2., -1., 0.5), (-3., 0.25, 1.)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import predict
+from flags import parse_predict
 from modules import MappingNetwork
 from utils import UserError
 
@@ -93,7 +94,7 @@ def test_grids_and_real_beside_fake(models, slices_dir, tmp_path, capsys):
 # Which run
 
 def chosen(*flags):
-    return predict.choose_runs(predict.parse_args([str(flag) for flag in flags]))
+    return predict.choose_runs(parse_predict([str(flag) for flag in flags]))
 
 
 def test_which_run_is_drawn(models, tmp_path):

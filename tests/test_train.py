@@ -21,7 +21,8 @@ import health
 import train
 from augment import Strength
 from conftest import ROOT, TINY, checkpoint, read_table, start
-from losses import LOSSES, bounded, critic_loss, generator_loss, gradient_penalty
+from flags import LOSSES, parse_train
+from losses import bounded, critic_loss, generator_loss, gradient_penalty
 from utils import UserError, random_stream
 
 BLOCKS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8",
@@ -66,7 +67,7 @@ def evaluations(monkeypatch, unplotted):
 # One step
 
 def training(*flags, dtype=torch.float32):
-    args = train.parse_args([*TINY, "--dataset_dir", "unused", *map(str, flags)])
+    args = parse_train([*TINY, "--dataset_dir", "unused", *map(str, flags)])
     network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
     return train.Training(args, network, torch.device("cpu"), dtype), network
 
@@ -448,7 +449,7 @@ def test_a_large_network_on_a_cpu_is_told_of_a_thin_one_that_parses(tmp_path, sl
     note = re.search("note: .*GPU.*long; (.*) learns in minutes", capsys.readouterr().err)
     assert (note is not None) == (resolution == 256)
     if note:
-        assert train.parse_args(["--dataset_dir", slices_dir, *note[1].split()]).channel_max == 64
+        assert parse_train(["--dataset_dir", slices_dir, *note[1].split()]).channel_max == 64
 
 
 def test_memory_estimate_follows_the_batch_and_the_loss():
@@ -465,7 +466,7 @@ def test_memory_estimate_follows_the_batch_and_the_loss():
 
 def test_where_unseen_slices_come_from(tmp_path, slices_dir):
     def unseen(dataset_dir, *flags):
-        test = train.load_test(train.parse_args([*TINY, "--dataset_dir", str(dataset_dir), *map(str, flags)]))
+        test = train.load_test(parse_train([*TINY, "--dataset_dir", str(dataset_dir), *map(str, flags)]))
         return test and test.counts
     beside = os.path.join(os.path.dirname(slices_dir), "test")
     assert unseen(slices_dir, "--eval_every", 1) == {"AD": 6, "NC": 7}                  # test/ beside train/

@@ -1,5 +1,4 @@
-"""Flags, errors and files that are never half written."""
-import argparse
+"""Errors, devices and files that are never half written."""
 import os
 import platform
 import stat
@@ -9,30 +8,9 @@ import sys
 import pytest
 import torch
 
+import utils
 from conftest import ROOT
-from utils import ArgumentParser, UserError, atomic_path, boolean, make_folder, number, pick_device, pick_dtype, random_stream
-
-
-def test_boolean_flags():
-    parser = ArgumentParser("")
-    parser.add_bool("--flag", False, "")
-    assert [parser.parse_args(text.split()).flag for text in ("", "--flag", "--flag True", "--flag fAlSe", "--flag TRUE")] == [
-        False, True, True, False, True]
-    with pytest.raises(UserError, match="--flag.*'yes'"):
-        parser.parse_args(["--flag", "yes"])
-    with pytest.raises(argparse.ArgumentTypeError):
-        boolean("1")
-
-
-@pytest.mark.parametrize("kind, low, high, open_low, good, bad", [
-    (int, 1, 8, False, ["1", "8"], ["0", "9", "1.5", "x"]),
-    (float, 0, 1, True, ["1e-9", "1"], ["0", "-1", "1.1", "nan", "inf"])])
-def test_number_bounds(kind, low, high, open_low, good, bad):
-    parse = number(kind, low, high, open_low)
-    assert [parse(text) for text in good] == [kind(text) for text in good]
-    for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError):
-            parse(text)
+from utils import UserError, atomic_path, make_folder, pick_device, pick_dtype, random_stream
 
 
 def test_atomic_path_replaces_or_leaves_alone(tmp_path):
@@ -77,13 +55,19 @@ def test_run_cli_lets_our_own_faults_show():
     assert "ZeroDivisionError" in done.stderr and done.returncode == 1
 
 
-def test_devices():
+def test_devices(monkeypatch):
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UserError, match="--device meat: .*--device cpu"):
         pick_device("meat")
-    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
-    assert pick_dtype("auto", torch.device("cuda")) == torch.float32
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [pick_dtype(amp, device) for amp in (True, False) for device in (cpu, cuda)] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    for capability, expected in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        assert pick_dtype(None, cuda) == expected
+    for amx in (True, False):
+        monkeypatch.setattr(utils, "_has_amx", lambda: amx)
+        assert pick_dtype(None, cpu) == (torch.bfloat16 if amx else torch.float32)
 
 
 def test_random_streams_repeat_by_purpose_and_seed_alone():
