@@ -2,7 +2,7 @@
 
     strength = Strength("ada", device=device)
     critic(augment(real, strength.p, rng)), critic(augment(fake, strength.p, rng))
-    strength.update(separation(score_real, score_fake), batch_size)
+    strength.update({"separation": separation(score_real, score_fake)}, batch_size)
 
 After Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv:2006.06676), called K20a here.
 A critic that knows its few training slices by heart stops teaching the generator. So all that it sees, real and generated,
@@ -40,9 +40,12 @@ NOISE = 0.05                    # ... of the noise's own standard deviation, an 
 CUTOUT = 1 / 2                  # of the side
 
 TARGET = 0.6                    # of the separation, to which p is driven
+UNSEEN_TARGET = 0.2             # of the overfitting share, to which p is driven where there are unseen slices to tell it
 SPEED_KIMG = 100                # thousand images in which p can go from 0 to 1 (K20a: 500, in runs of 25 000)
 P_MAX = 0.8                     # below it K20a found leaks unlikely
-MEMORY = 256                    # half-life of the averaged separation, in images (K20a: 4 batches of 64)
+UNSEEN_EVERY = 4                # steps from one look at unseen slices to the next
+MEMORY = 256                    # half-life of the averaged separation, in images (K20a: 4 batches of 64),
+UNSEEN_MEMORY = 2000            # ... and of what the overfitting share is made of
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,34 +139,50 @@ def separation(score_real, score_fake):
 class Strength:
     """The probability p of every operation, and in mode "ada" the controller that drives it.
 
-    mode: "none" (p = 0), "fixed" (p stays as given, in [0, 1]) or "ada": p starts at 0 and follows the critic's separation.
-    p is a float, in mode "ada" a tensor [] on `device`, so that neither `augment` nor `update` waits for a GPU. r, likewise,
-    is the running mean of the separation, for the log. state_dict holds p and r as tensors, for a checkpoint.
+    mode: "none" (p = 0), "fixed" (p stays as given, in [0, 1]) or "ada": p starts at 0 and grows while the critic overfits.
+    What tells is the overfitting share (K20a's r_v, eq. 1), how far unseen real slices lie on the way from those of training
+    to generated ones in the critic's scores, if `update` is given what it is made of; else the separation. On few slices, for
+    a few minutes, the separation falls while the generator learns, though the critic overfits more and more.
+
+    p is a float, in mode "ada" a tensor [] on `device`, so that neither `augment` nor `update` waits for a GPU. r, gap and
+    unseen, likewise, are running means: of the separation, and of the scores of training slices less those of generated and
+    of unseen ones. state_dict holds all as tensors, for a checkpoint.
     """
     def __init__(self, mode, p=0., device="cpu", target=TARGET, speed_kimg=SPEED_KIMG, p_max=P_MAX):
         if mode not in AUGMENT or not 0 <= p <= 1:
             raise ValueError(f"mode must be one of {', '.join(AUGMENT)} and p in [0, 1], not {mode!r} and {p}")
         self.mode, self.target, self.speed, self.p_max = mode, target, 1 / (1000 * speed_kimg), p_max
-        self.p, self.r = p if mode == "fixed" else 0., 0.
+        self.p, self.r, self.gap, self.unseen = p if mode == "fixed" else 0., float(target), 0., 0.
         if mode == "ada":
-            self.p, self.r = torch.zeros([], device=device), torch.full([], float(target), device=device)
+            for name, value in self.state_dict().items():
+                setattr(self, name, value.to(device))
 
-    def update(self, separation, images):
-        """Move p by a fixed speed up where the critic separates more than the target, else down (K20a, section 3).
+    def update(self, term, images):
+        """Move p by a fixed speed up where the critic overfits or separates more than its target, else down (K20a, section 3).
 
-        separation: tensor [] of one batch; images: shown to the critic since the last call. In other modes nothing happens.
+        term: {"separation": of one batch} and, at some calls, "wasserstein" and "unseen", the mean score of its real slices
+        less that of its generated and of unseen ones; tensors []. images: shown to the critic since the last call. In other
+        modes nothing happens.
         """
         if self.mode == "ada":
-            self.r = torch.lerp(self.r, separation.float(), 1 - 0.5 ** (images / MEMORY))
-            self.p = (self.p + (self.r - self.target).sign() * images * self.speed).clamp(0, self.p_max)
+            self.r = torch.lerp(self.r, term["separation"].float(), 1 - 0.5 ** (images / MEMORY))
+            excess = self.r - self.target
+            if "unseen" in term:
+                share = 1 - 0.5 ** (UNSEEN_EVERY * images / UNSEEN_MEMORY)
+                new = (torch.lerp(mean, term[name].float(), share)
+                       for mean, name in ((self.gap, "wasserstein"), (self.unseen, "unseen")))
+                self.gap, self.unseen = (torch.where(mean.isfinite(), mean, 0) for mean in new)    # a bad step starts anew
+            excess = torch.where(self.gap != 0, self.unseen - UNSEEN_TARGET * self.gap, excess)
+            self.p = (self.p + excess.sign() * images * self.speed).clamp(0, self.p_max)
 
     def state_dict(self):
-        return {"p": torch.as_tensor(self.p), "r": torch.as_tensor(self.r)}
+        return {name: torch.as_tensor(getattr(self, name)) for name in ("p", "r", "gap", "unseen")}
 
     def load_state_dict(self, state):
         """Go on from `state` in mode "ada"; the p of other modes is what the flags say."""
         if self.mode == "ada":
-            self.p, self.r = state["p"].to(self.p), state["r"].to(self.r)
+            for name, value in state.items():
+                setattr(self, name, value.to(self.p))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -124,15 +124,15 @@ def find_slices(folder):
             continue
         seen.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(root, folder).replace(os.sep, "/") + "/"
         for name in names:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                path = os.path.join(root, name)
                 try:
-                    stat = os.stat(path)
+                    stat = os.stat(os.path.join(root, name))
                     size, mtime = stat.st_size, stat.st_mtime_ns
                 except OSError:                             # a dangling link: it will count as unreadable
                     size, mtime = 0, 0
-                found.append((os.path.relpath(path, folder).replace(os.sep, "/"), size, mtime))
+                found.append((inside.removeprefix("./") + name, size, mtime))
     if not found:
         raise UserError(f"--dataset_dir: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth)")
     return sorted(found)

@@ -9,6 +9,7 @@ sees in augment.py, what is watched in health.py, and what is kept in run.py.
 """
 import copy
 import functools
+import itertools
 import math
 import os
 import signal
@@ -24,7 +25,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from augment import Strength, augment, separation
+from augment import UNSEEN_EVERY, Strength, augment, separation
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
 from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
@@ -41,7 +42,7 @@ PATH_EVERY = 8                  # steps from one path length penalty to the next
 LOG_STEPS, LOG_SECONDS = 16, 20     # steps averaged into one row of losses.csv; fewer where they take longer than this
 MAX_SKIPPED = 5                 # steps with gradients that are not finite, in a row of losses.csv (or in several that hold no
                                 # other steps), after which the run goes back to its checkpoint
-TERMS = ("critic_loss", "generator_loss", "wasserstein", "separation", "penalty", "gradient_norm", "path_length",
+TERMS = ("critic_loss", "generator_loss", "wasserstein", "separation", "unseen", "penalty", "gradient_norm", "path_length",
          "critic_gradient", "generator_gradient")
 COLUMNS = ("step", "epoch", "images", "seconds", "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS,
            *PICTURE)
@@ -104,6 +105,9 @@ class Training:
         loss = critic_loss(args.loss, score_real, score_fake)
         term = {"critic_loss": loss, "wasserstein": score_real.mean() - score_fake.mean(),
                 "separation": separation(score_real, score_fake)}
+        if turn.unseen is not None:
+            with torch.no_grad():
+                term["unseen"] = (score_real - critic(augment(turn.unseen, p, rng), turn.unseen_labels, self.dtype)).mean()
         if k % args.gp_every == 0:                      # weighted as if it were taken at every step
             penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, real, fake, labels, rng)
             term["penalty"] = args.lambda_gp * penalty
@@ -146,18 +150,20 @@ class Training:
         processes.average([*gradients(optimizer), *term.values()])
         return term, adam_step(optimizer, before)
 
-    def step(self, k, real, labels):
+    def step(self, k, real, labels, unseen=None, unseen_labels=None):
         """Step number k, from 0: the critic's update, the generator's, the average's. Returns {name of TERMS: 0-dim tensor}.
 
-        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None: this process's share of the batch. Terms that this step did
-        not take are absent; those of PICTURE are there while the probe watches.
+        real [N, 1, R, R] in [-1, 1], labels [N] int64 or None: this process's share of the batch; unseen: as many slices that
+        nothing is learnt from, to see whether the critic overfits, or None. Terms that this step did not take are absent;
+        those of PICTURE are there while the probe watches.
         """
         args, accum = self.args, self.args.grad_accum
-        turns = [SimpleNamespace(real=share_of(real, accum, i), labels=None if labels is None else share_of(labels, accum, i))
+        batch = {"real": real, "labels": labels, "unseen": unseen, "unseen_labels": unseen_labels}
+        turns = [SimpleNamespace(**{name: None if x is None else share_of(x, accum, i) for name, x in batch.items()})
                  for i in range(accum)]
         self.critic.requires_grad_(True)
         term, critic_gradient = self.descend(self.optimizer_c, functools.partial(self.critic_half, k), turns)
-        self.strength.update(term["separation"], args.batch_size)
+        self.strength.update(term, args.batch_size)
 
         self.critic.requires_grad_(False)
         more, generator_gradient = self.descend(self.optimizer_g, functools.partial(self.generator_half, k), turns,
@@ -220,7 +226,14 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
     clock = begun
 
     def batches_from(step):
-        return batches(slices, batch, device, args.seed, step, shares=processes.size, which=processes.rank)
+        """Endless arguments of Training.step, from step number `step` on; unseen slices where --augment ada is to see them."""
+        def draw_from(slices, start_step):
+            return batches(slices, batch, device, args.seed, start_step, shares=processes.size, which=processes.rank)
+        data = draw_from(slices, step)
+        unseen = draw_from(test, -(-step // UNSEEN_EVERY)) if test and args.augment == "ada" else None
+        for k in itertools.count(step):
+            parts = *next(data), *(next(unseen) if unseen and k % UNSEEN_EVERY == 0 else (None, None))
+            yield parts if args.conditional else (parts[0], None, parts[2], None)
 
     def place():
         return {"step": step, "epoch": step / per_epoch, "images": step * batch, "seconds": run.seconds}
@@ -243,9 +256,8 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
         signum, over, due = agree()
         while step < last_step and not signum and over < 1:
             training.scale_lr(run.lr_scale * decayed(max(step / last_step, over), args.lr_decay))
-            real, labels = next(data)
             with probe.watching(not terms):                                             # the first step of every row
-                terms.append(training.step(step, real, labels if args.conditional else None))
+                terms.append(training.step(step, *next(data)))
             step += 1
             bar.update(batch)
             saving, evaluating = (every and (step % (every * per_epoch) == 0 or step == last_step)
@@ -364,8 +376,8 @@ def farewell(folder, step, signum, args, per_epoch, leading):
 # The command line
 
 def load_test(args):
-    """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none, or nothing is to be evaluated."""
-    if not args.eval_every and not args.test_dir:
+    """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none, or nothing looks at them."""
+    if not args.eval_every and args.augment != "ada" and not args.test_dir:
         return None
     folder = args.test_dir or find_splits(args.dataset_dir, args.classes).get("test")
     if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):

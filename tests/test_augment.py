@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
 
-from augment import (MEMORY, OPERATIONS, P_MAX, Strength, add_noise, augment, cut_out, main, move, separation,
+from augment import (MEMORY, OPERATIONS, P_MAX, UNSEEN_EVERY, UNSEEN_TARGET, Strength, add_noise, augment, cut_out, main, move, separation,
                      strongest, tone)
 from flags import AUGMENT
 
@@ -249,13 +249,13 @@ def test_separation_is_the_mean_over_pairs():
 def test_strength_moves_at_its_speed_and_stops_at_its_limits():
     strength = Strength("ada", speed_kimg=1)
     for _ in range(10):
-        strength.update(torch.tensor(1.), 32)
+        strength.update({"separation": torch.tensor(1.)}, 32)
     assert strength.p.item() == pytest.approx(10 * 32 / 1000, rel=1e-5)
     for _ in range(100):
-        strength.update(torch.tensor(1.), 32)
+        strength.update({"separation": torch.tensor(1.)}, 32)
     assert strength.p == torch.tensor(P_MAX)
     for _ in range(200):                                                # the running mean first has to come down
-        strength.update(torch.tensor(-0.5), 32)
+        strength.update({"separation": torch.tensor(-0.5)}, 32)
     assert strength.p == 0 and strength.r.item() == pytest.approx(-0.5, abs=1e-3)
 
 
@@ -263,7 +263,7 @@ def test_running_separation_has_its_half_life_in_images():
     for batch in (8, 32):
         strength = Strength("ada", target=0.)
         for _ in range(MEMORY // batch):
-            strength.update(torch.tensor(1.), batch)
+            strength.update({"separation": torch.tensor(1.)}, batch)
         assert strength.r.item() == pytest.approx(0.5, abs=1e-5)
 
 
@@ -271,14 +271,31 @@ def test_strength_finds_the_p_at_which_the_separation_is_the_target():
     strength, rng = Strength("ada", target=0.6, speed_kimg=4), seeded_rng()
     tail = []
     for step in range(1500):                                            # a critic to which augmentation makes it harder
-        strength.update((1 - strength.p + 0.2 * torch.randn([], generator=rng)).clamp(-1, 1), 8)
+        strength.update({"separation": (1 - strength.p + 0.2 * torch.randn([], generator=rng)).clamp(-1, 1)}, 8)
         tail += [strength.p.item()] * (step >= 500)
     assert np.mean(tail) == pytest.approx(0.4, abs=0.05)
 
 
+def test_unseen_slices_decide_where_there_are_any():
+    """p follows (training - unseen) / (training - generated) of the scores, whatever the separation says."""
+    strength, number = Strength("ada", speed_kimg=4), torch.tensor
+    rng, tail = seeded_rng(), []
+    for step in range(3000):                            # a critic whose gap to unseen slices augmentation closes, in noise
+        term = {"separation": number(0.1)}
+        if step % UNSEEN_EVERY == 0:
+            unseen, gap = 2 * (0.5 - strength.p) + torch.randn([], generator=rng), 2 + torch.randn([], generator=rng)
+            term |= {"unseen": unseen, "wasserstein": gap}
+        strength.update(term, 8)
+        tail += [strength.p.item()] * (step >= 1500)
+    assert np.mean(tail) == pytest.approx(0.5 - UNSEEN_TARGET, abs=0.05)
+    assert strength.gap.item() == pytest.approx(2, abs=0.5)
+    strength.update({"separation": number(0.1), "unseen": number(math.nan), "wasserstein": number(math.nan)}, 8)
+    assert strength.gap == strength.unseen == 0 and strength.p.isfinite()
+
+
 def test_strength_goes_on_bit_for_bit(tmp_path):
     rng = seeded_rng()
-    noisy = [0.7 + 0.3 * torch.randn([], generator=rng) for _ in range(60)]
+    noisy = [dict(zip(("separation", "unseen", "wasserstein"), 0.7 + 0.3 * torch.randn(3, generator=rng))) for _ in range(60)]
     whole, first, second = (Strength("ada", speed_kimg=2) for _ in range(3))
     for value in noisy:
         whole.update(value, 8)
@@ -294,7 +311,7 @@ def test_strength_goes_on_bit_for_bit(tmp_path):
 def test_other_modes_stay_as_they_are():
     none, fixed = Strength("none", 0.4), Strength("fixed", 0.4)
     for strength in (none, fixed):
-        strength.update(torch.tensor(1.), 10 ** 6)
+        strength.update({"separation": torch.tensor(1.)}, 10 ** 6)
         strength.load_state_dict(Strength("fixed", 0.9).state_dict())
     assert (none.p, fixed.p) == (0, 0.4)
     ada = Strength("ada")
@@ -310,7 +327,8 @@ def test_no_wait_for_a_gpu():
     images, p = torch.empty(4, 1, 32, 32, device="meta"), torch.empty([], device="meta")
     assert augment(images, p).shape == images.shape
     strength = Strength("ada", device="meta")
-    strength.update(separation(torch.empty(4, device="meta"), torch.empty(4, device="meta")), 32)
+    score = torch.empty(4, device="meta")
+    strength.update({"separation": separation(score, score), "unseen": score.mean(), "wasserstein": score.mean()}, 32)
     assert strength.p.device.type == "meta"
 
 

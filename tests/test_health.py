@@ -376,8 +376,8 @@ def poison(monkeypatch):
     def poison(calls):
         count, step = iter(range(10 ** 6)), train.Training.step
 
-        def poisoned(self, k, real, labels):
-            return step(self, k, real * math.nan if next(count) in calls else real, labels)
+        def poisoned(self, k, real, *others):
+            return step(self, k, real * math.nan if next(count) in calls else real, *others)
         monkeypatch.setattr(train.Training, "step", poisoned)
     return poison
 
