@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DEMO := demo
 
 # Without a GPU: 64x64, a thin network, a few minutes a model. With one: the defaults at 256x256.
-SMALL := --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 8 --lr 4e-3 --save_every 1 --max_minutes 2.75
+SMALL := --resolution 64 --loss relativistic --save_every 1 --max_minutes 2.75
 FULL := --save_every 5 --max_minutes 2
 
 .PHONY: demo test clean

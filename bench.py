@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import train
 from dataset import Slices, batches, to_uint8
-from flags import GP_EVERY, LAMBDA_GP, LOSSES, RESOLUTIONS, ArgumentParser, boolean, number, parse_train
+from flags import GP_EVERY, LAMBDA_GP, LOSSES, RESOLUTIONS, ArgumentParser, boolean, number, parse_train, settle
 from health import memory_gib
 from losses import critic_loss, generator_loss, gradient_penalty
 from utils import UserError, pick_device, pick_dtype, run_cli
@@ -227,7 +227,7 @@ class RandomSlices:
 
 def bench(args, device, dtype):
     """Yield the table's lines."""
-    flags = parse_train(["--dataset_dir", "", "--loss", args.loss, "--gp_every", str(args.gp_every)])
+    flags = settle(parse_train(["--dataset_dir", "", "--loss", args.loss, "--gp_every", str(args.gp_every)]), device)
     network = {"resolution": args.resolution, "channel_base": args.channel_base, "channel_max": args.channel_max,
                "z_dim": train.Z_DIM, "w_dim": train.W_DIM, "num_classes": 0}
     training, n = train.Training(flags, network, device, dtype), args.batch_size

@@ -15,6 +15,8 @@ LAMBDA_GP = {"wgan-gp": 10., "logistic": 5., "relativistic": 5.}        # weight
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}             # steps between two unless --gp_every does (README)
 LOSSES = tuple(LAMBDA_GP)
 AUGMENT = "ada", "fixed", "none"
+FOR = {"a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},              # unless the flags say,
+       "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 4e-3}}               # by device (README)
 WEIGHTS = {"last": "generator.pt", "best": "best.pt"}                   # files of a run
 
 
@@ -88,7 +90,12 @@ def answer_early(parse):
 # ---------------------------------------------------------------------------------------------------------------------
 # train.py
 
+def by_device(name):
+    return "default: " + ", ".join(f"{values[name]:g} on {device}" for device, values in FOR.items())
+
+
 def parse_train(argv=None):
+    """The flags; what hangs on the device is None until `settle`."""
     parser = ArgumentParser("Train StyleGAN2 on brain slices. A run lives in <model_dir>/<classes>; the same command goes on "
                             "with it.", ("train.py --dataset_dir AD_NC/train --classes AD",
                                          "train.py --dataset_dir AD_NC/train --classes all --conditional True",
@@ -117,13 +124,14 @@ def parse_train(argv=None):
     run.add_bool("--dry_run", False, "check everything, print the plan and exit")
 
     network = Group(parser, "the networks")
-    network.add("--channel_base", type=number(int, 32), default=8192,
-                help="feature maps at a resolution: channel_base / resolution ...")
-    network.add("--channel_max", type=number(int, 1), default=256, help="... and at most this many")
+    network.add("--channel_base", type=number(int, 32),
+                help=f"feature maps at a resolution: channel_base / resolution ... ({by_device('channel_base')})")
+    network.add("--channel_max", type=number(int, 1), help=f"... and at most this many ({by_device('channel_max')})")
 
     training = Group(parser, "training")
-    training.add("--batch_size", type=number(int, 2), default=32, help="slices a step, of all processes together")
-    training.add("--lr", type=number(float, 0, open_low=True), default=2e-3, help="Adam's learning rate")
+    training.add("--batch_size", type=number(int, 2),
+                 help=f"slices a step, of all processes together ({by_device('batch_size')})")
+    training.add("--lr", type=number(float, 0, open_low=True), help=f"Adam's learning rate ({by_device('lr')})")
     training.add("--lr_critic", type=number(float, 0, open_low=True), help="the critic's own (default: --lr)")
     training.add("--lr_decay", type=number(float, 0, 1), default=0.,
                  help="share of the run, at its end, in which both rates fall to 0; the end is that of --epochs or "
@@ -156,9 +164,17 @@ def parse_train(argv=None):
     if (args.augment == "fixed") != (args.augment_p is not None):
         raise UserError("--augment fixed and --augment_p belong together, such as --augment fixed --augment_p 0.3")
     args.augment_p = args.augment_p or 0.
-    args.lr_critic = args.lr_critic or args.lr
     args.lambda_gp = LAMBDA_GP[args.loss] if args.lambda_gp is None else args.lambda_gp
     args.gp_every = args.gp_every or GP_EVERY[args.loss]
+    return args
+
+
+def settle(args, device, network={}):
+    """Fill in what the flags leave open: as in the `network` of a run that goes on, else as suits the torch.device `device`."""
+    for name, value in (FOR["a CPU" if device.type == "cpu" else "a GPU"] | network).items():
+        if getattr(args, name, 0) is None:
+            setattr(args, name, value)
+    args.lr_critic = args.lr_critic or args.lr
     return args
 
 

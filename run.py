@@ -184,6 +184,13 @@ def open_tensorboard(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 # Which run a folder holds
 
+def kept_network(folder):
+    """The settings of the networks in `folder`, {} if there is no run or it cannot be read (`check_same_run` says so)."""
+    with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(folder, "config.json")) as file:
+        return json.load(file)["network"]
+    return {}
+
+
 def check_same_run(folder, config):
     """Raise a UserError that names the flags by which `config` differs from the run in `folder` in network or data."""
     try:

@@ -17,7 +17,7 @@ import sys
 import time
 from types import SimpleNamespace
 
-from flags import CLASSES, answer_early, parse_train
+from flags import CLASSES, answer_early, parse_train, settle
 
 if __name__ == "__main__":
     answer_early(parse_train)                           # before PyTorch is imported
@@ -30,12 +30,12 @@ from dataset import Slices, batches, find_splits, steps_per_epoch
 from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
 from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
-from run import Run, check_same_run, set_aside
+from run import Run, check_same_run, kept_network, set_aside
 from shares import Draws, Processes, check_divisible, draw, share_of
 from utils import Interrupted, UserError, make_folder, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
-THIN = "--resolution 64 --channel_base 1024 --channel_max 64 --loss relativistic --batch_size 16 --lr 4e-3"
+QUICK = "--resolution 64 --loss relativistic"
 BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
 EMA_RAMP = 0.05                 # the average's half-life is at most this share of the images so far: the start is forgotten
 PATH_EVERY = 8                  # steps from one path length penalty to the next, on half a batch
@@ -445,18 +445,19 @@ def main(argv=None):
     args = parse_train(argv)
     device = pick_device(args.device)
     dtype = pick_dtype(args.amp, device)
+    folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
+    settle(args, device, kept_network(folder) if args.resume else {})
     processes = Processes(device)
     leading, shares = processes.rank == 0, processes.size * args.grad_accum
     check_divisible(args.batch_size, shares)
     slices, test = processes.first(lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers,
                                                    leading), load_test(args)))
-    folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     config = make_config(args, slices)
     old = os.path.exists(os.path.join(folder, "checkpoint.pt"))
     if old and args.resume:
         check_same_run(folder, config)
     if device.type == "cpu" and args.resolution > 64 and leading:
-        print(f"note: without a GPU this takes long; {THIN} learns in minutes", file=sys.stderr)
+        print(f"note: without a GPU this takes long; {QUICK} learns in minutes", file=sys.stderr)
     if args.dry_run:
         if leading:
             print_plan(args, slices, test, folder, config, device, dtype, shares)

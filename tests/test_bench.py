@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import bench
 import train
 from dataset import to_float
-from flags import parse_train
+from flags import parse_train, settle
 from utils import UserError
 
 TINY = ["--resolution", "32", "--channel_base", "128", "--channel_max", "8", "--batch_size", "4", "--steps", "2", "--device",
@@ -34,7 +34,9 @@ def build(resolution, channel_base, channel_max):
 
 def sides(loss, gp_every):
     """A train.Training on tiny networks, and bench.py's step on a second one with the same weights."""
-    args = parse_train(["--dataset_dir", "x", "--loss", loss, "--gp_every", str(gp_every), "--bounded", "False"])
+    args = settle(parse_train(["--dataset_dir", "x", "--loss", loss, "--gp_every", str(gp_every), "--bounded", "False",
+                              "--lr", "0.002"]),
+                  torch.device("cpu"))
     network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
     ours, other = (train.Training(args, network, torch.device("cpu"), torch.float32) for _ in range(2))
     return ours, other, bench.WrittenOut(bench.our_side(other), loss, gp_every, torch.device("cpu"))

@@ -13,7 +13,7 @@ import torch
 import train
 from conftest import ROOT, TINY, checkpoint, read_table, start
 from dataset import Slices, batches
-from flags import parse_train
+from flags import parse_train, settle
 from modules import minibatch_std
 from shares import Draws, Processes, check_divisible, draw, share_of
 from utils import UserError
@@ -78,8 +78,8 @@ def test_turns_give_the_gradients_of_the_whole_batch(flags):
     real, labels = torch.randn(16, 1, 32, 32).clamp(-1, 1), torch.arange(16) % 2
     found = {}
     for accum in (1, 2, 4):
-        args = parse_train([*TINY, "--dataset_dir", "unused", "--batch_size", "16", "--grad_accum", str(accum),
-                                 *map(str, flags)])
+        args = settle(parse_train([*TINY, "--dataset_dir", "unused", "--batch_size", "16", "--grad_accum", str(accum),
+                                   *map(str, flags)]), torch.device("cpu"))
         training = train.Training(args, NETWORK, torch.device("cpu"), torch.float32)
         shared = {"critic": [], "model": []}
         for k in (0, 1):                                                # k = 0 takes every penalty

@@ -21,7 +21,7 @@ import health
 import train
 from augment import Strength
 from conftest import ROOT, TINY, checkpoint, read_table, start
-from flags import LOSSES, parse_train
+from flags import LOSSES, parse_train, settle
 from losses import bounded, critic_loss, generator_loss, gradient_penalty
 from utils import UserError, random_stream
 
@@ -67,7 +67,7 @@ def evaluations(monkeypatch, unplotted):
 # One step
 
 def training(*flags, dtype=torch.float32):
-    args = parse_train([*TINY, "--dataset_dir", "unused", *map(str, flags)])
+    args = settle(parse_train([*TINY, "--dataset_dir", "unused", *map(str, flags)]), torch.device("cpu"))
     network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
     return train.Training(args, network, torch.device("cpu"), dtype), network
 
@@ -213,7 +213,7 @@ def test_files_of_a_run(models):
     rows = read_table(os.path.join(run, "losses.csv"))
     assert tuple(rows[0]) == train.COLUMNS + tuple(f"std {name}" for name in BLOCKS)
     assert [row["images"] for row in rows] == [8, 16] and [row["epoch"] for row in rows] == [1, 2]
-    sometimes = "penalty", "gradient_norm", "path_length"               # not at every step
+    sometimes = "penalty", "gradient_norm", "path_length", "unseen"     # not at every step, or never
     assert all(np.isfinite(value) for row in rows for name, value in row.items() if name not in sometimes)
     assert all(row["skipped"] == 0 and row["lr"] > 0 and 0.05 < row["memory_gib"] < 1000 for row in rows)
     saved = torch.load(os.path.join(run, "generator.pt"), weights_only=True)
@@ -452,7 +452,20 @@ def test_a_large_network_on_a_cpu_is_told_of_a_thin_one_that_parses(tmp_path, sl
     note = re.search("note: .*GPU.*long; (.*) learns in minutes", capsys.readouterr().err)
     assert (note is not None) == (resolution == 256)
     if note:
-        assert parse_train(["--dataset_dir", slices_dir, *note[1].split()]).channel_max == 64
+        assert settle(parse_train(["--dataset_dir", slices_dir, *note[1].split()]), torch.device("cpu")).resolution == 64
+
+
+def test_what_the_flags_leave_open_suits_the_device_or_the_run(tmp_path, slices_dir, capsys):
+    cpu, gpu = (settle(parse_train(["--dataset_dir", "x"]), torch.device(name)) for name in ("cpu", "cuda"))
+    assert (cpu.channel_base, cpu.channel_max, cpu.batch_size, cpu.lr, cpu.lr_critic) == (1024, 64, 16, 4e-3, 4e-3)
+    assert (gpu.channel_base, gpu.channel_max, gpu.batch_size, gpu.lr, gpu.lr_critic) == (8192, 256, 32, 2e-3, 2e-3)
+    args = settle(parse_train(["--dataset_dir", "x", "--channel_max", "7", "--lr", "1", "--lr_critic", "2"]), torch.device("cpu"),
+                  {"channel_base": 512, "channel_max": 9})
+    assert (args.channel_base, args.channel_max, args.batch_size, args.lr, args.lr_critic) == (512, 7, 16, 1, 2)
+    start(slices_dir, tmp_path, "--epochs", 1)
+    assert train.main(["--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", str(tmp_path), "--resolution", "32",
+                       "--dry_run"]) == 0                               # the run has other channels than a CPU's
+    assert "(goes on)" in capsys.readouterr().out
 
 
 def test_memory_estimate_follows_the_batch_and_the_loss():
