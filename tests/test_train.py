@@ -21,6 +21,7 @@ import health
 import train
 from augment import Strength
 from conftest import ROOT, TINY, checkpoint, read_table, start
+from dataset import Slices, batches
 from flags import LOSSES, parse_train, settle
 from losses import bounded, critic_loss, generator_loss, gradient_penalty
 from utils import UserError, random_stream
@@ -158,6 +159,22 @@ def test_bfloat16_activations_leave_the_penalty_exact(monkeypatch, kind):
     monkeypatch.setattr(train, "gradient_penalty", compare)
     ours.step(0, torch.randn(4, 1, 32, 32), None)
     assert len(checked) > 10
+
+
+def test_short_runs_end_alike_in_every_mode(slices_dir):
+    """Losses at the end in bfloat16, and in turns, lie among those of float32 runs with other seeds."""
+    slices = Slices(slices_dir, "AD", 32, progress=False)
+
+    def losses(seed, dtype=torch.float32, accum=1):
+        ours, _ = training("--loss", "relativistic", "--seed", seed, "--grad_accum", accum, "--batch_size", 8, "--lr", 0.004, dtype=dtype)
+        data = batches(slices, 8, "cpu", seed)
+        terms = [ours.step(k, next(data)[0], None) for k in range(40)][20:]
+        return torch.tensor([[term[name] for name in ("critic_loss", "generator_loss", "wasserstein")] for term in terms]).mean(0)
+    plain = torch.stack([losses(seed) for seed in range(3)])
+    spread = plain.std(0)
+    for mode in ({"dtype": torch.bfloat16}, {"accum": 2}):
+        other = losses(0, **mode)
+        assert ((other - plain.mean(0)).abs() < 3 * spread).all(), (mode, other, plain)
 
 
 @pytest.mark.parametrize("flag", ["True", "False"])
