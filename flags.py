@@ -99,7 +99,7 @@ def parse_train(argv=None):
     parser = ArgumentParser("Train StyleGAN2 on brain slices. A run lives in <model_dir>/<classes>; the same command goes on "
                             "with it.", ("train.py --dataset_dir AD_NC/train --classes AD",
                                          "train.py --dataset_dir AD_NC/train --classes all --conditional True",
-                                         "train.py --dataset_dir AD_NC/train --classes AD --max_minutes 60 --loss relativistic"))
+                                         "train.py --dataset_dir AD_NC/train --classes AD --loss relativistic --max_minutes 9"))
     data = Group(parser, "data")
     data.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
     data.add("--classes", choices=("all", *CLASSES), default="all", help="slices to learn from")
@@ -142,7 +142,7 @@ def parse_train(argv=None):
                  + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items()) + ")")
     training.add("--gp_every", type=number(int, 1), help="steps from one gradient penalty, then weighted as many times, to the "
                  "next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
-    training.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture can hold, as real ones are")
+    training.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture holds, as real ones are")
     training.add("--augment", choices=AUGMENT, default="none",
                  help="what the critic sees: ada augments as much as it separates real from generated slices")
     training.add("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
 
-from augment import (MEMORY, OPERATIONS, P_MAX, UNSEEN_EVERY, UNSEEN_TARGET, Strength, add_noise, augment, cut_out, main, move, separation,
-                     strongest, tone)
+from augment import (MEMORY, OPERATIONS, P_MAX, UNSEEN_EVERY, UNSEEN_TARGET, Strength, add_noise, augment, cut_out, main,
+                     move, separation, strongest, tone)
 from flags import AUGMENT
 
 

@@ -1,4 +1,4 @@
-"""However a batch is divided, among processes or turns, a step computes the same; and such runs stop, go on and fail in order."""
+"""However a batch is divided, among processes or turns, a step computes the same; such runs stop, go on and fail in order."""
 import os
 import re
 import signal
@@ -34,8 +34,9 @@ def test_shares_hold_every_image_once_and_whole_minibatch_groups(n, shares):
         np.testing.assert_array_equal(share_of(images.numpy(), shares, 0), parts[0])
         x = torch.randn(n, 3, 4, 4)
         torch.testing.assert_close(minibatch_std(x)[part], minibatch_std(x[part]))
-    again = [share_of(share_of(images, 2, i), 2, j) for i in range(2) for j in range(2)] if n == 32 else []     # turns of processes
-    assert all(torch.equal(a, b) for a, b in zip(again, parts))
+    if shares == 4:                                                     # turns of processes
+        again = [share_of(share_of(images, 2, i), 2, j) for i in range(2) for j in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(again, parts, strict=True))
 
 
 @pytest.mark.parametrize("kind", [torch.rand, torch.randn])
@@ -75,11 +76,11 @@ def test_every_process_reads_its_share_of_every_batch(slices_dir):
 
 @pytest.mark.parametrize("flags", [["--loss", "wgan-gp"], ["--loss", "relativistic", *ALL], ["--loss", "logistic", *ALL]])
 def test_turns_give_the_gradients_of_the_whole_batch(flags):
-    real, labels = torch.randn(16, 1, 32, 32).clamp(-1, 1), torch.arange(16) % 2
-    found = {}
+    real, labels = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-1, 1), torch.arange(16) % 2
+    found = {}                          # a rate near 0, for Adam makes a whole step of a gradient that is only rounding
     for accum in (1, 2, 4):
         args = settle(parse_train([*TINY, "--dataset_dir", "unused", "--batch_size", "16", "--grad_accum", str(accum),
-                                   *map(str, flags)]), torch.device("cpu"))
+                                   "--lr", "1e-7", *map(str, flags)]), torch.device("cpu"))
         training = train.Training(args, NETWORK, torch.device("cpu"), torch.float32)
         shared = {"critic": [], "model": []}
         for k in (0, 1):                                                # k = 0 takes every penalty
@@ -91,13 +92,13 @@ def test_turns_give_the_gradients_of_the_whole_batch(flags):
     for accum in (2, 4):
         for name, gradients in found[1][0].items():
             for a, b in zip(found[accum][0][name], gradients, strict=True):
-                assert (a - b).norm() < 2e-3 * b.norm() + 1e-6, name
+                assert (a - b).norm() < 1e-3 * b.norm() + 1e-6, name
         for name, value in found[1][1].items():
             if name != "diversity":                                     # of pixels, over the batch: that of a turn
-                torch.testing.assert_close(found[accum][1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+                torch.testing.assert_close(found[accum][1][name], value, rtol=1e-4, atol=1e-5, msg=name)
         assert torch.equal(found[accum][2], found[1][2])                # random numbers go on alike
         for i in (3, 4):
-            torch.testing.assert_close(found[accum][i], found[1][i], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(found[accum][i], found[1][i], rtol=1e-4, atol=1e-6)
 
 
 def test_plan_counts_the_memory_of_one_turn(tmp_path, slices_dir, capsys):
@@ -150,8 +151,9 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, slices_dir, alone):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("6 epochs done") == 1                      # one of them speaks
     assert_alike(tmp_path / "all-conditional", run)
-    for ours, theirs in zip(*(read_table(folder / "losses.csv") for folder in (tmp_path / "all-conditional", run)), strict=True):
-        for name in ("step", "images", "critic_loss", "generator_loss", "wasserstein", "penalty", "separation", "critic_gradient"):
+    tables = [read_table(folder / "losses.csv") for folder in (tmp_path / "all-conditional", run)]
+    for ours, theirs in zip(*tables, strict=True):
+        for name in ("step", "images", "critic_loss", "generator_loss", "penalty", "separation", "critic_gradient"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-2, abs=1e-3), name
 
 
@@ -168,7 +170,8 @@ def worker(process, rank):
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/environ") as environ:
-                if int(stat.read().rsplit(")", 1)[1].split()[1]) == process.pid and f"RANK={rank}" in environ.read().split("\0"):
+                parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+                if parent == process.pid and f"RANK={rank}" in environ.read().split("\0"):
                     return int(name)
         except OSError:
             pass

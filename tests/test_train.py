@@ -166,10 +166,12 @@ def test_short_runs_end_alike_in_every_mode(slices_dir):
     slices = Slices(slices_dir, "AD", 32, progress=False)
 
     def losses(seed, dtype=torch.float32, accum=1):
-        ours, _ = training("--loss", "relativistic", "--seed", seed, "--grad_accum", accum, "--batch_size", 8, "--lr", 0.004, dtype=dtype)
+        ours, _ = training("--loss", "relativistic", "--seed", seed, "--grad_accum", accum, "--batch_size", 8, "--lr", 0.004,
+                           dtype=dtype)
         data = batches(slices, 8, "cpu", seed)
         terms = [ours.step(k, next(data)[0], None) for k in range(40)][20:]
-        return torch.tensor([[term[name] for name in ("critic_loss", "generator_loss", "wasserstein")] for term in terms]).mean(0)
+        names = "critic_loss", "generator_loss", "wasserstein"
+        return torch.tensor([[term[name] for name in names] for term in terms]).mean(0)
     plain = torch.stack([losses(seed) for seed in range(3)])
     spread = plain.std(0)
     for mode in ({"dtype": torch.bfloat16}, {"accum": 2}):
@@ -314,7 +316,9 @@ def test_styles_and_pictures_use_the_same_latents_every_time(models):
 def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplotted, monkeypatch, flags):
     class Growing(Strength):
         def update(self, term, images):
-            super().update(term | ({"unseen": term["unseen"].abs() + 9 * term["wasserstein"].abs()} if "unseen" in term else {}), images)
+            if "unseen" in term:
+                term = term | {"unseen": term["unseen"].abs() + 9 * term["wasserstein"].abs()}
+            super().update(term, images)
     monkeypatch.setattr(train, "Strength", functools.partial(Growing, speed_kimg=0.05))
     monkeypatch.setattr(health, "EVALUATED", 16)
     monkeypatch.setattr(health, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
@@ -476,8 +480,8 @@ def test_what_the_flags_leave_open_suits_the_device_or_the_run(tmp_path, slices_
     cpu, gpu = (settle(parse_train(["--dataset_dir", "x"]), torch.device(name)) for name in ("cpu", "cuda"))
     assert (cpu.channel_base, cpu.channel_max, cpu.batch_size, cpu.lr, cpu.lr_critic) == (1024, 64, 16, 4e-3, 4e-3)
     assert (gpu.channel_base, gpu.channel_max, gpu.batch_size, gpu.lr, gpu.lr_critic) == (8192, 256, 32, 2e-3, 2e-3)
-    args = settle(parse_train(["--dataset_dir", "x", "--channel_max", "7", "--lr", "1", "--lr_critic", "2"]), torch.device("cpu"),
-                  {"channel_base": 512, "channel_max": 9})
+    flags = parse_train(["--dataset_dir", "x", "--channel_max", "7", "--lr", "1", "--lr_critic", "2"])
+    args = settle(flags, torch.device("cpu"), {"channel_base": 512, "channel_max": 9})
     assert (args.channel_base, args.channel_max, args.batch_size, args.lr, args.lr_critic) == (512, 7, 16, 1, 2)
     start(slices_dir, tmp_path, "--epochs", 1)
     assert train.main(["--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", str(tmp_path), "--resolution", "32",
