@@ -40,7 +40,7 @@ NOISE = 0.05                    # ... of the noise's own standard deviation, an 
 CUTOUT = 1 / 2                  # of the side
 
 TARGET = 0.6                    # of the separation, to which p is driven
-UNSEEN_TARGET = 0.2             # of the overfitting share, to which p is driven where there are unseen slices to tell it
+UNSEEN_TARGET = 0.5             # of the overfitting share, to which p is driven where there are unseen slices to tell it
 SPEED_KIMG = 100                # thousand images in which p can go from 0 to 1 (K20a: 500, in runs of 25 000)
 P_MAX = 0.8                     # below it K20a found leaks unlikely
 UNSEEN_EVERY = 4                # steps from one look at unseen slices to the next
