@@ -93,6 +93,9 @@ SIGNS = {           # {name: (is it there, from a row or an evaluation by column
                                                               "lower --lr may help"),
     "critic won": (lambda row: row["separation"] > 0.999 and row["images"] > 20_000,
                    "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help"),
+    "generator narrows": (lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
+                          "its slices look real (precision {precision:.2f}) but cover few of the training slices (recall "
+                          "{recall:.2f}); an earlier one may be better: best.pt keeps that of the lowest KID"),
     "critic overfits": (lambda row: row["overfitting"] > 0.5,
                         "unseen real slices lie {overfitting:.0%} of the way from training slices to generated ones in its "
                         "scores; more slices or --augment ada help, and best.pt keeps the best generator so far")}

@@ -117,7 +117,7 @@ ILL = {"generator collapsed": {"diversity": 0.05}, "generator black": {"lit": 0.
 
 
 def test_every_sign_is_provoked_below():
-    assert set(ILL) | {"critic overfits"} == set(SIGNS)
+    assert set(ILL) | {"critic overfits", "generator narrows"} == set(SIGNS)
 
 
 def test_watch_is_quiet_while_all_is_well():
@@ -344,6 +344,15 @@ def test_overfitting_critic_is_named(tmp_path, slices_dir, monkeypatch, unplotte
     line, = told(tmp_path / "AD")
     assert line.startswith("critic overfits") and "75%" in line
     assert len(read_table(tmp_path / "AD/evaluations.csv")) == 3
+
+
+def test_narrow_generator_is_named(few):
+    """Two training slices over and over: both real, and most training slices unlike either."""
+    found, _ = evaluate(250, None, Discs(130, 0, 250)[[3, 4] * 50])
+    line, = [line for line in Watch().check(found) if line.startswith("generator narrows")]
+    assert f"recall {found['recall']:.2f}" in line and found["recall"] < 0.1
+    whole, _ = evaluate(250, None, Discs(100, 2, 250).pixels)
+    assert Watch().check(whole) == []
 
 
 def test_step_with_a_gradient_that_is_not_finite_never_was():
