@@ -128,7 +128,7 @@ def augment(images, p, rng=None, operations=OPERATIONS):
 def separation(score_real, score_fake):
     """How far the critic tells real from generated: the mean of sign(real_i - fake_i); [N], [N] -> tensor [].
 
-    0: not at all; 1: every real slice scores above a generated one. Its mean is 2 AUC - 1. K20a's heuristic is r_t =
+    0: not at all; 1: every real slice scores above its partner. Its mean is 2 AUC - 1. K20a's heuristic is r_t =
     E[sign(D(real))], which needs a critic whose 0 means undecided. A Wasserstein critic's scores have no zero, since its
     loss stays the same when all of them move, so here the generated slices take the place of 0. Like r_t it is 0 when the
     critic cannot tell and near 1 when it has overfitted; but also, more than r_t, when the generator is just poor.
@@ -141,8 +141,8 @@ class Strength:
 
     mode: "none" (p = 0), "fixed" (p stays as given, in [0, 1]) or "ada": p starts at 0 and grows while the critic overfits.
     What tells is the overfitting share (K20a's r_v, eq. 1), how far unseen real slices lie on the way from those of training
-    to generated ones in the critic's scores, if `update` is given what it is made of; else the separation. On few slices, for
-    a few minutes, the separation falls while the generator learns, though the critic overfits more and more.
+    to generated ones in the critic's scores, if `update` is given what it is made of; else the separation, which falls while
+    the generator learns, whether or not the critic overfits.
 
     p is a float, in mode "ada" a tensor [] on `device`, so that neither `augment` nor `update` waits for a GPU. r, gap and
     unseen, likewise, are running means: of the separation, and of the scores of training slices less those of generated and

@@ -144,7 +144,7 @@ def parse_train(argv=None):
                  "next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
     training.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture holds, as real ones are")
     training.add("--augment", choices=AUGMENT, default="none",
-                 help="what the critic sees: ada augments as much as it separates real from generated slices")
+                 help="what the critic sees: ada augments as much as it overfits, or, without unseen slices, separates")
     training.add("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")
     training.add("--style_mixing", type=number(float, 0, 1), default=0., help="share of slices made from two latents")
     training.add("--path_length", type=number(float, 0), default=0., help="weight of the path length penalty")

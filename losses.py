@@ -102,6 +102,7 @@ class PathLength(nn.Module):
         return (length - self.mean).square().mean(), length.mean().detach()
 
     def track(self, length):
+        """Let a follow `length`, the mean of |J^T y| over a batch, 0-dim."""
         self.mean.lerp_(torch.where(length.isfinite(), length, self.mean), self.decay)  # one bad step spoils only itself
 
 

@@ -118,6 +118,18 @@ def test_a_step_is_the_algorithm(kind, gp_every, k):
                 assert ((a - b).abs() > 0.01 * lr).float().mean() < 0.01, name
 
 
+def test_unseen_slices_are_scored_beside_those_of_training_and_nothing_is_learnt_from_them():
+    real, unseen = torch.randn(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    (ours, network), (without, _) = (training("--augment", "ada", "--gp_every", 2) for _ in range(2))
+    _, critic = train.build_networks(network)
+    critic.load_state_dict(ours.critic.state_dict())
+    term = ours.step(1, real, None, unseen)                             # no penalty, which would draw after the unseen slices
+    assert term["unseen"].item() == pytest.approx((critic(real).mean() - critic(unseen).mean()).item(), rel=1e-3, abs=1e-5)
+    assert ours.strength.unseen.sign() == term["unseen"].sign() != 0 and ours.strength.gap != 0
+    assert "unseen" not in without.step(1, real, None) and without.strength.gap == 0
+    assert same(ours.critic.state_dict(), without.critic.state_dict())
+
+
 def test_path_length_is_taken_on_half_a_batch_at_some_steps_and_weighted_for_the_others():
     real, found = torch.randn(4, 1, 32, 32), {}
     for weight in (0, 2):
