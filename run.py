@@ -1,13 +1,18 @@
 """What a training run keeps in its folder, and how it goes on from there; `train.py` decides when.
 
-    config.json  checkpoint.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png  loss_proportion.png
-    trouble.txt  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
+    config.json  checkpoint.pt  previous.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png
+    loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
 """
 import contextlib
 import csv
+import glob
+import hashlib
+import io
 import json
 import math
 import os
+import socket
+import sys
 
 import torch
 from tqdm import tqdm
@@ -17,6 +22,10 @@ from flags import CLASSES
 from utils import UserError, atomic_path, make_folder, random_stream
 
 PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
+CHECKPOINTS = "checkpoint.pt", "previous.pt"            # the newest, and the one before it
+LEARNING = ("loss", "lambda_gp", "gp_every", "bounded", "batch_size", "lr", "lr_critic", "lr_decay", "augment", "augment_p",
+            "style_mixing", "path_length", "ema_kimg", "seed", "amp")                  # flags that change how a run goes on
+FORMAT = 1                      # of a checkpoint; another one cannot be gone on from
 
 
 class Run:
@@ -31,7 +40,7 @@ class Run:
         self.averaged, self.parts, self.rng, self.tables = averaged, parts, rng, tables
         self.seconds, self.skipped, self.lr_scale = 0., 0, 1.
         self.saved_images, self.rows = None, {name: [] for name in tables}
-        self.exists = os.path.exists(self.path("checkpoint.pt"))
+        self.exists = has_checkpoint(folder)
         self.leading, self.writer = leading, open_tensorboard(folder) if tensorboard and leading else None
         fixed = random_stream("fixed latents", 0)                                       # the same in every run
         self.z = torch.randn(STYLES, config["network"]["z_dim"], generator=fixed).to(device)
@@ -43,15 +52,15 @@ class Run:
     # Going on
 
     def resume(self):
-        """Load checkpoint.pt into the parts and cut the tables there; returns the number of images shown so far."""
+        """Load the newest whole checkpoint into the parts and cut the tables there; returns the number of images shown so far."""
+        state = self.read_checkpoint()
         try:
-            state = torch.load(self.path("checkpoint.pt"), map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-            self.seconds, self.skipped, self.lr_scale = state["seconds"], state["skipped"], state["lr_scale"]
         except Exception as error:
-            raise UserError(f"{self.path('checkpoint.pt')} cannot be read ({type(error).__name__}); "
-                            "--resume False starts anew and keeps the old folder under another name") from None
+            raise UserError(f"{self.path('checkpoint.pt')} does not fit these networks ({type(error).__name__}); --resume False "
+                            "starts anew and keeps the old folder under another name") from None
+        self.seconds, self.skipped, self.lr_scale = state["seconds"], state["skipped"], state["lr_scale"]
         if state["rng_device"] == self.device.type:
             self.rng.set_state(state["rng"])
         else:
@@ -63,6 +72,28 @@ class Run:
             if self.leading:
                 self.write_table(name)
         return state["images"]
+
+    def read_checkpoint(self):
+        """The newest of CHECKPOINTS that is whole; UserError when there is none, or it is of another FORMAT."""
+        faults = []
+        for name in CHECKPOINTS:
+            try:
+                state = torch.load(self.path(name), map_location="cpu", weights_only=True)
+                whole = state.pop("digest", None) == digest(state)
+            except Exception as error:
+                faults.append(f"{name} cannot be read ({type(error).__name__})")
+                continue
+            if state.get("format") != FORMAT:
+                raise UserError(f"{self.path(name)} is of another version of this code (format {state.get('format')}, here "
+                                f"{FORMAT}); --resume False starts anew and keeps the old folder under another name")
+            if whole:
+                if faults and self.leading:
+                    print(f"warning: {self.folder}: {faults[0]}; going on from the checkpoint before it, at "
+                          f"{state['images'] / 1000:.1f} kimg", file=sys.stderr)
+                return state
+            faults.append(f"{name} is damaged (its checksum is another)")
+        raise UserError(f"{self.folder}: {', and '.join(faults)}; --resume False starts anew and keeps the old folder under "
+                        "another name")
 
     def go_back(self, why):
         """Return to the checkpoint at half the learning rate, once in a run's life; UserError the second time."""
@@ -132,10 +163,14 @@ class Run:
         before, self.saved_images = self.saved_images, images
         if images == before or not self.leading:
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        with atomic_path(self.path("checkpoint.pt")) as path:
-            torch.save({**state, "images": images, "seconds": self.seconds, "skipped": self.skipped,
-                        "lr_scale": self.lr_scale, "rng": self.rng.get_state(), "rng_device": self.device.type}, path)
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {
+            "format": FORMAT, "images": images, "seconds": self.seconds, "skipped": self.skipped, "lr_scale": self.lr_scale,
+            "rng": self.rng.get_state(), "rng_device": self.device.type}
+        newest, before = map(self.path, CHECKPOINTS)
+        with atomic_path(newest, sync=True) as path:
+            save_tensors(state | {"digest": digest(state)}, path)
+            if os.path.exists(newest):                  # a kill between the two renamings leaves the one before alone
+                os.replace(newest, before)
         self.save_generator("generator.pt", images)
         self.draw(images, epoch)
         if self.rows["losses"]:
@@ -144,9 +179,9 @@ class Run:
             figures.plot_loss_proportion(tables["losses"], self.path("loss_proportion.png"))
 
     def save_generator(self, name, images):
-        with atomic_path(self.path(name)) as path:
-            torch.save({"network": self.config["network"], "classes": self.config["classes"], "images": images,
-                        "weights": self.averaged.state_dict()}, path)
+        with atomic_path(self.path(name), sync=True) as path:
+            save_tensors({"network": self.config["network"], "classes": self.config["classes"], "images": images,
+                          "weights": self.averaged.state_dict()}, path)
 
     def log_evaluation(self, row):
         """Append a row to evaluations.csv, and keep the averaged generator as best.pt if its KID is the lowest so far."""
@@ -169,6 +204,32 @@ class Run:
                                    self.path("fake_vs_real", f"epoch_{epoch:04d}.png"))
 
 
+def save_tensors(state, path):
+    """torch.save by way of memory: on a full disk it would raise something of its own, and not the OSError."""
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    with open(path, "wb") as file:
+        file.write(whole.getbuffer())
+
+
+def digest(state):
+    """SHA-256 of nested dicts, lists and tuples of tensors and plain values; a zip file's own checksums PyTorch does not read."""
+    found = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            found.update(f"{len(value)} of".encode())
+            for part in value.items() if isinstance(value, dict) else value:
+                add(part)
+        else:
+            found.update(repr(value).encode())
+    add(state)
+    return found.hexdigest()
+
+
 def _digits(row):
     return [f"{value:.6g}" if isinstance(value, float) else value for value in row]
 
@@ -184,6 +245,34 @@ def open_tensorboard(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 # Which run a folder holds
 
+def has_checkpoint(folder):
+    return any(os.path.exists(os.path.join(folder, name)) for name in CHECKPOINTS)
+
+
+def hold(folder):
+    """Lock a run's folder for this process; returns the open lock file, which the caller keeps. UserError if it is taken.
+
+    The system lets go of the lock when the process ends, however it does, so that none is ever left behind. What a killed process
+    had half written is removed.
+    """
+    lock = open(os.path.join(folder, "lock"), "a+")
+    try:
+        import fcntl                                    # not on Windows, where nothing is locked
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        lock.seek(0)
+        raise UserError(f"{folder}: another train.py is at work on this run ({lock.read().strip() or 'just started'}): wait for it, "
+                        "stop it, or choose another --model_dir") from None
+    lock.seek(0)
+    lock.truncate()
+    print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+    for path in glob.glob(os.path.join(glob.escape(folder), "**", ".tmp-*"), recursive=True):
+        os.unlink(path)
+    return lock
+
+
 def kept_network(folder):
     """The settings of the networks in `folder`, {} if there is no run or it cannot be read (`check_same_run` says so)."""
     with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(folder, "config.json")) as file:
@@ -192,7 +281,10 @@ def kept_network(folder):
 
 
 def check_same_run(folder, config):
-    """Raise a UserError that names the flags by which `config` differs from the run in `folder` in network or data."""
+    """Raise a UserError that names the flags by which `config` differs from the run in `folder` in network or data.
+
+    Returns what it trains with otherwise from now on, as text: a run may go on with another learning rate, or PyTorch.
+    """
     try:
         with open(os.path.join(folder, "config.json")) as file:
             kept = json.load(file)
@@ -202,11 +294,16 @@ def check_same_run(folder, config):
         if kept["data"]["fingerprint"] != config["data"]["fingerprint"]:
             differing.append(f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
                              f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})")
-    except (OSError, ValueError, KeyError) as error:
+        new, old = config["flags"], kept["flags"]
+        changed = [f"--{key} {new[key]} (was {old.get(key)})" for key in LEARNING if new[key] != old.get(key)]
+        if config["torch"] != kept["torch"]:
+            changed.append(f"PyTorch {config['torch']} (was {kept['torch']})")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/config.json cannot be read ({error}); --resume False starts anew") from None
     if differing:
         raise UserError(f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "
                         "--resume False to set the old run aside")
+    return changed
 
 
 def set_aside(folder):

@@ -7,6 +7,7 @@ is algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028) with one critic step 
 the generator of Karras et al. 2018 (arXiv:1710.10196). The losses stand in losses.py, the augmentation of what the critic
 sees in augment.py, what is watched in health.py, and what is kept in run.py.
 """
+import contextlib
 import copy
 import functools
 import itertools
@@ -30,9 +31,9 @@ from dataset import Slices, batches, find_splits, steps_per_epoch
 from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
 from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
-from run import Run, check_same_run, kept_network, set_aside
+from run import Run, check_same_run, has_checkpoint, hold, kept_network, set_aside
 from shares import Draws, Processes, check_divisible, draw, share_of
-from utils import Interrupted, UserError, make_folder, pick_device, pick_dtype, random_stream, run_cli
+from utils import STOPPING, Interrupted, UserError, make_folder, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
@@ -338,14 +339,14 @@ def show_progress(bar, folder, row, args, deadline):
 
 
 class Stopper:
-    """While it is entered, Ctrl-C and SIGTERM only set `signum`, so that the step and the save after it end in order.
+    """While it is entered, Ctrl-C, SIGTERM and SIGUSR1 only set `signum`, so that the step and the save after it end in order.
 
     One that comes over two seconds after the first acts at once; an earlier one is its echo, as `timeout` and `make`, which
     signal a process and its whole group, send it.
     """
     def __enter__(self):
         self.signum, self.when = None, math.inf
-        self.before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {signum: signal.getsignal(signum) for signum in STOPPING}
         for signum in self.before:
             signal.signal(signum, self.note)
         return self
@@ -425,7 +426,7 @@ def print_plan(args, slices, test, folder, config, device, dtype, shares):
     model, critic = build_networks(config["network"])
     millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (model, critic)]
     per_epoch = steps_per_epoch(len(slices), args.batch_size)
-    state = "goes on" if os.path.exists(os.path.join(folder, "checkpoint.pt")) else "new"
+    state = "goes on" if has_checkpoint(folder) else "new"
     memory = estimate_memory(config, args.batch_size // shares, dtype) / 2 ** 30
     unseen = "none (--test_dir)" if test is None else f"{len(test)} to compare with"
     print(f"run         {folder} ({state})\n"
@@ -453,9 +454,11 @@ def main(argv=None):
     slices, test = processes.first(lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers,
                                                    leading), load_test(args)))
     config = make_config(args, slices)
-    old = os.path.exists(os.path.join(folder, "checkpoint.pt"))
+    old = has_checkpoint(folder)
     if old and args.resume:
-        check_same_run(folder, config)
+        changed = check_same_run(folder, config)
+        if changed and leading:
+            print(f"note: {folder} began otherwise, and goes on with {', '.join(changed)}", file=sys.stderr)
     if device.type == "cpu" and args.resolution > 64 and leading:
         print(f"note: without a GPU this takes long; {QUICK} learns in minutes", file=sys.stderr)
     if args.dry_run:
@@ -463,18 +466,21 @@ def main(argv=None):
             print_plan(args, slices, test, folder, config, device, dtype, shares)
         return 0
     processes.wait()                                    # all have looked at the old run
-    if leading:
-        if old and not args.resume:
-            set_aside(folder)
-        make_folder(folder, "--model_dir")
-    processes.wait()                                    # it is set aside
-    try:
-        return train(args, slices, test, folder, config, device, dtype, processes, start + 60 * args.max_minutes)
-    except torch.OutOfMemoryError:
-        raise UserError(f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
-                        "--channel_base, or --resolution (--dry_run prints an estimate)") from None
-    finally:
-        processes.end()
+    with contextlib.ExitStack() as ending:
+        ending.callback(processes.end)
+        if leading:
+            make_folder(folder, "--model_dir")
+            ending.enter_context(hold(folder))
+            if old and not args.resume:
+                set_aside(folder)
+                make_folder(folder, "--model_dir")
+                ending.enter_context(hold(folder))
+        processes.wait()                                # it is set aside
+        try:
+            return train(args, slices, test, folder, config, device, dtype, processes, start + 60 * args.max_minutes)
+        except torch.OutOfMemoryError:
+            raise UserError(f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
+                            "--channel_base, or --resolution (--dry_run prints an estimate)") from None
 
 
 if __name__ == "__main__":

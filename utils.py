@@ -7,13 +7,18 @@ import signal
 import sys
 import tempfile
 
+UMASK = os.umask(0)                                # can only be read by being set, which threads must not do at once
+os.umask(UMASK)
+
+STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}      # SIGUSR1: Slurm's warning
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: which file or flag, what is wrong, what to do."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; `signum` says which. A BaseException, so that `except Exception` lets it through."""
+    """Ctrl-C, SIGTERM or SIGUSR1; `signum` says which. A BaseException, so that `except Exception` lets it through."""
 
     def __init__(self, signum):
         super().__init__(signal.Signals(signum).name)
@@ -21,11 +26,12 @@ class Interrupted(BaseException):
 
 
 def run_cli(main):
-    """Call `main()` and exit with its status: 0, 2 after a UserError (one line, no traceback), 128 + n after signal n."""
+    """Call `main()` and exit with its status: 0, 2 after a UserError or a fault of the file system (one line,
+    no traceback), 128 + n after signal n, 1 after a fault of ours."""
     def stop(signum, _frame):
         raise Interrupted(signum)
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for signum in STOPPING:
+        signal.signal(signum, stop)
     try:
         sys.exit(main())
     except UserError as error:
@@ -43,23 +49,26 @@ def run_cli(main):
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path, sync=False):
     """Give a temporary path beside `path`; on a clean exit it becomes `path` in one step, else it is removed.
 
-    A reader, or a second process writing the same file, only ever sees a whole file.
+    A reader, or a second process writing the same file, only ever sees a whole file; with `sync` also after a power cut.
     """
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-",
                                          suffix=os.path.splitext(path)[1])
     os.close(handle)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)        # mkstemp made it private to this user
+        os.chmod(temporary, 0o666 & ~UMASK)        # mkstemp made it private to this user
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = path                  # a write knows none, and nobody has seen the temporary one
         raise
 
 
