@@ -2,8 +2,12 @@
 
 Images come as uint8 or as float in [-1, 1]; pictures are PNG, written whole or not at all.
 """
+import math
+from typing import NamedTuple
+
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +16,7 @@ from dataset import to_uint8
 from utils import atomic_path
 
 CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
+REAL, FAKE, CRITIC, PENALTY, NEUTRAL = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888"
 MARGIN, GAP, CAPTION = 16, 2, 34        # pixels around the picture, between tiles, and for the line above a grid
 
 
@@ -67,36 +72,134 @@ def save_fake_and_real(fake, slices, caption, path):
     save_grids({f"generated: {caption}": fake, "real": spread(slices, len(fake))}, path)
 
 
+def save_table(cells, path, rows, columns, note="", least=128):
+    """Write a table of pictures with a caption for every row and column, above a note.
+
+    cells: [rows, columns, R, R] uint8, or [.., 3] in colour; a list of rows may hold None where nothing is to be drawn.
+    least: pixels a side below which pictures are enlarged, unsmoothed; those of the first row set the size of all.
+    """
+    def text_width(text):
+        return math.ceil(max(font.getlength(line) for line in text.split("\n")))
+    font, side = ImageFont.load_default(size=15), next(len(cell) for cell in reversed(cells[0]) if cell is not None)
+    side *= max(1, least // side)
+    wide = [max(side, text_width(column) + 8) + GAP for column in columns]
+    x = np.cumsum([MARGIN + max(map(text_width, rows)) + 8, *wide])                     # left edge of every column
+    top = 10 + 20 * max(column.count("\n") + 1 for column in columns) if any(columns) else MARGIN
+    bottom = top + len(cells) * (side + GAP)
+    height = bottom + MARGIN // 2 + (10 + 20 * (note.count("\n") + 1) if note else 0)
+    canvas = Image.new("RGB", (int(max(x[-1], MARGIN + text_width(note))) + MARGIN, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for left, width, caption in zip(x, wide, columns):
+        draw.multiline_text((left + width // 2, top - 6), caption, fill="black", anchor="md", align="center", font=font)
+    for y, caption, row in zip(range(top, bottom, side + GAP), rows, cells):
+        draw.multiline_text((x[0] - 8, y + side // 2), caption, fill="black", anchor="rm", align="right", font=font)
+        for left, width, cell in zip(x, wide, row):
+            if cell is not None:
+                picture = Image.fromarray(cell).resize((side, side), Image.Resampling.NEAREST)
+                canvas.paste(picture, (int(left + (width - side) // 2), y))
+    draw.multiline_text((MARGIN, bottom + 6), note, fill="#444444", font=font)
+    with atomic_path(path) as temporary:
+        canvas.save(temporary, format="PNG")
+
+
+def colour(values, limit, name="RdBu_r"):
+    """Float maps [..., R, R] -> uint8 [..., R, R, 3]: -limit to limit over a diverging colour map, 0 to limit over another."""
+    low = -limit if name == "RdBu_r" else 0.
+    return (255 * colormaps[name](np.clip((values - low) / max(limit - low, 1e-12), 0, 1))[..., :3]).round().astype(np.uint8)
+
+
+def save_gif(frames, path, milliseconds=80):
+    """Write frames [T, H, W] uint8, or [T, H, W, 3], as an endless GIF; slices under 256 pixels are enlarged."""
+    zoom = max(1, 256 // frames[0].shape[0])
+    pictures = [Image.fromarray(frame).resize((frame.shape[1] * zoom, frame.shape[0] * zoom), Image.Resampling.NEAREST)
+                for frame in frames]
+    with atomic_path(path) as temporary:
+        pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Style vectors
 
-def plot_panels(lines, path, note):
-    """Scatter plots in lines of panels, each (title, {class name: [n, 2]}, share of alike neighbours), above a note."""
-    columns, rows = max(map(len, lines)), len(lines)
-    figure = Figure(figsize=(max(7, 3.6 * columns), 3.9 * rows + 0.7), layout="constrained")
-    for axes, (title, sets, alike) in zip(figure.subplots(rows, columns, squeeze=False).flat, _padded(lines, columns)):
-        axes.set(xticks=[], yticks=[])
-        for name, points in sets.items():
-            axes.scatter(*points.T, s=6, alpha=0.6, linewidths=0, color=CLASS_COLOURS.get(name, "#555555"), label=name)
-        if sets:
-            axes.set_title(f"{title}\nneighbours of the same class: {alike:.0%}", fontsize=10)
-            axes.legend(loc="best", frameon=False, markerscale=2)
-        else:
+class Panel(NamedTuple):
+    """A map of style vectors, and how far its sets lie apart."""
+    title: str
+    sets: dict                  # {legend: [n, 2]}
+    measures: dict              # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below
+
+
+def plot_styles(panels, path, note):
+    """Write maps side by side, each above its measures with their intervals and the level of chance, above a note."""
+    figure = Figure(figsize=(max(8.4, 4.2 * len(panels)), 5.9 + 0.22 * note.count("\n")), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=[5.2, 1])
+    for (scatter, strip), panel in zip(axes.T, panels):
+        _scatter(scatter, panel.sets)
+        scatter.set_title(panel.title, fontsize=10)
+        for y, (name, (value, low, high)) in zip((1, 0), panel.measures.items()):
+            strip.plot([low, high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
+            strip.plot(value, y, "o", color=CRITIC, markersize=5)
+            strip.text(0, y + 0.28, f"{name}: {value:.2f} ({low:.2f} to {high:.2f})", fontsize=8,
+                       transform=strip.get_yaxis_transform(), bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        strip.axvline(0.5, color=FAKE, linestyle=":", linewidth=1.2)
+        strip.set(xlim=(0.35, 1.02), ylim=(-0.4, 1.7), xticks=[0.5, 0.75, 1], xticklabels=["0.5\nchance", "0.75", "1\napart"],
+                  yticks=[])
+        strip.tick_params(labelsize=8, length=0)
+        for side in ("top", "right", "left"):
+            strip.spines[side].set_visible(False)
+    figure.supxlabel(note, fontsize=9)
+    save_figure(figure, path)
+
+
+def plot_epochs(lines, path, note):
+    """Write maps over the epochs: lines {title: [(epoch, {legend: [n, 2]}, share of alike neighbours)]}, above a note."""
+    columns = max(map(len, lines.values()))
+    figure = Figure(figsize=(max(7, 3.6 * columns), 3.9 * len(lines) + 0.7), layout="constrained")
+    for row, (title, maps) in zip(figure.subplots(len(lines), columns, squeeze=False), lines.items()):
+        for axes in row[len(maps):]:
             axes.axis("off")
+        for axes, (epoch, sets, alike) in zip(row, maps):
+            _scatter(axes, sets)
+            axes.set_title(f"{title}, epoch {epoch}\nneighbours alike: {alike:.0%}", fontsize=10)
     figure.supxlabel(note, fontsize=8 if columns < 3 else 9)
     save_figure(figure, path)
 
 
-def _padded(lines, columns):
-    """Empty panels at the end of short lines."""
-    return [panel for line in lines for panel in [*line, *[("", {}, 0)] * (columns - len(line))]]
+def epoch_frames(lines):
+    """Frames [T, H, W, 3] of maps over the epochs, {title: [(epoch, sets, alike)]}: a panel a title, at its t-th epoch."""
+    frames, bounds = [], {title: _bounds(maps) for title, maps in lines.items()}
+    for t in range(max(map(len, lines.values()))):
+        figure = Figure(figsize=(4 * len(lines), 4.3), layout="constrained", dpi=80)
+        for axes, (title, maps) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items()):
+            epoch, sets, alike = maps[min(t, len(maps) - 1)]
+            _scatter(axes, sets)
+            axes.set(**bounds[title])
+            axes.set_title(f"{title}, epoch {epoch}\nneighbours alike: {alike:.0%}", fontsize=10)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return np.stack(frames)
+
+
+def _scatter(axes, sets):
+    axes.set(xticks=[], yticks=[])
+    for name, points in sets.items():
+        real = name.startswith("real")
+        axes.scatter(*np.asarray(points).T, s=26 if real else max(1, min(6, 6000 / len(points))), alpha=0.9 if real else 0.6,
+                     linewidths=0.7 if real else 0, edgecolors="black", label=name,
+                     color=CLASS_COLOURS.get(name.removeprefix("real "), "#b8860b"))
+    axes.legend(loc="best", frameon=True, framealpha=0.7, edgecolor="none", fontsize=8,
+                markerscale=1 if any(name.startswith("real") for name in sets) else 2)
+
+
+def _bounds(maps):
+    """Limits that hold all maps of a title, so that the frames of a GIF do not jump."""
+    points = np.concatenate([points for _, sets, _ in maps for points in sets.values()])
+    low, high = points.min(0), points.max(0)
+    margin = 0.05 * (high - low)
+    return {"xlim": (low[0] - margin[0], high[0] + margin[0]), "ylim": (low[1] - margin[1], high[1] + margin[1])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The course of a training
-
-REAL, FAKE, CRITIC, PENALTY, NEUTRAL = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888"
-
 
 def table(rows, columns):
     """{column: float array [rows]} from the rows of a run's table."""

@@ -156,23 +156,28 @@ class Evaluator:
         found["kid"] = 1000 * kid(self.real["train"][2], features)
         if len(self.real["train"][2]) > NEIGHBOURS:
             found |= {name: value for name, value in prdc(self.real["train"][2], features).items() if name in EVALUATION}
-        found["score_generated"] = self.score(critic, fake, self.labels, batch_size)
-        found["score_train"] = self.score(critic, *self.real["train"][:2], batch_size)
+        kinds = {"generated": (fake, self.labels), **{split: real[:2] for split, real in self.real.items()}}
+        for kind, slices in kinds.items():
+            found[f"score_{kind}"] = critic_scores(critic, *slices, batch_size, self.device).mean().item()
         if "test" in self.real:
             found["kid_test"] = 1000 * kid(self.real["test"][2], features)
-            found["score_test"] = self.score(critic, *self.real["test"][:2], batch_size)
             gap = found["score_train"] - found["score_generated"]
             found["overfitting"] = (found["score_train"] - found["score_test"]) / gap if gap > 0 else float("nan")
         return found
 
-    def score(self, critic, pixels, labels, batch_size):
-        """Mean score; whole batches only, where there is one, since the critic also looks at the spread within a batch."""
-        labels = labels.to(self.device) if critic.embedding is not None else None
-        scores = []
-        for i in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
-            images = to_float(torch.as_tensor(pixels[i:i + batch_size]).to(self.device))
-            scores.append(critic(images, None if labels is None else labels[i:i + batch_size]))
-        return torch.cat(scores).mean().item()
+
+@torch.no_grad()
+def critic_scores(critic, pixels, labels, batch_size, device):
+    """Scores, tensor [n], of uint8 pixels [N, R, R] in random order; labels [N] int64 of a conditional critic, else ignored.
+
+    Whole batches only, where there is one, since the critic also looks at the spread within a batch.
+    """
+    labels = labels.to(device) if critic.embedding is not None else None
+    scores = []
+    for i in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
+        images = to_float(torch.as_tensor(pixels[i:i + batch_size]).to(device))
+        scores.append(critic(images, None if labels is None else labels[i:i + batch_size]))
+    return torch.cat(scores)
 
 
 def memory_gib(device):

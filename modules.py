@@ -218,7 +218,7 @@ class StyleBlock(nn.Module):
     K20's one strength for all channels, from 0, stayed near it in short runs, and every fold of the cortex in its place: w
     acts alike all over a slice, noise differs from place to place.
     noise: "random" draws it anew from `rng` (None: PyTorch's global generator), "fixed" takes the same for every image and
-    call (it is not a weight: each block seeds its own), "none" leaves it out.
+    call (it is not a weight: each block seeds its own), "none" leaves it out, a tensor [N or 1, 1, H, W] is taken as it is.
     """
     def __init__(self, in_channels, out_channels, resolution, w_dim, up=False):
         super().__init__()
@@ -229,16 +229,18 @@ class StyleBlock(nn.Module):
         self.register_buffer("fixed_noise", torch.randn(1, 1, resolution, resolution, generator=seeded), persistent=False)
 
     def forward(self, x, w, noise="random", rng=None):
-        if noise not in ("random", "fixed", "none"):
-            raise ValueError(f'noise must be "random", "fixed" or "none", not {noise!r}')
+        if not torch.is_tensor(noise) and noise not in ("random", "fixed", "none"):
+            raise ValueError(f'noise must be "random", "fixed", "none" or a map, not {noise!r}')
         x = self.conv(x, w)                                                             # [N, C, H, W]
         n, c, height, width = x.shape
         maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]       # the bias: a map of ones
-        if noise == "random":
+        if torch.is_tensor(noise):
+            maps.append(noise.expand(n, 1, height, width).to(x.dtype))
+        elif noise == "random":
             maps.append(draw(torch.randn, (n, 1, height, width), x.device, rng).to(x.dtype))
         elif noise == "fixed":
             maps.append(self.fixed_noise.expand(n, 1, height, width).to(x.dtype))
-        if noise != "none":
+        if len(maps) == 2:
             strengths.append(NOISE_LR * self.noise_strength[:, 0])
         # One pass over x, as a matrix product: few channels last, a [C, 1, 1] bias is slow to add in bfloat16 on a CPU (16
         # channels at 64x64: four times as long as the convolution).
@@ -262,9 +264,9 @@ class GeneratorBlock(nn.Module):
         self.image_bias = nn.Parameter(torch.zeros([]))
 
     def forward(self, x, image, ws, noise, rng):
-        """x [N, C_in, H, W], image [N, 1, H, W] or None, ws: one w per style block, then one for the image."""
-        for style, w in zip(self.styles, ws):
-            x = style(x, w, noise, rng)
+        """x [N, C_in, H, W], image [N, 1, H, W] or None, ws, noise: one per style block, ws one more for the image."""
+        for style, w, its_noise in zip(self.styles, ws, noise):
+            x = style(x, w, its_noise, rng)
         share = self.to_image(x, ws[-1]).float() + self.image_bias
         return x, share if image is None else upsample(image) + share
 
@@ -275,7 +277,8 @@ class Generator(nn.Module):
     A learned 4x4 constant, then a block per resolution; the image is the sum of every block's share, upsampled: K20's
     replacement of progressive growing (section 4.1, "output skips"). num_ws = 2 log2(R) - 2: one w per style block and one
     for the last image layer; the image layers before it share the w of the style block that follows them, as in K20.
-    noise, rng: see StyleBlock; dtype: of the activations (None: that of w); weights and image stay as they are.
+    noise, rng: see StyleBlock, noise may also be a list of maps, one per style block (num_ws - 1 of them); dtype: of the
+    activations (None: that of w); weights and image stay as they are.
     """
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, w_dim=256):
         super().__init__()
@@ -288,11 +291,12 @@ class Generator(nn.Module):
 
     def forward(self, w, noise="random", rng=None, dtype=None):
         ws = (w[:, None].expand(-1, self.num_ws, -1) if w.ndim == 2 else w).unbind(1)
+        noises = [noise] * (self.num_ws - 1) if isinstance(noise, str) else noise
         x, image, layer = self.constant.expand(len(w), -1, -1, -1), None, 0
         x = x.to(dtype or w.dtype).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             styles = len(block.styles)
-            x, image = block(x, image, ws[layer:layer + styles + 1], noise, rng)
+            x, image = block(x, image, ws[layer:layer + styles + 1], noises[layer:layer + styles], rng)
             layer += styles
         return image
 

@@ -237,6 +237,20 @@ def test_noise_modes():
     assert not [key for key in generator.state_dict() if "fixed_noise" in key]
 
 
+def test_noise_maps_can_be_given_one_per_style_block_and_image():
+    generator, w = Generator(32, 256, 8, 16).eval(), torch.randn(2, 16)
+    blocks = [style for block in generator.blocks for style in block.styles]
+    maps = [style.fixed_noise for style in blocks]
+    assert len(maps) == generator.num_ws - 1
+    torch.testing.assert_close(generator(w, maps), generator(w, "fixed"), rtol=0, atol=0)
+    torch.testing.assert_close(generator(w, [torch.zeros_like(one) for one in maps]), generator(w, "none"))
+    maps = [torch.randn(2, *one.shape[1:], requires_grad=True) for one in maps]
+    together = generator(w, maps)
+    torch.testing.assert_close(together, torch.cat([generator(w[i:i + 1], [one[i:i + 1] for one in maps]) for i in (0, 1)]))
+    gradients = torch.autograd.grad(together[0].square().sum(), maps)
+    assert all(g[0].abs().max() > 0 and g[1].abs().max() == 0 for g in gradients)           # each map is its image's alone
+
+
 def test_noise_has_the_learned_strength():
     block = StyleBlock(4, 4, 32, 8)
     with torch.no_grad():
