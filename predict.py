@@ -1,72 +1,47 @@
-"""Look into trained models: grids of generated slices, real beside fake, single PNGs, and UMAPs of the style vectors.
+"""Look into trained models: what they generate, what their style space holds, and how far either can be trusted.
 
     python predict.py --dataset_dir AD_NC/train --model_dir model
     python predict.py --plot_umap True --AD_dir AD --NC_dir NC
+    python predict.py --classes all-conditional --dataset_dir AD_NC/test --report True
 
-What a UMAP of w can carry: the w spaces of two models share nothing but what their mapping networks started with. Of two
-seeds they lie wholly apart before any training; of one seed they start as equals and then drift. Neither gap is a finding
-about the disease. `--control_dir` draws what a gap has to be held against: a second model of the AD class, trained with
-another seed. The conditional model (`train.py --classes all --conditional True`), drawn when it lies under --model_dir, has
-one w space for both classes, but keeps them apart from the start, since it is told the class: hold it against its epoch 0.
+This is the command line: every function below draws one thing and gives a `report.Section` of it, whose pictures it has
+written to --output_dir. What a map of style vectors can carry stands in styles.py, how slices are changed in explore.py, how
+real ones are found again in projector.py, and what the slices are worth in evaluate.py.
 """
-import functools
-import glob
+import csv
 import math
 import os
+import platform
 import sys
-from typing import NamedTuple
+import time
 
-from flags import CLASSES, WEIGHTS, answer_early, parse_predict
+from flags import CLASSES, answer_early, parse_predict
 
 if __name__ == "__main__":
     answer_early(parse_predict)                         # before PyTorch is imported
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+import evaluate
+import explore
 import figures
-from dataset import Slices, to_uint8
-from modules import Generator, MappingNetwork, build_generator
+import projector
+import styles
+from dataset import Slices, class_folders, find_slices, find_splits
+from export import export
+from report import Figure, Section, Table, write_report
+from trained import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, settings, style_vectors, synthesize
 from utils import UserError, atomic_path, make_folder, pick_device, random_stream, run_cli
 
-BATCH = 16                      # images generated at once; always whole batches, so that --num_images changes no picture
-EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
 CONDITIONAL = "all-conditional"
-NOTE = ("Neighbours: 50% of the same class when both mix, 100% when they lie apart. Models of two seeds lie apart before any\n"
-        "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see README).")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs on disk
-
-class Model(NamedTuple):
-    """The averaged networks of one run, in evaluation mode."""
-    name: str
-    mapping: MappingNetwork
-    generator: Generator
-    trained_on: list            # class names
-    labels: list                # those it can be told, or [None]
-
-
-def find_run(name, model_dir):
-    """The folder of a run given by path or by its name under `model_dir`; UserError with the runs there are."""
-    for folder in (name, os.path.join(model_dir, name)):
-        if os.path.isfile(os.path.join(folder, "generator.pt")):
-            return os.path.normpath(folder)
-    raise UserError(f"no run {name}: looked for {name}/generator.pt and {os.path.join(model_dir, name)}/generator.pt; "
-                    f"{describe_runs(model_dir)}")
-
-
-def list_runs(model_dir):
-    return sorted(os.path.basename(os.path.dirname(path)) for path in glob.glob(os.path.join(model_dir, "*", "generator.pt")))
-
-
-def describe_runs(model_dir):
-    runs = list_runs(model_dir)
-    return f"--model_dir {model_dir} holds {', '.join(runs)}" if runs else \
-        f"--model_dir {model_dir} holds no run yet (train.py makes one)"
+PSIS = 0., 0.25, 0.5, 0.75, 1., 1.25
+SHOWN = 6                       # slices (subjects) in a picture of one of the tools
+MEANS = 256                     # latents behind the mean difference of the classes
+NOISES = 32                     # draws behind a noise map
+FRAMES = 12                     # of the GIF, from one slice to the next
+MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
 
 
 def choose_runs(args):
@@ -76,7 +51,7 @@ def choose_runs(args):
     if args.classes:
         return [find_run(args.classes, args.model_dir)]
     if args.plot_umap:
-        return [find_run(args.AD_dir, args.model_dir), find_run(args.NC_dir, args.model_dir)]
+        return [find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.conditional_dir) if run]
     runs = list_runs(args.model_dir)
     if "all" not in runs and len(runs) != 1:
         raise UserError(f"{describe_runs(args.model_dir)}: say which with --classes" if runs else
@@ -84,62 +59,11 @@ def choose_runs(args):
     return [find_run("all" if "all" in runs else runs[0], args.model_dir)]
 
 
-@functools.cache                                        # says its line once a run
-def weights_file(folder, which):
-    """The file of a run's last or best averaged generator; the last, with a note, where no best one was kept."""
-    path = os.path.join(folder, WEIGHTS[which])
-    if which == "last" or os.path.isfile(path):
-        return path
-    print(f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every keeps one): its last generator is drawn",
-          file=sys.stderr)
-    return os.path.join(folder, WEIGHTS["last"])
-
-
-def load_model(folder, device, which="last"):
-    """Read the generator in <folder>; UserError when it is not one of ours."""
-    path = weights_file(folder, which)
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        networks = build_generator(saved["network"])
-        networks.load_state_dict(saved["weights"])
-    except Exception as error:
-        raise UserError(f"{path}: not a generator that train.py saved ({type(error).__name__}: "
-                        f"{str(error).splitlines()[0][:80]})") from None
-    networks.to(device).eval().requires_grad_(False)
-    labels = list(range(networks["mapping"].num_classes)) or [None]
-    name = os.path.basename(os.path.abspath(folder))
-    return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Generating
-
-def draw_z(count, z_dim, seed):
-    """`count` latents [count, z_dim] on the CPU; a larger count begins with the same ones."""
-    return torch.randn(count, z_dim, generator=random_stream("latents", seed))
-
-
-def style_vectors(mapping, z, label=None):
-    """w [N, w_dim] of latents z [N, z_dim], all of one class or of none (None); and their labels [N], or None."""
-    labels = None if label is None else torch.full([len(z)], label, dtype=torch.long, device=z.device)
-    return mapping(z, labels), labels
-
-
-@torch.no_grad()
-def generate(model, count, seed, truncation=1., label=None, device="cpu"):
-    """Yield `count` generated slices in batches, uint8 [n, R, R] with n <= BATCH; a function of its arguments alone."""
-    whole = -(-count // BATCH) * BATCH
-    rng = random_stream("noise", seed, device)
-    for z in draw_z(whole, model.mapping.z_dim, seed).to(device).split(BATCH):
-        w, labels = style_vectors(model.mapping, z, label)
-        images = model.generator(model.mapping.truncate(w, truncation, labels), noise="random", rng=rng)
-        yield to_uint8(images).cpu().numpy()[:count]
-        count -= BATCH
-
+# Slices of a model
 
 def draw_grids(model, args, device):
-    """Write <run>_generated.png and, given --dataset_dir, <run>_fake_vs_real.png, each class of a conditional model under
-    its own caption; returns the paths."""
+    """Generated slices and, given --dataset_dir, real beside them; each class of a conditional model under its caption."""
     grids, reals = {}, {}
     for label in model.labels:
         classes = model.trained_on if label is None else [CLASSES[label]]
@@ -154,134 +78,331 @@ def draw_grids(model, args, device):
     paths = [os.path.join(args.output_dir, f"{model.name}_{name}.png") for name in pictures]
     for path, shown in zip(paths, pictures.values()):
         figures.save_grids(shown, path, columns)
-    return paths
+    return Section(f"{model.name}: generated slices", figures=[
+        Figure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.") for path in paths])
 
 
-def export(model, args, device):
-    """Write --export single PNGs to <output_dir>/<run>/ (conditional: as many into AD/ and NC/ below); returns the folders."""
-    folders = []
-    for label in model.labels:
-        folder = os.path.join(args.output_dir, model.name, *([] if label is None else [CLASSES[label]]))
-        make_folder(folder, "--output_dir")
-        if extra := [name for name in os.listdir(folder) if name.endswith(".png") and not name < f"{args.export:06d}.png"]:
-            raise UserError(f"{folder} holds {len(extra)} PNGs beyond --export {args.export} from an earlier export: "
-                            "remove them or choose another --output_dir")
-        with tqdm(total=args.export, unit=" images", desc=f"export {folder}") as bar:
-            for images in generate(model, args.export, args.seed, args.truncation, label, device):
-                for image in images:
-                    with atomic_path(os.path.join(folder, f"{bar.n:06d}.png")) as path:
-                        Image.fromarray(image).save(path, format="PNG")
-                    bar.update()
-        folders.append(folder)
-    return folders
+class Scene:
+    """What the tools below share: a model, its first styles w [SHOWN, w_dim] of every class, and where pictures go."""
+
+    def __init__(self, model, args, device):
+        self.model, self.args, self.device = model, args, device
+        self.z = draw_z(SHOWN, model.mapping.z_dim, args.seed).to(device)
+        with torch.no_grad():
+            self.made = [style_vectors(model.mapping, self.z, label) for label in model.labels]
+            self.w = [model.mapping.truncate(w, args.truncation, labels) for w, labels in self.made]
+        self.captions = ["" if label is None else CLASSES[label] for label in model.labels]
+
+    def path(self, name):
+        return os.path.join(self.args.output_dir, f"{self.model.name}_{name}")
+
+
+def draw_mixing(scene):
+    """mixing.png: rows give the coarse styles, columns those of --mix_layers."""
+    generator, path = scene.model.generator, scene.path("mixing.png")
+    layers = scene.args.mix_layers or explore.layers_from(16, generator.num_ws)
+    if layers[-1] >= generator.num_ws:
+        raise UserError(f"--mix_layers {layers[0]}-{layers[-1]}: {scene.model.name} has layers 0 to {generator.num_ws - 1}")
+    rows, columns = scene.w[0], scene.w[-1]
+    if scene.model.labels == [None]:                    # two classes of the same latents are two sets; one class needs two
+        z = draw_z(2 * SHOWN, scene.model.mapping.z_dim, scene.args.seed)[SHOWN:].to(scene.device)
+        columns = scene.model.mapping.truncate(scene.model.mapping(z), scene.args.truncation)
+    corner = [[None, *synthesize(scene.model, columns)]]
+    cells = corner + [[source, *mixed] for source, mixed in zip(synthesize(scene.model, rows),
+                                                                explore.mix(scene.model, rows, columns, layers))]
+    names = scene.captions if len(scene.captions) == 2 else ["rows", "columns"]
+    note = f"Every slice has the styles of its row, but in layers {layers[0]} to {layers[-1]} those of its column."
+    figures.save_table(cells, path, [f"{names[1]}:", f"{names[0]}:"] + [""] * (SHOWN - 1), [""] * (SHOWN + 1), note)
+    return Section(f"{scene.model.name}: style mixing", figures=[Figure(path, "Coarse styles by row, fine ones by column.")])
+
+
+def draw_sweep(scene):
+    """sweep.png: the same latents at PSIS."""
+    cells, rows, path = [], [], scene.path("sweep.png")
+    for (w, labels), name in zip(scene.made, scene.captions):
+        count = SHOWN // len(scene.made)
+        cells += list(explore.sweep(scene.model, w[:count], None if labels is None else labels[:count], PSIS))
+        rows += [name] * count
+    note = "The same slices at several truncations: at psi 0 all are the mean of their class, above 1 they go beyond what was learnt."
+    figures.save_table(cells, path, rows, [f"psi {psi:g}" for psi in PSIS], note)
+    return Section(f"{scene.model.name}: truncation", figures=[Figure(path, "From the mean slice to beyond the learnt ones.")])
+
+
+def draw_interpolation(scene):
+    """interpolation.png and .gif: on straight lines in w from slice to slice."""
+    strip, gif = scene.path("interpolation.png"), scene.path("interpolation.gif")
+    ways = [explore.loop(w, FRAMES) for w in scene.w]
+    frames = [synthesize(scene.model, way) for way in ways]                             # [SHOWN * FRAMES, R, R] each
+    figures.save_gif(np.concatenate(frames, axis=2), gif)
+    cells = [line for slices in frames for line in slices[::2].reshape(SHOWN, FRAMES // 2, *slices.shape[1:])[:SHOWN // len(frames)]]
+    rows = [name for name in scene.captions for _ in range(SHOWN // len(frames))]
+    note = "Each row goes on a straight line in w from one latent (left) to the next, whose row comes after it."
+    figures.save_table(cells, strip, rows, [""] * (FRAMES // 2), note)
+    return Section(f"{scene.model.name}: from slice to slice", figures=[Figure(strip, "Straight lines in w."), Figure(gif, "The same as a loop.")])
+
+
+def draw_noise(scene):
+    """noise_map.png: the spread over draws of the noise at the same style."""
+    path, rng = scene.path("noise_map.png"), random_stream("noise map", scene.args.seed, scene.device)
+    w = torch.cat([w[:SHOWN // len(scene.w)] for w in scene.w])
+    draws = [synthesize(scene.model, w, "random", rng) for _ in range(2)]
+    mean, spread = explore.noise_spread(scene.model, w, NOISES, rng)
+    top = float(np.quantile(spread, 0.999))
+    cells = [*zip(*draws, mean.round().astype(np.uint8), figures.colour(spread, top, "inferno"))]
+    inside = spread[mean > 0.5].mean()
+    note = (f"Black to yellow: standard deviation of 0 to {top:.0f} grey levels over {NOISES} draws;\n"
+            f"{inside:.1f} on average where there is any tissue.")
+    figures.save_table(cells, path, [name for name in scene.captions for _ in range(SHOWN // len(scene.w))],
+                       ["one draw", "another", "mean", "deviation"], note)
+    return Section(f"{scene.model.name}: noise", figures=[Figure(path, "Deviation over draws of the noise, at one w.")],
+                   numbers={"mean_deviation": float(inside)})
+
+
+def draw_pyramid(scene):
+    """pyramid.png: the slice so far at every resolution, and what each adds."""
+    path, cells, rows = scene.path("pyramid.png"), [], []
+    for w, name in zip(scene.w, scene.captions):
+        for i in range(SHOWN // 2 // len(scene.w)):
+            levels = explore.pyramid(scene.model, w[i:i + 1])
+            cells.append([np.uint8(np.clip((image[0] + 1) * 127.5, 0, 255)) for _, image, _ in levels])
+            cells.append([figures.colour(share[0], max(1e-6, float(np.abs(share).max()))) for _, _, share in levels])
+            rows += [f"{name} so far".strip(), "added"]
+    note = "What each resolution adds to the doubled slice of the one before: red brighter, blue darker, each to its own greatest change."
+    figures.save_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
+    return Section(f"{scene.model.name}: resolutions", figures=[Figure(path, "From coarse to fine.")])
+
+
+def draw_directions(scene):
+    """directions.png: slices along the first principal directions, GANSpace's and SeFa's."""
+    k, figures_made, rows = scene.args.directions, [], []
+    for method, name in (("ganspace", "GANSpace"), ("sefa", "SeFa")):
+        found = explore.directions(scene.model, k, scene.args.seed, method)
+        path = scene.path(f"{method}.png")
+        captions = [f"{i + 1}" + ("" if np.isnan(found.cosine[i]) else f"\nr {found.correlation[i]:+.2f}")
+                    for i in range(len(found.vectors))]
+        note = f"{name}: a slice moved along each direction by -3 to 3 standard deviations of w; r: correlation with the class (NC 1)."
+        figures.save_table(explore.along(scene.model, scene.w[0][0], found), path, captions,
+                           [f"{move:+.0f} sd" for move in np.linspace(-3, 3, explore.STEPS)], note)
+        figures_made.append(Figure(path, f"{name}."))
+        rows += [[name, i + 1, float(found.weight[i]), float(found.cosine[i]), float(found.correlation[i])]
+                 for i in range(len(found.vectors))]
+    table = Table(["method", "direction", "share", "cosine with AD to NC", "correlation with class"], rows,
+                  "share: of w's variance (GANSpace), of the modulation's squared gain (SeFa)")
+    return Section(f"{scene.model.name}: principal directions", tables=[table], figures=figures_made)
+
+
+def draw_morph(scene):
+    """morph.png, morph_mean.png and morph.gif: the same latents from AD to NC, and the mean difference with its error."""
+    args, model = scene.args, scene.model
+    z = draw_z(MEANS, model.mapping.z_dim, args.seed).to(scene.device)
+    found = explore.morph(model, z, SHOWN, args.truncation)
+    strip, mean, gif = (scene.path(name) for name in ("morph.png", "morph_mean.png", "morph.gif"))
+    difference = found.slices[:, -1].astype(float) - found.slices[:, 0]
+    mean_difference = found.means[1] - found.means[0]
+    top, limit = (float(np.quantile(np.abs(values), 0.999)) for values in (difference, mean_difference))
+    note = (f"One latent a row, from label AD to label NC; last the difference: red where NC is brighter, blue where AD is,\n"
+            f"to {top:.0f} grey levels.")
+    figures.save_table([[*slices, change] for slices, change in zip(found.slices, figures.colour(difference, top))], strip,
+                       [""] * SHOWN, ["AD", *[""] * (explore.STEPS - 2), "NC", "NC - AD"], note)
+    figures.save_gif(np.concatenate(list(found.slices[:3]), axis=2), gif, 200)
+    clear = np.abs(mean_difference) > 2 * found.error
+    cells = [[*found.means.round().astype(np.uint8), figures.colour(mean_difference, limit),
+              figures.colour(found.error, found.error.max(), "inferno"), figures.colour(mean_difference * clear, limit)]]
+    about = (f"Over {found.count} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard error of "
+             f"that mean,\nblack to yellow, to {found.error.max():.1f}; and the mean where it exceeds two errors. The error tells how well "
+             "the model's own mean\nis known, not how true the model is.")
+    figures.save_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
+    return Section(f"{model.name}: AD and NC of the same latent", [],
+                   figures=[Figure(mean, "The mean difference of the classes."), Figure(strip, "Latents one by one."),
+                            Figure(gif, "Three latents, AD to NC.")],
+                   numbers={"latents": found.count, "mean_absolute_difference": float(np.abs(mean_difference).mean()),
+                            "share_of_pixels_beyond_two_errors": float(clear.mean())})
+
+
+TOOLS = {"mixing": draw_mixing, "sweep": draw_sweep, "interpolate": draw_interpolation, "noise_map": draw_noise,
+         "pyramid": draw_pyramid, "directions": draw_directions, "morph": draw_morph}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# UMAP
+# Maps of style vectors
 
-def neighbours_alike(points, classes, k=15):
-    """Mean share of each point's k nearest neighbours that have its own class: 0.5 when two even classes mix, 1 when apart.
-
-    points [N, D], classes [N]; measured in the space given, before any UMAP.
-    """
-    points = torch.as_tensor(points, dtype=torch.float64)
-    distance = torch.cdist(points, points).fill_diagonal_(float("inf"))
-    nearest = distance.topk(k, largest=False).indices.numpy()                           # [N, k]
-    return (classes[nearest] == classes[:, None]).mean()
-
-
-def embed(sets, seed):
-    """UMAP of style vectors. sets: {class name: [n, w_dim]} -> ({class name: [n, 2]}, neighbours_alike in w)."""
-    import umap                                                                         # 20 s, so only here
-    points = np.concatenate(list(sets.values()))
-    classes = np.repeat(np.arange(len(sets)), [len(points) for points in sets.values()])
-    flat = umap.UMAP(random_state=seed, n_jobs=1).fit_transform(points)
-    return {name: flat[classes == i] for i, name in enumerate(sets)}, neighbours_alike(points, classes)
-
-
-def read_styles(folder):
-    """{epoch: path} of a run's styles/."""
-    return {int(path[-8:-4]): path for path in glob.glob(os.path.join(folder, "styles", "epoch_[0-9][0-9][0-9][0-9].npy"))}
-
-
-def epochs_to_show(epochs):
-    """Up to four of the epochs at hand, nearest to EPOCHS_SHOWN of the last."""
-    epochs = sorted(epochs)
-    if not epochs:
-        return []
-    return sorted({min(epochs, key=lambda epoch: abs(epoch - share * epochs[-1])) for share in EPOCHS_SHOWN})
-
-
-def style_sets(runs, which, seed, device):
-    """{legend: w [512, w_dim]} of the trained models: of each of `runs`, or of each class of one conditional run."""
+def style_sets(runs, which, count, seed, device):
+    """{legend: w [count, w_dim]} of the trained models {legend: folder}, or of each class of one conditional run (a folder)."""
     if isinstance(runs, str):
         mapping = load_model(runs, device, which).mapping
         networks = {name: (mapping, label) for label, name in enumerate(CLASSES)}
     else:
         networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
-    return {name: style_vectors(mapping, draw_z(512, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
-            for name, (mapping, label) in networks.items()}
+    with torch.no_grad():
+        return {name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
+                for name, (mapping, label) in networks.items()}
 
 
-def style_history(runs):
-    """[(epoch, {legend: w [512, w_dim]})] at up to four epochs that all of `runs` kept in styles/."""
-    if isinstance(runs, str):
-        paths = read_styles(runs)
-        return [(epoch, dict(zip(CLASSES, np.load(paths[epoch])))) for epoch in epochs_to_show(paths)]
-    paths = {name: read_styles(folder) for name, folder in runs.items()}
-    common = set.intersection(*map(set, paths.values()))
-    return [(epoch, {name: np.load(kept[epoch]) for name, kept in paths.items()}) for epoch in epochs_to_show(common)]
+def projected_slices(folder, args, device):
+    """{"real AD": w [n, w_dim], "real NC": ...} of --dataset_dir, each found without being told its class."""
+    model, found = load_model(folder, device, args.which), {}
+    slices = {name: Slices(args.dataset_dir, name, model.generator.resolution) for name in CLASSES}
+    shown = {name: figures.spread(some, min(args.umap_slices, len(some))) for name, some in slices.items()}
+    pixels = np.concatenate(list(shown.values()))
+    ws = projector.project(model, pixels, np.full(len(pixels), -1), seed=args.seed, progress=True).ws[:, 0].numpy()
+    for name, pixels in shown.items():
+        found[f"real {name}"], ws = ws[:len(pixels)], ws[len(pixels):]
+    return found
 
 
 def plot_umaps(args, device):
-    """Write umap.png and umap_epochs.png of the runs that the flags name; returns the paths."""
-    ad, nc = find_run(args.AD_dir, args.model_dir), find_run(args.NC_dir, args.model_dir)
-    lines = {"two models": {"AD": ad, "NC": nc}}        # {title: {legend: folder}}, or one folder for both classes
-    if args.control_dir:
-        lines["control: AD twice"] = {"AD": ad, "AD, other seed": find_run(args.control_dir, args.model_dir)}
-    shared = os.path.join(args.model_dir, CONDITIONAL)
-    if os.path.isfile(os.path.join(shared, "generator.pt")):
-        lines["one conditional model"] = shared
-    now = [style_sets(runs, args.which, args.seed, device) for runs in lines.values()]
-    history = {title: kept for title, runs in lines.items() if (kept := style_history(runs))}
-    jobs = tqdm(total=len(now) + sum(map(len, history.values())), desc="UMAP", unit=" panels")
+    """Maps of the models' style vectors (umap.png, .csv) and of what the runs kept over the epochs (umap_epochs.png, .gif)."""
+    lines, text, numbers = {}, [], {}                   # lines: {title: {legend: folder}, or a conditional run's folder}
+    if args.AD_dir:
+        ad, nc = (find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir))
+        lines["AD and NC"] = {"AD": ad, "NC": nc}
+        if args.control_dir:
+            control = find_run(args.control_dir, args.model_dir)
+            lines["control: NC twice"] = {"NC": nc, "NC, other seed": control}
+    shared = args.conditional_dir or CONDITIONAL
+    if args.conditional_dir or shared in list_runs(args.model_dir):
+        lines["one conditional model"] = find_run(shared, args.model_dir)
 
-    def panel(title, sets):
-        points, alike = embed(sets, args.seed)
-        jobs.update()
-        return title, points, alike
+    options = {"method": args.method, "seed": args.seed, "neighbours": args.umap_neighbors, "min_dist": args.umap_min_dist}
+    panels, kept = [], {title: had for title, runs in lines.items() if (had := styles.history(runs))}
+    with tqdm(total=len(lines) + sum(map(len, kept.values())), desc=args.method, unit=" maps") as bar:
+        for title, runs in lines.items():
+            sets = style_sets(runs, args.which, args.num_styles, args.seed, device)
+            gap = numbers[title] = styles.separation(*sets.values(), seed=args.seed)
+            if isinstance(runs, str) and args.dataset_dir:
+                real = projected_slices(runs, args, device)
+                title, gap = "real slices in one conditional model", styles.separation(*real.values(), paired=False, seed=args.seed)
+                numbers[title], sets = gap, sets | real
+            points = styles.embed(np.concatenate(list(sets.values())), **options)
+            panels.append(figures.Panel(title, styles.split_like(points, sets), {MEASURES[name]: value for name, value in
+                                                                                 gap._asdict().items()}))
+            bar.update()
+        over = {title: styles.maps_over_epochs(had, bar.update, **options) for title, had in kept.items()}
 
-    pictures = {"umap.png": {"": list(zip(lines, now))},
-                "umap_epochs.png": {title: [(f"{title}, epoch {epoch}", sets) for epoch, sets in kept]
-                                    for title, kept in history.items()}}
-    paths = [os.path.join(args.output_dir, name) for name, panels in pictures.items() if panels]
-    with jobs:
-        for path, panels in zip(paths, pictures.values()):
-            figures.plot_panels([[panel(*one) for one in line] for line in panels.values()], path, NOTE)
-    return paths
+    if args.AD_dir:
+        seeds = [settings(folder).get("flags", {}).get("seed") for folder in (ad, nc, *([control] if args.control_dir else []))]
+        like = len(seeds) < 3 or (seeds[0] == seeds[1]) == (seeds[1] == seeds[2])
+        text.append(styles.verdict(numbers["AD and NC"], numbers.get("control: NC twice"), like))
+    if "one conditional model" in lines:
+        text.append(styles.conditional_verdict(numbers.get("real slices in one conditional model")))
+    paths = [os.path.join(args.output_dir, f"{args.method}{name}") for name in (".png", ".csv", "_epochs.png", "_epochs.gif")]
+    figures.plot_styles(panels, paths[0], "\n".join(text))
+    save_points(panels, paths[1])
+    shown = [Figure(paths[0], f"{args.num_styles} style vectors a class (of the same latents), by {args.method}; the numbers are "
+                              "measured in w, with 95% bootstrap intervals.")]
+    if over:
+        chosen = {title: [one for one in maps if one[0] in styles.epochs_to_show([epoch for epoch, *_ in maps])]
+                  for title, maps in over.items()}
+        figures.plot_epochs(chosen, paths[2], "The same 512 latents over the epochs. " + styles.EPOCHS_NOTE)
+        figures.save_gif(figures.epoch_frames(over), paths[3], 500)
+        shown += [Figure(paths[2], "Over the epochs."), Figure(paths[3], "The same, in motion.")]
+    table = Table(["sets", "neighbours alike", "linear probe, AUC"], [[title, *gap] for title, gap in numbers.items()],
+                  "Both are 0.5 by chance and 1 when the sets lie apart; in brackets 95% bootstrap intervals.")
+    return Section("Style space", text, [table], shown, {title: gap._asdict() for title, gap in numbers.items()})
+
+
+def save_points(panels, path):
+    """Write the maps as a table: panel, set, number, x, y."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["panel", "set", "number", "x", "y"])
+        for panel in panels:
+            for name, points in panel.sets.items():
+                table.writerows([panel.title, name, i, *map(float, point)] for i, point in enumerate(points))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real slices, and judgement
+
+def project_slices(model, args):
+    """Projections of --project into <run>_projected/: per slice a picture, a GIF, what was found, and AD to NC."""
+    folder = os.path.join(args.output_dir, f"{model.name}_projected")
+    targets = projector.read_targets(args.project, model.generator.resolution)
+    found = projector.project(model, targets.images, targets.labels, args.project_steps, args.space, args.seed, progress=True)
+    moved = projector.move_class(model, found, args.seed) if len(model.labels) == 2 else None
+    paths = projector.save_projection(found, targets.names, folder, moved)
+    rows = [[name, *map(float, (*errors, spread))] for name, errors, spread in zip(targets.names, found.rms, found.spread)]
+    means = [float(np.mean(column)) for column in (found.rms[:, 0], found.rms[:, 1], found.spread)]
+    table = Table(["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"], [*rows, ["mean", *means]],
+                  "RMS in grey levels; drawn w lie 1 from their mean on average. That the noise can hold a picture shows nothing of "
+                  "the model.")
+    print(f"{len(rows)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
+    pictures = [path for path in paths if path.endswith(".png")][:2 * SHOWN]
+    return Section(f"{model.name}: real slices projected", tables=[table], figures=[Figure(path, "") for path in pictures],
+                   numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]})
+
+
+def judge(models, args, device):
+    """Sections of evaluate.py: of each conditional model, of a pair of an AD and an NC model, or of each model alone."""
+    classes = {model.folder: (tuple(CLASSES) if len(model.labels) == 2 else
+                              tuple(model.trained_on) if len(model.trained_on) == 1 else ("all",)) for model in models}
+    single = [model for model in models if len(model.labels) == 1]
+    pair = sorted(classes[model.folder] for model in single) == [(name,) for name in CLASSES]
+    for members in ([single] if pair else []) + [[model] for model in models if not (pair and model in single)]:
+        title = "_and_".join(model.name for model in members)
+        train = find_splits(args.dataset_dir, classes[members[0].folder][0]).get("train", args.dataset_dir)
+        slices = {}
+        for model in members:
+            for label, name in zip(model.labels, classes[model.folder]):
+                count = sum(len(find_slices(folder)) for folder in class_folders(train, name).values())
+                made = list(tqdm(generate(model, count, args.seed, args.truncation, label, device), f"{count} {name} slices",
+                                 -(-count // BATCH), unit=" batches", disable=None))
+                slices[name] = np.concatenate(made)
+        found = evaluate.evaluate({model.folder: classes[model.folder] for model in members}, slices, args.dataset_dir,
+                                  args.output_dir, title, device)
+        yield from evaluate.sections(*found, title)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
+def check_styles(args, device):
+    """UserError unless every run of the map is of its kind: a wrong name is better found before the work than after it."""
+    for flag, conditional in (("AD_dir", False), ("NC_dir", False), ("control_dir", False), ("conditional_dir", True)):
+        run = getattr(args, flag)
+        if run and bool(load_model(find_run(run, args.model_dir), device, args.which).mapping.num_classes) != conditional:
+            raise UserError(f"--{flag} {run} is {'no' if conditional else 'a'} conditional model: " + (
+                "it takes one that is told the class (train.py --conditional True)" if conditional else
+                "it takes a model of one class (a conditional one goes to --conditional_dir)"))
+
+
 def main(argv=None):
     args = parse_predict(argv)
-    device = pick_device(args.device)
-    if args.plot_umap:                                  # a wrong name is better found before the work than after it
-        for run in filter(None, (args.AD_dir, args.NC_dir, args.control_dir)):
-            if load_model(find_run(run, args.model_dir), device, args.which).mapping.num_classes:
-                raise UserError(f"{run} is a conditional model: --AD_dir, --NC_dir and --control_dir take models of one class "
-                                f"({CONDITIONAL} under --model_dir is drawn by itself)")
-    models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
-    make_folder(args.output_dir, "--output_dir")
-    written = []
-    for model in models:
-        written += draw_grids(model, args, device)
-        if args.export:
-            written += export(model, args, device)
+    device, began = pick_device(args.device), time.monotonic()
     if args.plot_umap:
-        written += plot_umaps(args, device)
-    print("\n".join(written))
+        check_styles(args, device)
+    models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
+    if args.morph and [None] in (model.labels for model in models):
+        raise UserError("--morph True needs a conditional model (train.py --classes all --conditional True), such as "
+                        f"--classes {CONDITIONAL}")
+    make_folder(args.output_dir, "--output_dir")
+    sections = []
+
+    def tell(section):
+        """Print what was written as soon as it is there."""
+        sections.append(section)
+        print("\n".join([*section.text, *(figure.path for figure in section.figures)]), flush=True)
+
+    for model in models:
+        tell(draw_grids(model, args, device))
+        scene = Scene(model, args, device)
+        for name, draw in TOOLS.items():
+            if getattr(args, name) or args.report and not (name == "morph" and model.labels == [None]):
+                tell(draw(scene))
+        if args.export:
+            print("\n".join(export(model, args.export, args.seed, args.truncation, device, args.output_dir)))
+        if args.project:
+            tell(project_slices(model, args))
+    if args.evaluate or args.report and args.dataset_dir:
+        for section in judge(models, args, device):
+            tell(section)
+    if args.plot_umap:
+        tell(plot_umaps(args, device))
+    if args.report:
+        facts = {"models": ", ".join(model.folder for model in models), "weights": args.which,
+                 "command": "python predict.py " + " ".join(argv or sys.argv[1:]), "date": time.strftime("%Y-%m-%d %H:%M"),
+                 "seconds": round(time.monotonic() - began), "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}"}
+        print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
     return 0
 
 

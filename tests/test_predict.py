@@ -1,5 +1,6 @@
-"""What predict.py draws and exports, which run it takes, and the neighbour share in closed form."""
+"""What predict.py draws, which run it takes, and what it refuses."""
 import copy
+import csv
 import os
 import shutil
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import predict
+import trained
 from flags import parse_predict
 from modules import MappingNetwork
 from utils import UserError
@@ -16,11 +18,11 @@ from utils import UserError
 
 @pytest.fixture(scope="module")
 def model(models):
-    return predict.load_model(os.path.join(models, "AD"), "cpu")
+    return trained.load_model(os.path.join(models, "AD"), "cpu")
 
 
 def pictures(model, count, **options):
-    return np.concatenate(list(predict.generate(model, count, options.pop("seed", 0), **options)))
+    return np.concatenate(list(trained.generate(model, count, options.pop("seed", 0), **options)))
 
 
 def read(path):
@@ -52,33 +54,6 @@ def test_truncation_draws_together(model):
             torch.nn.init.zeros_(style.noise_strength)                  # which no truncation touches
     spreads = [pictures(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0., 0.5, 1.)]
     assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
-
-
-def test_export_writes_what_generate_gives(model, models, tmp_path, script):
-    done = script("predict.py", "--model_dir", models, "--classes", "AD", "--export", 18, "--output_dir", tmp_path,
-                  "--seed", 5, "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    names = sorted(os.listdir(tmp_path / "AD"))
-    assert names == [f"{i:06d}.png" for i in range(18)]
-    expected = pictures(model, 18, seed=5)
-    for name, image in zip(names, expected):
-        mode, written = read(tmp_path / "AD" / name)
-        assert mode == "L"
-        assert np.abs(written.astype(int) - image).max() <= 1       # another process may round otherwise
-
-
-def test_smaller_export_does_not_mix_with_a_larger_one(models, tmp_path, refused, script):
-    flags = ["--model_dir", models, "--classes", "NC", "--output_dir", tmp_path, "--device", "cpu"]
-    assert script("predict.py", *flags, "--export", 5).returncode == 0
-    assert script("predict.py", *flags, "--export", 5).returncode == 0
-    assert "2 PNGs beyond --export 3" in refused("predict.py", *flags, "--export", 3)
-
-
-def test_conditional_export_has_a_folder_a_class(models, tmp_path):
-    assert predict.main(["--model_dir", models, "--classes", "all-conditional", "--export", "2", "--device", "cpu",
-                         "--output_dir", str(tmp_path)]) == 0
-    ad, nc = (read(tmp_path / "all-conditional" / name / "000000.png")[1] for name in ("AD", "NC"))
-    assert not np.array_equal(ad, nc)
 
 
 def test_grids_and_real_beside_fake(models, slices_dir, tmp_path, capsys):
@@ -135,9 +110,9 @@ def test_best_and_last_generator(models, two_states, tmp_path):
 
 def test_umap_takes_the_styles_of_the_best_generator_too(models, two_states):
     for which, source in (("last", "AD"), ("best", "NC")):
-        expected, _ = predict.style_vectors(predict.load_model(os.path.join(models, source), "cpu").mapping,
-                                            predict.draw_z(512, 256, 0))
-        found = predict.style_sets({"it": os.path.join(two_states, "run")}, which, 0, "cpu")
+        expected, _ = trained.style_vectors(trained.load_model(os.path.join(models, source), "cpu").mapping,
+                                            trained.draw_z(50, 256, 0))
+        found = predict.style_sets({"it": os.path.join(two_states, "run")}, which, 50, 0, "cpu")
         np.testing.assert_array_equal(found["it"], expected.numpy())
 
 
@@ -148,11 +123,11 @@ def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models,
     assert not os.path.exists(os.path.join(models, "NC", "best.pt"))
     assert predict.main(["--model_dir", str(folder.parent), "--which", "best", "--output_dir", str(tmp_path),
                          "--device", "cpu"]) == 0
-    predict.style_sets({"it": str(folder)}, "best", 0, "cpu")
+    predict.style_sets({"it": str(folder)}, "best", 20, 0, "cpu")
     done = capsys.readouterr()
     assert done.err.count("\n") == 1 and done.err.startswith(f"note: {folder} holds no best.pt")
     assert "NC_generated.png" in done.out
-    predict.load_model(str(folder), "cpu", "last")
+    trained.load_model(str(folder), "cpu", "last")
     assert capsys.readouterr().err == ""
 
 
@@ -161,7 +136,15 @@ def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models,
     (["--plot_umap", "True"], "--AD_dir and --NC_dir"),
     (["--plot_umap", "--AD_dir", "AD"], "--NC_dir"),
     (["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "CN"], "no run CN"),
-    (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "all-conditional is a conditional model"),
+    (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "--NC_dir all-conditional is a conditional model"),
+    (["--plot_umap", "--conditional_dir", "AD"], "--conditional_dir AD is no conditional model"),
+    (["--plot_umap", "--conditional_dir", "all-conditional", "--control_dir", "NC"], "give both"),
+    (["--classes", "AD", "--morph"], "--morph True needs a conditional model"),
+    (["--classes", "AD", "--mix_layers", "1-2"], "belongs to --mixing"),
+    (["--classes", "AD", "--mixing", "--mix_layers", "3-8"], "AD has layers 0 to 7"),
+    (["--classes", "AD", "--mixing", "--mix_layers", "3-1"], "expected two layers"),
+    (["--classes", "AD", "--evaluate"], "--dataset_dir"),
+    (["--classes", "AD", "--project", "nowhere"], "nowhere"),
     (["--model_dir", "nowhere"], "nowhere holds no run"),
     (["--truncation", "-1"], "--truncation"),
     (["--classes", "AD", "--num_images", "0"], "--num_images"),
@@ -180,49 +163,73 @@ def test_broken_generator_is_one_line(refused, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Tools
+
+ALL_TOOLS = ["--mixing", "--sweep", "--interpolate", "--noise_map", "--pyramid", "--directions", "2"]
+
+
+@pytest.mark.parametrize("name, more", [("AD", []), ("all-conditional", ["--morph"])])
+def test_every_tool_draws(models, tmp_path, capsys, name, more):
+    assert predict.main(["--model_dir", models, "--classes", name, "--device", "cpu", "--output_dir", str(tmp_path), *ALL_TOOLS,
+                         *more]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
+    expected = ["generated.png", "mixing.png", "sweep.png", "interpolation.png", "interpolation.gif", "noise_map.png",
+                "pyramid.png", "ganspace.png", "sefa.png"] + ["morph.png", "morph_mean.png", "morph.gif"] * bool(more)
+    assert sorted(told) == sorted(str(tmp_path / f"{name}_{end}") for end in expected)
+    assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, told))
+    for path in told:
+        with Image.open(path) as image:
+            assert (getattr(image, "n_frames", 1) > 3) == path.endswith(".gif")
+            assert np.asarray(image.convert("L")).std() > 5, path                       # something is drawn
+
+
+def test_tools_look_at_the_truncated_slices(models, tmp_path):
+    """At psi 0 every slice is the mean: nothing changes from slice to slice."""
+    assert predict.main(["--model_dir", models, "--classes", "AD", "--device", "cpu", "--output_dir", str(tmp_path),
+                         "--interpolate", "--truncation", "0"]) == 0
+    with Image.open(tmp_path / "AD_interpolation.gif") as image:
+        frames = []
+        for i in range(image.n_frames):
+            image.seek(i)
+            frames.append(np.asarray(image.convert("L")))
+    assert all((frame == frames[0]).all() for frame in frames)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # UMAP
 
-def test_neighbours_alike():
-    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 300)
-    one_cloud = rng.normal(size=(600, 5))
-    assert predict.neighbours_alike(one_cloud, classes) == pytest.approx(0.5, abs=0.04)
-    assert predict.neighbours_alike(one_cloud + 100 * classes[:, None], classes) == 1
-    line = np.array([[0.], [1.], [2.1], [3.3]])                     # nearest: 1, 0, 1, 2
-    assert predict.neighbours_alike(line, np.array([0, 0, 1, 1]), k=1) == 0.75
-
-
-def test_untrained_mapping_networks_of_two_seeds_lie_apart():
-    sets, z = [], predict.draw_z(256, 256, 0)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        sets.append(MappingNetwork().eval()(z).detach().numpy())
-    assert predict.neighbours_alike(np.concatenate(sets), np.repeat([0, 1], 256)) > 0.99
-
-
-def test_models_of_one_seed_start_as_equals(models):
-    history = predict.style_history({name: os.path.join(models, name) for name in ("AD", "NC")})
-    assert [epoch for epoch, _ in history] == [0, 1, 2]
-    for epoch, sets in history:
-        assert np.array_equal(sets["AD"], sets["NC"]) == (epoch == 0)
-    (_, start), *_ = predict.style_history(os.path.join(models, "all-conditional"))
-    assert start["AD"].shape == (512, 256) and not np.allclose(start["AD"], start["NC"])
-
-
-def test_epochs_to_show():
-    assert predict.epochs_to_show(range(0, 81, 5)) == [0, 5, 30, 80]
-    assert predict.epochs_to_show([0]) == [0]
-    assert predict.epochs_to_show([0, 1, 2]) == [0, 1, 2]
+def has_dots(path):
+    """The dots of AD and of NC, over white, are on the picture."""
+    picture = read(path)[1][..., :3].astype(int)
+    return all((np.abs(picture - colour).sum(-1) < 60).sum() > 40 for colour in ((222, 153, 138), (127, 169, 193)))
 
 
 def test_umap_of_both_models_and_over_epochs(models, tmp_path, script):
+    for name in ("AD", "NC"):
+        os.symlink(os.path.join(models, name), tmp_path / name)
     done = script("predict.py", "--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", os.path.join(models, "NC"),
-                  "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", "--control_dir", "NC")
+                  "--model_dir", tmp_path, "--output_dir", tmp_path / "out", "--device", "cpu", "--num_styles", "60")
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["AD_generated.png", "NC_generated.png", "umap.png", "umap_epochs.png"]
-    for name in ("umap.png", "umap_epochs.png"):
-        picture = read(tmp_path / name)[1]
-        for colour in ((222, 153, 138), (127, 169, 193)):           # the dots of AD and of NC, over white, are on it
-            assert (np.abs(picture[..., :3].astype(int) - colour).sum(-1) < 60).sum() > 100, name
+    assert sorted(os.listdir(tmp_path / "out")) == ["AD_generated.png", "NC_generated.png", "umap.csv", "umap.png",
+                                                    "umap_epochs.gif", "umap_epochs.png"]
+    assert "without --control_dir" in done.stdout
+    assert has_dots(tmp_path / "out/umap.png") and has_dots(tmp_path / "out/umap_epochs.png")
+
+
+def test_maps_with_a_control_and_one_conditional_model(models, tmp_path, capsys):
+    flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--num_styles", "30", "--method", "pca"]
+    assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", "NC", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "AD and NC lie" in out and "A conditional model is told the class" in out
+    with open(tmp_path / "pca.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["panel"], row["set"]) for row in rows} == {
+        ("AD and NC", "AD"), ("AD and NC", "NC"), ("control: NC twice", "NC"), ("control: NC twice", "NC, other seed"),
+        ("one conditional model", "AD"), ("one conditional model", "NC")}
+    assert len(rows) == 6 * 30 and all(np.isfinite(float(row["x"])) for row in rows)
+    twins = [[float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]] for name in ("NC", "NC, other seed")]
+    assert twins[0] == pytest.approx(twins[1], abs=1e-4)                # the control was the NC model itself
+    assert has_dots(tmp_path / "pca.png")
 
 
 def test_latents_of_a_seed_are_as_good_as_any_to_a_model_of_that_seed():
@@ -230,8 +237,8 @@ def test_latents_of_a_seed_are_as_good_as_any_to_a_model_of_that_seed():
     torch.manual_seed(3)
     mapping = MappingNetwork().eval()
     with torch.no_grad():
-        ours, others = (mapping(predict.draw_z(256, 256, seed)) for seed in (3, 4))
+        ours, others = (mapping(trained.draw_z(256, 256, seed)) for seed in (3, 4))
     spread = [(w - others.mean(0)).norm(dim=1).mean().item() for w in (ours, others)]
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
     rows = torch.nn.functional.normalize(mapping.layers[0].weight.detach())
-    assert (torch.nn.functional.normalize(predict.draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4
+    assert (torch.nn.functional.normalize(trained.draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4
