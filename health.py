@@ -158,7 +158,7 @@ class Evaluator:
             found |= {name: value for name, value in prdc(self.real["train"][2], features).items() if name in EVALUATION}
         kinds = {"generated": (fake, self.labels), **{split: real[:2] for split, real in self.real.items()}}
         for kind, slices in kinds.items():
-            found[f"score_{kind}"] = critic_scores(critic, *slices, batch_size, self.device).mean().item()
+            found[f"score_{kind}"] = mean_score(critic_scores(critic, *slices, batch_size, self.device), slices[1], critic)
         if "test" in self.real:
             found["kid_test"] = 1000 * kid(self.real["test"][2], features)
             gap = found["score_train"] - found["score_generated"]
@@ -178,6 +178,17 @@ def critic_scores(critic, pixels, labels, batch_size, device):
         images = to_float(torch.as_tensor(pixels[i:i + batch_size]).to(device))
         scores.append(critic(images, None if labels is None else labels[i:i + batch_size]))
     return torch.cat(scores)
+
+
+def mean_score(scores, labels, critic):
+    """Mean of scores [n] of slices with labels [N], N >= n: of a conditional critic that of the classes' means, as a float.
+
+    Such a critic may score one class above the other by more than real above generated, and sets hold more or less of each.
+    """
+    if critic.embedding is None:
+        return scores.mean().item()
+    labels = labels[:len(scores)].to(scores.device)
+    return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()
 
 
 def memory_gib(device):

@@ -12,7 +12,7 @@ import health
 import train
 from conftest import checkpoint, read_table, start
 from dataset import to_float
-from health import SIGNS, Evaluator, Probe, Watch, picture_statistics
+from health import SIGNS, Evaluator, Probe, Watch, mean_score, picture_statistics
 from modules import Generator
 from utils import UserError
 
@@ -481,3 +481,16 @@ def test_run_that_went_back_once_ends_at_the_next_trouble_even_on_another_day(tm
     with pytest.raises(UserError, match="not finite again"):
         start(slices_dir, tmp_path, "--epochs", 16, "--save_every", 4)
     assert finite(tmp_path / "AD") and checkpoint(tmp_path / "AD")["images"] == 64
+
+
+def test_mean_score_of_a_conditional_critic_does_not_depend_on_the_mixture():
+    class Conditional:
+        embedding = "of labels"
+
+    class Plain:
+        embedding = None
+    labels = torch.tensor([0, 0, 0, 1, 1, 0])
+    scores = torch.tensor([5., 6., 7., -2., -4.])                   # of whole batches: the last slice was left out
+    assert mean_score(scores, labels, Conditional) == pytest.approx((6 - 3) / 2)
+    assert mean_score(scores, labels, Plain) == pytest.approx(scores.mean().item())
+    assert mean_score(scores[:3], labels, Conditional) == pytest.approx(6)          # one class alone
