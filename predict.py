@@ -41,6 +41,7 @@ SHOWN = 6                       # slices (subjects) in a picture of one of the t
 MEANS = 256                     # latents behind the mean difference of the classes
 NOISES = 32                     # draws behind a noise map
 FRAMES = 12                     # of the GIF, from one slice to the next
+REAL_SLICES = "real slices in one conditional model"
 MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
 
 
@@ -123,7 +124,7 @@ def draw_sweep(scene):
         count = SHOWN // len(scene.made)
         cells += list(explore.sweep(scene.model, w[:count], None if labels is None else labels[:count], PSIS))
         rows += [name] * count
-    note = "The same slices at several truncations: at psi 0 all are the mean of their class, above 1 they go beyond what was learnt."
+    note = "At psi 0 all slices are the mean of their class; above 1 they go beyond what was learnt."
     figures.save_table(cells, path, rows, [f"psi {psi:g}" for psi in PSIS], note)
     return Section(f"{scene.model.name}: truncation", figures=[Figure(path, "From the mean slice to beyond the learnt ones.")])
 
@@ -134,11 +135,13 @@ def draw_interpolation(scene):
     ways = [explore.loop(w, FRAMES) for w in scene.w]
     frames = [synthesize(scene.model, way) for way in ways]                             # [SHOWN * FRAMES, R, R] each
     figures.save_gif(np.concatenate(frames, axis=2), gif)
-    cells = [line for slices in frames for line in slices[::2].reshape(SHOWN, FRAMES // 2, *slices.shape[1:])[:SHOWN // len(frames)]]
-    rows = [name for name in scene.captions for _ in range(SHOWN // len(frames))]
+    count = SHOWN // len(frames)
+    cells = [line for slices in frames for line in slices[::2].reshape(SHOWN, FRAMES // 2, *slices.shape[1:])[:count]]
+    rows = [name for name in scene.captions for _ in range(count)]
     note = "Each row goes on a straight line in w from one latent (left) to the next, whose row comes after it."
     figures.save_table(cells, strip, rows, [""] * (FRAMES // 2), note)
-    return Section(f"{scene.model.name}: from slice to slice", figures=[Figure(strip, "Straight lines in w."), Figure(gif, "The same as a loop.")])
+    return Section(f"{scene.model.name}: from slice to slice",
+                   figures=[Figure(strip, "Straight lines in w."), Figure(gif, "The same as a loop.")])
 
 
 def draw_noise(scene):
@@ -167,7 +170,7 @@ def draw_pyramid(scene):
             cells.append([np.uint8(np.clip((image[0] + 1) * 127.5, 0, 255)) for _, image, _ in levels])
             cells.append([figures.colour(share[0], max(1e-6, float(np.abs(share).max()))) for _, _, share in levels])
             rows += [f"{name} so far".strip(), "added"]
-    note = "What each resolution adds to the doubled slice of the one before: red brighter, blue darker, each to its own greatest change."
+    note = "What each resolution adds to the one before: red brighter, blue darker, each to its own greatest change."
     figures.save_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
     return Section(f"{scene.model.name}: resolutions", figures=[Figure(path, "From coarse to fine.")])
 
@@ -180,7 +183,7 @@ def draw_directions(scene):
         path = scene.path(f"{method}.png")
         captions = [f"{i + 1}" + ("" if np.isnan(found.cosine[i]) else f"\nr {found.correlation[i]:+.2f}")
                     for i in range(len(found.vectors))]
-        note = f"{name}: a slice moved along each direction by -3 to 3 standard deviations of w; r: correlation with the class (NC 1)."
+        note = f"{name}: a slice moved along each direction, in standard deviations of w; r: correlation with the class (NC 1)."
         figures.save_table(explore.along(scene.model, scene.w[0][0], found), path, captions,
                            [f"{move:+.0f} sd" for move in np.linspace(-3, 3, explore.STEPS)], note)
         figures_made.append(Figure(path, f"{name}."))
@@ -208,9 +211,9 @@ def draw_morph(scene):
     clear = np.abs(mean_difference) > 2 * found.error
     cells = [[*found.means.round().astype(np.uint8), figures.colour(mean_difference, limit),
               figures.colour(found.error, found.error.max(), "inferno"), figures.colour(mean_difference * clear, limit)]]
-    about = (f"Over {found.count} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard error of "
-             f"that mean,\nblack to yellow, to {found.error.max():.1f}; and the mean where it exceeds two errors. The error tells how well "
-             "the model's own mean\nis known, not how true the model is.")
+    about = (f"Over {found.count} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard error\n"
+             f"of that mean, black to yellow, to {found.error.max():.1f}; and the mean where it exceeds two errors. The error tells\n"
+             "how well the model's own mean is known, not how true the model is.")
     figures.save_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
     return Section(f"{model.name}: AD and NC of the same latent", [],
                    figures=[Figure(mean, "The mean difference of the classes."), Figure(strip, "Latents one by one."),
@@ -271,7 +274,7 @@ def plot_umaps(args, device):
             gap = numbers[title] = styles.separation(*sets.values(), seed=args.seed)
             if isinstance(runs, str) and args.dataset_dir:
                 real = projected_slices(runs, args, device)
-                title, gap = "real slices in one conditional model", styles.separation(*real.values(), paired=False, seed=args.seed)
+                title, gap = REAL_SLICES, styles.separation(*real.values(), paired=False, seed=args.seed)
                 numbers[title], sets = gap, sets | real
             points = styles.embed(np.concatenate(list(sets.values())), **options)
             panels.append(figures.Panel(title, styles.split_like(points, sets), {MEASURES[name]: value for name, value in
@@ -284,12 +287,12 @@ def plot_umaps(args, device):
         like = len(seeds) < 3 or (seeds[0] == seeds[1]) == (seeds[1] == seeds[2])
         text.append(styles.verdict(numbers["AD and NC"], numbers.get("control: NC twice"), like))
     if "one conditional model" in lines:
-        text.append(styles.conditional_verdict(numbers.get("real slices in one conditional model")))
+        text.append(styles.conditional_verdict(numbers.get(REAL_SLICES)))
     paths = [os.path.join(args.output_dir, f"{args.method}{name}") for name in (".png", ".csv", "_epochs.png", "_epochs.gif")]
     figures.plot_styles(panels, paths[0], "\n".join(text))
     save_points(panels, paths[1])
-    shown = [Figure(paths[0], f"{args.num_styles} style vectors a class (of the same latents), by {args.method}; the numbers are "
-                              "measured in w, with 95% bootstrap intervals.")]
+    shown = [Figure(paths[0], f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are measured "
+                              "in w, with 95% bootstrap intervals.")]
     if over:
         chosen = {title: [one for one in maps if one[0] in styles.epochs_to_show([epoch for epoch, *_ in maps])]
                   for title, maps in over.items()}
@@ -324,8 +327,7 @@ def project_slices(model, args):
     rows = [[name, *map(float, (*errors, spread))] for name, errors, spread in zip(targets.names, found.rms, found.spread)]
     means = [float(np.mean(column)) for column in (found.rms[:, 0], found.rms[:, 1], found.spread)]
     table = Table(["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"], [*rows, ["mean", *means]],
-                  "RMS in grey levels; drawn w lie 1 from their mean on average. That the noise can hold a picture shows nothing of "
-                  "the model.")
+                  "RMS in grey levels; drawn w lie 1 from their mean on average. What the noise reproduces shows nothing of the model.")
     print(f"{len(rows)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
     pictures = [path for path in paths if path.endswith(".png")][:2 * SHOWN]
     return Section(f"{model.name}: real slices projected", tables=[table], figures=[Figure(path, "") for path in pictures],
@@ -401,7 +403,8 @@ def main(argv=None):
     if args.report:
         facts = {"models": ", ".join(model.folder for model in models), "weights": args.which,
                  "command": "python predict.py " + " ".join(argv or sys.argv[1:]), "date": time.strftime("%Y-%m-%d %H:%M"),
-                 "seconds": round(time.monotonic() - began), "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}"}
+                 "seconds": round(time.monotonic() - began),
+                 "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}"}
         print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
     return 0
 

@@ -25,7 +25,7 @@ EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel ov
 FRAMES = 12                             # epochs in the GIF, at most
 APART = 0.99                            # from here on two sets lie wholly apart
 EPOCHS_NOTE = ("Neighbours alike: 50% when both mix, 100% when they lie apart. Models of two seeds lie apart before any\n"
-               "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see README).")
+               "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (README).")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,19 @@ def models(tmp_path_factory, slices_dir):
     return folder
 
 
+@pytest.fixture(scope="session")
+def model(models):
+    """The trained AD model."""
+    from trained import load_model
+    return load_model(os.path.join(models, "AD"), "cpu")
+
+
+@pytest.fixture(scope="session")
+def conditional(models):
+    from trained import load_model
+    return load_model(os.path.join(models, "all-conditional"), "cpu")
+
+
 @pytest.fixture
 def script():
     """Run one of the scripts as a user does; returns the finished process with text output."""

@@ -1,6 +1,5 @@
 """What changes when styles, noise or depth do: each picture against a second way of computing it."""
 import copy
-import os
 
 import numpy as np
 import pytest
@@ -8,17 +7,7 @@ import torch
 
 import explore
 from modules import upsample
-from trained import draw_z, load_model, style_vectors, synthesize
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return load_model(os.path.join(models, "AD"), "cpu")
-
-
-@pytest.fixture(scope="module")
-def conditional(models):
-    return load_model(os.path.join(models, "all-conditional"), "cpu")
+from trained import draw_z, style_vectors, synthesize
 
 
 def styles(model, count, seed=0, label=None):

@@ -10,18 +10,8 @@ from PIL import Image
 
 from dataset import Slices
 from export import export, styles
-from trained import generate, load_model, synthesize
+from trained import generate, synthesize
 from utils import UserError
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return load_model(os.path.join(models, "AD"), "cpu")
-
-
-@pytest.fixture(scope="module")
-def conditional(models):
-    return load_model(os.path.join(models, "all-conditional"), "cpu")
 
 
 def read(path):

@@ -16,11 +16,6 @@ from modules import MappingNetwork
 from utils import UserError
 
 
-@pytest.fixture(scope="module")
-def model(models):
-    return trained.load_model(os.path.join(models, "AD"), "cpu")
-
-
 def pictures(model, count, **options):
     return np.concatenate(list(trained.generate(model, count, options.pop("seed", 0), **options)))
 
