@@ -1,4 +1,4 @@
-# make demo: from nothing to trained models and their pictures.   make test: the whole test suite.
+# make demo: from nothing to trained models and their pictures.   make test: the whole test suite.   make lint: static checks.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -8,7 +8,7 @@ DEMO := demo
 SMALL := --resolution 64 --loss relativistic --save_every 1 --max_minutes 2.75
 FULL := --save_every 5 --max_minutes 2
 
-.PHONY: demo test clean
+.PHONY: demo test lint clean
 demo: $(VENV)/installed
 	$(PY) phantom.py $(DEMO)/AD_NC --subjects 100 --seed 0
 	@set -e; flags="$(SMALL)"; \
@@ -24,6 +24,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(PY) -m pytest tests
+
+lint: $(VENV)/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m mypy
 
 clean:
 	rm -rf $(DEMO)

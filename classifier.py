@@ -77,6 +77,13 @@ def logits(network, pixels, device="cpu"):
     return torch.cat([network(to_float(part.to(device)))[:, 0].cpu() for part in parts]).numpy()
 
 
+def summary(scores, is_ad, groups):
+    """The AUC of several classifiers' scores [seeds, N]: Interval of their mean, each, and their standard deviation."""
+    each = [auc(one, is_ad) for one in scores]
+    mean = bootstrap(lambda weights: np.mean([auc(one, is_ad, weights) for one in scores]), groups, is_ad)
+    return {"auc": mean, "seeds": each, "spread": float(np.std(each, ddof=1))}
+
+
 def classify(train, generated, unseen, groups=None, device="cpu"):
     """AUC of AD against NC on unseen real slices, learnt from real ones, from generated ones, and from both.
 
@@ -103,10 +110,6 @@ def classify(train, generated, unseen, groups=None, device="cpu"):
             learnt = np.concatenate([part[one] for one in CLASSES])
             labels = np.repeat([True, False], [len(part[one]) for one in CLASSES])
             scores = [logits(train_classifier(learnt, labels, seed, device, bar), unseen, device) for seed in SEEDS]
-
-            def mean_auc(weights):
-                return np.mean([auc(one, is_ad, weights) for one in scores])
-            each = [auc(one, is_ad) for one in scores]
-            found[name] = {"auc": bootstrap(mean_auc, groups, is_ad), "seeds": each, "spread": float(np.std(each, ddof=1))}
+            found[name] = summary(scores, is_ad, groups)
     return {**found, "ratio": found["generated"]["auc"].value / found["train"]["auc"].value,
             "resampled": "subjects" if named else "slices"}

@@ -408,7 +408,7 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers):
             save_samples(os.path.join(output_dir, "samples.png"), samples, resolution)
         seen = facts[split].values()
         print(f"{split}: {' + '.join(f'{n} {name}' for name, n in counts.items())} slices in {split_folder}")
-        print(f"  width x height: {tally('%d x %d' % fact.size for fact in seen)}")
+        print(f"  width x height: {tally(f'{fact.size[0]} x {fact.size[1]}' for fact in seen)}")
         print(f"  modes: {tally(fact.mode for fact in seen)}")
         peak = max((fact.peak for fact in seen if fact.peak is not None), default=65535)
         if peak < 4096:

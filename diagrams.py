@@ -18,7 +18,8 @@ from flags import ArgumentParser, number
 from modules import RELU_GAIN, SLOPE, Discriminator, Generator, MappingNetwork, channels_at
 from utils import atomic_path, make_folder, run_cli
 
-BLUE, RED, PURPLE, AMBER, GREY, DARK, PALE = "#2a6f97 #c8553d #7a5195 #ef9b20 #8a8f94 #2b2f33 #cfd4d8".split()
+BLUE, RED, PURPLE, AMBER = "#2a6f97", "#c8553d", "#7a5195", "#ef9b20"
+GREY, DARK, PALE = "#8a8f94", "#2b2f33", "#cfd4d8"
 WIDTH, POINT, DASHES = 900, 1.3, (0, (4, 2.5))              # README pixels across, points a README pixel
 Sides = namedtuple("Sides", "left right top bottom")        # where arrows touch a box or a node
 

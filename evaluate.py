@@ -39,8 +39,9 @@ BATCH = 16                              # slices that the critic sees at once
 COMPARED = 2000                         # slices of each kind and class, at most, that critic and metrics see
 KINDS = "train", "unseen", "generated"
 TEACHERS = {"train": "real slices", "generated": "generated slices", "both": "both"}
-CAPTIONS = {"critic": "Scores of the critic.", "classifier": "AUC on unseen real slices.", "areas": "Areas of generated and of training slices.",
-            "metrics": "Generated against unseen slices, {}.", "nearest": "Generated {} slices beside the nearest of training."}
+CAPTIONS = {"critic": "Scores of the critic.", "classifier": "AUC on unseen real slices.",
+            "areas": "Areas of generated and of training slices.", "metrics": "Generated against unseen slices, {}.",
+            "nearest": "Generated {} slices beside the nearest of training."}
 COLOURS = dict(zip(KINDS, (figures.CRITIC, figures.REAL, figures.FAKE)))
 
 
@@ -118,7 +119,7 @@ def compare_areas(areas, groups, truth=None):
     def of(kind, one):
         return groups.get(kind, {}).get(one)
     found = {}
-    for one, train in areas["train"].items():
+    for one in areas["train"]:
         found[one] = {}
         for tissue in AMOUNT:
             here = {kind: areas[kind][one][tissue] for kind in KINDS}
@@ -227,8 +228,9 @@ def sections(results, paths, title):
     if "classifier" in results:
         found = results["classifier"]
         made.append(report.Section(f"{title}: a classifier of AD and NC", [
-            f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. Intervals are over "
-            f"unseen {found['resampled']}" + (" (names carry no subjects: too narrow)." if found["resampled"] == "slices" else ".")],
+            f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. Intervals "
+            f"are over unseen {found['resampled']}" + (": names carry no subjects, so they are too narrow." if
+                                                       found["resampled"] == "slices" else ".")],
             [report.Table(["trained on", "AUC on unseen real slices", "seeds' deviation"],
                    [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()],
                    f"Mean of {len(found['train']['seeds'])} classifiers each.")], shown("classifier"), found))

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset import to_uint8
 from modules import upsample
 from trained import BATCH, draw_z, style_vectors, synthesize
 
@@ -84,9 +83,9 @@ def pyramid(model, w):
 class Morph(NamedTuple):
     """The same latents under both labels: slices on the way, and how the two ends differ on average."""
     slices: np.ndarray          # uint8 [subjects, steps, R, R], from AD to NC
-    means: np.ndarray           # grey levels [2, R, R] of AD and of NC, over `count` latents
+    means: np.ndarray           # grey levels [2, R, R] of AD and of NC, over all latents
     error: np.ndarray           # standard error of the mean difference [R, R]
-    count: int
+    latents: int                # how many
 
 
 @torch.no_grad()

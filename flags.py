@@ -171,9 +171,9 @@ def parse_train(argv=None):
     return args
 
 
-def settle(args, device, network={}):
-    """Fill in what the flags leave open: as in the `network` of a run that goes on, else as suits the torch.device `device`."""
-    for name, value in (FOR["a CPU" if device.type == "cpu" else "a GPU"] | network).items():
+def settle(args, device, network=()):
+    """Fill in what the flags leave open: as in the `network` (a dict) of a run that goes on, else as suits the torch.device."""
+    for name, value in (FOR["a CPU" if device.type == "cpu" else "a GPU"] | dict(network)).items():
         if getattr(args, name, 0) is None:
             setattr(args, name, value)
     args.lr_critic = args.lr_critic or args.lr
@@ -184,7 +184,7 @@ def settle(args, device, network={}):
 # predict.py
 
 def parse_predict(argv=None):
-    parser = ArgumentParser("Look into trained models: what they generate, what their style space holds, how far it can be trusted.",
+    parser = ArgumentParser("Look into trained models: what they generate, what their style space holds, what both are worth.",
                             ("predict.py --dataset_dir AD_NC/train",
                              "predict.py --plot_umap True --AD_dir AD --NC_dir NC --control_dir control/NC",
                              "predict.py --classes all-conditional --morph True --directions 5",
@@ -237,8 +237,8 @@ def parse_predict(argv=None):
     project.add("--space", choices=SPACES, default=SPACES[0], help="one style for all layers, or one for each")
 
     judge = Group(parser, "judgement")
-    judge.add_bool("--evaluate", False, "does it carry the disease? The critic on unseen slices, classifiers trained on generated ones, "
-                                        "metrics, areas of phantoms; needs --dataset_dir, such as AD_NC/test")
+    judge.add_bool("--evaluate", False, "does it carry the disease? The critic on unseen slices, classifiers trained on generated "
+                                        "ones, areas, metrics; needs --dataset_dir, such as AD_NC/test")
     judge.add_bool("--report", False, "all of this, as far as the other flags allow, as one page, report.html, and report.json")
 
     machine = Group(parser, "how")

@@ -29,7 +29,7 @@ def channels_at(resolution, channel_base=8192, channel_max=256):
 # ---------------------------------------------------------------------------------------------------------------------
 # Resampling with the binomial filter [1, 3, 3, 1]
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _kernel(channels, dtype, device):
     taps = torch.tensor([1., 3., 3., 1.], dtype=dtype, device=device) / 8
     return torch.outer(taps, taps).expand(channels, 1, 4, 4)                            # sums to 1

@@ -211,14 +211,14 @@ def draw_morph(scene):
     clear = np.abs(mean_difference) > 2 * found.error
     cells = [[*found.means.round().astype(np.uint8), figures.colour(mean_difference, limit),
               figures.colour(found.error, found.error.max(), "inferno"), figures.colour(mean_difference * clear, limit)]]
-    about = (f"Over {found.count} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard error\n"
-             f"of that mean, black to yellow, to {found.error.max():.1f}; and the mean where it exceeds two errors. The error tells\n"
-             "how well the model's own mean is known, not how true the model is.")
+    about = (f"Over {found.latents} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard\n"
+             f"error of that mean, black to yellow, to {found.error.max():.1f}; and the mean where it exceeds two. The error\n"
+             "tells how well the model's own mean is known, not how true the model is.")
     figures.save_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
     return Section(f"{model.name}: AD and NC of the same latent", [],
                    figures=[Figure(mean, "The mean difference of the classes."), Figure(strip, "Latents one by one."),
                             Figure(gif, "Three latents, AD to NC.")],
-                   numbers={"latents": found.count, "mean_absolute_difference": float(np.abs(mean_difference).mean()),
+                   numbers={"latents": found.latents, "mean_absolute_difference": float(np.abs(mean_difference).mean()),
                             "share_of_pixels_beyond_two_errors": float(clear.mean())})
 
 
@@ -291,8 +291,8 @@ def plot_umaps(args, device):
     paths = [os.path.join(args.output_dir, f"{args.method}{name}") for name in (".png", ".csv", "_epochs.png", "_epochs.gif")]
     figures.plot_styles(panels, paths[0], "\n".join(text))
     save_points(panels, paths[1])
-    shown = [Figure(paths[0], f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are measured "
-                              "in w, with 95% bootstrap intervals.")]
+    shown = [Figure(paths[0], f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are "
+                              "measured in w, with 95% bootstrap intervals.")]
     if over:
         chosen = {title: [one for one in maps if one[0] in styles.epochs_to_show([epoch for epoch, *_ in maps])]
                   for title, maps in over.items()}
@@ -327,7 +327,7 @@ def project_slices(model, args):
     rows = [[name, *map(float, (*errors, spread))] for name, errors, spread in zip(targets.names, found.rms, found.spread)]
     means = [float(np.mean(column)) for column in (found.rms[:, 0], found.rms[:, 1], found.spread)]
     table = Table(["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"], [*rows, ["mean", *means]],
-                  "RMS in grey levels; drawn w lie 1 from their mean on average. What the noise reproduces shows nothing of the model.")
+                  "RMS in grey levels; drawn w lie 1 from their mean on average. What noise reproduces shows nothing of the model.")
     print(f"{len(rows)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
     pictures = [path for path in paths if path.endswith(".png")][:2 * SHOWN]
     return Section(f"{model.name}: real slices projected", tables=[table], figures=[Figure(path, "") for path in pictures],

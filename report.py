@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from html import escape
 from string import Template
 from typing import NamedTuple
@@ -41,10 +42,10 @@ class Figure(NamedTuple):
 class Section(NamedTuple):
     """Paragraphs, then tables, then figures; numbers, a dict, are for report.json alone."""
     title: str
-    text: list = ()
-    tables: list = ()
-    figures: list = ()
-    numbers: dict = None
+    text: Sequence = ()
+    tables: Sequence = ()
+    figures: Sequence = ()
+    numbers: dict | None = None
 
 
 def write_report(folder, title, facts, sections):
@@ -155,7 +156,8 @@ def table_html(table, number):
         line = ""
         for i, ((text, key), kind) in enumerate(zip(row, kinds, strict=True)):
             tag = 'th scope="row"' if i == 0 and key is None else "td"
-            value = "" if key is None else ' data-value=""' if math.isnan(key) else f' data-value="{key}"'.replace("inf", "Infinity")
+            sorts_as = "" if key is None or math.isnan(key) else str(key).replace("inf", "Infinity")
+            value = "" if key is None else f' data-value="{sorts_as}"'
             line += f"<{tag}{kind}{value}>{words(text)}</{tag[:2]}>"
         rows.append(f"<tr>{line}</tr>\n")
     name = f'aria-labelledby="caption-{number}"'
@@ -187,9 +189,11 @@ def page_html(title, facts, sections):
         contents += f'<li><a href="#section-{number}">{words(section.title)}</a></li>\n'
         body += f'<section id="section-{number}">\n<h2>{number}. {words(section.title)}</h2>\n'
         body += "".join(f"<p>{words(paragraph)}</p>\n" for paragraph in section.text)
-        for tables, table in enumerate(section.tables, tables + 1):
+        for table in section.tables:
+            tables += 1
             body += table_html(table, tables)
-        for figures, figure in enumerate(section.figures, figures + 1):
+        for figure in section.figures:
+            figures += 1
             body += figure_html(figure, figures)
         body += "</section>\n"
     facts = "".join(f"<dt>{words(name)}</dt><dd>{words(cell_text(value)[0])}</dd>\n" for name, value in facts.items())

@@ -263,8 +263,9 @@ def hold(folder):
         pass
     except OSError:
         lock.seek(0)
-        raise UserError(f"{folder}: another train.py is at work on this run ({lock.read().strip() or 'just started'}): wait for it, "
-                        "stop it, or choose another --model_dir") from None
+        holder = lock.read().strip() or "just started"
+        raise UserError(f"{folder}: another train.py is at work on this run ({holder}): wait for it, stop it, or choose another "
+                        "--model_dir") from None
     lock.seek(0)
     lock.truncate()
     print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)

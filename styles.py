@@ -82,7 +82,8 @@ def verdict(pair, control=None, like=True):
     if min(pair.alike.value, control.alike.value) >= APART:
         return "AD and NC lie wholly apart, but so do NC and NC: it is the models that differ, and nothing is shown of the disease."
     further = sum(ours.low > theirs.high for ours, theirs in zip(pair, control))
-    text = ("AD and NC lie no further apart than NC and NC do.", "By one of two measures AD and NC lie further apart than NC and NC.",
+    text = ("AD and NC lie no further apart than NC and NC do.",
+            "By one of two measures AD and NC lie further apart than NC and NC.",
             "AD and NC lie further apart than NC and NC do, by both measures; one pair of models each.")[further]
     return text if like else text + (" But one pair shares its seed, the other does not: no like comparison (train the three with "
                                      "three seeds).")

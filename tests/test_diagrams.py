@@ -40,7 +40,7 @@ def test_generator_is_drawn_with_the_widths_of_the_built_one():
     lasts = [block.styles[-1] for block in network.blocks]
     built = [(last.fixed_noise.shape[-1], last.conv.weight.shape[0]) for last in lasts]
     assert diagrams.block_table(*SIZE) == built
-    for block, (size, channels) in zip(network.blocks, built):
+    for block, (size, _channels) in zip(network.blocks, built):
         assert f"{size} × {size}" in drawn
         assert f"to image, 1 × 1\n{block.to_image.weight.shape[1]} → 1" in drawn
     shapes = [style.conv.weight.shape for block in network.blocks for style in block.styles]

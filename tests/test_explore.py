@@ -110,7 +110,7 @@ def test_morph(conditional):
     difference = nc.astype(float) - ad
     np.testing.assert_allclose(found.means, [ad.mean(0), nc.mean(0)])
     np.testing.assert_allclose(found.error, difference.std(0, ddof=1) / np.sqrt(20), atol=1e-9)
-    assert found.count == 20 and found.error.max() > 0
+    assert found.latents == 20 and found.error.max() > 0
 
 
 def test_truncated_morph_draws_each_class_to_its_own_mean(conditional):

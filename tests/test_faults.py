@@ -44,7 +44,7 @@ def same(a, b):
 # Killed
 
 def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.):
-    """Start a run `kills` times and kill -9 it at a random moment after its start; then let it end. Returns how often it was hit."""
+    """Start a run `kills` times, kill -9 it at a random moment after its start, then let it end; returns how often it was hit."""
     hit = 0
     for _ in range(kills):
         process = subprocess.Popen(command(slices_dir, model_dir, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -163,7 +163,8 @@ def in_namespace(script, *flags):
     """Run a shell script that may mount, in namespaces of its own; skips where the system does not allow that."""
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
         pytest.skip("no mounting here")
-    return subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *map(str, flags)], capture_output=True, text=True, timeout=300)
+    return subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *map(str, flags)], capture_output=True, text=True,
+                          timeout=300)
 
 
 def one_line(done):

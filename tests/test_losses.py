@@ -130,10 +130,10 @@ def test_gradients_of_both_losses_against_finite_differences(kind, labelled):
 # ---------------------------------------------------------------------------------------------------------------------
 # Gradient penalties
 
-@pytest.mark.parametrize("kind, penalty, derivative", [         # of the length l of the slope, and by it
-    ("wgan-gp", lambda l: (l - 1) ** 2, lambda l: 2 * (l - 1)),
-    ("logistic", lambda l: l ** 2 / 2, lambda l: l),
-    ("relativistic", lambda l: l ** 2, lambda l: 2 * l)])
+@pytest.mark.parametrize("kind, penalty, derivative", [         # of the slope's length, and by it
+    ("wgan-gp", lambda x: (x - 1) ** 2, lambda x: 2 * (x - 1)),
+    ("logistic", lambda x: x ** 2 / 2, lambda x: x),
+    ("relativistic", lambda x: x ** 2, lambda x: 2 * x)])
 def test_penalty_of_a_linear_critic(kind, penalty, derivative):
     slope = torch.randn(1, 8, 8, dtype=torch.float64, requires_grad=True)
     real, fake = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)

@@ -222,7 +222,8 @@ def test_maps_with_a_control_and_one_conditional_model(models, tmp_path, capsys)
         ("AD and NC", "AD"), ("AD and NC", "NC"), ("control: NC twice", "NC"), ("control: NC twice", "NC, other seed"),
         ("one conditional model", "AD"), ("one conditional model", "NC")}
     assert len(rows) == 6 * 30 and all(np.isfinite(float(row["x"])) for row in rows)
-    twins = [[float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]] for name in ("NC", "NC, other seed")]
+    twins = [[float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]]
+             for name in ("NC", "NC, other seed")]
     assert twins[0] == pytest.approx(twins[1], abs=1e-4)                # the control was the NC model itself
     assert has_dots(tmp_path / "pca.png")
 

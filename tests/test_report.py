@@ -182,7 +182,8 @@ def test_plain_takes_what_the_other_scripts_find():
     (7, "7"), (-7, "−7"), (9999, "9999"), (288500, "288,500"), (np.float32(0.25), "0.250"), (np.int64(3), "3"),
     (None, "–"), (NAN, "–"), (np.nan, "–"), (INF, "∞"), (-INF, "−∞"), ("", "–"), ("-", "–"), (True, "yes"), ("AD", "AD"),
     ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"), (Interval(-0.03, -0.12, 0.06), "−0.03 (−0.12 to 0.06)"),
-    ((0.999, 0.998, 1.0), "0.9990 (0.9980 to 1.0000)"), ((812.3, 790.1, 833.9), "812 (790 to 834)"), ((1, 0, 2), "1.0 (0.0 to 2.0)"),
+    ((0.999, 0.998, 1.0), "0.9990 (0.9980 to 1.0000)"), ((812.3, 790.1, 833.9), "812 (790 to 834)"),
+    ((1, 0, 2), "1.0 (0.0 to 2.0)"),
     ((0.004, -0.0004, 0.1), "0.00 (0.00 to 0.10)"), ((1., 1., 1.), "1.00 (1.00 to 1.00)"),
     ((1., 0.9999999, 1.), "1.0000 (1.0000 to 1.0000)"), ((3e-6, 1e-6, 5e-6), "3.00e−06 (1.00e−06 to 5.00e−06)"),
     ((0.5, None, None), "0.500"), ((None, NAN, NAN), "–"), ((0.5, 0.4, None), "0.500 (0.400 to –)")])
@@ -239,7 +240,8 @@ def test_sorts_in_a_browser_without_an_error(written, tmp_path):
         done = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "page.html").as_uri()],
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+             (tmp_path / "page.html").as_uri()],
             capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60)
     except subprocess.TimeoutExpired:
         pytest.skip("Chromium does not answer here")
