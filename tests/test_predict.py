@@ -1,6 +1,7 @@
 """What predict.py draws, which run it takes, and what it refuses."""
 import copy
 import csv
+import json
 import os
 import shutil
 
@@ -9,7 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+import classifier
+import explore
+import intervals
 import predict
+import projector
 import trained
 from flags import parse_predict
 from modules import MappingNetwork
@@ -188,6 +193,56 @@ def test_tools_look_at_the_truncated_slices(models, tmp_path):
             image.seek(i)
             frames.append(np.asarray(image.convert("L")))
     assert all((frame == frames[0]).all() for frame in frames)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real slices, and judgement
+
+@pytest.fixture
+def quick(monkeypatch):
+    for module, values in ((classifier, {"STEPS": 4, "WIDTH": 4, "SEEDS": (0, 1)}), (intervals, {"RESAMPLED": 30}),
+                           (predict, {"MEANS": 20, "NOISES": 2, "FRAMES": 4}), (explore, {"DRAWN": 64}),
+                           (projector, {"DRAWN": 64, "STARTS": 16})):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+
+
+def test_report_of_all_there_is(models, slices_dir, tmp_path, quick):
+    test_dir = os.path.join(os.path.dirname(slices_dir), "test")
+    assert predict.main(["--model_dir", models, "--classes", "all-conditional", "--dataset_dir", test_dir, "--report", "True",
+                         "--directions", "2", "--project", os.path.join(test_dir, "AD"), "--project_steps", "3", "--plot_umap",
+                         "--conditional_dir", "all-conditional", "--method", "pca", "--num_styles", "30", "--umap_slices", "6",
+                         "--device", "cpu", "--output_dir", str(tmp_path)]) == 0
+    with open(tmp_path / "report.json") as file:
+        report = json.load(file)
+    titles = [section["title"].removeprefix("all-conditional: ") for section in report["sections"]]
+    assert titles == ["generated slices", "style mixing", "truncation", "from slice to slice", "noise", "resolutions",
+                      "principal directions", "AD and NC of the same latent", "real slices projected",
+                      "the critic on unseen slices", "a classifier of AD and NC", "metrics", "Style space"]
+    found = {section["title"].split(": ")[-1]: section for section in report["sections"]}
+    assert len(found["real slices projected"]["tables"][0]["rows"]) == 6 + 1            # and their mean
+    assert {"one conditional model", "real slices in one conditional model"} == set(found["Style space"]["numbers"])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == sum(len(section["figures"]) for section in report["sections"]) > 20
+    with np.load(next((tmp_path / "all-conditional_projected").glob("*.npz")), allow_pickle=False) as kept:
+        assert kept["target"].shape == (32, 32)
+
+
+def test_two_models_of_one_class_are_judged_together(models, slices_dir, tmp_path, quick, monkeypatch):
+    asked = []
+
+    def evaluate(runs, generated, *others):
+        asked.append((list(runs.values()), {name: len(slices) for name, slices in generated.items()}))
+        return {}, []
+    monkeypatch.setattr(predict.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(predict.evaluate, "sections", lambda results, paths, title: [])
+    args = parse_predict(["--dataset_dir", os.path.join(os.path.dirname(slices_dir), "test"), "--evaluate"])
+    ad, nc, both = (trained.load_model(os.path.join(models, name), "cpu") for name in ("AD", "NC", "all-conditional"))
+    for members in ([ad, nc], [nc, ad, both], [ad]):
+        list(predict.judge(members, args, "cpu"))
+    together = {"AD": 9, "NC": 11}                                                      # as many as there are to train on
+    assert asked == [([("AD",), ("NC",)], together), ([("NC",), ("AD",)], together), ([("AD", "NC")], together),
+                     ([("AD",)], {"AD": 9})]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

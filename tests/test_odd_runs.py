@@ -1,0 +1,69 @@
+"""Runs that are small, large or started from odd places."""
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import ROOT, TINY, checkpoint, start
+from run import digest
+
+
+def draw(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 30), np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("count, batch", [(1, 2), (1, 4), (3, 32)])
+def test_fewer_slices_than_a_batch(tmp_path, count, batch):
+    for i in range(count):
+        draw(tmp_path / f"train/AD/{i}.png", i)
+    assert start(str(tmp_path / "train"), tmp_path, "--epochs", 2, "--batch_size", batch) == 0
+    assert checkpoint(tmp_path / "AD")["images"] == 2 * batch
+
+
+def test_one_class_alone(tmp_path, refused):
+    draw(tmp_path / "train/AD/1.png")
+    draw(tmp_path / "train/AD/2.png", 1)
+    assert start(str(tmp_path / "train"), tmp_path, "--epochs", 1, "--batch_size", 2) == 0
+    line = refused("train.py", "--dataset_dir", tmp_path / "train", "--model_dir", tmp_path, "--classes", "all")
+    assert "NC" in line and str(tmp_path / "train") in line
+
+
+def test_a_thousand_folders(tmp_path):
+    for i in range(1000):
+        draw(tmp_path / f"train/AD/subject {i}/scan.png", i)
+    assert start(str(tmp_path / "train"), tmp_path, "--epochs", 1, "--batch_size", 1000) == 0
+    assert checkpoint(tmp_path / "AD")["images"] == 1000
+
+
+def test_one_step_at_1024(tmp_path):
+    for i in range(2):
+        draw(tmp_path / f"train/AD/{i}.png", i)
+    assert start(str(tmp_path / "train"), tmp_path, "--epochs", 1, "--batch_size", 2, "--resolution", 1024) == 0
+    with Image.open(tmp_path / "AD/fake_vs_real/epoch_0001.png") as picture:
+        assert picture.width > 4 * 1024
+
+
+def test_places(tmp_path, slices_dir):
+    """The same run from another folder, one that cannot be written, with relative paths, slashes at the end and links."""
+    data, unwritable = tmp_path / "data", tmp_path / "unwritable"
+    shutil.copytree(slices_dir, data)
+    unwritable.mkdir()
+    unwritable.chmod(0o555)
+    os.symlink(data, tmp_path / "link")
+    states = []
+    for i, (place, dataset) in enumerate([(ROOT, data), (tmp_path, "data"), (tmp_path, "./data/"), (tmp_path, "link"),
+                                          (unwritable, f"..{os.sep}link{os.sep}")]):
+        done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--classes", "AD", "--epochs", "1",
+                               "--dataset_dir", str(dataset), "--model_dir", str(tmp_path / f"model {i}") + os.sep * (i % 2)],
+                              cwd=place, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        states.append(checkpoint(tmp_path / f"model {i}/AD"))
+        for name in ("seconds", "digest"):
+            del states[-1][name]
+    assert len(set(map(digest, states))) == 1
+    assert os.listdir(unwritable) == []
