@@ -1,22 +1,32 @@
-"""What a trained generator does when its styles, its noise or its depth change: the numbers behind predict.py's pictures.
+"""What a trained generator does when its styles, its noise or its depth change, as numbers and as pictures.
 
-    rows, columns = style_vectors(mapping, z_rows)[0], style_vectors(mapping, z_columns)[0]
-    mix(model, rows, columns, range(4, 10))             # [rows, columns, R, R]
+    mix(model, rows, columns, range(4, 10))             # [rows, columns, R, R] of styles [rows, w_dim] and [columns, w_dim]
+    draw_morph(Scene(model, seed=0, psi=1., output_dir="predictions"))
 
 Everywhere w [N, w_dim] are styles, psi the truncation, and noise is the fixed one (modules.StyleBlock), the same for every
 slice, so that slices differ by what is changed alone. Slices come as uint8.
 """
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+import figures
+from flags import CLASSES
 from modules import upsample
+from report import Figure, Section, Table
 from trained import BATCH, draw_z, style_vectors, synthesize
+from utils import UserError, random_stream
 
 DRAWN = 4096                    # latents behind means and directions
 STEPS = 7                       # slices from one class to the other, or along a direction
+PSIS = 0., 0.25, 0.5, 0.75, 1., 1.25
+SHOWN = 6                       # slices (subjects) in a picture
+MEANS = 256                     # latents behind the mean difference of the classes
+NOISES = 32                     # draws behind a noise map
+FRAMES = 12                     # of the GIF, from one slice to the next
 
 
 def grid(model, ws):
@@ -158,3 +168,146 @@ def along(model, w, found, steps=STEPS, reach=3.):
     """Slices [k, steps, R, R]: the style w [w_dim] moved along each direction by -reach to reach standard deviations."""
     moves = torch.linspace(-reach, reach, steps, device=w.device)[:, None] * torch.as_tensor(found.spread, device=w.device)
     return grid(model, w + moves.T[:, :, None].to(w) * found.vectors[:, None])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures: each function draws one thing and gives a report.Section of it
+
+class Scene:
+    """What the pictures below share: a model, its first styles w [SHOWN, w_dim] of every class, and where pictures go."""
+
+    def __init__(self, model, seed, psi, output_dir):
+        self.model, self.seed, self.psi, self.output_dir = model, seed, psi, output_dir
+        self.device = model.generator.constant.device
+        self.captions = ["" if label is None else CLASSES[label] for label in model.labels]
+        with torch.no_grad():
+            self.made = [style_vectors(model.mapping, self.latents(SHOWN), label) for label in model.labels]
+            self.w = [model.mapping.truncate(w, psi, labels) for w, labels in self.made]
+
+    def latents(self, count):
+        return draw_z(count, self.model.mapping.z_dim, self.seed).to(self.device)
+
+    def path(self, name):
+        return os.path.join(self.output_dir, f"{self.model.name}_{name}")
+
+    def section(self, title, *shown, **others):
+        """A report.Section of pictures given as (path, caption)."""
+        return Section(f"{self.model.name}: {title}", figures=[Figure(*one) for one in shown], **others)
+
+
+def draw_mixing(scene, layers=None):
+    """mixing.png: rows give the coarse styles, columns those of `layers` (None: of 16x16 and finer)."""
+    generator, path = scene.model.generator, scene.path("mixing.png")
+    layers = layers or layers_from(16, generator.num_ws)
+    if layers[-1] >= generator.num_ws:
+        raise UserError(f"--mix_layers {layers[0]}-{layers[-1]}: {scene.model.name} has layers 0 to {generator.num_ws - 1}")
+    rows, columns = scene.w[0], scene.w[-1]
+    if scene.model.labels == [None]:                    # two classes of the same latents are two sets; one class needs two
+        columns = scene.model.mapping.truncate(scene.model.mapping(scene.latents(2 * SHOWN)[SHOWN:]), scene.psi)
+    corner = [[None, *synthesize(scene.model, columns)]]
+    cells = corner + [[source, *mixed] for source, mixed in zip(synthesize(scene.model, rows),
+                                                                mix(scene.model, rows, columns, layers))]
+    names = scene.captions if len(scene.captions) == 2 else ["rows", "columns"]
+    note = f"Every slice has the styles of its row, but in layers {layers[0]} to {layers[-1]} those of its column."
+    figures.save_table(cells, path, [f"{names[1]}:", f"{names[0]}:"] + [""] * (SHOWN - 1), [""] * (SHOWN + 1), note)
+    return scene.section("style mixing", (path, "Coarse styles by row, fine ones by column."))
+
+
+def draw_sweep(scene):
+    """sweep.png: the same latents at PSIS."""
+    cells, rows, path = [], [], scene.path("sweep.png")
+    for (w, labels), name in zip(scene.made, scene.captions):
+        count = SHOWN // len(scene.made)
+        cells += list(sweep(scene.model, w[:count], None if labels is None else labels[:count], PSIS))
+        rows += [name] * count
+    note = "At psi 0 all slices are the mean of their class; above 1 they go beyond what was learnt."
+    figures.save_table(cells, path, rows, [f"psi {psi:g}" for psi in PSIS], note)
+    return scene.section("truncation", (path, "From the mean slice to beyond the learnt ones."))
+
+
+def draw_interpolation(scene):
+    """interpolation.png and .gif: on straight lines in w from slice to slice."""
+    strip, gif = scene.path("interpolation.png"), scene.path("interpolation.gif")
+    ways = [loop(w, FRAMES) for w in scene.w]
+    frames = [synthesize(scene.model, way) for way in ways]                             # [SHOWN * FRAMES, R, R] each
+    figures.save_gif(np.concatenate(frames, axis=2), gif)
+    count = SHOWN // len(frames)
+    cells = [line for slices in frames for line in slices[::2].reshape(SHOWN, FRAMES // 2, *slices.shape[1:])[:count]]
+    rows = [name for name in scene.captions for _ in range(count)]
+    note = "Each row goes on a straight line in w from one latent (left) to the next, whose row comes after it."
+    figures.save_table(cells, strip, rows, [""] * (FRAMES // 2), note)
+    return scene.section("from slice to slice", (strip, "Straight lines in w."), (gif, "The same as a loop."))
+
+
+def draw_noise(scene):
+    """noise_map.png: the spread over draws of the noise at the same style."""
+    path, rng = scene.path("noise_map.png"), random_stream("noise map", scene.seed, scene.device)
+    w = torch.cat([w[:SHOWN // len(scene.w)] for w in scene.w])
+    draws = [synthesize(scene.model, w, "random", rng) for _ in range(2)]
+    mean, spread = noise_spread(scene.model, w, NOISES, rng)
+    top = float(np.quantile(spread, 0.999))
+    cells = [*zip(*draws, mean.round().astype(np.uint8), figures.colour(spread, top, "inferno"))]
+    inside = spread[mean > 0.5].mean()
+    note = (f"Black to yellow: standard deviation of 0 to {top:.0f} grey levels over {NOISES} draws;\n"
+            f"{inside:.1f} on average where there is any tissue.")
+    figures.save_table(cells, path, [name for name in scene.captions for _ in range(SHOWN // len(scene.w))],
+                       ["one draw", "another", "mean", "deviation"], note)
+    return scene.section("noise", (path, "Deviation over draws of the noise, at one w."), numbers={"mean_deviation": float(inside)})
+
+
+def draw_pyramid(scene):
+    """pyramid.png: the slice so far at every resolution, and what each adds."""
+    path, cells, rows = scene.path("pyramid.png"), [], []
+    for w, name in zip(scene.w, scene.captions):
+        for i in range(SHOWN // 2 // len(scene.w)):
+            levels = pyramid(scene.model, w[i:i + 1])
+            cells.append([np.uint8(np.clip((image[0] + 1) * 127.5, 0, 255)) for _, image, _ in levels])
+            cells.append([figures.colour(share[0], max(1e-6, float(np.abs(share).max()))) for _, _, share in levels])
+            rows += [f"{name} so far".strip(), "added"]
+    note = "What each resolution adds to the one before: red brighter, blue darker, each to its own greatest change."
+    figures.save_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
+    return scene.section("resolutions", (path, "From coarse to fine."))
+
+
+def draw_directions(scene, k):
+    """ganspace.png and sefa.png: slices along the first k principal directions."""
+    shown, rows = [], []
+    for method, name in (("ganspace", "GANSpace"), ("sefa", "SeFa")):
+        found = directions(scene.model, k, scene.seed, method)
+        path = scene.path(f"{method}.png")
+        captions = [f"{i + 1}" + ("" if np.isnan(found.cosine[i]) else f"\nr {found.correlation[i]:+.2f}")
+                    for i in range(len(found.vectors))]
+        note = f"{name}: a slice moved along each direction, in standard deviations of w; r: correlation with the class (NC 1)."
+        figures.save_table(along(scene.model, scene.w[0][0], found), path, captions,
+                           [f"{move:+.0f} sd" for move in np.linspace(-3, 3, STEPS)], note)
+        shown.append((path, f"{name}."))
+        rows += [[name, i + 1, float(found.weight[i]), float(found.cosine[i]), float(found.correlation[i])]
+                 for i in range(len(found.vectors))]
+    table = Table(["method", "direction", "share", "cosine with AD to NC", "correlation with class"], rows,
+                  "share: of w's variance (GANSpace), of the modulation's squared gain (SeFa)")
+    return scene.section("principal directions", *shown, tables=[table])
+
+
+def draw_morph(scene):
+    """morph.png, morph_mean.png and morph.gif: the same latents from AD to NC, and the mean difference with its error."""
+    found = morph(scene.model, scene.latents(MEANS), SHOWN, scene.psi)
+    strip, mean, gif = (scene.path(name) for name in ("morph.png", "morph_mean.png", "morph.gif"))
+    difference = found.slices[:, -1].astype(float) - found.slices[:, 0]
+    mean_difference = found.means[1] - found.means[0]
+    top, limit = (float(np.quantile(np.abs(values), 0.999)) for values in (difference, mean_difference))
+    note = (f"One latent a row, from label AD to label NC; last the difference: red where NC is brighter, blue where AD is,\n"
+            f"to {top:.0f} grey levels.")
+    figures.save_table([[*slices, change] for slices, change in zip(found.slices, figures.colour(difference, top))], strip,
+                       [""] * SHOWN, ["AD", *[""] * (STEPS - 2), "NC", "NC - AD"], note)
+    figures.save_gif(np.concatenate(list(found.slices[:3]), axis=2), gif, 200)
+    clear = np.abs(mean_difference) > 2 * found.error
+    cells = [[*found.means.round().astype(np.uint8), figures.colour(mean_difference, limit),
+              figures.colour(found.error, found.error.max(), "inferno"), figures.colour(mean_difference * clear, limit)]]
+    about = (f"Over {found.latents} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard\n"
+             f"error of that mean, black to yellow, to {found.error.max():.1f}; and the mean where it exceeds two. The error\n"
+             "tells how well the model's own mean is known, not how true the model is.")
+    figures.save_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
+    numbers = {"latents": found.latents, "mean_absolute_difference": float(np.abs(mean_difference).mean()),
+               "share_of_pixels_beyond_two_errors": float(clear.mean())}
+    return scene.section("AD and NC of the same latent", (mean, "The mean difference of the classes."),
+                         (strip, "Latents one by one."), (gif, "Three latents, AD to NC."), numbers=numbers)

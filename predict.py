@@ -4,9 +4,9 @@
     python predict.py --plot_umap True --AD_dir AD --NC_dir NC
     python predict.py --classes all-conditional --dataset_dir AD_NC/test --report True
 
-This is the command line: every function below draws one thing and gives a `report.Section` of it, whose pictures it has
-written to --output_dir. What a map of style vectors can carry stands in styles.py, how slices are changed in explore.py, how
-real ones are found again in projector.py, and what the slices are worth in evaluate.py.
+This is the command line; every part of it gives a `report.Section`, whose pictures it has written to --output_dir. What a
+map of style vectors can carry stands in styles.py, how slices are changed in explore.py, how real ones are found again in
+projector.py, and what the slices are worth in evaluate.py.
 """
 import csv
 import math
@@ -32,15 +32,12 @@ import styles
 from dataset import Slices, class_folders, find_slices, find_splits
 from export import export
 from report import Figure, Section, Table, write_report
-from trained import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, settings, style_vectors, synthesize
-from utils import UserError, atomic_path, make_folder, pick_device, random_stream, run_cli
+from trained import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, settings, style_vectors
+from utils import UserError, atomic_path, make_folder, pick_device, run_cli
 
 CONDITIONAL = "all-conditional"
-PSIS = 0., 0.25, 0.5, 0.75, 1., 1.25
-SHOWN = 6                       # slices (subjects) in a picture of one of the tools
-MEANS = 256                     # latents behind the mean difference of the classes
-NOISES = 32                     # draws behind a noise map
-FRAMES = 12                     # of the GIF, from one slice to the next
+SHOWN = 6                       # projected slices in the report
+DIRECTIONS = 5                  # of each kind, in the report
 REAL_SLICES = "real slices in one conditional model"
 MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
 
@@ -83,147 +80,17 @@ def draw_grids(model, args, device):
         Figure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.") for path in paths])
 
 
-class Scene:
-    """What the tools below share: a model, its first styles w [SHOWN, w_dim] of every class, and where pictures go."""
-
-    def __init__(self, model, args, device):
-        self.model, self.args, self.device = model, args, device
-        self.z = draw_z(SHOWN, model.mapping.z_dim, args.seed).to(device)
-        with torch.no_grad():
-            self.made = [style_vectors(model.mapping, self.z, label) for label in model.labels]
-            self.w = [model.mapping.truncate(w, args.truncation, labels) for w, labels in self.made]
-        self.captions = ["" if label is None else CLASSES[label] for label in model.labels]
-
-    def path(self, name):
-        return os.path.join(self.args.output_dir, f"{self.model.name}_{name}")
-
-
-def draw_mixing(scene):
-    """mixing.png: rows give the coarse styles, columns those of --mix_layers."""
-    generator, path = scene.model.generator, scene.path("mixing.png")
-    layers = scene.args.mix_layers or explore.layers_from(16, generator.num_ws)
-    if layers[-1] >= generator.num_ws:
-        raise UserError(f"--mix_layers {layers[0]}-{layers[-1]}: {scene.model.name} has layers 0 to {generator.num_ws - 1}")
-    rows, columns = scene.w[0], scene.w[-1]
-    if scene.model.labels == [None]:                    # two classes of the same latents are two sets; one class needs two
-        z = draw_z(2 * SHOWN, scene.model.mapping.z_dim, scene.args.seed)[SHOWN:].to(scene.device)
-        columns = scene.model.mapping.truncate(scene.model.mapping(z), scene.args.truncation)
-    corner = [[None, *synthesize(scene.model, columns)]]
-    cells = corner + [[source, *mixed] for source, mixed in zip(synthesize(scene.model, rows),
-                                                                explore.mix(scene.model, rows, columns, layers))]
-    names = scene.captions if len(scene.captions) == 2 else ["rows", "columns"]
-    note = f"Every slice has the styles of its row, but in layers {layers[0]} to {layers[-1]} those of its column."
-    figures.save_table(cells, path, [f"{names[1]}:", f"{names[0]}:"] + [""] * (SHOWN - 1), [""] * (SHOWN + 1), note)
-    return Section(f"{scene.model.name}: style mixing", figures=[Figure(path, "Coarse styles by row, fine ones by column.")])
-
-
-def draw_sweep(scene):
-    """sweep.png: the same latents at PSIS."""
-    cells, rows, path = [], [], scene.path("sweep.png")
-    for (w, labels), name in zip(scene.made, scene.captions):
-        count = SHOWN // len(scene.made)
-        cells += list(explore.sweep(scene.model, w[:count], None if labels is None else labels[:count], PSIS))
-        rows += [name] * count
-    note = "At psi 0 all slices are the mean of their class; above 1 they go beyond what was learnt."
-    figures.save_table(cells, path, rows, [f"psi {psi:g}" for psi in PSIS], note)
-    return Section(f"{scene.model.name}: truncation", figures=[Figure(path, "From the mean slice to beyond the learnt ones.")])
-
-
-def draw_interpolation(scene):
-    """interpolation.png and .gif: on straight lines in w from slice to slice."""
-    strip, gif = scene.path("interpolation.png"), scene.path("interpolation.gif")
-    ways = [explore.loop(w, FRAMES) for w in scene.w]
-    frames = [synthesize(scene.model, way) for way in ways]                             # [SHOWN * FRAMES, R, R] each
-    figures.save_gif(np.concatenate(frames, axis=2), gif)
-    count = SHOWN // len(frames)
-    cells = [line for slices in frames for line in slices[::2].reshape(SHOWN, FRAMES // 2, *slices.shape[1:])[:count]]
-    rows = [name for name in scene.captions for _ in range(count)]
-    note = "Each row goes on a straight line in w from one latent (left) to the next, whose row comes after it."
-    figures.save_table(cells, strip, rows, [""] * (FRAMES // 2), note)
-    return Section(f"{scene.model.name}: from slice to slice",
-                   figures=[Figure(strip, "Straight lines in w."), Figure(gif, "The same as a loop.")])
-
-
-def draw_noise(scene):
-    """noise_map.png: the spread over draws of the noise at the same style."""
-    path, rng = scene.path("noise_map.png"), random_stream("noise map", scene.args.seed, scene.device)
-    w = torch.cat([w[:SHOWN // len(scene.w)] for w in scene.w])
-    draws = [synthesize(scene.model, w, "random", rng) for _ in range(2)]
-    mean, spread = explore.noise_spread(scene.model, w, NOISES, rng)
-    top = float(np.quantile(spread, 0.999))
-    cells = [*zip(*draws, mean.round().astype(np.uint8), figures.colour(spread, top, "inferno"))]
-    inside = spread[mean > 0.5].mean()
-    note = (f"Black to yellow: standard deviation of 0 to {top:.0f} grey levels over {NOISES} draws;\n"
-            f"{inside:.1f} on average where there is any tissue.")
-    figures.save_table(cells, path, [name for name in scene.captions for _ in range(SHOWN // len(scene.w))],
-                       ["one draw", "another", "mean", "deviation"], note)
-    return Section(f"{scene.model.name}: noise", figures=[Figure(path, "Deviation over draws of the noise, at one w.")],
-                   numbers={"mean_deviation": float(inside)})
-
-
-def draw_pyramid(scene):
-    """pyramid.png: the slice so far at every resolution, and what each adds."""
-    path, cells, rows = scene.path("pyramid.png"), [], []
-    for w, name in zip(scene.w, scene.captions):
-        for i in range(SHOWN // 2 // len(scene.w)):
-            levels = explore.pyramid(scene.model, w[i:i + 1])
-            cells.append([np.uint8(np.clip((image[0] + 1) * 127.5, 0, 255)) for _, image, _ in levels])
-            cells.append([figures.colour(share[0], max(1e-6, float(np.abs(share).max()))) for _, _, share in levels])
-            rows += [f"{name} so far".strip(), "added"]
-    note = "What each resolution adds to the one before: red brighter, blue darker, each to its own greatest change."
-    figures.save_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
-    return Section(f"{scene.model.name}: resolutions", figures=[Figure(path, "From coarse to fine.")])
-
-
-def draw_directions(scene):
-    """directions.png: slices along the first principal directions, GANSpace's and SeFa's."""
-    k, figures_made, rows = scene.args.directions, [], []
-    for method, name in (("ganspace", "GANSpace"), ("sefa", "SeFa")):
-        found = explore.directions(scene.model, k, scene.args.seed, method)
-        path = scene.path(f"{method}.png")
-        captions = [f"{i + 1}" + ("" if np.isnan(found.cosine[i]) else f"\nr {found.correlation[i]:+.2f}")
-                    for i in range(len(found.vectors))]
-        note = f"{name}: a slice moved along each direction, in standard deviations of w; r: correlation with the class (NC 1)."
-        figures.save_table(explore.along(scene.model, scene.w[0][0], found), path, captions,
-                           [f"{move:+.0f} sd" for move in np.linspace(-3, 3, explore.STEPS)], note)
-        figures_made.append(Figure(path, f"{name}."))
-        rows += [[name, i + 1, float(found.weight[i]), float(found.cosine[i]), float(found.correlation[i])]
-                 for i in range(len(found.vectors))]
-    table = Table(["method", "direction", "share", "cosine with AD to NC", "correlation with class"], rows,
-                  "share: of w's variance (GANSpace), of the modulation's squared gain (SeFa)")
-    return Section(f"{scene.model.name}: principal directions", tables=[table], figures=figures_made)
-
-
-def draw_morph(scene):
-    """morph.png, morph_mean.png and morph.gif: the same latents from AD to NC, and the mean difference with its error."""
-    args, model = scene.args, scene.model
-    z = draw_z(MEANS, model.mapping.z_dim, args.seed).to(scene.device)
-    found = explore.morph(model, z, SHOWN, args.truncation)
-    strip, mean, gif = (scene.path(name) for name in ("morph.png", "morph_mean.png", "morph.gif"))
-    difference = found.slices[:, -1].astype(float) - found.slices[:, 0]
-    mean_difference = found.means[1] - found.means[0]
-    top, limit = (float(np.quantile(np.abs(values), 0.999)) for values in (difference, mean_difference))
-    note = (f"One latent a row, from label AD to label NC; last the difference: red where NC is brighter, blue where AD is,\n"
-            f"to {top:.0f} grey levels.")
-    figures.save_table([[*slices, change] for slices, change in zip(found.slices, figures.colour(difference, top))], strip,
-                       [""] * SHOWN, ["AD", *[""] * (explore.STEPS - 2), "NC", "NC - AD"], note)
-    figures.save_gif(np.concatenate(list(found.slices[:3]), axis=2), gif, 200)
-    clear = np.abs(mean_difference) > 2 * found.error
-    cells = [[*found.means.round().astype(np.uint8), figures.colour(mean_difference, limit),
-              figures.colour(found.error, found.error.max(), "inferno"), figures.colour(mean_difference * clear, limit)]]
-    about = (f"Over {found.latents} latents: red where NC is brighter, blue where AD is, to {limit:.0f} grey levels; standard\n"
-             f"error of that mean, black to yellow, to {found.error.max():.1f}; and the mean where it exceeds two. The error\n"
-             "tells how well the model's own mean is known, not how true the model is.")
-    figures.save_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
-    return Section(f"{model.name}: AD and NC of the same latent", [],
-                   figures=[Figure(mean, "The mean difference of the classes."), Figure(strip, "Latents one by one."),
-                            Figure(gif, "Three latents, AD to NC.")],
-                   numbers={"latents": found.latents, "mean_absolute_difference": float(np.abs(mean_difference).mean()),
-                            "share_of_pixels_beyond_two_errors": float(clear.mean())})
-
-
-TOOLS = {"mixing": draw_mixing, "sweep": draw_sweep, "interpolate": draw_interpolation, "noise_map": draw_noise,
-         "pyramid": draw_pyramid, "directions": draw_directions, "morph": draw_morph}
+def explore_model(model, args):
+    """Sections of the tools that the flags ask for; --report asks for all that the model can show."""
+    scene = explore.Scene(model, args.seed, args.truncation, args.output_dir)
+    tools = {"mixing": lambda: explore.draw_mixing(scene, args.mix_layers), "sweep": lambda: explore.draw_sweep(scene),
+             "interpolate": lambda: explore.draw_interpolation(scene), "noise_map": lambda: explore.draw_noise(scene),
+             "pyramid": lambda: explore.draw_pyramid(scene),
+             "directions": lambda: explore.draw_directions(scene, args.directions or DIRECTIONS),
+             "morph": lambda: explore.draw_morph(scene)}
+    for name, draw in tools.items():
+        if getattr(args, name) or args.report and (name != "morph" or len(model.labels) == 2):
+            yield draw()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -387,10 +254,8 @@ def main(argv=None):
 
     for model in models:
         tell(draw_grids(model, args, device))
-        scene = Scene(model, args, device)
-        for name, draw in TOOLS.items():
-            if getattr(args, name) or args.report and not (name == "morph" and model.labels == [None]):
-                tell(draw(scene))
+        for section in explore_model(model, args):
+            tell(section)
         if args.export:
             print("\n".join(export(model, args.export, args.seed, args.truncation, device, args.output_dir)))
         if args.project:
