@@ -3,6 +3,7 @@
 Images come as uint8 or as float in [-1, 1]; pictures are PNG, written whole or not at all.
 """
 import math
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -129,7 +130,9 @@ class Panel(NamedTuple):
 
 def plot_styles(panels, path, note):
     """Write maps side by side, each above its measures with their intervals and the level of chance, above a note."""
-    figure = Figure(figsize=(max(8.4, 4.2 * len(panels)), 5.9 + 0.22 * note.count("\n")), layout="constrained")
+    width = max(8.4, 4.2 * len(panels))
+    note = wrapped(note, width)
+    figure = Figure(figsize=(width, 5.9 + 0.17 * note.count("\n")), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=[5.2, 1])
     for (scatter, strip), panel in zip(axes.T, panels):
         _scatter(scatter, panel.sets)
@@ -149,6 +152,11 @@ def plot_styles(panels, path, note):
     save_figure(figure, path)
 
 
+def wrapped(note, inches):
+    """Paragraphs of text in size 9, broken into lines for a picture of this width."""
+    return "\n".join(textwrap.fill(line, int(14 * inches)) for line in note.split("\n"))
+
+
 def plot_epochs(lines, path, note):
     """Write maps over the epochs: lines {title: [(epoch, {legend: [n, 2]}, share of alike neighbours)]}, above a note."""
     columns = max(map(len, lines.values()))
@@ -159,7 +167,7 @@ def plot_epochs(lines, path, note):
         for axes, (epoch, sets, alike) in zip(row, maps):
             _scatter(axes, sets)
             axes.set_title(f"{title}, epoch {epoch}\nneighbours alike: {alike:.0%}", fontsize=10)
-    figure.supxlabel(note, fontsize=8 if columns < 3 else 9)
+    figure.supxlabel(wrapped(note, figure.get_figwidth()), fontsize=9)
     save_figure(figure, path)
 
 
