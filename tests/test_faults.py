@@ -1,4 +1,5 @@
 """Faults, provoked for real: killed processes, damaged files, full and read-only disks, two runs at once."""
+import contextlib
 import json
 import os
 import resource
@@ -45,10 +46,13 @@ def same(a, b):
 
 def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.):
     """Start a run `kills` times, kill -9 it at a random moment after its start, then let it end; returns how often it was hit."""
-    hit = 0
+    hit, lock = 0, os.path.join(model_dir, "AD", "lock")
     for _ in range(kills):
         process = subprocess.Popen(command(slices_dir, model_dir, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not os.path.exists(os.path.join(model_dir, "AD", "lock")):
+        while process.poll() is None:
+            with contextlib.suppress(OSError), open(lock) as file:
+                if file.read().startswith(f"process {process.pid} "):
+                    break
             time.sleep(0.01)
         time.sleep(rng.uniform(0, longest))
         process.kill()
