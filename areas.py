@@ -107,8 +107,10 @@ def read_truth(folder):
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
         truth = {tissue: np.array([float(row[f"{tissue}_mm2"]) for row in rows]) for tissue in AMOUNT}
-        return truth | {name: np.array([row[name] for row in rows]) for name in ("path", "split", "class")}
-    except (OSError, KeyError, ValueError) as error:
+        if not rows or not all(np.isfinite(column).all() for column in truth.values()):
+            raise ValueError("empty, or not finite")
+        return truth | {name: np.array([str(row[name]) for row in rows]) for name in ("path", "split", "class")}
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: not the table of phantom.py ({error}); python phantom.py draws phantoms") from None
 
 
@@ -125,7 +127,10 @@ def main(argv=None):
     parser.add_argument("--fit", type=boolean, default=False, help="print AMOUNT, fitted to train/; else measure test/")
     args = parser.parse_args(argv)
     truth = read_truth(args.folder)
-    chosen = truth["split"] == ("train" if args.fit else "test")
+    split = "train" if args.fit else "test"
+    chosen = truth["split"] == split
+    if not chosen.any():
+        raise UserError(f"{args.folder}: subjects.csv tells of no slices in {split}/; draw the phantoms anew")
     truth = {name: column[chosen] for name, column in truth.items()}
     pixels = for_each(lambda path: decode(os.path.join(args.folder, path), args.resolution), truth["path"], label="reading")
     if any(one is None for one in pixels):

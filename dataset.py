@@ -10,6 +10,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 import sys
 import time
 import warnings
@@ -24,9 +25,10 @@ from tqdm import tqdm
 
 from flags import CLASSES, RESOLUTIONS, ArgumentParser, number
 from shares import share_of
-from utils import UserError, atomic_path, make_folder, run_cli
+from utils import UserError, atomic_path, make_folder, printable, run_cli
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+FORMATS = "BMP", "JPEG", "PNG", "TIFF"                      # PIL knows more by their first bytes, scripts among them
 CACHE_VERSION = 1                                           # raise it when decoding gives other pixels than before
 
 
@@ -65,9 +67,21 @@ def pad_and_resize(image, resolution):
     return square if side == resolution else square.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
+def open_slice(path):
+    """The picture at `path`, a context manager; raises what PIL raises for a damaged file, and ValueError where it is no file
+    (a pipe would be waited for), or its square would hold more pixels than PIL takes for harmless."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")
+    image = Image.open(path, formats=FORMATS)
+    if max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    return image
+
+
 def decode(path, resolution):
-    """The file at `path` as uint8 [resolution, resolution]; raises what PIL raises for a damaged file."""
-    with Image.open(path) as image:
+    """The file at `path` as uint8 [resolution, resolution]; raises what `open_slice` and PIL raise."""
+    with open_slice(path) as image:
         return np.asarray(pad_and_resize(to_grey(image), resolution))
 
 
@@ -128,8 +142,8 @@ def find_slices(folder):
         for name in names:
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 try:
-                    stat = os.stat(os.path.join(root, name))
-                    size, mtime = stat.st_size, stat.st_mtime_ns
+                    entry = os.stat(os.path.join(root, name))
+                    size, mtime = entry.st_size, entry.st_mtime_ns
                 except OSError:                             # a dangling link: it will count as unreadable
                     size, mtime = 0, 0
                 found.append((inside.removeprefix("./") + name, size, mtime))
@@ -198,9 +212,9 @@ def read_cache(path, shape, folder, files):
     """The rows in the cache at `path`, or None where it has to be built (again)."""
     try:
         rows = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError):                 # absent, truncated, or not a .npy
+    except Exception:                                       # absent, truncated, or not a .npy: NumPy raises nearly anything
         return None
-    if rows.shape != shape or rows.dtype != np.uint8 or UNWRITTEN in status(rows, files):
+    if rows.shape != shape or rows.dtype != np.uint8 or not np.isin(status(rows, files), (READABLE, UNREADABLE)).all():
         return None
     # A file may have been out of reach for a moment, or for want of a permission, and neither changes its mtime.
     failed = [os.path.join(folder, files[i][0]) for i in np.flatnonzero(status(rows, files) == UNREADABLE)]
@@ -229,7 +243,7 @@ def reserve(path):
 def some_of(names, limit=10):
     """"a, b and 3 more" in printable characters."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]).encode("utf-8", "backslashreplace").decode() + more
+    return printable(", ".join(names[:limit])) + more
 
 
 def refuse_unreadable(dataset_dir, folder, readable, files):
@@ -381,7 +395,7 @@ class Fact(NamedTuple):
 
 
 def inspect(path):
-    with Image.open(path) as image:
+    with open_slice(path) as image:
         grey = to_grey(image)
         peak = int(np.asarray(image).max()) if image.mode.startswith("I") else None
         return Fact(image.mode, image.size, peak, hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest())

@@ -56,7 +56,7 @@ def begin(folder, lines):
     """Write metadata.csv, or find that it holds the first of these `lines`; UserError if the folder holds something else."""
     path, kept = os.path.join(folder, "metadata.csv"), []
     if os.path.isfile(path):
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             kept = file.readlines()
         if kept[:len(lines)] != lines[:len(kept)]:
             raise UserError(f"{folder} holds an export of another model, --seed or --truncation: choose another --output_dir, or "
@@ -67,7 +67,8 @@ def begin(folder, lines):
     elif any(name.endswith(".png") for _, _, names in os.walk(folder) for name in names):
         raise UserError(f"{folder} holds PNGs that no metadata.csv tells of: choose another --output_dir, or remove them")
     if kept != lines:
-        with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_path(path) as temporary, \
+                open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(lines)
 
 

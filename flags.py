@@ -6,6 +6,7 @@ it, so that `--help` and a typing error are answered at once.
 import argparse
 import difflib
 import math
+import sys
 
 from utils import UserError, run_cli
 
@@ -14,6 +15,7 @@ RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LAMBDA_GP = {"wgan-gp": 10., "logistic": 5., "relativistic": 5.}        # weight of the penalty unless --lambda_gp says,
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}             # steps between two unless --gp_every does (README)
 LOSSES = tuple(LAMBDA_GP)
+LARGEST = {"channel_base": 2 ** 20, "channel_max": 1024}                # beyond these no machine has the memory
 AUGMENT = "ada", "fixed", "none"
 FOR = {"a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},              # unless the flags say,
        "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 4e-3}}               # by device (README)
@@ -42,6 +44,9 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
             self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {near[0]}?" if near else ""))
+        for name, value in vars(args).items():
+            if value == []:                             # what argparse makes of --flag=--, unchecked
+                self.error(f"--{name}: expected a value")
         return args
 
 
@@ -67,15 +72,15 @@ def boolean(text):
     raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
 
 
-def number(kind, low, high=float("inf"), open_low=False):
-    """An argparse type: an int or float within [low, high], or (low, high] with `open_low`."""
+def number(kind, low, high=sys.float_info.max, open_low=False):
+    """An argparse type: an int or float within [low, high], or (low, high] with `open_low`; inf only where `high` is."""
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
         if not low <= value <= high or (open_low and value == low):       # also refuses nan
-            bounds = f"{'above' if open_low else 'at least'} {low}" + (f", at most {high}" if high < float("inf") else "")
+            bounds = f"{'above' if open_low else 'at least'} {low}" + (f", at most {high}" if high < sys.float_info.max else "")
             raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
         return value
     return parse
@@ -109,14 +114,14 @@ def parse_train(argv=None):
     data.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     data.add("--test_dir", help="slices that evaluations compare with beside the training slices (default: test/ beside "
                                 "--dataset_dir, if there is one)")
-    data.add("--num_workers", type=number(int, 1),
+    data.add("--num_workers", type=number(int, 1, 1024),
              help="threads that decode images on the first pass (default: one a core)")
 
     run = Group(parser, "the run")
     run.add("--model_dir", default="model", help="folder of the runs")
     run.add_bool("--resume", True, "go on with the run when there is one; False renames its folder and starts anew")
-    run.add("--epochs", type=number(int, 1), default=100, help="passes over the slices")
-    run.add("--max_minutes", type=number(float, 0, open_low=True), default=math.inf, help="save and stop after this long")
+    run.add("--epochs", type=number(int, 1, 10 ** 9), default=100, help="passes over the slices")
+    run.add("--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long")
     run.add("--save_every", type=number(int, 1), default=5, help="epochs from one save to the next")
     run.add("--eval_every", type=number(int, 0), default=5,
             help="epochs from one evaluation (KID, the critic's scores) to the next; 0: none")
@@ -126,12 +131,13 @@ def parse_train(argv=None):
     run.add_bool("--dry_run", False, "check everything, print the plan and exit")
 
     network = Group(parser, "the networks")
-    network.add("--channel_base", type=number(int, 32),
+    network.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]),
                 help=f"feature maps at a resolution: channel_base / resolution ... ({by_device('channel_base')})")
-    network.add("--channel_max", type=number(int, 1), help=f"... and at most this many ({by_device('channel_max')})")
+    network.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]),
+                help=f"... and at most this many ({by_device('channel_max')})")
 
     training = Group(parser, "training")
-    training.add("--batch_size", type=number(int, 2),
+    training.add("--batch_size", type=number(int, 2, 2 ** 16),
                  help=f"slices a step, of all processes together ({by_device('batch_size')})")
     training.add("--lr", type=number(float, 0, open_low=True), help=f"Adam's learning rate ({by_device('lr')})")
     training.add("--lr_critic", type=number(float, 0, open_low=True), help="the critic's own (default: --lr)")
@@ -142,8 +148,8 @@ def parse_train(argv=None):
                  help="what the networks minimise; relativistic did better in the same time (README, Results)")
     training.add("--lambda_gp", type=number(float, 0), help="weight of the gradient penalty (default: "
                  + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items()) + ")")
-    training.add("--gp_every", type=number(int, 1), help="steps from one gradient penalty, then weighted as many times, to the "
-                 "next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
+    training.add("--gp_every", type=number(int, 1, 10 ** 6), help="steps from one gradient penalty, then weighted as many times, "
+                 "to the next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")")
     training.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture holds, as real ones are")
     training.add("--augment", choices=AUGMENT, default="none",
                  help="what the critic sees: ada augments as much as it overfits, or, without unseen slices, separates")
@@ -200,7 +206,7 @@ def parse_predict(argv=None):
 
     pictures = Group(parser, "pictures of a model")
     pictures.add("--dataset_dir", help="folder that holds AD/ and NC/: also draw real slices beside generated ones")
-    pictures.add("--num_images", type=number(int, 1), default=16, help="slices in a grid (of each class)")
+    pictures.add("--num_images", type=number(int, 1, 10_000), default=16, help="slices in a grid (of each class)")
     pictures.add("--truncation", type=number(float, 0), default=1.,
                  help="psi: 1 leaves the styles as they are, less draws them to the mean: more alike, fewer faults")
     pictures.add_bool("--mixing", False, "styles of two latents: one's coarse layers, the other's fine ones")
@@ -213,7 +219,7 @@ def parse_predict(argv=None):
     pictures.add("--directions", type=number(int, 1, 64), metavar="K",
                  help="slices along the first K principal directions of the style space (GANSpace, SeFa)")
     pictures.add_bool("--morph", False, "with a conditional model: the same latents as AD and as NC, and the mean difference")
-    pictures.add("--export", type=number(int, 1), metavar="N",
+    pictures.add("--export", type=number(int, 1, 10 ** 7), metavar="N",
                  help="also write N single PNGs (of each class) with metadata.csv; goes on with an export that was stopped")
 
     umap = Group(parser, "maps of style vectors")
@@ -225,7 +231,7 @@ def parse_predict(argv=None):
     umap.add("--conditional_dir", help="run of a conditional model, likewise (default: all-conditional, if there is one)")
     umap.add("--umap_slices", type=number(int, 2), default=50, metavar="N",
              help="with a conditional model and --dataset_dir: real slices of each class to project into its style space")
-    umap.add("--num_styles", type=number(int, 20), default=1000, help="style vectors of each class")
+    umap.add("--num_styles", type=number(int, 20, 10 ** 5), default=1000, help="style vectors of each class")
     umap.add("--method", choices=METHODS, default=METHODS[0], help="how the map is made")
     umap.add("--umap_neighbors", type=number(int, 2), default=15, help="UMAP's n_neighbors: more show the whole, fewer the parts")
     umap.add("--umap_min_dist", type=number(float, 0, 1), default=0.1, help="UMAP's min_dist: how closely points are packed")
@@ -233,7 +239,7 @@ def parse_predict(argv=None):
     project = Group(parser, "projection of real slices")
     project.add("--project", metavar="FILE|DIR", help="find the styles that draw these slices; with a conditional model also "
                                                       "move them from AD to NC")
-    project.add("--project_steps", type=number(int, 1), default=100, help="steps of the search for styles, and for noise")
+    project.add("--project_steps", type=number(int, 1, 10 ** 6), default=100, help="steps of the search for styles, and for noise")
     project.add("--space", choices=SPACES, default=SPACES[0], help="one style for all layers, or one for each")
 
     judge = Group(parser, "judgement")

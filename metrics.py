@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 import figures
-from dataset import Slices, class_folders, find_slices, for_each, holds_classes, pad_and_resize, some_of, to_grey
+from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
 from distances import (BATCH, NEIGHBOURS, PAIRS, PATCH, PATCHES, Features, Memory, draw_patches, in_batches,
                        laplacian_pyramid, memorisation, ms_ssim, polynomial_mmd, prdc, radial_power, sliced_wasserstein,
                        spectrum_db, standardise)
@@ -197,7 +196,7 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
     below `resolution` made (other small pictures are enlarged, as for training).
     """
     def read(path):
-        with Image.open(path) as image:
+        with open_slice(path) as image:
             return image.size, np.asarray(pad_and_resize(to_grey(image), resolution))
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder")

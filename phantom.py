@@ -324,7 +324,7 @@ def already_written(folder, subjects, seed):
         return False
     if seeds is None:
         raise UserError(f"{folder}: holds other files ({found[0]}, ...) and is left as it is; choose another folder")
-    if seeds != [str(seed)] * (subjects * SLICES):
+    if len(seeds) != subjects * SLICES or set(seeds) != {str(seed)}:
         raise UserError(f"{folder}: holds phantoms of other --subjects or --seed and is left as it is; "
                         "choose another folder")
     return True
@@ -370,7 +370,7 @@ def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
-    parser.add_argument("--subjects", type=number(int, 4), default=100, help="20 slices each; a fifth for testing")
+    parser.add_argument("--subjects", type=number(int, 4, 10 ** 6), default=100, help="20 slices each; a fifth for testing")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
     args = parser.parse_args(argv)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import figures
-from flags import CLASSES
+from flags import CLASSES, LARGEST, RESOLUTIONS
 from utils import UserError, atomic_path, make_folder, random_stream
 
 PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
@@ -57,15 +58,17 @@ class Run:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+            self.seconds, self.skipped, self.lr_scale = float(state["seconds"]), int(state["skipped"]), float(state["lr_scale"])
+            if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1):
+                raise ValueError
+            if state["rng_device"] == self.device.type:
+                self.rng.set_state(state["rng"])
+            else:
+                moved = random_stream("moved training", state["images"], self.device)   # between CPU and CUDA
+                self.rng.set_state(moved.get_state())
         except Exception as error:
             raise UserError(f"{self.path('checkpoint.pt')} does not fit these networks ({type(error).__name__}); --resume False "
                             "starts anew and keeps the old folder under another name") from None
-        self.seconds, self.skipped, self.lr_scale = state["seconds"], state["skipped"], state["lr_scale"]
-        if state["rng_device"] == self.device.type:
-            self.rng.set_state(state["rng"])
-        else:
-            moved = random_stream("moved training", state["images"], self.device)      # between CPU and CUDA
-            self.rng.set_state(moved.get_state())
         self.saved_images = state["images"]
         for name in self.tables:
             self.rows[name] = self.read_table(name)
@@ -79,7 +82,7 @@ class Run:
         for name in CHECKPOINTS:
             try:
                 state = torch.load(self.path(name), map_location="cpu", weights_only=True)
-                whole = state.pop("digest", None) == digest(state)
+                whole = state.pop("digest", None) == digest(state) and state.get("images", 0) >= 0
             except Exception as error:
                 faults.append(f"{name} cannot be read ({type(error).__name__})")
                 continue
@@ -106,14 +109,16 @@ class Run:
         return images
 
     def read_table(self, name):
-        """Rows of a table up to the checkpoint; none if there is no such file, and without a row that a crash cut short."""
-        rows, columns = [], self.tables[name]
-        with contextlib.suppress(OSError, ValueError), open(self.path(name + ".csv"), newline="") as file:
+        """Rows of a table up to the checkpoint; none if there is no such file, and without a row that a crash cut short or that
+        holds what no float32 does, which no picture could be drawn of."""
+        rows, columns, largest = [], self.tables[name], torch.finfo(torch.float32).max
+        with contextlib.suppress(OSError, ValueError, csv.Error), open(self.path(name + ".csv"), newline="") as file:
             reader = csv.reader(file)
             if tuple(next(reader, ())) == columns:
                 for row in reader:
                     rows.append([float(value) for value in row])
-        return [row for row in rows if len(row) == len(columns) and row[columns.index("images")] <= self.saved_images]
+        return [row for row in rows if len(row) == len(columns) and row[columns.index("images")] <= self.saved_images
+                and not any(abs(value) > largest for value in row)]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Logs
@@ -274,10 +279,18 @@ def hold(folder):
     return lock
 
 
+UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError      # what a config.json may raise
+
+
 def kept_network(folder):
     """The settings of the networks in `folder`, {} if there is no run or it cannot be read (`check_same_run` says so)."""
-    with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(folder, "config.json")) as file:
-        return json.load(file)["network"]
+    with contextlib.suppress(*UNREADABLE), open(os.path.join(folder, "config.json")) as file:
+        network = json.load(file)["network"]
+        network = {name: operator.index(network[name]) for name in ("resolution", "channel_base", "channel_max", "z_dim", "w_dim",
+                                                                    "num_classes")}
+        if network["resolution"] in RESOLUTIONS and all(0 < network[name] <= most for name, most in LARGEST.items()) \
+                and network["num_classes"] in (0, len(CLASSES)):
+            return network
     return {}
 
 
@@ -299,7 +312,7 @@ def check_same_run(folder, config):
         changed = [f"--{key} {new[key]} (was {old.get(key)})" for key in LEARNING if new[key] != old.get(key)]
         if config["torch"] != kept["torch"]:
             changed.append(f"PyTorch {config['torch']} (was {kept['torch']})")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{folder}/config.json cannot be read ({error}); --resume False starts anew") from None
     if differing:
         raise UserError(f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "

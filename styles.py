@@ -19,12 +19,13 @@ import torch
 
 from flags import CLASSES
 from intervals import Interval, auc, bootstrap
+from utils import UserError
 
 NEIGHBOURS, FOLDS = 15, 5
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1      # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
 FRAMES = 12                             # epochs in the GIF, at most
 APART = 0.99                            # from here on two sets lie wholly apart
-EPOCHS_NOTE = ("Neighbours alike: 50% when both mix, 100% when they lie apart. Models of two seeds lie apart before any\n"
+EPOCHS_NOTE = ("Neighbours alike: 50% when both mix, 100% when they lie apart. Models of two seeds lie apart before any "
                "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (README).")
 
 
@@ -95,7 +96,7 @@ def conditional_verdict(real=None):
     if real is None:
         return text + "--dataset_dir AD_NC/test would project real slices into its style space."
     apart = "they lie apart there more than by chance" if real.auc.low > 0.5 else "that they lie apart there was not shown"
-    return text + f"Real slices, found in its style space\nwithout their class: {apart}, AUC {real.auc}."
+    return text + f"Real slices, found in its style space without their class: {apart}, AUC {real.auc}."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,6 +133,21 @@ def read_styles(folder):
     return {int(path[-8:-4]): path for path in glob.glob(os.path.join(folder, "styles", "epoch_[0-9][0-9][0-9][0-9].npy"))}
 
 
+def read_array(path, axes):
+    """w of one epoch, [512, w_dim] or, with 3 axes, [2, 512, w_dim]; UserError when the file holds no such thing."""
+    try:
+        w = np.load(path, allow_pickle=False)
+        if w.ndim != axes or w.shape[:-2] not in ((), (len(CLASSES),)) or not w.size or w.dtype.kind not in "fiu":
+            raise ValueError
+        with np.errstate(over="ignore"):
+            w = w.astype(np.float32)
+        if np.abs(w).max() > 1e6 or np.isnan(w).any():
+            raise ValueError
+    except Exception as error:                          # of a damaged file NumPy raises nearly anything
+        raise UserError(f"{path}: not the style vectors that train.py kept ({type(error).__name__}); remove it") from None
+    return w
+
+
 def history(folders):
     """[(epoch, {name: w [512, w_dim]})] at up to FRAMES epochs that all runs in `folders`, {name: folder}, kept.
 
@@ -142,8 +158,8 @@ def history(folders):
     epochs = sorted(set.intersection(*map(set, paths.values())))
     chosen = sorted({*np.linspace(0, len(epochs) - 1, FRAMES).round().astype(int)} if len(epochs) > FRAMES else
                     range(len(epochs)))
-    return [(epochs[i], dict(zip(CLASSES, np.load(paths[None][epochs[i]]))) if None in paths else
-             {name: np.load(kept[epochs[i]]) for name, kept in paths.items()}) for i in chosen]
+    return [(epochs[i], dict(zip(CLASSES, read_array(paths[None][epochs[i]], 3))) if None in paths else
+             {name: read_array(kept[epochs[i]], 2) for name, kept in paths.items()}) for i in chosen]
 
 
 def epochs_to_show(epochs):

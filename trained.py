@@ -8,13 +8,14 @@ import glob
 import json
 import os
 import sys
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dataset import to_uint8
-from flags import WEIGHTS
+from flags import CLASSES, RESOLUTIONS, WEIGHTS
 from modules import Generator, MappingNetwork, build_generator
 from utils import UserError, random_stream
 
@@ -54,11 +55,11 @@ def describe_runs(model_dir):
 
 
 def settings(folder):
-    """What config.json keeps of a run: flags, network, data; {} where there is none."""
+    """What config.json keeps of a run: flags, network, data; {} where there is none, without what is no dict in it."""
     try:
         with open(os.path.join(folder, "config.json")) as file:
-            return json.load(file)
-    except (OSError, ValueError):
+            return {name: part for name, part in json.load(file).items() if isinstance(part, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 
@@ -73,16 +74,35 @@ def weights_file(folder, which):
     return os.path.join(folder, WEIGHTS["last"])
 
 
+def check_generator(saved):
+    """Raise ValueError, or nearly anything, unless generator.pt holds a network of ours with its weights; takes no memory."""
+    network, classes = saved["network"], saved["classes"]
+    if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
+        raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
+    if classes not in (list(CLASSES), *([name] for name in CLASSES)):
+        raise ValueError("trained on other classes")
+    with torch.device("meta"):                          # shapes alone
+        expected = build_generator(network).state_dict()
+    weights = saved["weights"]
+    if {name: x.shape for name, x in expected.items()} != {name: x.shape for name, x in weights.items()}:
+        raise ValueError("its weights do not fit its network")
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise ValueError("its weights are not finite")
+
+
 def load_model(folder, device, which="last"):
     """Read the generator in <folder>; UserError when it is not one of ours."""
     path = weights_file(folder, which)
     try:
+        if damaged := zipfile.ZipFile(path).testzip():          # compares the checksums, which PyTorch does not
+            raise ValueError(f"{damaged} in it is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        check_generator(saved)
         networks = build_generator(saved["network"])
         networks.load_state_dict(saved["weights"])
     except Exception as error:
         raise UserError(f"{path}: not a generator that train.py saved ({type(error).__name__}: "
-                        f"{str(error).splitlines()[0][:80]})") from None
+                        f"{(str(error).splitlines() or [''])[0][:80]})") from None
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name = os.path.basename(os.path.abspath(folder))

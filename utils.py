@@ -32,10 +32,13 @@ def run_cli(main):
         raise Interrupted(signum)
     for signum in STOPPING:
         signal.signal(signum, stop)
+    for stream in (sys.stdout, sys.stderr):       # a file's name may hold what no text does
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
@@ -44,8 +47,18 @@ def run_cli(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:                      # a full disk, a file without permission
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {printable(str(error.filename or 'a file'))}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("error: out of memory: ask for less, such as --batch_size, --resolution or --channel_max", file=sys.stderr)
+        sys.exit(2)
+
+
+def printable(text):
+    """`text` in one line, what is no letter, sign or space as \\n, \\x1b, ..."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -104,9 +117,9 @@ def pick_device(name):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"       # torchrun's processes take a GPU each
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        torch.zeros(1, device=device).item()       # the device "meta" holds nothing
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True      # every batch has one shape: worth looking for the fastest kernel
