@@ -15,6 +15,7 @@ and are too narrow.
 import json
 import os
 import re
+import zipfile
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ def load_critic(folder, device):
     """The critic of a run's checkpoint.pt, in evaluation mode; UserError where there is none."""
     path, network = os.path.join(folder, "checkpoint.pt"), kept_network(folder)
     try:
+        if damaged := zipfile.ZipFile(path).testzip():          # compares the checksums, which PyTorch does not
+            raise ValueError(damaged)
         critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
         critic.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["critic"])
     except Exception as error:

@@ -423,7 +423,8 @@ def estimate_memory(config, batch_size, dtype):
 
 def print_plan(args, slices, test, folder, config, device, dtype, shares):
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
-    model, critic = build_networks(config["network"])
+    with torch.device("meta"):                          # shapes alone
+        model, critic = build_networks(config["network"])
     millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (model, critic)]
     per_epoch = steps_per_epoch(len(slices), args.batch_size)
     state = "goes on" if has_checkpoint(folder) else "new"
