@@ -45,7 +45,7 @@ class ArgumentParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
             self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {near[0]}?" if near else ""))
         for name, value in vars(args).items():
-            if value == []:                             # what argparse makes of --flag=--, unchecked
+            if value in ([], ""):                       # [] is what argparse makes of --flag=--, unchecked
                 self.error(f"--{name}: expected a value")
         return args
 

@@ -180,6 +180,7 @@ def maps_over_epochs(kept, done, **options):
         points = np.concatenate(list(sets.values()))
         classes = np.repeat(np.arange(len(sets)), [len(rows) for rows in sets.values()])
         start = embed(points, start=start, **options)
+        start = start - start.mean(0)                   # maps drift from epoch to epoch
         maps.append((epoch, split_like(start, sets), neighbour_shares(points, classes).mean()))
         done()
     return maps

@@ -127,4 +127,5 @@ def test_maps_over_epochs(models):
     kept, calls = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")}), []
     maps = styles.maps_over_epochs(kept, lambda: calls.append(1), method="pca")
     assert [epoch for epoch, *_ in maps] == [0, 1, 2] and len(calls) == 3
+    assert all(np.allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-4) for _, sets, _ in maps)
     assert maps[0][1]["AD"].shape == (512, 2) and maps[0][2] < 0.5          # at epoch 0 the nearest is a vector's twin
