@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 		$(PY) train.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --classes $$run $$flags; \
 	done
 	$(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions \
-		--plot_umap True --AD_dir AD --NC_dir NC
+		--plot_umap True --AD_dir AD --NC_dir NC --umap_slices 15
 	@echo "Pictures:"; ls -1 $(DEMO)/model/*/*.png $(DEMO)/predictions/*.png; \
 	for run in $(DEMO)/model/*; do ls -1 $$run/fake_vs_real/*.png | tail -n 1; done
 
