@@ -235,16 +235,16 @@ def sections(results, paths, title):
             f"are over unseen {found['resampled']}" + (": names carry no subjects, so they are too narrow." if
                                                        found["resampled"] == "slices" else ".")],
             [report.Table(["trained on", "AUC on unseen real slices", "seeds' deviation"],
-                   [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()],
-                   f"Mean of {len(found['train']['seeds'])} classifiers each.")], shown("classifier"), found))
+                          [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()],
+                          f"Mean of {len(found['train']['seeds'])} classifiers each.")], shown("classifier"), found))
     if "areas" in results:
         found = results["areas"]
         rows = [[one, tissue, here["train"], here["unseen"], here["generated"], here["generated / train - 1"],
                  here["unseen / train - 1"], here["wasserstein"], here["floor"], here.get("truth")]
                 for one, tissues in found.items() if one != "AD - NC" for tissue, here in tissues.items()]
         tables = [report.Table(["class", "tissue", "train", "unseen", "generated", "generated / train - 1", "unseen / train - 1",
-                         "Wasserstein", "its floor", "true train"], rows,
-                        "Mean areas, mm2 (nominal but on phantoms), all by the same measure; the floor is that of unseen slices.")]
+                                "Wasserstein", "its floor", "true train"], rows,
+                               "Mean areas, mm2 (nominal but on phantoms), by one measure; the floor is that of unseen slices.")]
         if "AD - NC" in found:
             tables.append(report.Table(["tissue", "train", "unseen", "generated"],
                                 [[tissue, *(here[kind] for kind in KINDS)] for tissue, here in found["AD - NC"].items()],
