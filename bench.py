@@ -228,7 +228,7 @@ class RandomSlices:
 
 def bench(args, device, dtype):
     """Yield the table's lines."""
-    flags = settle(parse_train(["--dataset_dir", "", "--loss", args.loss, "--gp_every", str(args.gp_every)]), device)
+    flags = settle(parse_train(["--dataset_dir", "none", "--loss", args.loss, "--gp_every", str(args.gp_every)]), device)
     network = {"resolution": args.resolution, "channel_base": args.channel_base, "channel_max": args.channel_max,
                "z_dim": train.Z_DIM, "w_dim": train.W_DIM, "num_classes": 0}
     training, n = train.Training(flags, network, device, dtype), args.batch_size
