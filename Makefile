@@ -27,6 +27,7 @@ test: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:

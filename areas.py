@@ -9,6 +9,7 @@ grey level says: AMOUNT, interpolated between a few LEVELS, was fitted to the tr
 the brain. Every picture is first brought to 64x64, so that a slice measures the same whatever resolution it came in. On other
 scans than phantoms the unit is nominal and the grey levels differ: there the numbers compare sets of slices, and are no anatomy.
 """
+
 import csv
 import os
 
@@ -21,14 +22,14 @@ from flags import CLASSES, RESOLUTIONS, ArgumentParser, boolean
 from phantom import PIXEL_MM, SIGNAL, WIDTH
 from utils import UserError, run_cli
 
-SIDE = 64                                               # at which all is measured
-PIXEL = (PIXEL_MM * WIDTH / SIDE) ** 2                  # mm^2
+SIDE = 64  # at which all is measured
+PIXEL = (PIXEL_MM * WIDTH / SIDE) ** 2  # mm^2
 WHITE = SIGNAL["white"]
-ELLIPSE = 0.55, 0.7, 0.1                                # half axes across and along, and how far back its centre lies: shares
-                                                        # of half the brain's width and length
+ELLIPSE = 0.55, 0.7, 0.1  # half axes across and along, and how far back its centre lies: shares
+# of half the brain's width and length
 LEVELS = 0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255
-SMOOTH = 100.                                           # weight of AMOUNT's second differences against the error, in mm^2
-AMOUNT = {                                              # at LEVELS[1:]; black is nothing
+SMOOTH = 100.0  # weight of AMOUNT's second differences against the error, in mm^2
+AMOUNT = {  # at LEVELS[1:]; black is nothing
     "ventricle": (1.292, 0.845, 0.476, 0.237, 0.147, 0.148, 0.094, 0.023, -0.037, -0.050, -0.052),
     "grey": (-0.635, -0.003, 0.521, 0.898, 0.967, 0.869, 0.825, 0.549, 0.066, -0.260, -0.531),
     "white": (0.342, 0.043, -0.086, -0.056, 0.064, 0.123, 0.101, 0.368, 0.915, 1.292, 1.561),
@@ -40,12 +41,12 @@ def flatten(pixels):
 
     The shading is a quadratic in x and y, fitted to the pixels within an eighth of it: to white matter.
     """
-    y, x = np.mgrid[-1:1:SIDE * 1j, -1:1:SIDE * 1j]
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)              # [P, 6]
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)  # [P, 6]
     products = (terms[:, :, None] * terms[:, None]).reshape(-1, 36)
     v = pixels.reshape(len(pixels), -1).astype(float)
     lit = v > 0.2 * v.max(1, keepdims=True)
-    shading = np.stack([np.quantile(one[those], 0.85) if those.any() else 1. for one, those in zip(v, lit)])[:, None]
+    shading = np.stack([np.quantile(one[those], 0.85) if those.any() else 1.0 for one, those in zip(v, lit)])[:, None]
     for _ in range(3):
         white = (np.abs(v / shading - 1) < 0.125).astype(float)
         normal = (white @ products).reshape(-1, 6, 6) + 1e-6 * np.eye(6)
@@ -59,9 +60,10 @@ def middle(flat):
     across, along, back = ELLIPSE
     brain = flat > 0.15 * WHITE
 
-    def place(lit):                                     # [N, 64]: each pixel's place between the ends, -1 to 1
+    def place(lit):  # [N, 64]: each pixel's place between the ends, -1 to 1
         first, last = lit.argmax(1), SIDE - 1 - lit[:, ::-1].argmax(1)
         return (2 * np.arange(SIDE) - (first + last)[:, None]) / (last - first + 1)[:, None]
+
     x, y = place(brain.any(1))[:, None, :], place(brain.any(2))[:, :, None]
     return (x / across) ** 2 + ((y - back) / along) ** 2 < 1
 
@@ -79,16 +81,19 @@ def contributions(pixels):
         raise UserError(f"slices of {pixels.shape[-1]} pixels are too small to measure areas in: {SIDE} are needed")
     flat = flatten(reduced(pixels))
     within = middle(flat)
-    shares = [np.interp(flat, LEVELS, hat) for hat in np.eye(len(LEVELS))[1:]]      # between two levels each gets a part
+    shares = [np.interp(flat, LEVELS, hat) for hat in np.eye(len(LEVELS))[1:]]  # between two levels each gets a part
     everywhere = PIXEL * np.stack([share.sum((1, 2)) for share in shares], 1)
-    return {"ventricle": PIXEL * np.stack([(share * within).sum((1, 2)) for share in shares], 1),
-            "grey": everywhere, "white": everywhere}
+    return {
+        "ventricle": PIXEL * np.stack([(share * within).sum((1, 2)) for share in shares], 1),
+        "grey": everywhere,
+        "white": everywhere,
+    }
 
 
 def in_parts(pixels, label=None):
     """`contributions`, 256 slices at a time; `label` names a progress bar."""
     starts = tqdm(range(0, len(pixels), 256), label, disable=None if label else True)
-    parts = [contributions(pixels[i:i + 256]) for i in starts]
+    parts = [contributions(pixels[i : i + 256]) for i in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in AMOUNT}
 
 
@@ -99,6 +104,7 @@ def measure_areas(pixels, label=None):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Against the truth
+
 
 def read_truth(folder):
     """subjects.csv of phantoms, {"path", "split", "class": str [N], tissue: mm^2 [N]}; UserError where there is none."""
@@ -146,9 +152,10 @@ def main(argv=None):
     print(f"{'':10} correlation    error, RMS   mean less the truth's, by class")
     for name in AMOUNT:
         true, error = truth[name], measured[name] - truth[name]
-        bias = "   ".join(f"{one} {error[truth['class'] == one].mean() / true[truth['class'] == one].mean():+.1%}"
-                          for one in CLASSES)
-        print(f"{name:10} {np.corrcoef(measured[name], true)[0, 1]:11.4f} {np.sqrt((error ** 2).mean()):9.0f} mm2   {bias}")
+        bias = "   ".join(
+            f"{one} {error[truth['class'] == one].mean() / true[truth['class'] == one].mean():+.1%}" for one in CLASSES
+        )
+        print(f"{name:10} {np.corrcoef(measured[name], true)[0, 1]:11.4f} {np.sqrt((error**2).mean()):9.0f} mm2   {bias}")
     return 0
 
 

@@ -16,6 +16,7 @@ and by what leaves the picture.)
 Operations are those of K20a that leave a slice of a head on black, and a gamma curve: no quarter turns, colours, stretching
 or filters, and black wherever K20a mirrors the picture at its edge or fills with grey. Run as a script, this file draws all.
 """
+
 import math
 import os
 
@@ -29,27 +30,28 @@ from flags import AUGMENT, CLASSES, RESOLUTIONS, ArgumentParser, number
 from shares import draw
 from utils import make_folder, run_cli
 
-OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"     # in this order
-SHIFT = 1 / 8                   # of the side, at most (triangular density, as ROTATE)
-ROTATE = math.radians(20)       # at most
-SCALE = 0.1                     # standard deviations (normal densities): of log2 of the factor,
-BRIGHTNESS = 0.1                # ... of an intensity, where black is 0 and white is 1,
-CONTRAST = 0.3                  # ... of log2 of the factor,
-GAMMA = 0.5                     # ... of log2 of the curve's gamma,
-NOISE = 0.05                    # ... of the noise's own standard deviation, an intensity
-CUTOUT = 1 / 2                  # of the side
+OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"  # in this order
+SHIFT = 1 / 8  # of the side, at most (triangular density, as ROTATE)
+ROTATE = math.radians(20)  # at most
+SCALE = 0.1  # standard deviations (normal densities): of log2 of the factor,
+BRIGHTNESS = 0.1  # ... of an intensity, where black is 0 and white is 1,
+CONTRAST = 0.3  # ... of log2 of the factor,
+GAMMA = 0.5  # ... of log2 of the curve's gamma,
+NOISE = 0.05  # ... of the noise's own standard deviation, an intensity
+CUTOUT = 1 / 2  # of the side
 
-TARGET = 0.6                    # of the separation, to which p is driven
-UNSEEN_TARGET = 0.5             # of the overfitting share, to which p is driven where there are unseen slices to tell it
-SPEED_KIMG = 100                # thousand images in which p can go from 0 to 1 (K20a: 500, in runs of 25 000)
-P_MAX = 0.8                     # below it K20a found leaks unlikely
-UNSEEN_EVERY = 4                # steps from one look at unseen slices to the next
-MEMORY = 256                    # half-life of the averaged separation, in images (K20a: 4 batches of 64),
-UNSEEN_MEMORY = 2000            # ... and of what the overfitting share is made of
+TARGET = 0.6  # of the separation, to which p is driven
+UNSEEN_TARGET = 0.5  # of the overfitting share, to which p is driven where there are unseen slices to tell it
+SPEED_KIMG = 100  # thousand images in which p can go from 0 to 1 (K20a: 500, in runs of 25 000)
+P_MAX = 0.8  # below it K20a found leaks unlikely
+UNSEEN_EVERY = 4  # steps from one look at unseen slices to the next
+MEMORY = 256  # half-life of the averaged separation, in images (K20a: 4 batches of 64),
+UNSEEN_MEMORY = 2000  # ... and of what the overfitting share is made of
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The operations, on intensities v [N, 1, R, R]: black is 0, white is 1, nothing is clipped. Strengths come one per image.
+
 
 def move(v, mirror, shift, angle, zoom):
     """Mirror, then shift, then turn and scale about the centre, in one bilinear resampling; outside the picture is black.
@@ -59,12 +61,12 @@ def move(v, mirror, shift, angle, zoom):
     they need is a float without rounding.
     """
     size = v.shape[-1]
-    place = (2 * torch.arange(size, device=v.device, dtype=v.dtype) + 1) / size - 1     # pixel centres; edges at -1 and 1
+    place = (2 * torch.arange(size, device=v.device, dtype=v.dtype) + 1) / size - 1  # pixel centres; edges at -1 and 1
     x, y = place, place[:, None]
-    cos, sin = ((f(angle) / zoom)[:, None, None] for f in (torch.cos, torch.sin))       # [N, 1, 1]
+    cos, sin = ((f(angle) / zoom)[:, None, None] for f in (torch.cos, torch.sin))  # [N, 1, 1]
     right, down = (2 / size * shift).T[:, :, None, None]
     source = torch.stack([mirror[:, None, None] * (cos * x - sin * y - right), sin * x + cos * y - down], dim=3)
-    return F.grid_sample(v, source.to(v.dtype), align_corners=False)                    # source: [N, R, R, 2]
+    return F.grid_sample(v, source.to(v.dtype), align_corners=False)  # source: [N, R, R, 2]
 
 
 def tone(v, brightness, contrast, gamma):
@@ -89,7 +91,7 @@ def cut_out(v, centre, side):
     """Blacken a square around `centre` [N, 2], right and down, of `side` [N]; both in units of the picture's side."""
     size = v.shape[-1]
     place = (torch.arange(size, device=v.device) + 0.5) / size
-    column, row = ((place - centre[:, i, None]).abs() < side[:, None] / 2 for i in (0, 1))       # [N, R]
+    column, row = ((place - centre[:, i, None]).abs() < side[:, None] / 2 for i in (0, 1))  # [N, R]
     return v.masked_fill((row[:, :, None] & column[:, None, :])[:, None], 0)
 
 
@@ -106,23 +108,28 @@ def augment(images, p, rng=None, operations=OPERATIONS):
     n, size = len(images), images.shape[-1]
     chance = draw(torch.rand, (n, len(OPERATIONS)), images.device, rng).T
     uniform = draw(torch.rand, (n, 9), images.device, rng).T
-    wide = 2 * uniform[3:] - 1                                                          # in [-1, 1)
+    wide = 2 * uniform[3:] - 1  # in [-1, 1)
     normal = draw(torch.randn, (n, 5), images.device, rng).T
     on = {name: (row < p if name in operations else row < 0).float() for name, row in zip(OPERATIONS, chance)}  # [N], 0 or 1
 
     mirror = 1 - 2 * on["flip"] * (uniform[0] < 0.5)
-    shift = on["shift"] * (SHIFT / 2 * size * wide[:4]).round().unflatten(0, (2, 2)).sum(0)      # [2, N], triangular
+    shift = on["shift"] * (SHIFT / 2 * size * wide[:4]).round().unflatten(0, (2, 2)).sum(0)  # [2, N], triangular
     angle = on["rotate"] * ROTATE / 2 * wide[4:].sum(0)
     zoom = torch.exp2(on["scale"] * SCALE * normal[0])
     v = move((images + 1) / 2, mirror, shift.T, angle, zoom)
-    v = tone(v, on["brightness"] * BRIGHTNESS * normal[1], torch.exp2(on["contrast"] * CONTRAST * normal[2]),
-             torch.exp2(on["gamma"] * GAMMA * normal[3]))
+    v = tone(
+        v,
+        on["brightness"] * BRIGHTNESS * normal[1],
+        torch.exp2(on["contrast"] * CONTRAST * normal[2]),
+        torch.exp2(on["gamma"] * GAMMA * normal[3]),
+    )
     v = add_noise(v, on["noise"] * NOISE * normal[4].abs(), rng)
     return 2 * cut_out(v, uniform[1:3].T, on["cutout"] * CUTOUT) - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How often
+
 
 @torch.no_grad()
 def separation(score_real, score_fake):
@@ -148,11 +155,12 @@ class Strength:
     unseen, likewise, are running means: of the separation, and of the scores of training slices less those of generated and
     of unseen ones. state_dict holds all as tensors, for a checkpoint.
     """
-    def __init__(self, mode, p=0., device="cpu", target=TARGET, speed_kimg=SPEED_KIMG, p_max=P_MAX):
+
+    def __init__(self, mode, p=0.0, device="cpu", target=TARGET, speed_kimg=SPEED_KIMG, p_max=P_MAX):
         if mode not in AUGMENT or not 0 <= p <= 1:
             raise ValueError(f"mode must be one of {', '.join(AUGMENT)} and p in [0, 1], not {mode!r} and {p}")
         self.mode, self.target, self.speed, self.p_max = mode, target, 1 / (1000 * speed_kimg), p_max
-        self.p, self.r, self.gap, self.unseen = p if mode == "fixed" else 0., float(target), 0., 0.
+        self.p, self.r, self.gap, self.unseen = p if mode == "fixed" else 0.0, float(target), 0.0, 0.0
         if mode == "ada":
             for name, value in self.state_dict().items():
                 setattr(self, name, value.to(device))
@@ -169,9 +177,11 @@ class Strength:
             excess = self.r - self.target
             if "unseen" in term:
                 share = 1 - 0.5 ** (UNSEEN_EVERY * images / UNSEEN_MEMORY)
-                new = (torch.lerp(mean, term[name].float(), share)
-                       for mean, name in ((self.gap, "wasserstein"), (self.unseen, "unseen")))
-                self.gap, self.unseen = (torch.where(mean.isfinite(), mean, 0) for mean in new)    # a bad step starts anew
+                new = (
+                    torch.lerp(mean, term[name].float(), share)
+                    for mean, name in ((self.gap, "wasserstein"), (self.unseen, "unseen"))
+                )
+                self.gap, self.unseen = (torch.where(mean.isfinite(), mean, 0) for mean in new)  # a bad step starts anew
             excess = torch.where(self.gap != 0, self.unseen - UNSEEN_TARGET * self.gap, excess)
             self.p = (self.p + excess.sign() * images * self.speed).clamp(0, self.p_max)
 
@@ -188,12 +198,12 @@ class Strength:
 # ---------------------------------------------------------------------------------------------------------------------
 # What the critic sees
 
+
 def draw_operations(slices, rows, seed, path):
     """One picture of `rows` slices: above, each operation alone, strongly; below, all together at p = 0.2, 0.5 and 0.8."""
     images = to_float(torch.from_numpy(figures.spread(slices, rows)))
     rng = torch.Generator().manual_seed(seed)
-    alone = {name: strongest(torch.stack([augment(images, 1., rng, [name]) for _ in range(8)]), images)
-             for name in OPERATIONS}
+    alone = {name: strongest(torch.stack([augment(images, 1.0, rng, [name]) for _ in range(8)]), images) for name in OPERATIONS}
     together = [(f"p = {p}", augment(images, p, rng)) for p in (0.2, 0.5, 0.8) for _ in range(3)]
     figure = Figure(figsize=(15, 0.7 + 3 * rows), layout="constrained")
     for axes, line in zip(figure.subplots(2), (alone.items(), together)):
@@ -208,7 +218,7 @@ def draw_operations(slices, rows, seed, path):
 
 def strongest(draws, images):
     """Of draws [D, N, 1, R, R], for each image the one that changed it most, as it shows (clipped): [N, 1, R, R]."""
-    change = (draws.clamp(-1, 1) - images).abs().mean((2, 3, 4))                        # [D, N]
+    change = (draws.clamp(-1, 1) - images).abs().mean((2, 3, 4))  # [D, N]
     return draws[change.argmax(0), torch.arange(len(images))]
 
 
@@ -218,7 +228,7 @@ def main(argv=None):
     parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to draw")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=128, help="pixels a side")
     parser.add_argument("--rows", type=number(int, 1, 100), default=4, help="slices")
-    parser.add_argument("--seed", type=number(int, 0, 2 ** 63 - 1), default=0, help="of the draws")
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the draws")
     parser.add_argument("--output_dir", default="predictions", help="where augment.png goes")
     args = parser.parse_args(argv)
     slices = Slices(args.dataset_dir, args.classes, args.resolution)

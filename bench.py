@@ -13,6 +13,7 @@ too, in turn with ours, so that whatever else the machine does meets both. The f
 with generate(n) -> images [n, 1, R, R] in about [-1, 1] from random latents, critic(images) -> scores [n] or [n, 1] that can
 be differentiated twice, and two lists of parameters. What it makes lies on --device unless it says otherwise.
 """
+
 import functools
 import importlib.util
 import os
@@ -36,16 +37,17 @@ from losses import critic_loss, generator_loss, gradient_penalty
 from utils import UserError, pick_device, pick_dtype, run_cli
 
 PHASES = "generator", "critic", "penalty", "averaging"
-ROUND = 5                       # steps of one code base, at least, before the other's turn
-PRODUCT = {"cpu": 2048, "cuda": 8192}       # side of the matrices whose product shows what the machine can do
+ROUND = 5  # steps of one code base, at least, before the other's turn
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product shows what the machine can do
 
 
 class Side(NamedTuple):
     """One code base's networks; `exact` is the critic again, in float32, for the penalty."""
+
     name: str
-    generate: Callable          # n -> images [n, 1, R, R]
-    critic: Callable            # images -> scores [n]
-    exact: Callable             # images -> scores [n]
+    generate: Callable  # n -> images [n, 1, R, R]
+    critic: Callable  # images -> scores [n]
+    exact: Callable  # images -> scores [n]
     parameters_g: list
     parameters_c: list
 
@@ -57,8 +59,15 @@ def our_side(training):
     def generate(n):
         z = torch.randn(n, train.Z_DIM, device=training.rng.device, generator=training.rng)
         return training.generate(z, None, mixing=0, dtype=dtype)[0]
-    return Side("this one", generate, lambda images: critic(images, None, dtype), critic, list(training.model.parameters()),
-                list(critic.parameters()))
+
+    return Side(
+        "this one",
+        generate,
+        lambda images: critic(images, None, dtype),
+        critic,
+        list(training.model.parameters()),
+        list(critic.parameters()),
+    )
 
 
 def their_side(path, args, device):
@@ -76,19 +85,23 @@ def their_side(path, args, device):
             raise ValueError(f"n = {n} gives images {list(images.shape)} and scores {list(scores.shape)}")
     except Exception as error:
         why = (str(error).strip().splitlines() or ["no message"])[0]
-        raise UserError(f"--against {path}: {type(error).__name__} ({why}); the head of bench.py says what the file "
-                        "defines") from None
+        raise UserError(
+            f"--against {path}: {type(error).__name__} ({why}); the head of bench.py says what the file defines"
+        ) from None
 
     def flat(images):
         return critic(images).flatten()
+
     return Side(os.path.basename(path), generate, flat, flat, list(parameters_g), list(parameters_c))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Steps: callables on real [N, 1, R, R]
 
+
 class TrainStep:
     """train.py's own."""
+
     def __init__(self, training):
         self.training, self.steps = training, 0
 
@@ -99,12 +112,13 @@ class TrainStep:
 
 class WrittenOut:
     """The same algorithm on the networks of any `Side`, phase by phase; `seconds` adds up how long each took."""
+
     def __init__(self, side, loss, gp_every, device):
         self.side, self.loss, self.gp_every, self.device, self.steps = side, loss, gp_every, device, 0
         self.optimizer_g = torch.optim.Adam(side.parameters_g, 2e-3, train.BETAS, fused=True)
         self.optimizer_c = torch.optim.Adam(side.parameters_c, 2e-3, train.BETAS, fused=True)
         self.averaged = [p.detach().clone() for p in side.parameters_g]
-        self.seconds = dict.fromkeys(PHASES, 0.)
+        self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def __call__(self, real):
         side, self.begun = self.side, now(self.device)
@@ -142,6 +156,7 @@ class WrittenOut:
 # ---------------------------------------------------------------------------------------------------------------------
 # Measurements
 
+
 def now(device):
     """Seconds, when all that was asked of `device` is done."""
     if device.type == "cuda":
@@ -177,7 +192,7 @@ def product_gflops(dtype, device):
     """Billion operations a second of a product of two square matrices; a multiplication and an addition are two."""
     side = PRODUCT[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return rate(lambda: a @ b, 2 * side ** 3 / 1e9, device)
+    return rate(lambda: a @ b, 2 * side**3 / 1e9, device)
 
 
 class Counter(TorchDispatchMode):
@@ -185,6 +200,7 @@ class Counter(TorchDispatchMode):
 
     PyTorch's own FlopCounterMode also asks which module they belong to, and fails at a second derivative over that.
     """
+
     def __init__(self):
         super().__init__()
         self.total = 0
@@ -212,6 +228,7 @@ def draw(side, n):
 
 class RandomSlices:
     """What dataset.batches needs of dataset.Slices, with random pixels."""
+
     def __init__(self, resolution, count=1024):
         self.resolution, self.labels = resolution, np.zeros(count, np.int64)
         self.pixels = np.random.default_rng(0).integers(0, 256, (count, resolution, resolution), dtype=np.uint8)
@@ -226,11 +243,18 @@ class RandomSlices:
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
+
 def bench(args, device, dtype):
     """Yield the table's lines."""
     flags = settle(parse_train(["--dataset_dir", "none", "--loss", args.loss, "--gp_every", str(args.gp_every)]), device)
-    network = {"resolution": args.resolution, "channel_base": args.channel_base, "channel_max": args.channel_max,
-               "z_dim": train.Z_DIM, "w_dim": train.W_DIM, "num_classes": 0}
+    network = {
+        "resolution": args.resolution,
+        "channel_base": args.channel_base,
+        "channel_max": args.channel_max,
+        "z_dim": train.Z_DIM,
+        "w_dim": train.W_DIM,
+        "num_classes": 0,
+    }
     training, n = train.Training(flags, network, device, dtype), args.batch_size
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
     data = batches(slices, n, device, seed=0)
@@ -239,14 +263,16 @@ def bench(args, device, dtype):
     written_out = [WrittenOut(side, args.loss, args.gp_every, device) for side in sides]
     steps = [TrainStep(training), *written_out]
 
-    length = -(-ROUND // args.gp_every) * args.gp_every                                 # equally many penalties in all rounds
-    in_turn(steps, real, 1, length, device)                                             # warming up
+    length = -(-ROUND // args.gp_every) * args.gp_every  # equally many penalties in all rounds
+    in_turn(steps, real, 1, length, device)  # warming up
     for step in written_out:
-        step.seconds, step.steps = dict.fromkeys(PHASES, 0.), 0
+        step.seconds, step.steps = dict.fromkeys(PHASES, 0.0), 0
     own, *seconds = in_turn(steps, real, -(-args.steps // length), length, device)
 
-    yield (f"{args.resolution}x{args.resolution}, channels {args.channel_base} / {args.channel_max}, batch {n}, {args.loss}, "
-           f"penalty every {args.gp_every} steps")
+    yield (
+        f"{args.resolution}x{args.resolution}, channels {args.channel_base} / {args.channel_max}, batch {n}, {args.loss}, "
+        f"penalty every {args.gp_every} steps"
+    )
     yield f"{describe(device)}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}"
     yield ""
     yield line("", "", [side.name for side in sides])
@@ -264,8 +290,9 @@ def bench(args, device, dtype):
         product = product_gflops(kind, device)
         yield line(f"  share of a product in {str(kind).removeprefix('torch.')}", "%", [100 * gflop * n / own / product])
     if args.against:
-        yield (f"\ntimes as fast as {sides[1].name}: train.py's step {seconds[1] / own:.2f}, written out "
-               f"{seconds[1] / seconds[0]:.2f}")
+        yield (
+            f"\ntimes as fast as {sides[1].name}: train.py's step {seconds[1] / own:.2f}, written out {seconds[1] / seconds[0]:.2f}"
+        )
 
 
 def line(label, unit, values):
@@ -280,8 +307,9 @@ def describe(device):
 
 
 def main(argv=None):
-    parser = ArgumentParser("Time training on this machine: images/s, where the time goes, and how near it is to what the "
-                            "machine can do.")
+    parser = ArgumentParser(
+        "Time training on this machine: images/s, where the time goes, and how near it is to what the machine can do."
+    )
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     parser.add_argument("--channel_base", type=number(int, 32), default=8192, help="as in train.py")
     parser.add_argument("--channel_max", type=number(int, 1), default=256, help="as in train.py")
@@ -292,8 +320,11 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--steps", type=number(int, 1), default=20, help="steps to time, at least")
     parser.add_argument("--dataset_dir", help="slices for the loader (default: random ones)")
-    parser.add_argument("--against", metavar="FILE.py", help="other networks to run the same step on; what the file defines "
-                                                             "stands at the head of bench.py")
+    parser.add_argument(
+        "--against",
+        metavar="FILE.py",
+        help="other networks to run the same step on; what the file defines stands at the head of bench.py",
+    )
     args = parser.parse_args(argv)
     args.gp_every = args.gp_every or GP_EVERY[args.loss]
     device = pick_device(args.device)

@@ -7,6 +7,7 @@ score of Ravuri and Vinyals 2019 (arXiv:1905.10887), with the AUC in place of th
 difference teaches as well as the slices that it learnt from. At 64x64 one training takes half a minute on a
 free CPU core.
 """
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,13 +20,14 @@ from flags import CLASSES
 from intervals import auc, bootstrap
 from utils import UserError, pick_dtype, random_stream
 
-SEEDS = 0, 1, 2                         # of the classifier: its start and its batches
-STEPS, BATCH, WIDTH = 600, 32, 16       # of its training; twice the steps changed little on phantoms
-SHIFT = 2                               # pixels up or down, left or right, by which its training slices are moved
+SEEDS = 0, 1, 2  # of the classifier: its start and its batches
+STEPS, BATCH, WIDTH = 600, 32, 16  # of its training; twice the steps changed little on phantoms
+SHIFT = 2  # pixels up or down, left or right, by which its training slices are moved
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The classifier
+
 
 def build_classifier():
     """Slices [N, 1, R, R] -> logit of AD [N, 1]: torchvision's residual blocks (He et al. 2016), one a level, four levels."""
@@ -97,8 +99,10 @@ def classify(train, generated, unseen, groups=None, device="cpu"):
             raise UserError(f"AD against NC needs slices of both: there are no {name} ones of {' and '.join(missing)}")
     rng = np.random.default_rng(0)
     count = {one: min(len(train[one]), len(generated[one])) for one in CLASSES}
-    parts = {name: {one: slices[one][rng.permutation(len(slices[one]))[:count[one]]] for one in CLASSES}
-             for name, slices in (("train", train), ("generated", generated))}
+    parts = {
+        name: {one: slices[one][rng.permutation(len(slices[one]))[: count[one]]] for one in CLASSES}
+        for name, slices in (("train", train), ("generated", generated))
+    }
     parts["both"] = {one: np.concatenate([parts["train"][one], parts["generated"][one]]) for one in CLASSES}
     is_ad = np.repeat([True, False], [len(unseen[one]) for one in CLASSES])
     unseen = np.concatenate([unseen[one] for one in CLASSES])
@@ -111,5 +115,8 @@ def classify(train, generated, unseen, groups=None, device="cpu"):
             labels = np.repeat([True, False], [len(part[one]) for one in CLASSES])
             scores = [logits(train_classifier(learnt, labels, seed, device, bar), unseen, device) for seed in SEEDS]
             found[name] = summary(scores, is_ad, groups)
-    return {**found, "ratio": found["generated"]["auc"].value / found["train"]["auc"].value,
-            "resampled": "subjects" if named else "slices"}
+    return {
+        **found,
+        "ratio": found["generated"]["auc"].value / found["train"]["auc"].value,
+        "resampled": "subjects" if named else "slices",
+    }

@@ -6,6 +6,7 @@
 `Slices` reads one such folder and `batches` draws from it for ever. Run as a script, this file reports on a data set
 before anything is trained on it: counts, sizes, damaged files, and what leaks from train into test.
 """
+
 import glob
 import hashlib
 import os
@@ -28,12 +29,13 @@ from shares import share_of
 from utils import UserError, atomic_path, make_folder, printable, run_cli
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-FORMATS = "BMP", "JPEG", "PNG", "TIFF"                      # PIL knows more by their first bytes, scripts among them
-CACHE_VERSION = 1                                           # raise it when decoding gives other pixels than before
+FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL knows more by their first bytes, scripts among them
+CACHE_VERSION = 1  # raise it when decoding gives other pixels than before
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From a file to a square of grey pixels
+
 
 def to_grey(image):
     """8-bit grey ("L") picture of the same size from a PIL image of any mode; ValueError where PIL knows no way (LAB).
@@ -90,25 +92,29 @@ def for_each(work, items, num_workers=None, label=None):
 
     PIL decodes without Python's lock, so threads do use all cores. `label` names a progress bar; None shows none.
     """
+
     def attempt(item):
         try:
             return work(item)
-        except Exception:                                   # for a damaged file PIL raises nearly anything
+        except Exception:  # for a damaged file PIL raises nearly anything
             return None
+
     workers = min(16, os.cpu_count() or 1) if num_workers is None else max(1, num_workers)
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore")                     # PIL on odd metadata; ours is the one line per run
+        warnings.simplefilter("ignore")  # PIL on odd metadata; ours is the one line per run
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return list(tqdm(pool.map(attempt, items), label, len(items), unit=" images",
-                             disable=None if label else True))              # None: only on a terminal
-        except BaseException:                               # Ctrl-C must not wait for the thousands still queued
+            return list(
+                tqdm(pool.map(attempt, items), label, len(items), unit=" images", disable=None if label else True)
+            )  # None: only on a terminal
+        except BaseException:  # Ctrl-C must not wait for the thousands still queued
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From a folder to one uint8 array
+
 
 def class_folders(dataset_dir, classes="all"):
     """{class: its folder} for `classes` "all" or one of CLASSES; UserError that says which folder is not there."""
@@ -129,11 +135,13 @@ def holds_classes(folder, classes):
 
 def find_slices(folder):
     """[(path below `folder` with /, bytes, mtime in ns)] of all slices at any depth, sorted; UserError if none."""
+
     def refuse(error):
         raise UserError(f"{error.filename}: cannot look into this folder ({error.strerror})")
+
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        if os.path.realpath(root) in seen:                  # a link back up would otherwise go round for ever
+        if os.path.realpath(root) in seen:  # a link back up would otherwise go round for ever
             folders.clear()
             continue
         seen.add(os.path.realpath(root))
@@ -144,7 +152,7 @@ def find_slices(folder):
                 try:
                     entry = os.stat(os.path.join(root, name))
                     size, mtime = entry.st_size, entry.st_mtime_ns
-                except OSError:                             # a dangling link: it will count as unreadable
+                except OSError:  # a dangling link: it will count as unreadable
                     size, mtime = 0, 0
                 found.append((inside.removeprefix("./") + name, size, mtime))
     if not found:
@@ -172,7 +180,7 @@ def load_folder(folder, files, resolution, num_workers=None, label=None):
     prefix = os.path.join(cache, f"{os.path.basename(folder)}-{identity}-{resolution}-")
     path = f"{prefix}{short_hash((CACHE_VERSION, resolution, files))}.npy"
     # One array holds it all, so that one rename publishes it: a row per file, and last a status byte per file.
-    shape = len(files) + -(-len(files) // resolution ** 2), resolution, resolution
+    shape = len(files) + -(-len(files) // resolution**2), resolution, resolution
     rows, note = read_cache(path, shape, folder, files), None
     if rows is None:
         try:
@@ -183,28 +191,30 @@ def load_folder(folder, files, resolution, num_workers=None, label=None):
                 reserve(temporary)
                 fill(rows, folder, files, num_workers, label)
                 rows.flush()
-                del rows                                    # Windows renames no file that is still mapped
+                del rows  # Windows renames no file that is still mapped
             rows = np.lib.format.open_memmap(path, mode="r")
         except OSError as error:
             note = f"no cache in {cache} ({error.strerror or error}): slices stay in memory, the next run decodes again"
             rows = np.zeros(shape, np.uint8)
             fill(rows, folder, files, num_workers, label)
-    return rows[:len(files)], status(rows, files) == READABLE, note
+    return rows[: len(files)], status(rows, files) == READABLE, note
 
 
-UNWRITTEN, READABLE, UNREADABLE = 0, 1, 2                   # status bytes
+UNWRITTEN, READABLE, UNREADABLE = 0, 1, 2  # status bytes
 
 
 def status(rows, files):
     """The view uint8 [len(files)] of the status bytes in `rows`."""
-    return rows[len(files):].reshape(-1)[:len(files)]
+    return rows[len(files) :].reshape(-1)[: len(files)]
 
 
 def fill(rows, folder, files, num_workers, label):
     """Decode all `files` into `rows`; an unreadable one leaves its row black and never to be served."""
+
     def work(i):
         rows[i] = decode(os.path.join(folder, files[i][0]), rows.shape[1])
         return READABLE
+
     status(rows, files)[:] = [done or UNREADABLE for done in for_each(work, range(len(files)), num_workers, label)]
 
 
@@ -212,7 +222,7 @@ def read_cache(path, shape, folder, files):
     """The rows in the cache at `path`, or None where it has to be built (again)."""
     try:
         rows = np.lib.format.open_memmap(path, mode="r")
-    except Exception:                                       # absent, truncated, or not a .npy: NumPy raises nearly anything
+    except Exception:  # absent, truncated, or not a .npy: NumPy raises nearly anything
         return None
     if rows.shape != shape or rows.dtype != np.uint8 or not np.isin(status(rows, files), (READABLE, UNREADABLE)).all():
         return None
@@ -229,7 +239,7 @@ def remove_stale(prefix, keep):
         try:
             if path != keep and (path.startswith(prefix) or time.time() - os.path.getmtime(path) > 86400):
                 os.unlink(path)
-        except OSError:                                     # another run was faster, or (Windows) still reads it
+        except OSError:  # another run was faster, or (Windows) still reads it
             pass
 
 
@@ -241,7 +251,7 @@ def reserve(path):
 
 
 def some_of(names, limit=10):
-    """"a, b and 3 more" in printable characters."""
+    """ "a, b and 3 more" in printable characters."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return printable(", ".join(names[:limit])) + more
 
@@ -272,8 +282,9 @@ class Slices:
         found = {name: (folder, find_slices(folder)) for name, folder in class_folders(dataset_dir, classes).items()}
         for name, (folder, files) in found.items():
             label = CLASSES.index(name)
-            self._pixels[label], readable, note = load_folder(folder, files, resolution, num_workers,
-                                                              f"decoding {name}" if progress else None)
+            self._pixels[label], readable, note = load_folder(
+                folder, files, resolution, num_workers, f"decoding {name}" if progress else None
+            )
             notes |= {note} - {None}
             rows.append(np.flatnonzero(readable))
             refuse_unreadable(dataset_dir, folder, rows[-1], [file for file, *_ in files])
@@ -287,8 +298,11 @@ class Slices:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         if self.unreadable:
-            print(f"warning: {len(self.unreadable)} unreadable file{'s' * (len(self.unreadable) > 1)} left out: "
-                  f"{some_of(self.unreadable)}", file=sys.stderr)
+            print(
+                f"warning: {len(self.unreadable)} unreadable file{'s' * (len(self.unreadable) > 1)} left out: "
+                f"{some_of(self.unreadable)}",
+                file=sys.stderr,
+            )
 
     def __len__(self):
         return len(self.labels)
@@ -304,6 +318,7 @@ class Slices:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # From the array to batches
+
 
 def to_float(batch):
     """uint8 [N, R, R] -> float32 [N, 1, R, R] in [-1, 1]."""
@@ -326,11 +341,11 @@ def schedule(num_slices, batch_size, seed, start_step=0):
     while True:
         epoch, first = divmod(start_step, steps)
         rng = np.random.default_rng((seed, epoch))
-        repeats = -(-batch_size // num_slices)              # 1, unless there are fewer slices than a batch holds
+        repeats = -(-batch_size // num_slices)  # 1, unless there are fewer slices than a batch holds
         order = np.concatenate([rng.permutation(num_slices) for _ in range(repeats)])
         for step in range(first, steps):
             mirrored = np.random.default_rng((seed, epoch, step)).random(batch_size) < 0.5
-            yield order[step * batch_size:(step + 1) * batch_size], mirrored
+            yield order[step * batch_size : (step + 1) * batch_size], mirrored
         start_step = (epoch + 1) * steps
 
 
@@ -344,14 +359,14 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
     CUDA, so that no copy ever waits; closing the iterator ends the thread.
     """
     device = torch.device(device)
-    pixel_bytes = len(slices) * slices.resolution ** 2
+    pixel_bytes = len(slices) * slices.resolution**2
     if resident is None:
         resident = device.type == "cuda" and pixel_bytes <= torch.cuda.mem_get_info(device)[0] / 3
     if resident:
         all_labels = torch.from_numpy(slices.labels).to(device)
         all_pixels = torch.empty(len(slices), slices.resolution, slices.resolution, dtype=torch.uint8, device=device)
-        for part in np.array_split(np.arange(len(slices)), -(-pixel_bytes // 2 ** 28)):     # never twice in host memory
-            all_pixels[part[0]:part[-1] + 1] = torch.from_numpy(slices[part])
+        for part in np.array_split(np.arange(len(slices)), -(-pixel_bytes // 2**28)):  # never twice in host memory
+            all_pixels[part[0] : part[-1] + 1] = torch.from_numpy(slices[part])
     plan = schedule(len(slices), batch_size, seed, start_step)
 
     def prepare():
@@ -374,6 +389,7 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
 # ----------------------------------------------------------------------------------------------------------------------
 # The report
 
+
 def find_splits(dataset_dir, classes="all"):
     """{split: folder}: "train" and "test" in or beside `dataset_dir`, or only itself; UserError if it is none."""
     parent, name = os.path.split(os.path.abspath(dataset_dir))
@@ -382,16 +398,17 @@ def find_splits(dataset_dir, classes="all"):
         splits = {split: folder for split, folder in splits.items() if holds_classes(folder, classes)}
         if place == dataset_dir and splits or name in splits:
             return splits
-    class_folders(dataset_dir, classes)                     # says what is missing
+    class_folders(dataset_dir, classes)  # says what is missing
     return {name: dataset_dir}
 
 
 class Fact(NamedTuple):
     """What the report needs to know of one file."""
+
     mode: str
-    size: tuple                                             # width, height
-    peak: int                                               # the greatest value of a 16-bit slice, else None
-    digest: bytes                                           # of the grey pixels, whatever file format holds them
+    size: tuple  # width, height
+    peak: int  # the greatest value of a 16-bit slice, else None
+    digest: bytes  # of the grey pixels, whatever file format holds them
 
 
 def inspect(path):
@@ -403,7 +420,7 @@ def inspect(path):
 
 def report(dataset_dir, classes, resolution, output_dir, num_workers):
     """Print what `dataset_dir` holds and what train and test share, and write `output_dir`/samples.png."""
-    splits, facts = find_splits(dataset_dir, classes), {}   # facts: {split: {"AD/name": Fact}} of the readable files
+    splits, facts = find_splits(dataset_dir, classes), {}  # facts: {split: {"AD/name": Fact}} of the readable files
     make_folder(output_dir, "--output_dir")
     for split, split_folder in splits.items():
         facts[split], unreadable, samples, counts = {}, [], {}, {}
@@ -448,23 +465,26 @@ def compare(train, test):
         print(f"subjects: {len(of_train)} in train, {len(of_test)} in test, in both {both}")
     unnamed = sum(split.count(None) for split in matches)
     if unnamed:
-        print(f"subjects: {unnamed} of {len(train) + len(test)} file names carry none (218391_78.jpeg would be slice "
-              "78 of subject 218391), so it cannot be told whether train and test share theirs")
+        print(
+            f"subjects: {unnamed} of {len(train) + len(test)} file names carry none (218391_78.jpeg would be slice "
+            "78 of subject 218391), so it cannot be told whether train and test share theirs"
+        )
 
 
 def counted(names, limit=10):
-    """"12 (a, b and 10 more)", or "0"."""
+    """ "12 (a, b and 10 more)", or "0"."""
     return f"{len(names)}" + (f" ({some_of(names, limit)})" if names else "")
 
 
 def tally(values):
-    """"3605 of L, 2 of RGB", most common first."""
+    """ "3605 of L, 2 of RGB", most common first."""
     return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
 
 
 def save_samples(path, samples, resolution):
     """Draw `samples`, {class: [path of a slice]}, one row per class, as training will see them."""
-    from matplotlib.figure import Figure                    # only the report draws; training need not wait for it
+    from matplotlib.figure import Figure  # only the report draws; training need not wait for it
+
     columns = max(len(files) for files in samples.values())
     figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * len(samples)), facecolor="black", layout="constrained")
     axes = figure.subplots(len(samples), columns, squeeze=False)

@@ -3,6 +3,7 @@
 Features of random or trained networks and what is measured between them (KID, precision, recall, density, coverage), sliced
 Wasserstein distance, radial power spectrum, MS-SSIM, and the distance of generated slices to their nearest training slice.
 """
+
 import math
 import os
 from typing import NamedTuple
@@ -16,13 +17,13 @@ from tqdm import tqdm
 from dataset import to_float
 from utils import UserError
 
-NEIGHBOURS = 5                                          # k of precision, recall, density and coverage
-BATCH = 16                                              # images at once; bounds the memory of activations
-FEATURE_SIDE, NEAREST_SIDE = 64, 64                     # larger images are averaged down to this for features, for nearest
+NEIGHBOURS = 5  # k of precision, recall, density and coverage
+BATCH = 16  # images at once; bounds the memory of activations
+FEATURE_SIDE, NEAREST_SIDE = 64, 64  # larger images are averaged down to this for features, for nearest
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-PATCHES, PATCH, REPEATS, DIRECTIONS = 128, 7, 4, 128    # of the sliced Wasserstein distance
-PAIRS = 256                                             # for MS-SSIM, whose mean they give to about 0.01
-SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)             # per scale, finest first (Wang et al. 2003)
+PATCHES, PATCH, REPEATS, DIRECTIONS = 128, 7, 4, 128  # of the sliced Wasserstein distance
+PAIRS = 256  # for MS-SSIM, whose mean they give to about 0.01
+SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # per scale, finest first (Wang et al. 2003)
 
 
 def as_batch(images, device="cpu"):
@@ -35,13 +36,14 @@ def in_batches(images, device, label=None, size=BATCH):
     """Yield `as_batch` of `size` images after the other; `label` names a progress bar (None: none)."""
     with tqdm(total=len(images), desc=label, unit=" images", disable=None if label else True) as bar:
         for start in range(0, len(images), size):
-            batch = as_batch(images[start:start + size], device)
+            batch = as_batch(images[start : start + size], device)
             yield batch
             bar.update(len(batch))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Features, and distances between sets of them
+
 
 class Features:
     """Maps images to feature vectors: `Features("vgg16", device)(images)` is float32 [N, D] on the CPU.
@@ -90,14 +92,17 @@ def random_vgg16(seed):
 
 def pretrained_inception():
     """torchvision's Inception v3 for images in [-1, 1], up to its last pooling; downloads its weights once."""
-    from torchvision.models import Inception_V3_Weights, inception_v3     # seconds to import
+    from torchvision.models import Inception_V3_Weights, inception_v3  # seconds to import
+
     weights = Inception_V3_Weights.IMAGENET1K_V1
     try:
         network = inception_v3(weights=weights, progress=False)
-    except Exception as error:                          # no network, a proxy's page, a damaged file, a full disk
+    except Exception as error:  # no network, a proxy's page, a damaged file, a full disk
         folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-        raise UserError(f"--features inception: cannot load its weights ({str(error).splitlines()[0][:80]}); put "
-                        f"{weights.url} into {folder}, or take --features vgg16") from None
+        raise UserError(
+            f"--features inception: cannot load its weights ({str(error).splitlines()[0][:80]}); put "
+            f"{weights.url} into {folder}, or take --features vgg16"
+        ) from None
     network.transform_input, network.fc = False, nn.Identity()
     return network
 
@@ -119,11 +124,12 @@ def polynomial_mmd(x, y, blocks=10):
     blocks = min(blocks, len(x), len(y))
     x, y = x.tensor_split(blocks), y.tensor_split(blocks)
 
-    def block_sums(a, b):                               # of the kernel, [blocks, blocks]
+    def block_sums(a, b):  # of the kernel, [blocks, blocks]
         return torch.stack([torch.stack([(p @ q.T / p.shape[1] + 1).pow(3).sum() for q in b]) for p in a])
 
-    def itself(a):                                      # kernel of each point with itself, no part of an unbiased sum
+    def itself(a):  # kernel of each point with itself, no part of an unbiased sum
         return torch.stack([(p.square().sum(1) / p.shape[1] + 1).pow(3).sum() for p in a]).diag()
+
     xx, yy, xy = block_sums(x, x) - itself(x), block_sums(y, y) - itself(y), block_sums(x, y)
     sizes = [torch.tensor([len(part) for part in parts]) for parts in (x, y)]
 
@@ -131,6 +137,7 @@ def polynomial_mmd(x, y, blocks=10):
         n, m = (size[kept].sum().item() for size in sizes)
         kept = kept[:, None] & kept
         return (xx[kept].sum() / (n * (n - 1)) + yy[kept].sum() / (m * (m - 1)) - 2 * xy[kept].sum() / (n * m)).item()
+
     less_one = [estimate(torch.arange(blocks) != i) for i in range(blocks)]
     return estimate(torch.ones(blocks, dtype=torch.bool)), math.sqrt((blocks - 1) * np.var(less_one))
 
@@ -154,31 +161,37 @@ def prdc(real, fake, k=NEIGHBOURS):
     if min(len(real), len(fake)) <= k:
         raise UserError(f"{min(len(real), len(fake))} slices are too few: each set needs at least {k + 1}")
 
-    def radii(points):                                  # k + 1, since a point is its own nearest
+    def radii(points):  # k + 1, since a point is its own nearest
         return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in points.split(512)])
+
     real_radii, fake_radii = radii(real), radii(fake)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    balls = []                                          # how many real balls each fake lies in
+    balls = []  # how many real balls each fake lies in
     for part, part_radii in zip(fake.split(512), fake_radii.split(512)):
-        distance = torch.cdist(part, real)              # [512, N]
+        distance = torch.cdist(part, real)  # [512, N]
         balls.append((distance <= real_radii).sum(1))
         covered |= (distance <= real_radii).any(0)
         recalled |= (distance <= part_radii[:, None]).any(0)
     balls = torch.cat(balls).double()
-    return {"precision": (balls > 0).double().mean().item(), "recall": recalled.double().mean().item(),
-            "density": balls.mean().item() / k, "coverage": covered.double().mean().item()}
+    return {
+        "precision": (balls > 0).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": balls.mean().item() / k,
+        "coverage": covered.double().mean().item(),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sliced Wasserstein distance over the Laplacian pyramid
 
+
 def filter_plane(images, taps, stride=1):
     """[N, 1, H, W] under the separable filter `taps`, within its bounds only. Sums, since convolutions may round to TF32."""
-    for _ in range(2):                                  # along rows, then along columns
+    for _ in range(2):  # along rows, then along columns
         span = images.shape[-1] - len(taps) + 1
         rows = images[..., :span:stride] * taps[0]
         for i, tap in enumerate(taps[1:], 1):
-            rows.add_(images[..., i:i + span:stride], alpha=tap)
+            rows.add_(images[..., i : i + span : stride], alpha=tap)
         images = rows.mT
     return images
 
@@ -194,7 +207,7 @@ def laplacian_pyramid(images):
     while images.shape[-1] > 16:
         half = smooth(images, stride=2)
         up = torch.zeros_like(images)
-        up[:, :, ::2, ::2] = 4 * half                   # three of four pixels are 0
+        up[:, :, ::2, ::2] = 4 * half  # three of four pixels are 0
         bands.append(images - smooth(up))
         images = half
     return [*bands, images]
@@ -202,7 +215,7 @@ def laplacian_pyramid(images):
 
 def draw_patches(images, rng):
     """PATCHES random 7x7 patches of each of [N, 1, S, S], flat: [N, PATCHES, 49]; `rng`: NumPy Generator."""
-    windows = images.squeeze(1).unfold(1, PATCH, 1).unfold(2, PATCH, 1)             # a view, [N, S - 6, S - 6, 7, 7]
+    windows = images.squeeze(1).unfold(1, PATCH, 1).unfold(2, PATCH, 1)  # a view, [N, S - 6, S - 6, 7, 7]
     y, x = torch.from_numpy(rng.integers(windows.shape[1], size=(2, len(images), PATCHES))).to(images.device)
     return windows[torch.arange(len(images), device=images.device)[:, None], y, x].flatten(2)
 
@@ -213,10 +226,10 @@ def sliced_wasserstein(a, b, rng):
     Both are first brought to mean 0 and standard deviation 1 (over all entries), each by its own statistics.
     """
     a, b = ((x - x.mean()) / x.std().clamp_min(1e-8) for x in (a, b))
-    total = 0.
-    for _ in range(4 * REPEATS):                        # in quarters, which bounds the memory
+    total = 0.0
+    for _ in range(4 * REPEATS):  # in quarters, which bounds the memory
         direction = torch.from_numpy(rng.standard_normal((DIRECTIONS // 4, a.shape[1]))).to(a)
-        direction = F.normalize(direction)              # [32, D]
+        direction = F.normalize(direction)  # [32, D]
         total += (_sort_rows(direction @ a.T) - _sort_rows(direction @ b.T)).abs().mean().item()
     return total / (4 * REPEATS)
 
@@ -229,15 +242,16 @@ def _sort_rows(x):
 # ---------------------------------------------------------------------------------------------------------------------
 # Radial power spectrum and multi-scale structural similarity
 
+
 def radial_power(images):
     """Power of [N, 1, R, R], mean over rings of 1 ... R/2 cycles a picture: float64 [N, R/2]; white noise: its variance."""
     side = images.shape[-1]
-    power = torch.fft.rfft2(images).abs().square().flatten(1) / side ** 2           # half the plane, mirrored in the other
+    power = torch.fft.rfft2(images).abs().square().flatten(1) / side**2  # half the plane, mirrored in the other
     x, y = np.arange(side // 2 + 1), np.fft.fftfreq(side, 1 / side)
     ring = np.rint(np.hypot(x, y[:, None])).astype(int).ravel()
-    weight = np.broadcast_to(np.where((x == 0) | (x == side // 2), 1., 2.), (side, len(x))).ravel()
+    weight = np.broadcast_to(np.where((x == 0) | (x == side // 2), 1.0, 2.0), (side, len(x))).ravel()
     sums = np.stack([np.bincount(ring, weight * row, ring.max() + 1) for row in power.cpu().numpy()])
-    return torch.from_numpy(sums / np.bincount(ring, weight))[:, 1:side // 2 + 1]
+    return torch.from_numpy(sums / np.bincount(ring, weight))[:, 1 : side // 2 + 1]
 
 
 def spectrum_db(power):
@@ -253,14 +267,14 @@ def ms_ssim(a, b):
     """
     scales = min(len(SSIM_WEIGHTS), int(math.log2(a.shape[-1] / 11)) + 1)
     weights = np.array(SSIM_WEIGHTS[:scales]) / sum(SSIM_WEIGHTS[:scales])
-    window = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5 ** 2))
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = (window / window.sum()).tolist()
-    a, b, product = (a + 1) / 2, (b + 1) / 2, 1.
+    a, b, product = (a + 1) / 2, (b + 1) / 2, 1.0
     for scale, weight in enumerate(weights):
         mean_a, mean_b, aa, bb, ab = filter_plane(torch.cat([a, b, a * a, b * b, a * b]), window).chunk(5)
-        contrast = (2 * (ab - mean_a * mean_b) + 0.03 ** 2) / (aa + bb - mean_a ** 2 - mean_b ** 2 + 0.03 ** 2)
+        contrast = (2 * (ab - mean_a * mean_b) + 0.03**2) / (aa + bb - mean_a**2 - mean_b**2 + 0.03**2)
         if scale == scales - 1:
-            contrast = contrast * (2 * mean_a * mean_b + 0.01 ** 2) / (mean_a ** 2 + mean_b ** 2 + 0.01 ** 2)
+            contrast = contrast * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
         product = product * contrast.mean((1, 2, 3)).clamp_min(0) ** weight
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return product
@@ -269,13 +283,15 @@ def ms_ssim(a, b):
 # ---------------------------------------------------------------------------------------------------------------------
 # Memorisation
 
+
 class Memory(NamedTuple):
     """How near slices lie to the training set: see `memorisation`."""
-    share: float                # of generated slices nearer than the 1st percentile of held-out ones
-    fake: torch.Tensor          # relative distance of each generated slice [M]
-    held_out: torch.Tensor      # of each held-out one [N], less those that the training set holds too
-    nearest: torch.Tensor       # row of the training slice nearest to each generated one [M]
-    mirrored: torch.Tensor      # True where it is nearest when mirrored [M]
+
+    share: float  # of generated slices nearer than the 1st percentile of held-out ones
+    fake: torch.Tensor  # relative distance of each generated slice [M]
+    held_out: torch.Tensor  # of each held-out one [N], less those that the training set holds too
+    nearest: torch.Tensor  # row of the training slice nearest to each generated one [M]
+    mirrored: torch.Tensor  # True where it is nearest when mirrored [M]
 
 
 def nearest(images, train, device="cpu", label=None, count=50):
@@ -285,20 +301,22 @@ def nearest(images, train, device="cpu", label=None, count=50):
     bare distances would blame a blurry generator, whose slices lie near to everything. Training mirrors at random, so
     a mirrored copy is a copy too. Memory: 64 kB per image, and 256 slices of `train`, an array or `Slices`, at a time.
     """
+
     def pixels(batch):
         return F.adaptive_avg_pool2d(batch, min(NEAREST_SIDE, batch.shape[-1])).double()
+
     queries = torch.cat([pixels(batch) for batch in in_batches(images, device)])
-    queries = torch.cat([queries, queries.flip(-1)]).flatten(1)                     # the mirrored ones behind the others
+    queries = torch.cat([queries, queries.flip(-1)]).flatten(1)  # the mirrored ones behind the others
     best = torch.full((len(queries), count), math.inf, dtype=torch.float64, device=device)
     rows, start = torch.zeros(best.shape, dtype=torch.long, device=device), 0
     for batch in in_batches(train, device, label, 256):
-        distance = torch.cdist(queries, pixels(batch).flatten(1))                   # [2 N, 256]
+        distance = torch.cdist(queries, pixels(batch).flatten(1))  # [2 N, 256]
         found = torch.arange(start, start + len(batch), device=device).expand(len(queries), -1)
         best, order = torch.cat([best, distance], 1).topk(count, largest=False)
         rows, start = torch.cat([rows, found], 1).gather(1, order), start + len(batch)
-    best, rows = (torch.cat(x.chunk(2), 1) for x in (best, rows))                   # [N, 2 count]
+    best, rows = (torch.cat(x.chunk(2), 1) for x in (best, rows))  # [N, 2 count]
     best, order = best.sort(1)
-    relative = best[:, 0] / best[:, :min(count, 2 * start)].mean(1).clamp_min(1e-12)
+    relative = best[:, 0] / best[:, : min(count, 2 * start)].mean(1).clamp_min(1e-12)
     return relative.cpu(), rows.gather(1, order)[:, 0].cpu(), (order[:, 0] >= count).cpu()
 
 
@@ -308,8 +326,10 @@ def memorisation(real, fake, train, device="cpu", progress=False):
     An honest generator has a share of about 0.01; copying every tenth slice gives 0.1 more. This is only as sharp as
     `real` is held out: where it shows the subjects of `train`, its slices lie near too, and only close copies stand out.
     """
-    found = {name: nearest(images, train, device, f"nearest to {name}" if progress else None)
-             for name, images in (("real", real), ("generated", fake))}
+    found = {
+        name: nearest(images, train, device, f"nearest to {name}" if progress else None)
+        for name, images in (("real", real), ("generated", fake))
+    }
     held_out, (distance, rows, mirrored) = found["real"][0], found["generated"]
     held_out = held_out[held_out > 1e-6]
     if not len(held_out):

@@ -12,6 +12,7 @@ of 0.813 for that classifier on unseen ADNI slices; slices, subjects and network
 Where file names carry subjects, intervals resample these, since slices of one brain are alike; elsewhere they resample slices
 and are too narrow.
 """
+
 import json
 import os
 import re
@@ -36,30 +37,37 @@ from modules import Discriminator
 from run import kept_network
 from utils import UserError, atomic_path, make_folder
 
-BATCH = 16                              # slices that the critic sees at once
-COMPARED = 2000                         # slices of each kind and class, at most, that critic and metrics see
+BATCH = 16  # slices that the critic sees at once
+COMPARED = 2000  # slices of each kind and class, at most, that critic and metrics see
 KINDS = "train", "unseen", "generated"
 TEACHERS = {"train": "real slices", "generated": "generated slices", "both": "both"}
-CAPTIONS = {"critic": "Scores of the critic.", "classifier": "AUC on unseen real slices.",
-            "areas": "Areas of generated and of training slices.", "metrics": "Generated against unseen slices, {}.",
-            "nearest": "Generated {} slices beside the nearest of training."}
+CAPTIONS = {
+    "critic": "Scores of the critic.",
+    "classifier": "AUC on unseen real slices.",
+    "areas": "Areas of generated and of training slices.",
+    "metrics": "Generated against unseen slices, {}.",
+    "nearest": "Generated {} slices beside the nearest of training.",
+}
 COLOURS = dict(zip(KINDS, (figures.CRITIC, figures.REAL, figures.FAKE)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The critic
 
+
 def load_critic(folder, device):
     """The critic of a run's checkpoint.pt, in evaluation mode; UserError where there is none."""
     path, network = os.path.join(folder, "checkpoint.pt"), kept_network(folder)
     try:
-        if damaged := zipfile.ZipFile(path).testzip():          # compares the checksums, which PyTorch does not
+        if damaged := zipfile.ZipFile(path).testzip():  # compares the checksums, which PyTorch does not
             raise ValueError(damaged)
         critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
         critic.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["critic"])
     except Exception as error:
-        raise UserError(f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs checkpoint.pt and "
-                        "config.json beside generator.pt") from None
+        raise UserError(
+            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs checkpoint.pt and "
+            "config.json beside generator.pt"
+        ) from None
     return critic.to(device).eval().requires_grad_(False)
 
 
@@ -70,7 +78,7 @@ def score(critic, slices, device):
     order = np.random.default_rng(0).permutation(len(labels))
     pixels, labels = np.concatenate(list(slices.values()))[order], labels[order]
     scores = critic_scores(critic, pixels, torch.from_numpy(labels), BATCH, device).double().cpu().numpy()
-    labels = labels[:len(scores)]
+    labels = labels[: len(scores)]
     return {one: scores[labels == label[one]] for one in slices}
 
 
@@ -79,21 +87,25 @@ def critic_gaps(scores):
 
     Class by class: a critic that is told the class may score all AD above all NC, since the loss compares within a class.
     """
+
     def gap(a, b):
         return float((a.mean() - b.mean()) / max(1e-12, np.sqrt((a.var() + b.var()) / 2)))
-    return {"mean": {kind: float(x.mean()) for kind, x in scores.items()},
-            "deviation": {kind: float(x.std()) for kind, x in scores.items()},
-            "train - unseen": gap(scores["train"], scores["unseen"]),
-            "unseen - generated": gap(scores["unseen"], scores["generated"])}
+
+    return {
+        "mean": {kind: float(x.mean()) for kind, x in scores.items()},
+        "deviation": {kind: float(x.std()) for kind, x in scores.items()},
+        "train - unseen": gap(scores["train"], scores["unseen"]),
+        "unseen - generated": gap(scores["unseen"], scores["generated"]),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Areas
 
+
 def subjects_of(dataset_dir, classes, slices):
     """Subjects, str [N], of Slices(dataset_dir, classes, ...), by names like 218391_78.jpeg; None where any is unlike them."""
-    names = [f"{name}/{file}" for name, folder in class_folders(dataset_dir, classes).items()
-             for file, *_ in find_slices(folder)]
+    names = [f"{name}/{file}" for name, folder in class_folders(dataset_dir, classes).items() for file, *_ in find_slices(folder)]
     unreadable = set(slices.unreadable)
     matches = [re.fullmatch(r"(.*/)?(\d+)_\d+\.\w+", name) for name in names if name not in unreadable]
     return np.array([match[2] for match in matches]) if all(matches) else None
@@ -102,12 +114,17 @@ def subjects_of(dataset_dir, classes, slices):
 def contrast(a, b, groups_a=None, groups_b=None, relative=False):
     """The Interval of the mean of a [N] less that of b [M], as a share of the latter if `relative`; groups: subjects, or None."""
     first = np.arange(len(a) + len(b)) < len(a)
-    groups = np.concatenate([[f"{side} {i}" for i in (range(len(x)) if own is None else own)]
-                             for side, x, own in (("a", a, groups_a), ("b", b, groups_b))])
+    groups = np.concatenate(
+        [
+            [f"{side} {i}" for i in (range(len(x)) if own is None else own)]
+            for side, x, own in (("a", a, groups_a), ("b", b, groups_b))
+        ]
+    )
 
     def statistic(weights):
         mean_a, mean_b = np.average(a, weights=weights[first]), np.average(b, weights=weights[~first])
         return (mean_a - mean_b) / (mean_b if relative else 1)
+
     return bootstrap(statistic, groups, first)
 
 
@@ -119,8 +136,10 @@ def compare_areas(areas, groups, truth=None):
     "unseen / train - 1": Interval; "wasserstein", "floor": distance of generated and of unseen slices to training ones;
     "truth"}}} and {"AD - NC": {tissue: {kind: Interval}}}. Unseen slices are the floor: real ones, of other people.
     """
+
     def of(kind, one):
         return groups.get(kind, {}).get(one)
+
     found = {}
     for one in areas["train"]:
         found[one] = {}
@@ -135,13 +154,19 @@ def compare_areas(areas, groups, truth=None):
                 values["truth"] = float(truth[one][tissue])
             found[one][tissue] = values
     if len(areas["train"]) == 2:
-        found["AD - NC"] = {tissue: {kind: contrast(areas[kind]["AD"][tissue], areas[kind]["NC"][tissue], of(kind, "AD"),
-                                                    of(kind, "NC")) for kind in KINDS} for tissue in AMOUNT}
+        found["AD - NC"] = {
+            tissue: {
+                kind: contrast(areas[kind]["AD"][tissue], areas[kind]["NC"][tissue], of(kind, "AD"), of(kind, "NC"))
+                for kind in KINDS
+            }
+            for tissue in AMOUNT
+        }
     return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it
+
 
 def evaluate(runs, generated, dataset_dir, output_dir, title, device="cpu"):
     """Ask all four of one model, or of a pair of one-class models; returns (results, paths written).
@@ -154,9 +179,11 @@ def evaluate(runs, generated, dataset_dir, output_dir, title, device="cpu"):
     side = next(iter(generated.values())).shape[-1]
     splits = find_splits(dataset_dir, "all" if len(generated) > 1 else next(iter(generated)))
     if len(splits) < 2:
-        raise UserError(f"--dataset_dir {dataset_dir}: the evaluation needs train/ and test/, in it or beside it; there is "
-                        f"only {''.join(splits.values())}")
-    critics = {folder: load_critic(folder, device) for folder in runs}          # what is missing is better found now
+        raise UserError(
+            f"--dataset_dir {dataset_dir}: the evaluation needs train/ and test/, in it or beside it; there is "
+            f"only {''.join(splits.values())}"
+        )
+    critics = {folder: load_critic(folder, device) for folder in runs}  # what is missing is better found now
     make_folder(output_dir, "--output_dir")
     path, written = os.path.join(output_dir, f"{title}_{{}}").format, []
     slices, groups = {}, {}
@@ -164,32 +191,35 @@ def evaluate(runs, generated, dataset_dir, output_dir, title, device="cpu"):
         slices[kind] = {one: Slices(folder, one, side) for one in generated}
         groups[kind] = {one: subjects_of(folder, one, found) for one, found in slices[kind].items()}
     rng = np.random.default_rng(0)
-    some = {kind: {one: pixels[rng.permutation(len(pixels))[:COMPARED]] for one, pixels in of.items()}
-            for kind, of in (slices | {"generated": generated}).items()}
+    some = {
+        kind: {one: pixels[rng.permutation(len(pixels))[:COMPARED]] for one, pixels in of.items()}
+        for kind, of in (slices | {"generated": generated}).items()
+    }
 
     scores = {}
     for folder, classes in runs.items():
-        found = {kind: score(critics[folder], {one: some[kind][one] for one in classes}, device)
-                 for kind in tqdm(KINDS, f"critic of {folder}", disable=None)}
+        found = {
+            kind: score(critics[folder], {one: some[kind][one] for one in classes}, device)
+            for kind in tqdm(KINDS, f"critic of {folder}", disable=None)
+        }
         scores |= {one: {kind: found[kind][one] for kind in KINDS} for one in classes}
     results = {"critic": {one: critic_gaps(found) for one, found in scores.items()}}
     written.append(plot_critics(scores, results["critic"], path("critic.png")))
 
-    small = {kind: {one: shrink(pixels) for one, pixels in of.items()}
-             for kind, of in (slices | {"generated": generated}).items()}
+    small = {kind: {one: shrink(pixels) for one, pixels in of.items()} for kind, of in (slices | {"generated": generated}).items()}
     if len(generated) > 1:
         results["classifier"] = classify(*(small[kind] for kind in ("train", "generated", "unseen")), groups["unseen"], device)
         written.append(plot_classifier(results["classifier"], path("classifier.png")))
     if side >= SIDE:
-        areas = {kind: {one: measure_areas(pixels, f"areas of {kind} {one}") for one, pixels in of.items()}
-                 for kind, of in small.items()}
+        areas = {
+            kind: {one: measure_areas(pixels, f"areas of {kind} {one}") for one, pixels in of.items()} for kind, of in small.items()
+        }
         results["areas"] = compare_areas(areas, groups, true_means(splits["train"], generated))
         written.append(plot_areas(areas, results["areas"], path("areas.png")))
 
     results["metrics"] = {}
     for one in generated:
-        found = metrics.study(some["unseen"][one], some["generated"][one], slices["train"][one], device=device,
-                              progress=True)
+        found = metrics.study(some["unseen"][one], some["generated"][one], slices["train"][one], device=device, progress=True)
         results["metrics"][one] = found.values
         metrics.save_metrics(found, path(f"metrics_{one}.png"))
         metrics.save_nearest(some["generated"][one], slices["train"][one], found.memory, path(f"nearest_{one}.png"))
@@ -218,57 +248,136 @@ def true_means(folder, classes):
 # ---------------------------------------------------------------------------------------------------------------------
 # What is said of it
 
+
 def sections(results, paths, title):
     """`report.Section`s of what `evaluate` returned for the model called `title`."""
+
     def shown(end):
-        return [report.Figure(path, CAPTIONS[end].format(os.path.basename(path).split("_")[-1][:-4])) for path in paths
-                if os.path.basename(path).removeprefix(title + "_").startswith(end)]
-    made = [report.Section(f"{title}: the critic on unseen slices", tables=[report.Table(
-        ["class", "train less unseen", "unseen less generated"],
-        [[one, found["train - unseen"], found["unseen - generated"]] for one, found in results["critic"].items()],
-        "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like generated ones.")],
-        figures=shown("critic"), numbers=results["critic"])]
+        return [
+            report.Figure(path, CAPTIONS[end].format(os.path.basename(path).split("_")[-1][:-4]))
+            for path in paths
+            if os.path.basename(path).removeprefix(title + "_").startswith(end)
+        ]
+
+    made = [
+        report.Section(
+            f"{title}: the critic on unseen slices",
+            tables=[
+                report.Table(
+                    ["class", "train less unseen", "unseen less generated"],
+                    [[one, found["train - unseen"], found["unseen - generated"]] for one, found in results["critic"].items()],
+                    "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like generated ones.",
+                )
+            ],
+            figures=shown("critic"),
+            numbers=results["critic"],
+        )
+    ]
     if "classifier" in results:
         found = results["classifier"]
-        made.append(report.Section(f"{title}: a classifier of AD and NC", [
-            f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. Intervals "
-            f"are over unseen {found['resampled']}" + (": names carry no subjects, so they are too narrow." if
-                                                       found["resampled"] == "slices" else ".")],
-            [report.Table(["trained on", "AUC on unseen real slices", "seeds' deviation"],
-                          [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()],
-                          f"Mean of {len(found['train']['seeds'])} classifiers each.")], shown("classifier"), found))
+        made.append(
+            report.Section(
+                f"{title}: a classifier of AD and NC",
+                [
+                    f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. Intervals "
+                    f"are over unseen {found['resampled']}"
+                    + (": names carry no subjects, so they are too narrow." if found["resampled"] == "slices" else ".")
+                ],
+                [
+                    report.Table(
+                        ["trained on", "AUC on unseen real slices", "seeds' deviation"],
+                        [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()],
+                        f"Mean of {len(found['train']['seeds'])} classifiers each.",
+                    )
+                ],
+                shown("classifier"),
+                found,
+            )
+        )
     if "areas" in results:
         found = results["areas"]
-        rows = [[one, tissue, here["train"], here["unseen"], here["generated"], here["generated / train - 1"],
-                 here["unseen / train - 1"], here["wasserstein"], here["floor"], here.get("truth")]
-                for one, tissues in found.items() if one != "AD - NC" for tissue, here in tissues.items()]
-        tables = [report.Table(["class", "tissue", "train", "unseen", "generated", "generated / train - 1", "unseen / train - 1",
-                                "Wasserstein", "its floor", "true train"], rows,
-                               "Mean areas, mm2 (nominal but on phantoms), by one measure; the floor is that of unseen slices.")]
+        rows = [
+            [
+                one,
+                tissue,
+                here["train"],
+                here["unseen"],
+                here["generated"],
+                here["generated / train - 1"],
+                here["unseen / train - 1"],
+                here["wasserstein"],
+                here["floor"],
+                here.get("truth"),
+            ]
+            for one, tissues in found.items()
+            if one != "AD - NC"
+            for tissue, here in tissues.items()
+        ]
+        tables = [
+            report.Table(
+                [
+                    "class",
+                    "tissue",
+                    "train",
+                    "unseen",
+                    "generated",
+                    "generated / train - 1",
+                    "unseen / train - 1",
+                    "Wasserstein",
+                    "its floor",
+                    "true train",
+                ],
+                rows,
+                "Mean areas, mm2 (nominal but on phantoms), by one measure; the floor is that of unseen slices.",
+            )
+        ]
         if "AD - NC" in found:
-            tables.append(report.Table(["tissue", "train", "unseen", "generated"],
-                                [[tissue, *(here[kind] for kind in KINDS)] for tissue, here in found["AD - NC"].items()],
-                                "AD less NC, mm2: whether the generated classes differ as the real ones do."))
+            tables.append(
+                report.Table(
+                    ["tissue", "train", "unseen", "generated"],
+                    [[tissue, *(here[kind] for kind in KINDS)] for tissue, here in found["AD - NC"].items()],
+                    "AD less NC, mm2: whether the generated classes differ as the real ones do.",
+                )
+            )
         made.append(report.Section(f"{title}: areas", tables=tables, figures=shown("areas"), numbers=found))
     found = results["metrics"]
     names = [name for name in next(iter(found.values())) if not name.startswith("floor_")]
     rows = [[name, *(value for one in found.values() for value in (one[name], one.get(f"floor_{name}")))] for name in names]
-    made.append(report.Section(f"{title}: metrics", tables=[report.Table(
-        ["", *(head for one in found for head in (one, f"{one}, floor"))], rows,
-        "Generated against unseen slices (metrics.py); the floor is between two halves of the unseen ones. memorised: share nearer "
-        "to a training slice than 99% of unseen ones are.")], figures=shown("metrics") + shown("nearest"), numbers=found))
+    made.append(
+        report.Section(
+            f"{title}: metrics",
+            tables=[
+                report.Table(
+                    ["", *(head for one in found for head in (one, f"{one}, floor"))],
+                    rows,
+                    "Generated against unseen slices (metrics.py); the floor is between two halves of the unseen ones. memorised: share nearer "
+                    "to a training slice than 99% of unseen ones are.",
+                )
+            ],
+            figures=shown("metrics") + shown("nearest"),
+            numbers=found,
+        )
+    )
     return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures; each returns its path
 
+
 def histogram(axes, values, kinds=KINDS):
     """Densities of {kind: [n]} over common bins, without the outermost thousandths, and their means as lines."""
     low, high = np.quantile(np.concatenate([values[kind] for kind in kinds]), (0.001, 0.999))
     for kind in kinds:
-        axes.hist(values[kind], np.linspace(low, high + 1e-9, 41), density=True, histtype="step", linewidth=1.5,
-                  color=COLOURS[kind], label=kind)
+        axes.hist(
+            values[kind],
+            np.linspace(low, high + 1e-9, 41),
+            density=True,
+            histtype="step",
+            linewidth=1.5,
+            color=COLOURS[kind],
+            label=kind,
+        )
         axes.axvline(values[kind].mean(), color=COLOURS[kind], linewidth=1, linestyle=":")
     axes.set_yticks([])
 
@@ -279,8 +388,11 @@ def plot_critics(scores, gaps, path):
     for axes, (name, values) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items()):
         histogram(axes, values)
         axes.set(xlabel="score of the critic (dotted: means)")
-        axes.set_title(f"{name}: train - unseen {gaps[name]['train - unseen']:+.2f}, unseen - generated "
-                       f"{gaps[name]['unseen - generated']:+.2f} standard deviations", fontsize=10)
+        axes.set_title(
+            f"{name}: train - unseen {gaps[name]['train - unseen']:+.2f}, unseen - generated "
+            f"{gaps[name]['unseen - generated']:+.2f} standard deviations",
+            fontsize=10,
+        )
         axes.legend(frameon=False)
     figures.save_figure(figure, path)
     return path
@@ -297,8 +409,13 @@ def plot_classifier(found, path):
         axes.plot([x + 0.08] * len(found[name]["seeds"]), found[name]["seeds"], "o", color=figures.FAKE, markersize=4)
         axes.annotate(f"{mean:.3f}", (x - 0.12, mean), ha="right", va="center")
     axes.axhline(0.5, color="grey", linewidth=0.5)
-    axes.set(xticks=range(3), xticklabels=[f"trained on {name}" for name in TEACHERS.values()], xlim=(-0.6, 2.5),
-             ylabel="AUC, AD against NC, on unseen real slices", ylim=(min(0.48, axes.get_ylim()[0]), 1.005))
+    axes.set(
+        xticks=range(3),
+        xticklabels=[f"trained on {name}" for name in TEACHERS.values()],
+        xlim=(-0.6, 2.5),
+        ylabel="AUC, AD against NC, on unseen real slices",
+        ylim=(min(0.48, axes.get_ylim()[0]), 1.005),
+    )
     axes.set_title(f"dots: seeds; bars: 95% interval of their mean over other {found['resampled']}", fontsize=10)
     figures.save_figure(figure, path)
     return path
@@ -314,14 +431,17 @@ def plot_areas(areas, found, path):
             here = found[one][tissue]
             if "truth" in here:
                 axes.axvline(here["truth"], color="black", linewidth=1, label="true mean")
-            axes.set_title(f"{tissue}, {one}: generated {here['generated / train - 1'].value:+.1%}, Wasserstein "
-                           f"{here['wasserstein']:.0f} (unseen {here['floor']:.0f})", fontsize=10)
+            axes.set_title(
+                f"{tissue}, {one}: generated {here['generated / train - 1'].value:+.1%}, Wasserstein "
+                f"{here['wasserstein']:.0f} (unseen {here['floor']:.0f})",
+                fontsize=10,
+            )
     unit = "mm$^2$" if "truth" in here else "nominal mm$^2$"
     for axes in row:
         axes.set_xlabel(f"area, {unit} (dotted: means)")
     figure.axes[0].legend(frameon=False)
-    for row in range(len(AMOUNT)):                      # one scale for both classes
-        here = figure.axes[row * len(names):(row + 1) * len(names)]
+    for row in range(len(AMOUNT)):  # one scale for both classes
+        here = figure.axes[row * len(names) : (row + 1) * len(names)]
         limits = np.array([axes.get_xlim() for axes in here])
         for axes in here:
             axes.set_xlim(limits[:, 0].min(), limits[:, 1].max())

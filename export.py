@@ -6,6 +6,7 @@
 
 An export that was stopped, or is to be larger, goes on: the same command makes what is missing and nothing else.
 """
+
 import csv
 import hashlib
 import io
@@ -23,7 +24,7 @@ from trained import BATCH, generate, latents, style_vectors
 from utils import UserError, atomic_path, make_folder
 
 COLUMNS = "path", "class", "seed", "number", "truncation", "model", "weights", "w_file", "w_row"
-AHEAD = 64                      # pictures that may wait to be written, for each thread
+AHEAD = 64  # pictures that may wait to be written, for each thread
 
 
 def metadata(model, count, seed, truncation):
@@ -37,8 +38,19 @@ def metadata(model, count, seed, truncation):
     for number in range(count):
         for label in model.labels:
             name = "" if label is None else CLASSES[label]
-            table.writerow([os.path.join(name, f"{number:06d}.png"), name or "+".join(model.trained_on), seed, number, truncation,
-                            model.name, weights.hexdigest()[:16], f"w_{name}.npy" if name else "w.npy", number])
+            table.writerow(
+                [
+                    os.path.join(name, f"{number:06d}.png"),
+                    name or "+".join(model.trained_on),
+                    seed,
+                    number,
+                    truncation,
+                    model.name,
+                    weights.hexdigest()[:16],
+                    f"w_{name}.npy" if name else "w.npy",
+                    number,
+                ]
+            )
     return text.getvalue().splitlines(keepends=True)
 
 
@@ -58,17 +70,19 @@ def begin(folder, lines):
     if os.path.isfile(path):
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             kept = file.readlines()
-        if kept[:len(lines)] != lines[:len(kept)]:
-            raise UserError(f"{folder} holds an export of another model, --seed or --truncation: choose another --output_dir, or "
-                            "remove it")
+        if kept[: len(lines)] != lines[: len(kept)]:
+            raise UserError(
+                f"{folder} holds an export of another model, --seed or --truncation: choose another --output_dir, or remove it"
+            )
         if len(kept) > len(lines):
-            raise UserError(f"{folder} holds {len(kept) - 1} slices from an earlier export, more than the {len(lines) - 1} "
-                            "asked for: choose another --output_dir, or remove it")
+            raise UserError(
+                f"{folder} holds {len(kept) - 1} slices from an earlier export, more than the {len(lines) - 1} "
+                "asked for: choose another --output_dir, or remove it"
+            )
     elif any(name.endswith(".png") for _, _, names in os.walk(folder) for name in names):
         raise UserError(f"{folder} holds PNGs that no metadata.csv tells of: choose another --output_dir, or remove them")
     if kept != lines:
-        with atomic_path(path) as temporary, \
-                open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(lines)
 
 
@@ -96,8 +110,10 @@ def export(model, count, seed, truncation, device, output_dir):
         there = set(os.listdir(folder))
         missing = [number for number, path in enumerate(paths) if os.path.basename(path) not in there]
         start = missing[0] // BATCH if missing else -(-count // BATCH)
-        with ThreadPoolExecutor(os.cpu_count()) as writers, \
-                tqdm(total=count, initial=min(count, start * BATCH), unit=" images", desc=f"export {folder}") as bar:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as writers,
+            tqdm(total=count, initial=min(count, start * BATCH), unit=" images", desc=f"export {folder}") as bar,
+        ):
             waiting = deque()
             for images in generate(model, count, seed, truncation, label, device, start):
                 for image in images:

@@ -2,6 +2,7 @@
 
 Images come as uint8 or as float in [-1, 1]; pictures are PNG, written whole or not at all.
 """
+
 import math
 import textwrap
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from utils import atomic_path
 
 CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
 REAL, FAKE, CRITIC, PENALTY, NEUTRAL = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888"
-MARGIN, GAP, CAPTION = 16, 2, 34        # pixels around the picture, between tiles, and for the line above a grid
+MARGIN, GAP, CAPTION = 16, 2, 34  # pixels around the picture, between tiles, and for the line above a grid
 
 
 def save_array(array, path):
@@ -35,6 +36,7 @@ def save_figure(figure, path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Grids of slices
 
+
 def tile(images, columns):
     """uint8 [N, R, R] -> one uint8 picture with `columns` tiles a row; tiles under 128 pixels are enlarged, unsmoothed."""
     zoom = max(1, 128 // images.shape[-1])
@@ -43,7 +45,7 @@ def tile(images, columns):
     picture = np.zeros((rows * side - GAP, columns * side - GAP), np.uint8)
     for i, image in enumerate(images):
         y, x = i // columns * side, i % columns * side
-        picture[y:y + side - GAP, x:x + side - GAP] = image
+        picture[y : y + side - GAP, x : x + side - GAP] = image
     return picture
 
 
@@ -79,12 +81,14 @@ def save_table(cells, path, rows, columns, note="", least=128):
     cells: [rows, columns, R, R] uint8, or [.., 3] in colour; a list of rows may hold None where nothing is to be drawn.
     least: pixels a side below which pictures are enlarged, unsmoothed; those of the first row set the size of all.
     """
+
     def text_width(text):
         return math.ceil(max(font.getlength(line) for line in text.split("\n")))
+
     font, side = ImageFont.load_default(size=15), next(len(cell) for cell in reversed(cells[0]) if cell is not None)
     side *= max(1, least // side)
     wide = [max(side, text_width(column) + 8) + GAP for column in columns]
-    x = np.cumsum([MARGIN + max(map(text_width, rows)) + 8, *wide])                     # left edge of every column
+    x = np.cumsum([MARGIN + max(map(text_width, rows)) + 8, *wide])  # left edge of every column
     top = 10 + 20 * max(column.count("\n") + 1 for column in columns) if any(columns) else MARGIN
     bottom = top + len(cells) * (side + GAP)
     height = bottom + MARGIN // 2 + (10 + 20 * (note.count("\n") + 1) if note else 0)
@@ -105,15 +109,16 @@ def save_table(cells, path, rows, columns, note="", least=128):
 
 def colour(values, limit, name="RdBu_r"):
     """Float maps [..., R, R] -> uint8 [..., R, R, 3]: -limit to limit over a diverging colour map, 0 to limit over another."""
-    low = -limit if name == "RdBu_r" else 0.
+    low = -limit if name == "RdBu_r" else 0.0
     return (255 * colormaps[name](np.clip((values - low) / max(limit - low, 1e-12), 0, 1))[..., :3]).round().astype(np.uint8)
 
 
 def save_gif(frames, path, milliseconds=80):
     """Write frames [T, H, W] uint8, or [T, H, W, 3], as an endless GIF; slices under 256 pixels are enlarged."""
     zoom = max(1, 256 // frames[0].shape[0])
-    pictures = [Image.fromarray(frame).resize((frame.shape[1] * zoom, frame.shape[0] * zoom), Image.Resampling.NEAREST)
-                for frame in frames]
+    pictures = [
+        Image.fromarray(frame).resize((frame.shape[1] * zoom, frame.shape[0] * zoom), Image.Resampling.NEAREST) for frame in frames
+    ]
     with atomic_path(path) as temporary:
         pictures[0].save(temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 
@@ -121,11 +126,13 @@ def save_gif(frames, path, milliseconds=80):
 # ---------------------------------------------------------------------------------------------------------------------
 # Style vectors
 
+
 class Panel(NamedTuple):
     """A map of style vectors, and how far its sets lie apart."""
+
     title: str
-    sets: dict                  # {legend: [n, 2]}
-    measures: dict              # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below
+    sets: dict  # {legend: [n, 2]}
+    measures: dict  # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below
 
 
 def plot_styles(panels, path, note):
@@ -140,11 +147,18 @@ def plot_styles(panels, path, note):
         for y, (name, (value, low, high)) in zip((1, 0), panel.measures.items()):
             strip.plot([low, high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
             strip.plot(value, y, "o", color=CRITIC, markersize=5)
-            strip.text(0, y + 0.28, f"{name}: {value:.2f} ({low:.2f} to {high:.2f})", fontsize=8,
-                       transform=strip.get_yaxis_transform(), bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+            strip.text(
+                0,
+                y + 0.28,
+                f"{name}: {value:.2f} ({low:.2f} to {high:.2f})",
+                fontsize=8,
+                transform=strip.get_yaxis_transform(),
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
         strip.axvline(0.5, color=FAKE, linestyle=":", linewidth=1.2)
-        strip.set(xlim=(0.35, 1.02), ylim=(-0.4, 1.7), xticks=[0.5, 0.75, 1], xticklabels=["0.5\nchance", "0.75", "1\napart"],
-                  yticks=[])
+        strip.set(
+            xlim=(0.35, 1.02), ylim=(-0.4, 1.7), xticks=[0.5, 0.75, 1], xticklabels=["0.5\nchance", "0.75", "1\napart"], yticks=[]
+        )
         strip.tick_params(labelsize=8, length=0)
         for side in ("top", "right", "left"):
             strip.spines[side].set_visible(False)
@@ -162,7 +176,7 @@ def plot_epochs(lines, path, note):
     columns = max(map(len, lines.values()))
     figure = Figure(figsize=(max(7, 3.6 * columns), 3.9 * len(lines) + 0.7), layout="constrained")
     for row, (title, maps) in zip(figure.subplots(len(lines), columns, squeeze=False), lines.items()):
-        for axes in row[len(maps):]:
+        for axes in row[len(maps) :]:
             axes.axis("off")
         for axes, (epoch, sets, alike) in zip(row, maps):
             _scatter(axes, sets)
@@ -191,11 +205,23 @@ def _scatter(axes, sets):
     axes.set(xticks=[], yticks=[])
     for name, points in sets.items():
         real = name.startswith("real")
-        axes.scatter(*np.asarray(points).T, s=26 if real else max(1, min(6, 6000 / len(points))), alpha=0.9 if real else 0.6,
-                     linewidths=0.7 if real else 0, edgecolors="black", label=name,
-                     color=CLASS_COLOURS.get(name.removeprefix("real "), "#b8860b"))
-    axes.legend(loc="best", frameon=True, framealpha=0.7, edgecolor="none", fontsize=8,
-                markerscale=1 if any(name.startswith("real") for name in sets) else 2)
+        axes.scatter(
+            *np.asarray(points).T,
+            s=26 if real else max(1, min(6, 6000 / len(points))),
+            alpha=0.9 if real else 0.6,
+            linewidths=0.7 if real else 0,
+            edgecolors="black",
+            label=name,
+            color=CLASS_COLOURS.get(name.removeprefix("real "), "#b8860b"),
+        )
+    axes.legend(
+        loc="best",
+        frameon=True,
+        framealpha=0.7,
+        edgecolor="none",
+        fontsize=8,
+        markerscale=1 if any(name.startswith("real") for name in sets) else 2,
+    )
 
 
 def _bounds(maps):
@@ -208,6 +234,7 @@ def _bounds(maps):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The course of a training
+
 
 def table(rows, columns):
     """{column: float array [rows]} from the rows of a run's table."""
@@ -238,8 +265,11 @@ def plot_dashboard(losses, evaluations, path):
     _points(axes, points, evaluations["kid_test"], "against unseen slices", REAL)
     _log_if_wide(axes)
     axes = _panel(panels[1, 1], "Critic's mean score")
-    for column, label, colour in (("score_train", "training slices", CRITIC), ("score_test", "unseen slices", REAL),
-                                  ("score_generated", "generated slices", FAKE)):
+    for column, label, colour in (
+        ("score_train", "training slices", CRITIC),
+        ("score_test", "unseen slices", REAL),
+        ("score_generated", "generated slices", FAKE),
+    ):
         _points(axes, points, evaluations[column], label, colour)
     axes = _panel(panels[1, 2], "Overfitting")
     _line(axes, kimg, losses["separation"], "separation of a batch, 2 AUC - 1", NEUTRAL)
@@ -265,10 +295,12 @@ def plot_dashboard(losses, evaluations, path):
         else:
             axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", va="center", color="grey")
             axes.set_yticks([])
-    panels[0, 0].set_xlim(0, 1.02 * max(kimg.max(), *points, 0))                         # of all, which share it
-    facts = (f"{losses['epoch'][-1]:.1f} epochs, {losses['seconds'][-1] / 60:.1f} minutes, "
-             f"{np.nanmean(losses['images_per_second']):.1f} images/s, {losses['memory_gib'][-1]:.1f} GiB, "
-             f"{losses['skipped'][-1]:.0f} steps left out")
+    panels[0, 0].set_xlim(0, 1.02 * max(kimg.max(), *points, 0))  # of all, which share it
+    facts = (
+        f"{losses['epoch'][-1]:.1f} epochs, {losses['seconds'][-1] / 60:.1f} minutes, "
+        f"{np.nanmean(losses['images_per_second']):.1f} images/s, {losses['memory_gib'][-1]:.1f} GiB, "
+        f"{losses['skipped'][-1]:.0f} steps left out"
+    )
     figure.supxlabel(f"thousand real slices shown (kimg); {facts}")
     save_figure(figure, path)
 
@@ -277,11 +309,16 @@ def plot_loss_proportion(losses, path):
     """loss_proportion.png: the shares of |Wasserstein estimate|, penalty and |generator loss| in their sum over training."""
     terms = np.abs(np.nan_to_num([losses["wasserstein"], losses["penalty"], losses["generator_loss"]]))
     terms = np.array([_smooth(term) for term in terms])
-    terms = np.c_[terms[:, :1], terms]                  # from 0 on, so that even one row is an area
+    terms = np.c_[terms[:, :1], terms]  # from 0 on, so that even one row is an area
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    axes.stackplot(np.r_[0, losses["images"] / 1000], terms / np.maximum(terms.sum(0), 1e-12), colors=[REAL, PENALTY, FAKE],
-                   labels=["critic (Wasserstein)", "gradient penalty", "generator"], alpha=0.85)
+    axes.stackplot(
+        np.r_[0, losses["images"] / 1000],
+        terms / np.maximum(terms.sum(0), 1e-12),
+        colors=[REAL, PENALTY, FAKE],
+        labels=["critic (Wasserstein)", "gradient penalty", "generator"],
+        alpha=0.85,
+    )
     axes.set(xlabel="thousand real slices shown (kimg)", ylabel="share of the loss, by absolute value", ylim=(0, 1))
     axes.margins(x=0)
     axes.legend(loc="lower right", framealpha=0.9)

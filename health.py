@@ -4,6 +4,7 @@
 line, and `Evaluator` compares, every few epochs, what the averaged generator makes with real slices, and the critic's scores
 of slices it was trained on with its scores of others.
 """
+
 import functools
 import sys
 
@@ -14,7 +15,7 @@ from dataset import to_float, to_uint8
 from distances import NEIGHBOURS, Features, kid, prdc
 from utils import random_stream
 
-EVALUATED = 512                         # generated slices, and at most as many real ones of each kind, in one evaluation
+EVALUATED = 512  # generated slices, and at most as many real ones of each kind, in one evaluation
 STATISTICS = "min", "max", "mean", "std"
 PICTURE = "diversity", "lit", "beyond"
 EVALUATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
@@ -23,12 +24,14 @@ EVALUATION = "kid", "kid_test", "precision", "recall", "score_train", "score_tes
 # ---------------------------------------------------------------------------------------------------------------------
 # Inside the networks
 
+
 class Probe:
     """Notes what every block puts out, by forward hooks, while `watching(True)` is entered; costs nothing otherwise.
 
     noted: {"w", "generator 4" ... "generator R", "image", "critic R" ... "critic 8", "score": tensor [4] of STATISTICS}, of the
     first call after entering: generated slices in the generator, real and generated ones in the critic.
     """
+
     def __init__(self, model, critic):
         self.noted, self.active = {}, False
         generator = model["generator"]
@@ -84,26 +87,38 @@ def picture_statistics(fake, real):
 # ---------------------------------------------------------------------------------------------------------------------
 # Trouble, in one line
 
-SIGNS = {           # {name: (is it there, from a row or an evaluation by column name; what it means and what to do)}
-    "generator collapsed": (lambda row: row["diversity"] < 0.1,
-                            "its pictures are nearly one picture ({diversity:.2f} of the real spread); a lower --lr or a "
-                            "higher --lambda_gp may help, from a new run"),
+SIGNS = {  # {name: (is it there, from a row or an evaluation by column name; what it means and what to do)}
+    "generator collapsed": (
+        lambda row: row["diversity"] < 0.1,
+        "its pictures are nearly one picture ({diversity:.2f} of the real spread); a lower --lr or a "
+        "higher --lambda_gp may help, from a new run",
+    ),
     "generator black": (lambda row: row["lit"] < 0.1, "its pictures are nearly empty ({lit:.2f} of the real lit area)"),
-    "generator saturated": (lambda row: row["beyond"] > 0.25, "{beyond:.0%} of its pixels are far brighter than white; a "
-                                                              "lower --lr may help"),
-    "critic won": (lambda row: row["separation"] > 0.999 and row["images"] > 20_000,
-                   "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help"),
-    "generator narrows": (lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
-                          "its slices look real (precision {precision:.2f}) but cover few of the training slices (recall "
-                          "{recall:.2f}); an earlier one may be better: best.pt keeps that of the lowest KID"),
-    "critic overfits": (lambda row: row["overfitting"] > 0.5,
-                        "unseen real slices lie {overfitting:.0%} of the way from training slices to generated ones in its "
-                        "scores; more slices or --augment ada help, and best.pt keeps the best generator so far")}
-PATIENCE = 5        # rows in a row that must show a sign before it is named; an evaluation, which averages much, counts at once
+    "generator saturated": (
+        lambda row: row["beyond"] > 0.25,
+        "{beyond:.0%} of its pixels are far brighter than white; a lower --lr may help",
+    ),
+    "critic won": (
+        lambda row: row["separation"] > 0.999 and row["images"] > 20_000,
+        "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help",
+    ),
+    "generator narrows": (
+        lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
+        "its slices look real (precision {precision:.2f}) but cover few of the training slices (recall "
+        "{recall:.2f}); an earlier one may be better: best.pt keeps that of the lowest KID",
+    ),
+    "critic overfits": (
+        lambda row: row["overfitting"] > 0.5,
+        "unseen real slices lie {overfitting:.0%} of the way from training slices to generated ones in its "
+        "scores; more slices or --augment ada help, and best.pt keeps the best generator so far",
+    ),
+}
+PATIENCE = 5  # rows in a row that must show a sign before it is named; an evaluation, which averages much, counts at once
 
 
 class Watch:
     """Names trouble once when it begins. `check` takes rows of losses.csv and evaluations alike, as dictionaries."""
+
     def __init__(self):
         self.seen = dict.fromkeys(SIGNS, 0)
 
@@ -124,17 +139,19 @@ class Watch:
 # ---------------------------------------------------------------------------------------------------------------------
 # Against real slices
 
+
 class Evaluator:
     """KID, precision and recall of the averaged generator, and what the critic thinks of slices it was not trained on.
 
     train: Slices; test: Slices or None (its figures are nan then). The real slices' features are computed once. The latents
     are the same every time.
     """
+
     def __init__(self, train, test, z_dim, num_classes, device):
         self.device, self.features = device, Features("vgg16", device)
         self.z = torch.randn(EVALUATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
         self.labels = torch.arange(EVALUATED, device=device) % num_classes if num_classes else None
-        self.real = {}                  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D])}
+        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D])}
         for split, slices in (("train", train), ("test", test)):
             if slices is not None:
                 chosen = np.random.default_rng(0).permutation(len(slices))[:EVALUATED]
@@ -147,10 +164,10 @@ class Evaluator:
         rng = random_stream("evaluation noise", 0, self.device)
         fake = []
         for i in range(0, EVALUATED, batch_size):
-            labels = None if self.labels is None else self.labels[i:i + batch_size]
-            w = averaged["mapping"](self.z[i:i + batch_size], labels)
+            labels = None if self.labels is None else self.labels[i : i + batch_size]
+            w = averaged["mapping"](self.z[i : i + batch_size], labels)
             fake.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
-        fake = torch.cat(fake).numpy()                                                  # [EVALUATED, R, R]
+        fake = torch.cat(fake).numpy()  # [EVALUATED, R, R]
         features = self.features(fake)
         found = dict.fromkeys(EVALUATION, float("nan"))
         found["kid"] = 1000 * kid(self.real["train"][2], features)
@@ -175,8 +192,8 @@ def critic_scores(critic, pixels, labels, batch_size, device):
     labels = labels.to(device) if critic.embedding is not None else None
     scores = []
     for i in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
-        images = to_float(torch.as_tensor(pixels[i:i + batch_size]).to(device))
-        scores.append(critic(images, None if labels is None else labels[i:i + batch_size]))
+        images = to_float(torch.as_tensor(pixels[i : i + batch_size]).to(device))
+        scores.append(critic(images, None if labels is None else labels[i : i + batch_size]))
     return torch.cat(scores)
 
 
@@ -187,16 +204,16 @@ def mean_score(scores, labels, critic):
     """
     if critic.embedding is None:
         return scores.mean().item()
-    labels = labels[:len(scores)].to(scores.device)
+    labels = labels[: len(scores)].to(scores.device)
     return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()
 
 
 def memory_gib(device):
     """Peak memory so far in GiB: of the CUDA device, else of this process; nan where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     try:
-        import resource                 # not on Windows
+        import resource  # not on Windows
     except ImportError:
         return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == "darwin" else 2 ** 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,7 +1,8 @@
 """Numbers with their uncertainty: bootstrap intervals that respect subjects, and the area under the ROC curve.
 
-    bootstrap(lambda weights: auc(scores, positive, weights), groups=subjects, strata=positive)         # 0.81 (0.77 to 0.85)
+bootstrap(lambda weights: auc(scores, positive, weights), groups=subjects, strata=positive)         # 0.81 (0.77 to 0.85)
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ RESAMPLED = 1000
 
 class Interval(NamedTuple):
     """A number and its 95% bootstrap interval."""
+
     value: float
     low: float
     high: float
@@ -26,7 +28,7 @@ def bootstrap(statistic, groups, strata=None, seed=0):
     the slices of one subject or the vectors of one latent; strata [N], such as classes: each keeps its number of groups.
     """
     rng, strata, weights = np.random.default_rng(seed), np.zeros(len(groups)) if strata is None else strata, np.ones(len(groups))
-    members = []                                        # of each stratum: its rows, and which of its groups each belongs to
+    members = []  # of each stratum: its rows, and which of its groups each belongs to
     for stratum in np.unique(strata):
         rows = np.flatnonzero(strata == stratum)
         members.append((rows, np.unique(np.asarray(groups)[rows], return_inverse=True)[1]))
@@ -47,6 +49,6 @@ def auc(scores, positive, weights=None):
     values, place = np.unique(scores, return_inverse=True)
     weights = np.ones(len(scores)) if weights is None else weights
     up, down = (np.bincount(place, weights * of, len(values)) for of in (positive, ~positive))
-    below = np.cumsum(down) - down / 2                  # negatives below each value, and half of those at it
+    below = np.cumsum(down) - down / 2  # negatives below each value, and half of those at it
     with np.errstate(invalid="ignore"):
         return float((up * below).sum() / np.float64(up.sum() * down.sum()))

@@ -10,6 +10,7 @@ et al. 2018 (arXiv:1710.10196, appendix A.1). logistic: Goodfellow et al. 2014 w
 (arXiv:1801.04406, eq. 9), as in StyleGAN2. relativistic: Jolicoeur-Martineau 2018 with R1 and R2, as in Huang et al. 2024
 (arXiv:2501.05441, eq. 2 to 4). Scores and losses are float32.
 """
+
 import math
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 from shares import draw
 
-DRIFT = 1e-3                    # weight of critic(real)^2 in wgan-gp, which has no other hold on the scores' level
+DRIFT = 1e-3  # weight of critic(real)^2 in wgan-gp, which has no other hold on the scores' level
 
 
 def critic_loss(kind, score_real, score_fake):
@@ -47,8 +48,8 @@ class _Bounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        images, = ctx.saved_tensors
-        return grad * (((images > -1) | (grad < 0)) & ((images < 1) | (grad > 0)))      # descending goes against grad
+        (images,) = ctx.saved_tensors
+        return grad * (((images > -1) | (grad < 0)) & ((images < 1) | (grad > 0)))  # descending goes against grad
 
 
 def bounded(images):
@@ -79,8 +80,8 @@ def gradient_penalty(kind, critic, real, fake, labels=None, rng=None):
 def _gradient_norm(critic, images, labels):
     """|grad critic(x)| at every image, [N], differentiable once more."""
     images = images.detach().requires_grad_()
-    gradient, = torch.autograd.grad(critic(images, labels).sum(), images, create_graph=True)
-    return (gradient.square().sum((1, 2, 3)) + 1e-20).sqrt()            # the root of 0 has no derivative
+    (gradient,) = torch.autograd.grad(critic(images, labels).sum(), images, create_graph=True)
+    return (gradient.square().sum((1, 2, 3)) + 1e-20).sqrt()  # the root of 0 has no derivative
 
 
 class PathLength(nn.Module):
@@ -90,6 +91,7 @@ class PathLength(nn.Module):
     the penalty and the mean of |J^T y|, 0-dim. y is Gaussian noise over the pixels, so |J^T y| says how far an image moves
     when w does; a follows its mean when that is given to `track`.
     """
+
     def __init__(self, decay=0.01):
         super().__init__()
         self.register_buffer("mean", torch.zeros([]))
@@ -97,8 +99,8 @@ class PathLength(nn.Module):
 
     def forward(self, images, ws, rng=None):
         noise = draw(torch.randn, images.shape, images.device, rng) / math.sqrt(images[0].numel())
-        gradient, = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
-        length = (gradient.square().sum(2).mean(1) + 1e-20).sqrt()                      # [N]
+        (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        length = (gradient.square().sum(2).mean(1) + 1e-20).sqrt()  # [N]
         return (length - self.mean).square().mean(), length.mean().detach()
 
     def track(self, length):

@@ -7,6 +7,7 @@ weight modulation and demodulation, an output-skip generator, a residual discrim
 learning rate of Karras et al. 2018 (arXiv:1710.10196), called K18. Everything can be differentiated twice, which WGAN-GP
 needs of the discriminator. Shapes: N images, C channels, R = resolution, images [N, 1, R, R] with values about [-1, 1].
 """
+
 import functools
 import math
 
@@ -16,9 +17,9 @@ from torch import nn
 
 from shares import GROUP, draw
 
-SLOPE = 0.2                                     # of the leaky ReLU, everywhere
-RELU_GAIN = math.sqrt(2 / (1 + SLOPE ** 2))     # keeps a unit-variance input at unit mean square
-NOISE, NOISE_LR = 0.25, 0.1                     # noise inputs: strength at the start (a signal's is 1), relative learning rate
+SLOPE = 0.2  # of the leaky ReLU, everywhere
+RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # keeps a unit-variance input at unit mean square
+NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: strength at the start (a signal's is 1), relative learning rate
 
 
 def channels_at(resolution, channel_base=8192, channel_max=256):
@@ -29,10 +30,11 @@ def channels_at(resolution, channel_base=8192, channel_max=256):
 # ---------------------------------------------------------------------------------------------------------------------
 # Resampling with the binomial filter [1, 3, 3, 1]
 
+
 @functools.cache
 def _kernel(channels, dtype, device):
-    taps = torch.tensor([1., 3., 3., 1.], dtype=dtype, device=device) / 8
-    return torch.outer(taps, taps).expand(channels, 1, 4, 4)                            # sums to 1
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype, device=device) / 8
+    return torch.outer(taps, taps).expand(channels, 1, 4, 4)  # sums to 1
 
 
 class _Filter(torch.autograd.Function):
@@ -40,6 +42,7 @@ class _Filter(torch.autograd.Function):
 
     Autograd would reach the same second derivatives, at two to seven times the cost on a CPU: it also derives by the kernel.
     """
+
     @staticmethod
     def forward(ctx, x, stride, padding):
         ctx.geometry = stride, padding
@@ -48,9 +51,9 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         stride, padding = ctx.geometry
-        if stride == 1:                         # the kernel is symmetric
+        if stride == 1:  # the kernel is symmetric
             return _Filter.apply(grad, 1, 3 - padding), None, None
-        return _Spread.apply(grad), None, None                                          # stride 2, padding 1
+        return _Spread.apply(grad), None, None  # stride 2, padding 1
 
 
 class _Spread(torch.autograd.Function):
@@ -58,6 +61,7 @@ class _Spread(torch.autograd.Function):
 
     That is bilinear doubling, over 4, but for the edge: there bilinear doubling repeats the last pixel, the filter meets zeros.
     """
+
     @staticmethod
     def forward(ctx, x):
         y = F.interpolate(x / 4, scale_factor=2, mode="bilinear")
@@ -88,12 +92,14 @@ def upsample(x):
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers with equalised learning rate (K18, section 4.1): weights are stored at unit variance and scaled at run time
 
+
 class Linear(nn.Module):
     """y = gain (W x / sqrt(in) + b), [N, in] -> [N, out].
 
     lr_multiplier: learning rate of this layer relative to the others'. gain: of a leaky ReLU that follows, or 1.
     """
-    def __init__(self, in_features, out_features, bias=0., lr_multiplier=1., gain=1.):
+
+    def __init__(self, in_features, out_features, bias=0.0, lr_multiplier=1.0, gain=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
         self.bias = nn.Parameter(torch.full([out_features], bias / lr_multiplier))
@@ -109,11 +115,12 @@ class Conv2d(nn.Module):
 
     gain: of a leaky ReLU that follows, or 1; since leaky_relu(g x) = g leaky_relu(x) it costs nothing here.
     """
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, bias=True, gain=1.):
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, bias=True, gain=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.weight_gain = gain / math.sqrt(in_channels * kernel_size ** 2)
+        self.weight_gain = gain / math.sqrt(in_channels * kernel_size**2)
         self.bias_gain = gain
         self.stride = stride
 
@@ -123,13 +130,14 @@ class Conv2d(nn.Module):
             x, padding = blur(x, padding + 1), 0
         weight = (self.weight * self.weight_gain).to(x.dtype)
         bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
-        if weight.shape[-1] == 1:                                                       # a matrix product of channels
+        if weight.shape[-1] == 1:  # a matrix product of channels
             return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         return F.conv2d(x, weight, bias, self.stride, padding)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # z -> w
+
 
 class MappingNetwork(nn.Module):
     """z [N, z_dim] ~ N(0, 1), labels [N] int64 in [0, num_classes) -> w [N, w_dim].
@@ -138,13 +146,13 @@ class MappingNetwork(nn.Module):
     Eight layers at a hundredth of the learning rate (Karras et al. 2019, arXiv:1812.04948). `track` follows the mean of w, one
     row a class (one row in all without classes), for truncation.
     """
+
     def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=8, lr_multiplier=0.01, mean_beta=0.995):
         super().__init__()
         self.z_dim, self.w_dim, self.num_classes, self.mean_beta = z_dim, w_dim, num_classes, mean_beta
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
         widths = [z_dim * 2 if num_classes else z_dim] + [w_dim] * num_layers
-        self.layers = nn.ModuleList(Linear(a, b, lr_multiplier=lr_multiplier, gain=RELU_GAIN)
-                                    for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(Linear(a, b, lr_multiplier=lr_multiplier, gain=RELU_GAIN) for a, b in zip(widths, widths[1:]))
         self.register_buffer("w_mean", torch.zeros(max(1, num_classes), w_dim))
 
     def forward(self, z, labels=None):
@@ -159,8 +167,8 @@ class MappingNetwork(nn.Module):
     def sums(self, w, labels=None):
         """What `track` needs of w [N, w_dim]: their sum and number, a row a class, [classes, w_dim + 1]."""
         rows = torch.zeros(len(w), dtype=torch.long, device=w.device) if self.embedding is None else labels
-        member = F.one_hot(rows, len(self.w_mean)).to(self.w_mean)                      # [N, classes]
-        return member.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.)
+        member = F.one_hot(rows, len(self.w_mean)).to(self.w_mean)  # [N, classes]
+        return member.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.0)
 
     @torch.no_grad()
     def track(self, sums):
@@ -183,6 +191,7 @@ def _unit(x):
 # ---------------------------------------------------------------------------------------------------------------------
 # w -> image
 
+
 class ModulatedConv2d(nn.Module):
     """Weight-modulated convolution (K20, section 2.2): x [N, C_in, H, W], w [N, w_dim] -> [N, C_out, H or 2H, W or 2W].
 
@@ -190,23 +199,24 @@ class ModulatedConv2d(nn.Module):
     (eq. 1 and 3). A convolution is linear, so scaling its input by s and its output by the root's inverse gives the same
     image with one kernel shared by the batch: a large saving over one grouped convolution per sample.
     """
-    def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, demodulate=True, gain=1.):
+
+    def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, demodulate=True, gain=1.0):
         super().__init__()
-        self.affine = Linear(w_dim, in_channels, bias=1.)                               # A: a style of 1 at the start
+        self.affine = Linear(w_dim, in_channels, bias=1.0)  # A: a style of 1 at the start
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.up, self.demodulate, self.gain = up, demodulate, gain
 
     def forward(self, x, w):
-        style = self.affine(w)                                                          # [N, C_in]
-        weight = self.weight * self.weight_gain                                         # [C_out, C_in, k, k]
+        style = self.affine(w)  # [N, C_in]
+        weight = self.weight * self.weight_gain  # [C_out, C_in, k, k]
         x = x * style[:, :, None, None].to(x.dtype)
-        if self.up:                             # zero insertion and convolution in one, then the filter (gain 4 for zeros)
+        if self.up:  # zero insertion and convolution in one, then the filter (gain 4 for zeros)
             x = blur(F.conv_transpose2d(x, 4 * weight.transpose(0, 1).to(x.dtype), stride=2), padding=1)
         else:
             x = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
         if self.demodulate:
-            norm = style.square() @ weight.square().sum((2, 3)).T                       # [N, C_out]
+            norm = style.square() @ weight.square().sum((2, 3)).T  # [N, C_out]
             x = x * (self.gain * (norm + 1e-8).rsqrt())[:, :, None, None].to(x.dtype)
         return x
 
@@ -220,6 +230,7 @@ class StyleBlock(nn.Module):
     noise: "random" draws it anew from `rng` (None: PyTorch's global generator), "fixed" takes the same for every image and
     call (it is not a weight: each block seeds its own), "none" leaves it out, a tensor [N or 1, 1, H, W] is taken as it is.
     """
+
     def __init__(self, in_channels, out_channels, resolution, w_dim, up=False):
         super().__init__()
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, w_dim, up, gain=RELU_GAIN)
@@ -231,9 +242,9 @@ class StyleBlock(nn.Module):
     def forward(self, x, w, noise="random", rng=None):
         if not torch.is_tensor(noise) and noise not in ("random", "fixed", "none"):
             raise ValueError(f'noise must be "random", "fixed", "none" or a map, not {noise!r}')
-        x = self.conv(x, w)                                                             # [N, C, H, W]
+        x = self.conv(x, w)  # [N, C, H, W]
         n, c, height, width = x.shape
-        maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]       # the bias: a map of ones
+        maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]  # the bias: a map of ones
         if torch.is_tensor(noise):
             maps.append(noise.expand(n, 1, height, width).to(x.dtype))
         elif noise == "random":
@@ -245,8 +256,8 @@ class StyleBlock(nn.Module):
         # One pass over x, as a matrix product: few channels last, a [C, 1, 1] bias is slow to add in bfloat16 on a CPU (16
         # channels at 64x64: four times as long as the convolution).
         pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
-        maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)                            # [N, H W, 2]
-        strengths = torch.cat(strengths, 1).T.to(x.dtype).expand(n, -1, -1)             # [N, 2, C]
+        maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)  # [N, H W, 2]
+        strengths = torch.cat(strengths, 1).T.to(x.dtype).expand(n, -1, -1)  # [N, 2, C]
         pixels = F.leaky_relu_(torch.baddbmm(pixels, maps, strengths), SLOPE)
         return pixels.reshape(n, height, width, c).permute(0, 3, 1, 2)
 
@@ -256,6 +267,7 @@ class GeneratorBlock(nn.Module):
 
     The 4x4 block, which nothing comes before, has one style block; the others have two.
     """
+
     def __init__(self, in_channels, out_channels, resolution, w_dim):
         super().__init__()
         first = [] if in_channels is None else [StyleBlock(in_channels, out_channels, resolution, w_dim, up=True)]
@@ -280,14 +292,16 @@ class Generator(nn.Module):
     noise, rng: see StyleBlock, noise may also be a list of maps, one per style block (num_ws - 1 of them); dtype: of the
     activations (None: that of w); weights and image stay as they are.
     """
+
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, w_dim=256):
         super().__init__()
-        sizes = [2 ** i for i in range(2, int(math.log2(resolution)) + 1)]              # 4, 8, ..., R
+        sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]  # 4, 8, ..., R
         channels = [channels_at(size, channel_base, channel_max) for size in sizes]
         self.resolution, self.w_dim, self.num_ws = resolution, w_dim, 2 * len(sizes)
         self.constant = nn.Parameter(torch.randn(1, channels[0], 4, 4))
-        self.blocks = nn.ModuleList(GeneratorBlock(before, here, size, w_dim)
-                                    for before, here, size in zip([None] + channels, channels, sizes))
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(before, here, size, w_dim) for before, here, size in zip([None] + channels, channels, sizes)
+        )
 
     def forward(self, w, noise="random", rng=None, dtype=None):
         ws = (w[:, None].expand(-1, self.num_ws, -1) if w.ndim == 2 else w).unbind(1)
@@ -296,26 +310,31 @@ class Generator(nn.Module):
         x = x.to(dtype or w.dtype).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             styles = len(block.styles)
-            x, image = block(x, image, ws[layer:layer + styles + 1], noises[layer:layer + styles], rng)
+            x, image = block(x, image, ws[layer : layer + styles + 1], noises[layer : layer + styles], rng)
             layer += styles
         return image
 
 
 def build_generator(network):
     """ModuleDict of the untrained mapping network and generator, from the settings that config.json and generator.pt keep."""
-    return nn.ModuleDict({
-        "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"]),
-        "generator": Generator(network["resolution"], network["channel_base"], network["channel_max"], network["w_dim"])})
+    return nn.ModuleDict(
+        {
+            "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"]),
+            "generator": Generator(network["resolution"], network["channel_base"], network["channel_max"], network["w_dim"]),
+        }
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # image -> score
+
 
 class ResidualBlock(nn.Module):
     """Two convolutions beside a 1x1 skip (K20, figure 7c), [N, C_in, H, W] -> [N, C_out, H / 2, W / 2].
 
     Each branch carries half of the variance, so that their sum keeps the scale.
     """
+
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.conv1 = Conv2d(in_channels, in_channels, 3, gain=RELU_GAIN)
@@ -335,8 +354,8 @@ def minibatch_std(x, group_size=GROUP):
     """
     n, c, h, w = x.shape
     group = next(g for g in range(min(group_size, n), 0, -1) if n % g == 0)
-    spread = x.reshape(group, n // group, c, h, w)                                      # images n / group apart together
-    spread = ((spread - spread.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))       # [n / group]
+    spread = x.reshape(group, n // group, c, h, w)  # images n / group apart together
+    spread = ((spread - spread.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))  # [n / group]
     return torch.cat([x, spread.repeat(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
@@ -348,9 +367,10 @@ class Discriminator(nn.Module):
     activations down to 4x4 (None: that of the images). parts: equal parts of the batch, such as real and generated slices,
     of which none is to meet another in the minibatch standard deviation.
     """
+
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
         super().__init__()
-        sizes = [2 ** i for i in range(int(math.log2(resolution)), 1, -1)]              # R, ..., 8, 4
+        sizes = [2**i for i in range(int(math.log2(resolution)), 1, -1)]  # R, ..., 8, 4
         channels = [channels_at(size, channel_base, channel_max) for size in sizes]
         last = channels[-1]
         self.from_image = Conv2d(1, channels[0], 1, gain=RELU_GAIN)

@@ -7,6 +7,7 @@ differ by overlapping distributions of ventricle size, sulcal width and cortical
 measures stand in `subjects.csv`, so that what a model learnt can be checked against the truth. It is nobody's brain
 and has no clinical meaning. Coordinates: x right, y forward and z up of the anterior commissure.
 """
+
 import contextlib
 import csv
 import functools
@@ -27,21 +28,43 @@ HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
 SLICES, FIRST_SLICE, SPACING_MM = 20, 75, 1.5
 SPLITS = "train", "test"
-CENTRE_Y = -16.                                 # the middle of the brain lies behind the anterior commissure
-WAVELENGTH_MM = 27.                             # of the cortical folds: two sulci each
+CENTRE_Y = -16.0  # the middle of the brain lies behind the anterior commissure
+WAVELENGTH_MM = 27.0  # of the cortical folds: two sulci each
 
 # Mean and standard deviation of what differs between the classes, then of what does not (`noise` in grey levels, `bias`
 # as a fraction of the signal).
-DISEASE = {"ventricle_scale": {"AD": (1.40, .20), "NC": (1.05, .16)},           # times the radius of a young adult's
-           "sulcal_width_mm": {"AD": (2.20, .45), "NC": (1.50, .35)},
-           "cortical_thickness_mm": {"AD": (2.60, .22), "NC": (3.00, .22)}}
-SHARED = {"brain_width_mm": (138, 4), "brain_length_mm": (170, 4.5), "brain_height_mm": (76, 2.5),
-          "fold_scale": (1, .06), "lowest_z_mm": (0, 1.5), "yaw_deg": (0, 2), "pitch_deg": (0, 2.5),
-          "roll_deg": (0, 1), "shift_x_mm": (0, 1.5), "shift_y_mm": (0, 1.5), "bias": (.06, .015), "noise": (3.5, .7)}
+DISEASE = {
+    "ventricle_scale": {"AD": (1.40, 0.20), "NC": (1.05, 0.16)},  # times the radius of a young adult's
+    "sulcal_width_mm": {"AD": (2.20, 0.45), "NC": (1.50, 0.35)},
+    "cortical_thickness_mm": {"AD": (2.60, 0.22), "NC": (3.00, 0.22)},
+}
+SHARED = {
+    "brain_width_mm": (138, 4),
+    "brain_length_mm": (170, 4.5),
+    "brain_height_mm": (76, 2.5),
+    "fold_scale": (1, 0.06),
+    "lowest_z_mm": (0, 1.5),
+    "yaw_deg": (0, 2),
+    "pitch_deg": (0, 2.5),
+    "roll_deg": (0, 1),
+    "shift_x_mm": (0, 1.5),
+    "shift_y_mm": (0, 1.5),
+    "bias": (0.06, 0.015),
+    "noise": (3.5, 0.7),
+}
 
 # T1 signal of each tissue on the 8-bit scale.
-SIGNAL = {"ventricle": 26, "sulcus": 26, "choroid": 80, "caudate": 116, "thalamus": 142, "pallidum": 156,
-          "putamen": 128, "cortex": 96, "white": 190}
+SIGNAL = {
+    "ventricle": 26,
+    "sulcus": 26,
+    "choroid": 80,
+    "caudate": 116,
+    "thalamus": 142,
+    "pallidum": 156,
+    "putamen": 128,
+    "cortex": 96,
+    "white": 190,
+}
 GREY = ("cortex", "caudate", "putamen", "pallidum", "thalamus")
 
 
@@ -52,33 +75,41 @@ def draw_subject(rng, label):
     """
     ranges = {**{name: by_class[label] for name, by_class in DISEASE.items()}, **SHARED}
     params = {name: mean + sd * float(np.clip(rng.normal(), -2.5, 2.5)) for name, (mean, sd) in ranges.items()}
-    return {**params, "anatomy_seed": int(rng.integers(2 ** 31))}
+    return {**params, "anatomy_seed": int(rng.integers(2**31))}
 
 
 def draw_waves(rng, count, wavelength):
     """Plane waves for `wave_field`: rows of wave vector (3, rad/mm), phase and left-right difference of phase."""
     direction = rng.normal(size=(count, 3))
     direction *= 2 * np.pi / np.linalg.norm(direction, axis=1, keepdims=True)
-    vector = direction / (wavelength * rng.uniform(.8, 1.25, (count, 1)))
-    return np.hstack([vector, rng.uniform(0, 2 * np.pi, (count, 1)), rng.normal(0, .8, (count, 1))])
+    vector = direction / (wavelength * rng.uniform(0.8, 1.25, (count, 1)))
+    return np.hstack([vector, rng.uniform(0, 2 * np.pi, (count, 1)), rng.normal(0, 0.8, (count, 1))])
 
 
 def draw_fold_waves(rng, around, wavelength, count=12):
     """As `draw_waves`, but over (way around the hemisphere, distance from its core, z): whole waves fit `around`."""
-    turns = np.round(around / wavelength * rng.uniform(.65, 1.35, count))
-    return np.stack([2 * np.pi * turns / around, rng.normal(0, .09, count), rng.normal(0, .1, count),
-                     rng.uniform(0, 2 * np.pi, count), rng.normal(0, .8, count)], axis=1)
+    turns = np.round(around / wavelength * rng.uniform(0.65, 1.35, count))
+    return np.stack(
+        [
+            2 * np.pi * turns / around,
+            rng.normal(0, 0.09, count),
+            rng.normal(0, 0.1, count),
+            rng.uniform(0, 2 * np.pi, count),
+            rng.normal(0, 0.8, count),
+        ],
+        axis=1,
+    )
 
 
 def wave_phases(waves, point, side):
     x, y, z = point
-    for kx, ky, kz, phase, asymmetry in waves.tolist():         # Python floats keep the arrays in float32
+    for kx, ky, kz, phase, asymmetry in waves.tolist():  # Python floats keep the arrays in float32
         yield kx * x + ky * y + kz * z + (asymmetry * side + phase)
 
 
 def wave_field(waves, point, side=0):
     """Smooth noise of unit variance at `point` (x, y, z arrays, mm); `side` (-1 left, 1 right) makes halves differ."""
-    return sum(np.cos(phase) for phase in wave_phases(waves, point, side)) * (2 / len(waves)) ** .5
+    return sum(np.cos(phase) for phase in wave_phases(waves, point, side)) * (2 / len(waves)) ** 0.5
 
 
 def smooth_min(a, b, blend):
@@ -89,7 +120,7 @@ def smooth_min(a, b, blend):
 
 def inside(distance, softness):
     """Fraction of a pixel that lies inside a surface at signed `distance` (mm, negative inside): 0 to 1."""
-    t = np.clip(.5 - distance / (2 * softness), 0, 1)
+    t = np.clip(0.5 - distance / (2 * softness), 0, 1)
     return t * t * (3 - 2 * t)
 
 
@@ -118,20 +149,20 @@ def brain_point(params, z, rng):
     x = np.cos(yaw) * across + np.sin(yaw) * up
     y = np.cos(yaw) * up - np.sin(yaw) * across
     point = [np.float32(part) for part in (x, y + CENTRE_Y, z + np.tan(pitch) * y + np.tan(roll) * x)]
-    warp = [wave_field(draw_waves(rng, 6, 90.), point) for _ in range(3)]
-    near_midline = np.minimum(np.abs(point[0]) / 30, 1)          # the fissure stays nearly straight
-    return point[0] + (.4 + 1.2 * near_midline) * warp[0], point[1] + 1.6 * warp[1], point[2] + 2 * warp[2]
+    warp = [wave_field(draw_waves(rng, 6, 90.0), point) for _ in range(3)]
+    near_midline = np.minimum(np.abs(point[0]) / 30, 1)  # the fissure stays nearly straight
+    return point[0] + (0.4 + 1.2 * near_midline) * warp[0], point[1] + 1.6 * warp[1], point[2] + 2 * warp[2]
 
 
 def depth_below_surface(params, point):
     """Distance (mm, about) of each pixel of a slice from the outer surface of the brain, positive inside."""
     x, y, z = point
     forward = (y - CENTRE_Y) / (params["brain_length_mm"] / 2)
-    half_width = params["brain_width_mm"] / 2 * (1 - .04 * forward - .08 * np.maximum(forward, 0) ** 2)
+    half_width = params["brain_width_mm"] / 2 * (1 - 0.04 * forward - 0.08 * np.maximum(forward, 0) ** 2)
     outward = np.abs(x) / half_width
-    radius = (outward ** 2.4 + np.abs(forward) ** 2.4 + np.abs(z / params["brain_height_mm"]) ** 2.4) ** (1 / 2.4)
-    radius += .035 * np.abs(forward) * np.exp(-(x / 7) ** 2)                           # notches of the long fissure
-    radius += .05 * outward ** 2 * np.exp(-((y - 24) / 9) ** 2 - (np.maximum(z, 0) / 14) ** 2)   # frontal from temporal
+    radius = (outward**2.4 + np.abs(forward) ** 2.4 + np.abs(z / params["brain_height_mm"]) ** 2.4) ** (1 / 2.4)
+    radius += 0.035 * np.abs(forward) * np.exp(-((x / 7) ** 2))  # notches of the long fissure
+    radius += 0.05 * outward**2 * np.exp(-(((y - 24) / 9) ** 2) - (np.maximum(z, 0) / 14) ** 2)  # frontal from temporal
     slope = np.hypot(*np.gradient(radius, PIXEL_MM))
     return (1 - radius) / np.maximum(slope, 1e-3)
 
@@ -140,13 +171,13 @@ def cortex_depth(params, point, depth, side, rng):
     """Signed distance (mm) into the tissue from the folded pial surface, and the local cortical thickness (mm)."""
     x, y, z = point
     lateral = np.abs(x)
-    jitter_x, jitter_y = (wave_field(draw_waves(rng, 10, 24.), point, side) for _ in range(2))
-    wide = 1 + .6 * wave_field(draw_waves(rng, 8, 22.), point, side)
+    jitter_x, jitter_y = (wave_field(draw_waves(rng, 10, 24.0), point, side) for _ in range(2))
+    wide = 1 + 0.6 * wave_field(draw_waves(rng, 8, 22.0), point, side)
     half_width = params["sulcal_width_mm"] / 2
 
     # The interhemispheric fissure is a sheet at x = 0 outside the arch of the corpus callosum.
     arch = 24 * (1 - np.sqrt(((y + 5) / 37) ** 2 + ((z - 7) / 23) ** 2))
-    fissure = np.hypot(x + .9 * jitter_x, np.maximum(arch, 0))
+    fissure = np.hypot(x + 0.9 * jitter_x, np.maximum(arch, 0))
 
     # The Sylvian fissure: a sheet over the insula, and a stem to the surface that moves back as it rises.
     jittered = (lateral + 1.8 * jitter_x, y + 1.8 * jitter_y)
@@ -155,35 +186,34 @@ def cortex_depth(params, point, depth, side, rng):
     sylvian = np.hypot(np.minimum(insula, stem), np.maximum(np.maximum(z - 19, -6 - z), 0))
 
     # Sulci run inward from the surface: waves over the way around a core line at x = 28 within the hemisphere.
-    back, front, radius = -60., 26., 36.
+    back, front, radius = -60.0, 26.0, 36.0
     around = 2 * (front - back) + 2 * np.pi * radius
     out, along = lateral - 28 + 2.6 * jitter_x, y + 2.6 * jitter_y
     on_core = np.clip(along, back, front)
     core = np.hypot(out, along - on_core)
     angle = np.arctan2(along - on_core, out)
-    way = radius * angle + np.where(np.abs(angle) < np.pi / 2, on_core,
-                                    2 * np.where(angle >= 0, front, back) - on_core)
-    way += wave_field(draw_waves(rng, 10, 11.), point, side) + 5 * wave_field(draw_waves(rng, 8, 60.), point, side)
+    way = radius * angle + np.where(np.abs(angle) < np.pi / 2, on_core, 2 * np.where(angle >= 0, front, back) - on_core)
+    way += wave_field(draw_waves(rng, 10, 11.0), point, side) + 5 * wave_field(draw_waves(rng, 8, 60.0), point, side)
     wavelength = WAVELENGTH_MM * params["fold_scale"]
     real = imaginary = 0
     for phase in wave_phases(draw_fold_waves(rng, around, wavelength), (way, core, z), side):
         real, imaginary = real + np.cos(phase), imaginary + np.sin(phase)
     # A sulcus wherever the real part vanishes; the phase gives the distance to it, even where waves cancel.
-    crowding = np.where(along == on_core, 1, radius / np.maximum(core, 14)) ** .5
+    crowding = np.where(along == on_core, 1, radius / np.maximum(core, 14)) ** 0.5
     sheet = np.arctan2(np.abs(real), np.abs(imaginary)) * (wavelength / (2 * np.pi)) / crowding
-    every_other = imaginary / np.hypot(real, imaginary)          # deep and shallow sulci alternate
-    reach = np.clip(20 + 4.5 * every_other + 5 * wave_field(draw_waves(rng, 10, 38.), point, side), 5, 30)
+    every_other = imaginary / np.hypot(real, imaginary)  # deep and shallow sulci alternate
+    reach = np.clip(20 + 4.5 * every_other + 5 * wave_field(draw_waves(rng, 10, 38.0), point, side), 5, 30)
     start = np.minimum(np.minimum(depth, 1.3 * fissure), 2.2 * sylvian)
     centre = 6 + 24 * (1 - np.sqrt(((y + 5) / 37) ** 2 + ((z - 7) / 19) ** 2 + (x / 28) ** 2))
     beyond = np.maximum(np.maximum(start - reach, centre), np.maximum(14 - core, 0))
     sulcus = np.hypot(sheet, beyond)
 
-    pial = sulcus - half_width * wide * (.3 + 1.3 * np.exp(-start / 5))
-    pial = smooth_min(pial, depth - .8 * half_width * wide, 1.)
-    pial = smooth_min(pial, fissure - .4 - .5 * half_width, 1.)
+    pial = sulcus - half_width * wide * (0.3 + 1.3 * np.exp(-start / 5))
+    pial = smooth_min(pial, depth - 0.8 * half_width * wide, 1.0)
+    pial = smooth_min(pial, fissure - 0.4 - 0.5 * half_width, 1.0)
     pial = smooth_min(pial, sylvian - 1.2 * half_width * wide, 1.5)
-    on_callosum = inside(-arch - 3, 2.) * inside(lateral - 12, 3.)
-    thickness = params["cortical_thickness_mm"] * (.8 + .2 * wide) * (1 - .9 * on_callosum)
+    on_callosum = inside(-arch - 3, 2.0) * inside(lateral - 12, 3.0)
+    thickness = params["cortical_thickness_mm"] * (0.8 + 0.2 * wide) * (1 - 0.9 * on_callosum)
     return pial, thickness
 
 
@@ -191,30 +221,40 @@ def deep_structures(params, point, rng):
     """Signed distances (mm, negative inside) to ventricles, choroid plexus, cistern and nuclei: a dict."""
     x, y, z = point
     lateral, scale = np.abs(x), params["ventricle_scale"]
-    rough_x, rough_y = (wave_field(draw_waves(rng, 6, 35.), point) for _ in range(2))
-    push = 4 * (scale - 1)                      # large ventricles shift what lies beside them
+    rough_x, rough_y = (wave_field(draw_waves(rng, 6, 35.0), point) for _ in range(2))
+    push = 4 * (scale - 1)  # large ventricles shift what lies beside them
     caudate_knots = [(13.5, 22, 4, 5.5), (14.5, 8, 12, 4.5), (15.5, -8, 18, 2.5), (20, -21, 18, 1.5)]
     thalamus_knots = [(7.5, -4, 3, 6), (13, -19, 2, 8.5)]
-    knots = [(11.5 + push, 28, 5, 3.5), (8 + .6 * push, 19, 10, 5), (5.2 + .3 * push, 4, 15, 5.4),
-             (7 + .5 * push, -12, 18, 5.5), (12.5 + push, -28, 17, 5.5), (22 + push, -40, 10, 6.5),
-             (25 + push, -55, 5, 2.5)]
-    horns = tube((lateral + .4 * rough_x, y + .4 * rough_y, z),
-                 [(kx, ky, kz, scale * radius) for kx, ky, kz, radius in knots], .6)
+    knots = [
+        (11.5 + push, 28, 5, 3.5),
+        (8 + 0.6 * push, 19, 10, 5),
+        (5.2 + 0.3 * push, 4, 15, 5.4),
+        (7 + 0.5 * push, -12, 18, 5.5),
+        (12.5 + push, -28, 17, 5.5),
+        (22 + push, -40, 10, 6.5),
+        (25 + push, -55, 5, 2.5),
+    ]
+    horns = tube(
+        (lateral + 0.4 * rough_x, y + 0.4 * rough_y, z), [(kx, ky, kz, scale * radius) for kx, ky, kz, radius in knots], 0.6
+    )
     # The nuclei bulge into the horns, and what lies to their outer side is no ventricle.
-    wall = smooth_min(tube((np.minimum(lateral - push, 14), y, z), caudate_knots, .8),
-                      tube((np.minimum(lateral - .5 * push, 13), y, z), thalamus_knots, .8), 2.)
-    horns = -smooth_min(-horns, wall, 4.)
-    horns = np.maximum(horns, .8 - lateral)                                # septum pellucidum
-    third = tube((lateral, y, z), [(0, 4, 0, .6 + 1.2 * scale), (0, -22, 2, .4 + 1.4 * scale)], .22)
-    return {"ventricle": np.minimum(horns, third),
-            "choroid": tube((lateral - push + 1.5 * rough_x, y + rough_y, z),
-                            [(15, -27, 15, 1.5), (21, -38, 8, 2.5)], 1),
-            "cistern": tube((lateral + .6 * rough_x, y + rough_y, z), [(0, -33, -2, 5), (7, -36, -4, 1.5)], .6),
-            "caudate": tube((lateral - push, y, z), caudate_knots, .8),
-            "thalamus": tube((lateral - .5 * push, y, z), thalamus_knots, .8),
-            "pallidum": tube((lateral, y, z), [(18, 5, 1, 2.5), (19.5, -4, 1, 3.5)], .5),
-            "putamen": tube((lateral + .3 * rough_x, y, z),
-                            [(21.5, 16, 4, 4), (26, 3, 4, 5.5), (28.5, -12, 4, 2.5)], .55)}
+    wall = smooth_min(
+        tube((np.minimum(lateral - push, 14), y, z), caudate_knots, 0.8),
+        tube((np.minimum(lateral - 0.5 * push, 13), y, z), thalamus_knots, 0.8),
+        2.0,
+    )
+    horns = -smooth_min(-horns, wall, 4.0)
+    horns = np.maximum(horns, 0.8 - lateral)  # septum pellucidum
+    third = tube((lateral, y, z), [(0, 4, 0, 0.6 + 1.2 * scale), (0, -22, 2, 0.4 + 1.4 * scale)], 0.22)
+    return {
+        "ventricle": np.minimum(horns, third),
+        "choroid": tube((lateral - push + 1.5 * rough_x, y + rough_y, z), [(15, -27, 15, 1.5), (21, -38, 8, 2.5)], 1),
+        "cistern": tube((lateral + 0.6 * rough_x, y + rough_y, z), [(0, -33, -2, 5), (7, -36, -4, 1.5)], 0.6),
+        "caudate": tube((lateral - push, y, z), caudate_knots, 0.8),
+        "thalamus": tube((lateral - 0.5 * push, y, z), thalamus_knots, 0.8),
+        "pallidum": tube((lateral, y, z), [(18, 5, 1, 2.5), (19.5, -4, 1, 3.5)], 0.5),
+        "putamen": tube((lateral + 0.3 * rough_x, y, z), [(21.5, 16, 4, 4), (26, 3, 4, 5.5), (28.5, -12, 4, 2.5)], 0.55),
+    }
 
 
 def slice_tissue(params, z):
@@ -225,18 +265,24 @@ def slice_tissue(params, z):
     rng = np.random.default_rng(params["anatomy_seed"])
     point = brain_point(params, z, rng)
     depth = depth_below_surface(params, point)
-    within = depth > -1                         # everything else is computed for these pixels only: twice as fast
+    within = depth > -1  # everything else is computed for these pixels only: twice as fast
     point, depth = [part[within] for part in point], depth[within]
     pial, thickness = cortex_depth(params, point, depth, np.tanh(point[0] / 2), rng)
     distance = deep_structures(params, point, rng)
-    ventricle, choroid = inside(distance["ventricle"], .6), inside(distance["choroid"], 1.)
-    layers = {"choroid": ventricle * choroid, "ventricle": ventricle,
-              "sulcus": np.maximum(inside(pial, .8), inside(distance["cistern"], 1.5)),
-              "caudate": inside(distance["caudate"], .9), "thalamus": inside(distance["thalamus"], 1.5),
-              "pallidum": inside(distance["pallidum"], 1.2), "putamen": inside(distance["putamen"], 1.),
-              "cortex": inside(pial - thickness, 1.4), "white": 1}
-    tissue, rest = {}, inside(-depth, .6)
-    for name, fraction in layers.items():       # each takes its part of what those before it left
+    ventricle, choroid = inside(distance["ventricle"], 0.6), inside(distance["choroid"], 1.0)
+    layers = {
+        "choroid": ventricle * choroid,
+        "ventricle": ventricle,
+        "sulcus": np.maximum(inside(pial, 0.8), inside(distance["cistern"], 1.5)),
+        "caudate": inside(distance["caudate"], 0.9),
+        "thalamus": inside(distance["thalamus"], 1.5),
+        "pallidum": inside(distance["pallidum"], 1.2),
+        "putamen": inside(distance["putamen"], 1.0),
+        "cortex": inside(pial - thickness, 1.4),
+        "white": 1,
+    }
+    tissue, rest = {}, inside(-depth, 0.6)
+    for name, fraction in layers.items():  # each takes its part of what those before it left
         tissue[name] = np.zeros((HEIGHT, WIDTH), np.float32)
         tissue[name][within] = rest * fraction
         rest = rest * (1 - fraction)
@@ -254,26 +300,30 @@ def render(params, tissue, z, rng=None):
     Blurred by the scanner's point spread, shaded by its bias field, noisy, and stripped of all that is not brain.
     """
     image = sum(SIGNAL[name] * fraction for name, fraction in tissue.items())
-    for _ in range(2):                                                     # both axes
-        image[1:-1] = .25 * image[:-2] + .5 * image[1:-1] + .25 * image[2:]
+    for _ in range(2):  # both axes
+        image[1:-1] = 0.25 * image[:-2] + 0.5 * image[1:-1] + 0.25 * image[2:]
         image = image.T
     x = np.linspace(-1, 1, WIDTH, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
     shape = np.random.default_rng(params["anatomy_seed"] + 1)
     a, b, c, d, e, f = shape.normal(0, params["bias"], 6).tolist()
     image = image * (1 + a * x + b * y + c * x * y + d * x * x + e * y * y + f * z / 50)
-    image *= 1 + .02 * wave_field(draw_waves(shape, 16, 15.), (WIDTH / 2 * PIXEL_MM * x, HEIGHT / 2 * PIXEL_MM * y, z))
+    image *= 1 + 0.02 * wave_field(draw_waves(shape, 16, 15.0), (WIDTH / 2 * PIXEL_MM * x, HEIGHT / 2 * PIXEL_MM * y, z))
     if rng is not None:
         image = add_rician_noise(image, params["noise"], rng)
-    brain = sum(tissue.values()) > .4
-    return np.uint8(np.clip(np.where(brain, image, 0) + .5, 0, 255))
+    brain = sum(tissue.values()) > 0.4
+    return np.uint8(np.clip(np.where(brain, image, 0) + 0.5, 0, 255))
 
 
 def measure_areas(tissue):
     """Areas (mm^2) of ventricles (with their choroid plexus), sulcal CSF, grey and white matter in a slice: a dict."""
-    area = {name: float(fraction.sum(dtype=np.float64)) * PIXEL_MM ** 2 for name, fraction in tissue.items()}
-    return {"ventricle_mm2": area["ventricle"] + area["choroid"], "sulcal_csf_mm2": area["sulcus"],
-            "grey_mm2": sum(area[name] for name in GREY), "white_mm2": area["white"]}
+    area = {name: float(fraction.sum(dtype=np.float64)) * PIXEL_MM**2 for name, fraction in tissue.items()}
+    return {
+        "ventricle_mm2": area["ventricle"] + area["choroid"],
+        "sulcal_csf_mm2": area["sulcus"],
+        "grey_mm2": sum(area[name] for name in GREY),
+        "white_mm2": area["white"],
+    }
 
 
 def place(subject):
@@ -293,15 +343,25 @@ def write_subject(folder, seed, subject):
         path = f"{split}/{label}/{subject:06d}_{number_in_scan}.jpeg"
         Image.fromarray(render(params, tissue, z, rng)).save(os.path.join(folder, path), quality=95)
         measured = {name: round(value, 4) for name, value in {"z_mm": z, **measure_areas(tissue), **params}.items()}
-        rows.append({"path": path, "seed": seed, "subject": subject, "split": split, "class": label,
-                     "slice": number_in_scan, "pixel_mm": PIXEL_MM, **measured})
+        rows.append(
+            {
+                "path": path,
+                "seed": seed,
+                "subject": subject,
+                "split": split,
+                "class": label,
+                "slice": number_in_scan,
+                "pixel_mm": PIXEL_MM,
+                **measured,
+            }
+        )
     return rows
 
 
 def write_subjects(folder, subjects, seed, num_workers):
     """Yield the rows of one subject after the other, drawn by `num_workers` processes."""
     write = functools.partial(write_subject, folder, seed)
-    num_workers = min(num_workers, subjects, 61)                 # Windows can wait for no more
+    num_workers = min(num_workers, subjects, 61)  # Windows can wait for no more
     if num_workers == 1:
         yield from map(write, range(subjects))
         return
@@ -325,8 +385,7 @@ def already_written(folder, subjects, seed):
     if seeds is None:
         raise UserError(f"{folder}: holds other files ({found[0]}, ...) and is left as it is; choose another folder")
     if len(seeds) != subjects * SLICES or set(seeds) != {str(seed)}:
-        raise UserError(f"{folder}: holds phantoms of other --subjects or --seed and is left as it is; "
-                        "choose another folder")
+        raise UserError(f"{folder}: holds phantoms of other --subjects or --seed and is left as it is; choose another folder")
     return True
 
 
@@ -351,8 +410,12 @@ def write_phantoms(folder, subjects, seed, num_workers=1):
                 rate = len(rows) / (time.monotonic() - start)
                 if sys.stderr.isatty():
                     left = (subjects * SLICES - len(rows)) / rate
-                    print(f"\r{len(rows)} of {subjects * SLICES} slices, {rate:.0f} a second, {left:.0f} s left ",
-                          end="", file=sys.stderr, flush=True)
+                    print(
+                        f"\r{len(rows)} of {subjects * SLICES} slices, {rate:.0f} a second, {left:.0f} s left ",
+                        end="",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         with atomic_path(os.path.join(folder, "subjects.csv")) as path, open(path, "w", newline="") as file:
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
@@ -370,7 +433,7 @@ def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
-    parser.add_argument("--subjects", type=number(int, 4, 10 ** 6), default=100, help="20 slices each; a fifth for testing")
+    parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="20 slices each; a fifth for testing")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
     args = parser.parse_args(argv)
@@ -381,8 +444,10 @@ def main(argv=None):
         return
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    print(f"wrote {written} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: "
-          f"{written / (time.monotonic() - start):.0f} slices a second")
+    print(
+        f"wrote {written} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: "
+        f"{written / (time.monotonic() - start):.0f} slices a second"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ This is the command line; every part of it gives a `report.Section`, whose pictu
 map of style vectors can carry stands in styles.py, how slices are changed in explore.py, how real ones are found again in
 projector.py, and what the slices are worth in evaluate.py.
 """
+
 import csv
 import math
 import os
@@ -18,7 +19,7 @@ import time
 from flags import CLASSES, answer_early, parse_predict
 
 if __name__ == "__main__":
-    answer_early(parse_predict)                         # before PyTorch is imported
+    answer_early(parse_predict)  # before PyTorch is imported
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ from trained import BATCH, describe_runs, draw_z, find_run, generate, list_runs,
 from utils import UserError, atomic_path, make_folder, pick_device, run_cli
 
 CONDITIONAL = "all-conditional"
-SHOWN = 6                       # projected slices in the report
-DIRECTIONS = 5                  # of each kind, in the report
+SHOWN = 6  # projected slices in the report
+DIRECTIONS = 5  # of each kind, in the report
 REAL_SLICES = "real slices in one conditional model"
 MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
 
@@ -52,13 +53,13 @@ def choose_runs(args):
         return [find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.conditional_dir) if run]
     runs = list_runs(args.model_dir)
     if "all" not in runs and len(runs) != 1:
-        raise UserError(f"{describe_runs(args.model_dir)}: say which with --classes" if runs else
-                        describe_runs(args.model_dir))
+        raise UserError(f"{describe_runs(args.model_dir)}: say which with --classes" if runs else describe_runs(args.model_dir))
     return [find_run("all" if "all" in runs else runs[0], args.model_dir)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Slices of a model
+
 
 def draw_grids(model, args, device):
     """Generated slices and, given --dataset_dir, real beside them; each class of a conditional model under its caption."""
@@ -67,7 +68,8 @@ def draw_grids(model, args, device):
         classes = model.trained_on if label is None else [CLASSES[label]]
         name = " and ".join(classes)
         grids[f"generated, {name}"] = np.concatenate(
-            list(generate(model, args.num_images, args.seed, args.truncation, label, device)))
+            list(generate(model, args.num_images, args.seed, args.truncation, label, device))
+        )
         if args.dataset_dir:
             slices = Slices(args.dataset_dir, "all" if len(classes) > 1 else classes[0], model.generator.resolution)
             reals[f"real, {name}"] = figures.spread(slices, args.num_images)
@@ -76,18 +78,26 @@ def draw_grids(model, args, device):
     paths = [os.path.join(args.output_dir, f"{model.name}_{name}.png") for name in pictures]
     for path, shown in zip(paths, pictures.values()):
         figures.save_grids(shown, path, columns)
-    return Section(f"{model.name}: generated slices", figures=[
-        Figure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.") for path in paths])
+    return Section(
+        f"{model.name}: generated slices",
+        figures=[
+            Figure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.") for path in paths
+        ],
+    )
 
 
 def explore_model(model, args):
     """Sections of the tools that the flags ask for; --report asks for all that the model can show."""
     scene = explore.Scene(model, args.seed, args.truncation, args.output_dir)
-    tools = {"mixing": lambda: explore.draw_mixing(scene, args.mix_layers), "sweep": lambda: explore.draw_sweep(scene),
-             "interpolate": lambda: explore.draw_interpolation(scene), "noise_map": lambda: explore.draw_noise(scene),
-             "pyramid": lambda: explore.draw_pyramid(scene),
-             "directions": lambda: explore.draw_directions(scene, args.directions or DIRECTIONS),
-             "morph": lambda: explore.draw_morph(scene)}
+    tools = {
+        "mixing": lambda: explore.draw_mixing(scene, args.mix_layers),
+        "sweep": lambda: explore.draw_sweep(scene),
+        "interpolate": lambda: explore.draw_interpolation(scene),
+        "noise_map": lambda: explore.draw_noise(scene),
+        "pyramid": lambda: explore.draw_pyramid(scene),
+        "directions": lambda: explore.draw_directions(scene, args.directions or DIRECTIONS),
+        "morph": lambda: explore.draw_morph(scene),
+    }
     for name, draw in tools.items():
         if getattr(args, name) or args.report and (name != "morph" or len(model.labels) == 2):
             yield draw()
@@ -95,6 +105,7 @@ def explore_model(model, args):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Maps of style vectors
+
 
 def style_sets(runs, which, count, seed, device):
     """{legend: w [count, w_dim]} of the trained models {legend: folder}, or of each class of one conditional run (a folder)."""
@@ -104,8 +115,10 @@ def style_sets(runs, which, count, seed, device):
     else:
         networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
     with torch.no_grad():
-        return {name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
-                for name, (mapping, label) in networks.items()}
+        return {
+            name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
+            for name, (mapping, label) in networks.items()
+        }
 
 
 def projected_slices(folder, args, device):
@@ -116,13 +129,13 @@ def projected_slices(folder, args, device):
     pixels = np.concatenate(list(shown.values()))
     ws = projector.project(model, pixels, np.full(len(pixels), -1), seed=args.seed, progress=True).ws[:, 0].numpy()
     for name, pixels in shown.items():
-        found[f"real {name}"], ws = ws[:len(pixels)], ws[len(pixels):]
+        found[f"real {name}"], ws = ws[: len(pixels)], ws[len(pixels) :]
     return found
 
 
 def plot_umaps(args, device):
     """Maps of the models' style vectors (umap.png, .csv) and of what the runs kept over the epochs (umap_epochs.png, .gif)."""
-    lines, text, numbers = {}, [], {}                   # lines: {title: {legend: folder}, or a conditional run's folder}
+    lines, text, numbers = {}, [], {}  # lines: {title: {legend: folder}, or a conditional run's folder}
     if args.AD_dir:
         ad, nc = (find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir))
         lines["AD and NC"] = {"AD": ad, "NC": nc}
@@ -144,8 +157,11 @@ def plot_umaps(args, device):
                 title, gap = REAL_SLICES, styles.separation(*real.values(), paired=False, seed=args.seed)
                 numbers[title], sets = gap, sets | real
             points = styles.embed(np.concatenate(list(sets.values())), **options)
-            panels.append(figures.Panel(title, styles.split_like(points, sets), {MEASURES[name]: value for name, value in
-                                                                                 gap._asdict().items()}))
+            panels.append(
+                figures.Panel(
+                    title, styles.split_like(points, sets), {MEASURES[name]: value for name, value in gap._asdict().items()}
+                )
+            )
             bar.update()
         over = {title: styles.maps_over_epochs(had, bar.update, **options) for title, had in kept.items()}
 
@@ -158,16 +174,26 @@ def plot_umaps(args, device):
     paths = [os.path.join(args.output_dir, f"{args.method}{name}") for name in (".png", ".csv", "_epochs.png", "_epochs.gif")]
     figures.plot_styles(panels, paths[0], "\n".join(text))
     save_points(panels, paths[1])
-    shown = [Figure(paths[0], f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are "
-                              "measured in w, with 95% bootstrap intervals.")]
+    shown = [
+        Figure(
+            paths[0],
+            f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are "
+            "measured in w, with 95% bootstrap intervals.",
+        )
+    ]
     if over:
-        chosen = {title: [one for one in maps if one[0] in styles.epochs_to_show([epoch for epoch, *_ in maps])]
-                  for title, maps in over.items()}
+        chosen = {
+            title: [one for one in maps if one[0] in styles.epochs_to_show([epoch for epoch, *_ in maps])]
+            for title, maps in over.items()
+        }
         figures.plot_epochs(chosen, paths[2], "The same 512 latents over the epochs. " + styles.EPOCHS_NOTE)
         figures.save_gif(figures.epoch_frames(over), paths[3], 500)
         shown += [Figure(paths[2], "Over the epochs."), Figure(paths[3], "The same, in motion.")]
-    table = Table(["sets", "neighbours alike", "linear probe, AUC"], [[title, *gap] for title, gap in numbers.items()],
-                  "Both are 0.5 by chance and 1 when the sets lie apart; in brackets 95% bootstrap intervals.")
+    table = Table(
+        ["sets", "neighbours alike", "linear probe, AUC"],
+        [[title, *gap] for title, gap in numbers.items()],
+        "Both are 0.5 by chance and 1 when the sets lie apart; in brackets 95% bootstrap intervals.",
+    )
     return Section("Style space", text, [table], shown, {title: gap._asdict() for title, gap in numbers.items()})
 
 
@@ -184,6 +210,7 @@ def save_points(panels, path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Real slices, and judgement
 
+
 def project_slices(model, args):
     """Projections of --project into <run>_projected/: per slice a picture, a GIF, what was found, and AD to NC."""
     folder = os.path.join(args.output_dir, f"{model.name}_projected")
@@ -193,18 +220,29 @@ def project_slices(model, args):
     paths = projector.save_projection(found, targets.names, folder, moved)
     rows = [[name, *map(float, (*errors, spread))] for name, errors, spread in zip(targets.names, found.rms, found.spread)]
     means = [float(np.mean(column)) for column in (found.rms[:, 0], found.rms[:, 1], found.spread)]
-    table = Table(["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"], [*rows, ["mean", *means]],
-                  "RMS in grey levels; drawn w lie 1 from their mean on average. What noise reproduces shows nothing of the model.")
+    table = Table(
+        ["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"],
+        [*rows, ["mean", *means]],
+        "RMS in grey levels; drawn w lie 1 from their mean on average. What noise reproduces shows nothing of the model.",
+    )
     print(f"{len(rows)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
-    pictures = [path for path in paths if path.endswith(".png")][:2 * SHOWN]
-    return Section(f"{model.name}: real slices projected", tables=[table], figures=[Figure(path, "") for path in pictures],
-                   numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]})
+    pictures = [path for path in paths if path.endswith(".png")][: 2 * SHOWN]
+    return Section(
+        f"{model.name}: real slices projected",
+        tables=[table],
+        figures=[Figure(path, "") for path in pictures],
+        numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]},
+    )
 
 
 def judge(models, args, device):
     """Sections of evaluate.py: of each conditional model, of a pair of an AD and an NC model, or of each model alone."""
-    classes = {model.folder: (tuple(CLASSES) if len(model.labels) == 2 else
-                              tuple(model.trained_on) if len(model.trained_on) == 1 else ("all",)) for model in models}
+    classes = {
+        model.folder: (
+            tuple(CLASSES) if len(model.labels) == 2 else tuple(model.trained_on) if len(model.trained_on) == 1 else ("all",)
+        )
+        for model in models
+    }
     single = [model for model in models if len(model.labels) == 1]
     pair = sorted(classes[model.folder] for model in single) == [(name,) for name in CLASSES]
     for members in ([single] if pair else []) + [[model] for model in models if not (pair and model in single)]:
@@ -214,25 +252,39 @@ def judge(models, args, device):
         for model in members:
             for label, name in zip(model.labels, classes[model.folder]):
                 count = sum(len(find_slices(folder)) for folder in class_folders(train, name).values())
-                made = list(tqdm(generate(model, count, args.seed, args.truncation, label, device), f"{count} {name} slices",
-                                 -(-count // BATCH), unit=" batches", disable=None))
+                made = list(
+                    tqdm(
+                        generate(model, count, args.seed, args.truncation, label, device),
+                        f"{count} {name} slices",
+                        -(-count // BATCH),
+                        unit=" batches",
+                        disable=None,
+                    )
+                )
                 slices[name] = np.concatenate(made)
-        found = evaluate.evaluate({model.folder: classes[model.folder] for model in members}, slices, args.dataset_dir,
-                                  args.output_dir, title, device)
+        found = evaluate.evaluate(
+            {model.folder: classes[model.folder] for model in members}, slices, args.dataset_dir, args.output_dir, title, device
+        )
         yield from evaluate.sections(*found, title)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
+
 def check_styles(args, device):
     """UserError unless every run of the map is of its kind: a wrong name is better found before the work than after it."""
     for flag, conditional in (("AD_dir", False), ("NC_dir", False), ("control_dir", False), ("conditional_dir", True)):
         run = getattr(args, flag)
         if run and bool(load_model(find_run(run, args.model_dir), device, args.which).mapping.num_classes) != conditional:
-            raise UserError(f"--{flag} {run} is {'no' if conditional else 'a'} conditional model: " + (
-                "it takes one that is told the class (train.py --conditional True)" if conditional else
-                "it takes a model of one class (a conditional one goes to --conditional_dir)"))
+            raise UserError(
+                f"--{flag} {run} is {'no' if conditional else 'a'} conditional model: "
+                + (
+                    "it takes one that is told the class (train.py --conditional True)"
+                    if conditional
+                    else "it takes a model of one class (a conditional one goes to --conditional_dir)"
+                )
+            )
 
 
 def main(argv=None):
@@ -242,8 +294,9 @@ def main(argv=None):
         check_styles(args, device)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
     if args.morph and [None] in (model.labels for model in models):
-        raise UserError("--morph True needs a conditional model (train.py --classes all --conditional True), such as "
-                        f"--classes {CONDITIONAL}")
+        raise UserError(
+            f"--morph True needs a conditional model (train.py --classes all --conditional True), such as --classes {CONDITIONAL}"
+        )
     make_folder(args.output_dir, "--output_dir")
     sections = []
 
@@ -266,10 +319,14 @@ def main(argv=None):
     if args.plot_umap:
         tell(plot_umaps(args, device))
     if args.report:
-        facts = {"models": ", ".join(model.folder for model in models), "weights": args.which,
-                 "command": "python predict.py " + " ".join(argv or sys.argv[1:]), "date": time.strftime("%Y-%m-%d %H:%M"),
-                 "seconds": round(time.monotonic() - began),
-                 "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}"}
+        facts = {
+            "models": ", ".join(model.folder for model in models),
+            "weights": args.which,
+            "command": "python predict.py " + " ".join(argv or sys.argv[1:]),
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "seconds": round(time.monotonic() - began),
+            "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        }
         print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
     return 0
 

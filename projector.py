@@ -8,6 +8,7 @@ Follows Karras et al. 2020 (arXiv:1912.04958), appendix D, called K20 below; spa
 Abdal et al. 2019 (arXiv:1904.03189) do. What no w reaches, the generator has not learned to draw. Noise, which differs from
 place to place, reproduces more, and so does w+; neither shows that the generator would ever draw such a slice by itself.
 """
+
 import math
 import os
 import re
@@ -27,23 +28,25 @@ from flags import CLASSES
 from trained import BATCH, draw_z, style_vectors
 from utils import UserError, atomic_path, make_folder
 
-DRAWN, STARTS = 4096, 512               # styles of each class drawn for mean and spread, and of these as starting points
-RATE_W, RATE_NOISE = 0.1, 0.1           # Adam's learning rates
-LAYERS, PIXELS = 2, 5.                  # blocks of VGG16 in the distance; weight of the pixels in it
-NEAR, WHITE = 0.02, 0.1                 # weights of the distance of w from its mean, and of structure in the noise
-FRAMES, HOLD = 25, 10                   # pictures of the course, and how many times more the last is shown
-SHIFTS = -1., -0.5, 0., 0.5, 1.         # of a class strip, in mean differences between the classes
-ERROR = 64                              # grey levels at which the colours of an error map end
+DRAWN, STARTS = 4096, 512  # styles of each class drawn for mean and spread, and of these as starting points
+RATE_W, RATE_NOISE = 0.1, 0.1  # Adam's learning rates
+LAYERS, PIXELS = 2, 5.0  # blocks of VGG16 in the distance; weight of the pixels in it
+NEAR, WHITE = 0.02, 0.1  # weights of the distance of w from its mean, and of structure in the noise
+FRAMES, HOLD = 25, 10  # pictures of the course, and how many times more the last is shown
+SHIFTS = -1.0, -0.5, 0.0, 0.5, 1.0  # of a class strip, in mean differences between the classes
+ERROR = 64  # grey levels at which the colours of an error map end
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Real slices
 
+
 class Targets(NamedTuple):
     """Slices to project."""
-    images: np.ndarray          # uint8 [N, R, R]
-    labels: np.ndarray          # int64 [N]: place of the class in CLASSES, -1 where no folder tells it
-    names: list                 # N different file names without ending, safe to write
+
+    images: np.ndarray  # uint8 [N, R, R]
+    labels: np.ndarray  # int64 [N]: place of the class in CLASSES, -1 where no folder tells it
+    names: list  # N different file names without ending, safe to write
 
 
 def read_targets(path, resolution):
@@ -66,11 +69,14 @@ def read_targets(path, resolution):
     if not files:
         raise UserError(f"{path}: no readable slice, tried {some_of(unreadable)}")
     if unreadable:
-        print(f"warning: {len(unreadable)} unreadable file{'s' * (len(unreadable) > 1)} left out: {some_of(unreadable)}",
-              file=sys.stderr)
+        print(
+            f"warning: {len(unreadable)} unreadable file{'s' * (len(unreadable) > 1)} left out: {some_of(unreadable)}",
+            file=sys.stderr,
+        )
     outer = os.path.basename(folder)
-    labels = [next((CLASSES.index(part) for part in reversed([outer, *file.split("/")[:-1]]) if part in CLASSES), -1)
-              for file in files]
+    labels = [
+        next((CLASSES.index(part) for part in reversed([outer, *file.split("/")[:-1]]) if part in CLASSES), -1) for file in files
+    ]
     return Targets(np.stack([image for image in images if image is not None]), np.array(labels), clean_names(files))
 
 
@@ -91,6 +97,7 @@ def clean_names(files):
 # ---------------------------------------------------------------------------------------------------------------------
 # The distance
 
+
 class Distance:
     """|embed(x) - embed(y)|^2 between images in [-1, 1]: PIXELS times the mean squared difference, plus that of features.
 
@@ -98,8 +105,9 @@ class Distance:
     scaled to length 1 at each place and averaged over places (Zhang et al. 2018, arXiv:1801.03924, eq. 1, with weights 1).
     On real slices of 64x64, all five blocks at full resolution took nearly seven times as long a step and told little more.
     """
+
     def __init__(self, device="cpu"):
-        self.blocks = [[]]                              # the layers up to each pooling, and from there on to the next
+        self.blocks = [[]]  # the layers up to each pooling, and from there on to the next
         for layer in Features("vgg16", device).network:
             if isinstance(layer, nn.MaxPool2d):
                 self.blocks.append([])
@@ -129,30 +137,32 @@ def noise_structure(maps):
     K20, appendix D: each map again at half the size, down to 8x8, so that coarse structure counts as well. Near 0 for white
     noise (2 / r^2 a map on average); without it the noise would simply hold the picture.
     """
-    total = 0.
+    total = 0.0
     for noise in maps:
         while True:
             total = total + sum((noise * noise.roll(1, axis)).mean((1, 2, 3)).square() for axis in (2, 3))
             if noise.shape[-1] <= 8:
                 break
-            noise = 2 * F.avg_pool2d(noise, 2)          # times 2 keeps the variance of white noise
+            noise = 2 * F.avg_pool2d(noise, 2)  # times 2 keeps the variance of white noise
     return total
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The search
 
+
 class Projection(NamedTuple):
     """What was found for N slices. Where two stand for each: with w alone (and fixed noise), and with w and noise."""
-    targets: np.ndarray         # uint8 [N, R, R]
-    labels: np.ndarray          # int64 [N], of a conditional model the class that was taken
-    ws: torch.Tensor            # [N, num_ws, w_dim] on the CPU
-    noise: list                 # num_ws - 1 maps [N, 1, r, r] on the CPU
-    images: np.ndarray          # uint8 [N, 2, R, R]
-    rms: np.ndarray             # [N, 2], root mean square difference in grey levels
-    perceptual: np.ndarray      # [N, 2], squared distance of features
-    spread: np.ndarray          # [N], distance of w from its class's mean; the root mean square of drawn w is 1
-    course: np.ndarray          # uint8 [N, frames, R, R], from the starting point to the end
+
+    targets: np.ndarray  # uint8 [N, R, R]
+    labels: np.ndarray  # int64 [N], of a conditional model the class that was taken
+    ws: torch.Tensor  # [N, num_ws, w_dim] on the CPU
+    noise: list  # num_ws - 1 maps [N, 1, r, r] on the CPU
+    images: np.ndarray  # uint8 [N, 2, R, R]
+    rms: np.ndarray  # [N, 2], root mean square difference in grey levels
+    perceptual: np.ndarray  # [N, 2], squared distance of features
+    spread: np.ndarray  # [N], distance of w from its class's mean; the root mean square of drawn w is 1
+    course: np.ndarray  # uint8 [N, frames, R, R], from the starting point to the end
 
 
 def project(model, targets, labels, steps=100, space="w", seed=0, progress=False):
@@ -166,20 +176,29 @@ def project(model, targets, labels, steps=100, space="w", seed=0, progress=False
     distance, z = Distance(device), draw_z(DRAWN, model.mapping.z_dim, seed).to(device)
     with torch.no_grad():
         drawn = torch.stack([style_vectors(model.mapping, z, label)[0] for label in model.labels])
-        centres = drawn.mean(1)                                                         # [classes, w_dim]
-        sizes = (drawn - centres[:, None]).square().sum(2).mean(1).sqrt()               # [classes]
+        centres = drawn.mean(1)  # [classes, w_dim]
+        sizes = (drawn - centres[:, None]).square().sum(2).mean(1).sqrt()  # [classes]
         rows = torch.from_numpy(labels if classes > 1 else np.zeros_like(labels)).to(device)
         starts, rows = nearest_starts(model, drawn[:, :STARTS], distance, images, rows)
-    with tqdm(total=2 * steps * -(-len(images) // BATCH), desc="project", unit=" steps",
-              disable=None if progress else True) as bar:
-        found = [search(model, distance, *part, steps, space, bar)
-                 for part in zip(*(x.split(BATCH) for x in (images, starts, centres[rows], sizes[rows])))]
+    with tqdm(total=2 * steps * -(-len(images) // BATCH), desc="project", unit=" steps", disable=None if progress else True) as bar:
+        found = [
+            search(model, distance, *part, steps, space, bar)
+            for part in zip(*(x.split(BATCH) for x in (images, starts, centres[rows], sizes[rows])))
+        ]
     ws, noise, pictures, perceptual, spread, course = zip(*found)
     pictures = torch.cat(pictures).numpy()
     rms = np.sqrt(np.square(pictures - np.array(targets, float)[:, None]).mean((2, 3)))
-    return Projection(np.array(targets), rows.cpu().numpy() if classes > 1 else labels, torch.cat(ws),
-                      [torch.cat(maps) for maps in zip(*noise)], pictures, rms, torch.cat(perceptual).numpy(),
-                      torch.cat(spread).numpy(), torch.cat(course).numpy())
+    return Projection(
+        np.array(targets),
+        rows.cpu().numpy() if classes > 1 else labels,
+        torch.cat(ws),
+        [torch.cat(maps) for maps in zip(*noise)],
+        pictures,
+        rms,
+        torch.cat(perceptual).numpy(),
+        torch.cat(spread).numpy(),
+        torch.cat(course).numpy(),
+    )
 
 
 @torch.no_grad()
@@ -193,7 +212,7 @@ def nearest_starts(model, drawn, distance, images, labels):
     starts = drawn[0, :1].repeat(len(images), 1)
     for label, ws in enumerate(drawn):
         for part in ws.split(BATCH):
-            apart = torch.cdist(targets, distance.embed(model.generator(part, "fixed")))        # [N, BATCH]
+            apart = torch.cdist(targets, distance.embed(model.generator(part, "fixed")))  # [N, BATCH]
             apart[(labels >= 0) & (labels != label)] = math.inf
             apart, row = apart.min(1)
             better = apart < best
@@ -212,7 +231,7 @@ def search(model, distance, images, start, centre, size, steps, space, bar):
     moments = set(np.linspace(0, 2 * steps, FRAMES).astype(int).tolist())
     course, ends = [], []
 
-    def spread():                                       # [N], squared; 1 on average for drawn w
+    def spread():  # [N], squared; 1 on average for drawn w
         return (w - centre[:, None]).square().sum(2).mean(1) / size.square()
 
     for parameters, rate in ([w], RATE_W), (noise, RATE_NOISE):
@@ -225,7 +244,7 @@ def search(model, distance, images, start, centre, size, steps, space, bar):
             loss = loss + (NEAR * spread() if parameters is not noise else WHITE * noise_structure(noise))
             optimiser.param_groups[0]["lr"] = rate * ramp(step / steps)
             optimiser.zero_grad()
-            loss.sum().backward()                       # a sum: no slice's gradient depends on its neighbours
+            loss.sum().backward()  # a sum: no slice's gradient depends on its neighbours
             optimiser.step()
             if parameters is noise:
                 normalise(noise)
@@ -236,8 +255,14 @@ def search(model, distance, images, start, centre, size, steps, space, bar):
     ends = [to_uint8(end) for end in ends]
     features = distance.features(images)
     perceptual = [(distance.features(to_float(end)) - features).square().sum(1) for end in ends]
-    return (w.expand(-1, generator.num_ws, -1).cpu(), [one.cpu() for one in noise], torch.stack(ends, 1).cpu(),
-            torch.stack(perceptual, 1).cpu(), spread().sqrt().cpu(), torch.stack([*course, ends[-1]], 1).cpu())
+    return (
+        w.expand(-1, generator.num_ws, -1).cpu(),
+        [one.cpu() for one in noise],
+        torch.stack(ends, 1).cpu(),
+        torch.stack(perceptual, 1).cpu(),
+        spread().sqrt().cpu(),
+        torch.stack([*course, ends[-1]], 1).cpu(),
+    )
 
 
 def ramp(done):
@@ -255,6 +280,7 @@ def normalise(noise):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From one class to the other
+
 
 @torch.no_grad()
 def move_class(model, projection, seed=0):
@@ -275,6 +301,7 @@ def move_class(model, projection, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
+
 def save_projection(projection, names, output_dir, moved=None):
     """Write <name>.png, .npz, .gif of every slice, and <name>_classes.png given `move_class`'s pictures; returns the paths.
 
@@ -287,23 +314,35 @@ def save_projection(projection, names, output_dir, moved=None):
         base = os.path.join(output_dir, name)
         target, images, rms = projection.targets[i], projection.images[i], projection.rms[i]
         columns = ["real", f"w alone\nRMS {rms[0]:.1f}", f"w and noise\nRMS {rms[1]:.1f}", f"less the real one\n{scale}"]
-        note = (f"{name}: RMS error in grey levels of 255\n"
-                f"w lies {projection.spread[i]:.2f} from its mean; drawn w lie 1 from it on average")
+        note = (
+            f"{name}: RMS error in grey levels of 255\n"
+            f"w lies {projection.spread[i]:.2f} from its mean; drawn w lie 1 from it on average"
+        )
         cells = [target, *images, figures.colour(images[1] - target.astype(float), ERROR)]
         figures.save_table([cells], f"{base}.png", [""], columns, note, least=160)
         noise = {f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)}
         with atomic_path(f"{base}.npz") as temporary:
-            np.savez_compressed(temporary, ws=projection.ws[i].numpy(), target=target, images=images, rms=rms,
-                                perceptual=projection.perceptual[i], spread=projection.spread[i],
-                                label=projection.labels[i], **noise)
+            np.savez_compressed(
+                temporary,
+                ws=projection.ws[i].numpy(),
+                target=target,
+                images=images,
+                rms=rms,
+                perceptual=projection.perceptual[i],
+                spread=projection.spread[i],
+                label=projection.labels[i],
+                **noise,
+            )
         frames = [np.hstack([target, frame]) for frame in projection.course[i]]
         figures.save_gif(frames + [frames[-1]] * HOLD, f"{base}.gif", 120)
         paths += [f"{base}.png", f"{base}.npz", f"{base}.gif"]
         if moved is not None:
             columns = [*towards, f"right less left\n{scale}"]
             cells = [*moved[i], figures.colour(moved[i, -1].astype(float) - moved[i, 0], ERROR)]
-            note = (f"{name}, taken for {CLASSES[projection.labels[i]]}: w moved by shares of the mean w(z, NC) - w(z, AD), "
-                    "noise held\nwhat the model holds for the mean difference, not how this brain would change")
+            note = (
+                f"{name}, taken for {CLASSES[projection.labels[i]]}: w moved by shares of the mean w(z, NC) - w(z, AD), "
+                "noise held\nwhat the model holds for the mean difference, not how this brain would change"
+            )
             figures.save_table([cells], f"{base}_classes.png", [""], columns, note, least=160)
             paths.append(f"{base}_classes.png")
     return paths

@@ -7,6 +7,7 @@
 The page can be passed on as one file. It asks nothing of any network, which its Content-Security-Policy forbids as well. It holds
 whatever its pictures show, real slices too. A click on the head of a column sorts the table.
 """
+
 import base64
 import hashlib
 import json
@@ -23,24 +24,26 @@ from PIL import Image
 from utils import UserError, atomic_path
 
 LEDE = "What trained generators of brain slices make, and what it is worth. Every number is in report.json too, unrounded."
-NOTHING = "\N{EN DASH}"                 # in the place of a number that there is none of
-ENLARGED = 256                          # pictures smaller than this are enlarged, unsmoothed
+NOTHING = "\N{EN DASH}"  # in the place of a number that there is none of
+ENLARGED = 256  # pictures smaller than this are enlarged, unsmoothed
 
 
 class Table(NamedTuple):
     """A cell is a word, a number, a (value, low, high) interval, or None or NaN where there is nothing."""
+
     columns: list
-    rows: list                  # a list each, as long as columns
+    rows: list  # a list each, as long as columns
     caption: str
 
 
 class Figure(NamedTuple):
-    path: str                   # of a PNG, GIF or JPEG
+    path: str  # of a PNG, GIF or JPEG
     caption: str
 
 
 class Section(NamedTuple):
     """Paragraphs, then tables, then figures; numbers, a dict, are for report.json alone."""
+
     title: str
     text: Sequence = ()
     tables: Sequence = ()
@@ -61,6 +64,7 @@ def write_report(folder, title, facts, sections):
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers
 
+
 def plain(value):
     """Dicts, lists, NamedTuples, NumPy and torch numbers and arrays as JSON can hold them: None for what is not finite."""
     if hasattr(value, "tolist"):
@@ -76,14 +80,27 @@ def plain(value):
 
 def as_json(title, facts, sections):
     """All of the report but its pictures, which it names."""
+
     def cell(value):
         return plain(dict(zip(("value", "low", "high"), value)) if isinstance(value, (list, tuple)) else value)
-    return {"title": title, "facts": plain(facts), "sections": [{
-        "title": section.title, "text": list(section.text),
-        "tables": [{"caption": table.caption, "columns": list(table.columns),
-                    "rows": [list(map(cell, row)) for row in table.rows]} for table in section.tables],
-        "figures": [{"file": os.path.basename(figure.path), "caption": figure.caption} for figure in section.figures],
-        "numbers": plain(section.numbers or {})} for section in sections]}
+
+    return {
+        "title": title,
+        "facts": plain(facts),
+        "sections": [
+            {
+                "title": section.title,
+                "text": list(section.text),
+                "tables": [
+                    {"caption": table.caption, "columns": list(table.columns), "rows": [list(map(cell, row)) for row in table.rows]}
+                    for table in section.tables
+                ],
+                "figures": [{"file": os.path.basename(figure.path), "caption": figure.caption} for figure in section.figures],
+                "numbers": plain(section.numbers or {}),
+            }
+            for section in sections
+        ],
+    }
 
 
 def decimals(size, digits=3):
@@ -100,12 +117,12 @@ def number_text(x, places=None):
     else:
         if places is None:
             places = decimals(abs(x)) if isinstance(x, float) else 0
-        text = f"{round(x, places) + 0:{',' if abs(x) >= 10000 else ''}.{places}f}"     # + 0: not -0.00
+        text = f"{round(x, places) + 0:{',' if abs(x) >= 10000 else ''}.{places}f}"  # + 0: not -0.00
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def interval_text(value, low, high):
-    """"value (low to high)", with two digits of the interval's width, and at most five of the greatest of the three."""
+    """ "value (low to high)", with two digits of the interval's width, and at most five of the greatest of the three."""
     value, low, high = (math.nan if x is None else float(x) for x in (value, low, high))
     if math.isnan(low) and math.isnan(high):
         return number_text(value)
@@ -115,8 +132,10 @@ def interval_text(value, low, high):
     return f"{value} ({low} to {high})"
 
 
-NUMBER = re.compile(r"([-+\N{MINUS SIGN}]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(e[-+]?\d+)?(\s?%)?"    # -1,234.5e6 %
-                    r"(\s?[(\N{PLUS-MINUS SIGN}].*)?")                                              # (1 to 2), or +- 1
+NUMBER = re.compile(
+    r"([-+\N{MINUS SIGN}]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?(e[-+]?\d+)?(\s?%)?"  # -1,234.5e6 %
+    r"(\s?[(\N{PLUS-MINUS SIGN}].*)?"
+)  # (1 to 2), or +- 1
 
 
 def cell_text(value):
@@ -141,6 +160,7 @@ def cell_text(value):
 # ---------------------------------------------------------------------------------------------------------------------
 # Pieces of the page
 
+
 def words(text):
     """Text as HTML, fit for an attribute too."""
     return escape(" ".join(str(text).split()))
@@ -161,10 +181,12 @@ def table_html(table, number):
             line += f"<{tag}{kind}{value}>{words(text)}</{tag[:2]}>"
         rows.append(f"<tr>{line}</tr>\n")
     name = f'aria-labelledby="caption-{number}"'
-    return (f'<figure id="table-{number}">\n'
-            f'<figcaption id="caption-{number}"><b>Table {number}.</b> {words(table.caption)}</figcaption>\n'
-            f'<div class="box" role="region" tabindex="0" {name}><table {name}>\n'
-            f'<thead><tr>{heads}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody>\n</table></div>\n</figure>\n')
+    return (
+        f'<figure id="table-{number}">\n'
+        f'<figcaption id="caption-{number}"><b>Table {number}.</b> {words(table.caption)}</figcaption>\n'
+        f'<div class="box" role="region" tabindex="0" {name}><table {name}>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table></div>\n</figure>\n"
+    )
 
 
 def figure_html(figure, number):
@@ -178,9 +200,11 @@ def figure_html(figure, number):
         reason = error.strerror or "no PNG, GIF or JPEG"
         raise UserError(f"{figure.path}: the report cannot show this picture ({reason}); draw it again") from None
     zoom, name = max(1, ENLARGED // max(width, height)), words(os.path.basename(figure.path))
-    return (f'<figure id="figure-{number}">\n<img{" class=pixels" if zoom > 1 else ""} src="data:{kind};base64,{data}" '
-            f'width="{width * zoom}" height="{height * zoom}" alt="{words(figure.caption.split(". ")[0]) or name}">\n'
-            f"<figcaption><b>Figure {number}.</b> {words(figure.caption)} <code>{name}</code></figcaption>\n</figure>\n")
+    return (
+        f'<figure id="figure-{number}">\n<img{" class=pixels" if zoom > 1 else ""} src="data:{kind};base64,{data}" '
+        f'width="{width * zoom}" height="{height * zoom}" alt="{words(figure.caption.split(". ")[0]) or name}">\n'
+        f"<figcaption><b>Figure {number}.</b> {words(figure.caption)} <code>{name}</code></figcaption>\n</figure>\n"
+    )
 
 
 def page_html(title, facts, sections):
@@ -197,8 +221,17 @@ def page_html(title, facts, sections):
             body += figure_html(figure, figures)
         body += "</section>\n"
     facts = "".join(f"<dt>{words(name)}</dt><dd>{words(cell_text(value)[0])}</dd>\n" for name, value in facts.items())
-    return Template(PAGE).substitute(title=words(title), lede=words(LEDE), facts=facts, contents=contents, body=body, style=STYLE,
-                                     script=SCRIPT, style_hash=policy_hash(STYLE), script_hash=policy_hash(SCRIPT))
+    return Template(PAGE).substitute(
+        title=words(title),
+        lede=words(LEDE),
+        facts=facts,
+        contents=contents,
+        body=body,
+        style=STYLE,
+        script=SCRIPT,
+        style_hash=policy_hash(STYLE),
+        script_hash=policy_hash(SCRIPT),
+    )
 
 
 def policy_hash(text):

@@ -1,8 +1,9 @@
 """What a training run keeps in its folder, and how it goes on from there; `train.py` decides when.
 
-    config.json  checkpoint.pt  previous.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png
-    loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
+config.json  checkpoint.pt  previous.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png
+loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
 """
+
 import contextlib
 import csv
 import glob
@@ -22,11 +23,26 @@ import figures
 from flags import CLASSES, LARGEST, RESOLUTIONS
 from utils import UserError, atomic_path, make_folder, random_stream
 
-PICTURES, STYLES = 16, 512      # fixed latents drawn in fake_vs_real/ and mapped in styles/
-CHECKPOINTS = "checkpoint.pt", "previous.pt"            # the newest, and the one before it
-LEARNING = ("loss", "lambda_gp", "gp_every", "bounded", "batch_size", "lr", "lr_critic", "lr_decay", "augment", "augment_p",
-            "style_mixing", "path_length", "ema_kimg", "seed", "amp")                  # flags that change how a run goes on
-FORMAT = 1                      # of a checkpoint; another one cannot be gone on from
+PICTURES, STYLES = 16, 512  # fixed latents drawn in fake_vs_real/ and mapped in styles/
+CHECKPOINTS = "checkpoint.pt", "previous.pt"  # the newest, and the one before it
+LEARNING = (
+    "loss",
+    "lambda_gp",
+    "gp_every",
+    "bounded",
+    "batch_size",
+    "lr",
+    "lr_critic",
+    "lr_decay",
+    "augment",
+    "augment_p",
+    "style_mixing",
+    "path_length",
+    "ema_kimg",
+    "seed",
+    "amp",
+)  # flags that change how a run goes on
+FORMAT = 1  # of a checkpoint; another one cannot be gone on from
 
 
 class Run:
@@ -36,14 +52,15 @@ class Run:
     tables: {"losses": columns of losses.csv, "evaluations": of evaluations.csv}. lr_scale: 1, or less after the run went back.
     leading: of several processes one alone writes; the others only read.
     """
+
     def __init__(self, folder, config, slices, device, averaged, parts, rng, tables, tensorboard=False, leading=True):
         self.folder, self.config, self.slices, self.device = folder, config, slices, device
         self.averaged, self.parts, self.rng, self.tables = averaged, parts, rng, tables
-        self.seconds, self.skipped, self.lr_scale = 0., 0, 1.
+        self.seconds, self.skipped, self.lr_scale = 0.0, 0, 1.0
         self.saved_images, self.rows = None, {name: [] for name in tables}
         self.exists = has_checkpoint(folder)
         self.leading, self.writer = leading, open_tensorboard(folder) if tensorboard and leading else None
-        fixed = random_stream("fixed latents", 0)                                       # the same in every run
+        fixed = random_stream("fixed latents", 0)  # the same in every run
         self.z = torch.randn(STYLES, config["network"]["z_dim"], generator=fixed).to(device)
 
     def path(self, *names):
@@ -64,11 +81,13 @@ class Run:
             if state["rng_device"] == self.device.type:
                 self.rng.set_state(state["rng"])
             else:
-                moved = random_stream("moved training", state["images"], self.device)   # between CPU and CUDA
+                moved = random_stream("moved training", state["images"], self.device)  # between CPU and CUDA
                 self.rng.set_state(moved.get_state())
         except Exception as error:
-            raise UserError(f"{self.path('checkpoint.pt')} does not fit these networks ({type(error).__name__}); --resume False "
-                            "starts anew and keeps the old folder under another name") from None
+            raise UserError(
+                f"{self.path('checkpoint.pt')} does not fit these networks ({type(error).__name__}); --resume False "
+                "starts anew and keeps the old folder under another name"
+            ) from None
         self.saved_images = state["images"]
         for name in self.tables:
             self.rows[name] = self.read_table(name)
@@ -87,22 +106,30 @@ class Run:
                 faults.append(f"{name} cannot be read ({type(error).__name__})")
                 continue
             if state.get("format") != FORMAT:
-                raise UserError(f"{self.path(name)} is of another version of this code (format {state.get('format')}, here "
-                                f"{FORMAT}); --resume False starts anew and keeps the old folder under another name")
+                raise UserError(
+                    f"{self.path(name)} is of another version of this code (format {state.get('format')}, here "
+                    f"{FORMAT}); --resume False starts anew and keeps the old folder under another name"
+                )
             if whole:
                 if faults and self.leading:
-                    print(f"warning: {self.folder}: {faults[0]}; going on from the checkpoint before it, at "
-                          f"{state['images'] / 1000:.1f} kimg", file=sys.stderr)
+                    print(
+                        f"warning: {self.folder}: {faults[0]}; going on from the checkpoint before it, at "
+                        f"{state['images'] / 1000:.1f} kimg",
+                        file=sys.stderr,
+                    )
                 return state
             faults.append(f"{name} is damaged (its checksum is another)")
-        raise UserError(f"{self.folder}: {', and '.join(faults)}; --resume False starts anew and keeps the old folder under "
-                        "another name")
+        raise UserError(
+            f"{self.folder}: {', and '.join(faults)}; --resume False starts anew and keeps the old folder under another name"
+        )
 
     def go_back(self, why):
         """Return to the checkpoint at half the learning rate, once in a run's life; UserError the second time."""
         if self.lr_scale < 1:
-            raise UserError(f"{self.folder}: {why} again, after going back once already; the state saved at "
-                            f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to go on from it")
+            raise UserError(
+                f"{self.folder}: {why} again, after going back once already; the state saved at "
+                f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to go on from it"
+            )
         images = self.resume()
         self.lr_scale = 0.5
         self.tell(f"{why}: gone back to {images / 1000:.1f} kimg and on with half the learning rate")
@@ -117,8 +144,13 @@ class Run:
             if tuple(next(reader, ())) == columns:
                 for row in reader:
                     rows.append([float(value) for value in row])
-        return [row for row in rows if len(row) == len(columns) and row[columns.index("images")] <= self.saved_images
-                and not any(abs(value) > largest for value in row)]
+        return [
+            row
+            for row in rows
+            if len(row) == len(columns)
+            and row[columns.index("images")] <= self.saved_images
+            and not any(abs(value) > largest for value in row)
+        ]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Logs
@@ -169,12 +201,18 @@ class Run:
         if images == before or not self.leading:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()} | {
-            "format": FORMAT, "images": images, "seconds": self.seconds, "skipped": self.skipped, "lr_scale": self.lr_scale,
-            "rng": self.rng.get_state(), "rng_device": self.device.type}
+            "format": FORMAT,
+            "images": images,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "lr_scale": self.lr_scale,
+            "rng": self.rng.get_state(),
+            "rng_device": self.device.type,
+        }
         newest, before = map(self.path, CHECKPOINTS)
         with atomic_path(newest, sync=True) as path:
             save_tensors(state | {"digest": digest(state)}, path)
-            if os.path.exists(newest):                  # a kill between the two renamings leaves the one before alone
+            if os.path.exists(newest):  # a kill between the two renamings leaves the one before alone
                 os.replace(newest, before)
         self.save_generator("generator.pt", images)
         self.draw(images, epoch)
@@ -185,8 +223,15 @@ class Run:
 
     def save_generator(self, name, images):
         with atomic_path(self.path(name), sync=True) as path:
-            save_tensors({"network": self.config["network"], "classes": self.config["classes"], "images": images,
-                          "weights": self.averaged.state_dict()}, path)
+            save_tensors(
+                {
+                    "network": self.config["network"],
+                    "classes": self.config["classes"],
+                    "images": images,
+                    "weights": self.averaged.state_dict(),
+                },
+                path,
+            )
 
     def log_evaluation(self, row):
         """Append a row to evaluations.csv, and keep the averaged generator as best.pt if its KID is the lowest so far."""
@@ -200,13 +245,15 @@ class Run:
         """fake_vs_real/epoch_NNNN.png and styles/epoch_NNNN.npy, float32 [512, w_dim] (conditional: [2, 512, w_dim])."""
         mapping, generator = self.averaged["mapping"], self.averaged["generator"]
         classes = range(len(CLASSES)) if mapping.num_classes else [None]
-        w = torch.stack([mapping(self.z, None if c is None else torch.full_like(self.z[:, 0], c, dtype=torch.long))
-                         for c in classes])                                             # [classes, 512, w_dim]
+        w = torch.stack(
+            [mapping(self.z, None if c is None else torch.full_like(self.z[:, 0], c, dtype=torch.long)) for c in classes]
+        )  # [classes, 512, w_dim]
         figures.save_array(w.squeeze(0).cpu().numpy(), self.path("styles", f"epoch_{epoch:04d}.npy"))
-        w = w[:, :PICTURES // len(classes)].flatten(0, 1)
+        w = w[:, : PICTURES // len(classes)].flatten(0, 1)
         fake = torch.cat([generator(part, noise="fixed") for part in w.split(4)])
-        figures.save_fake_and_real(fake, self.slices, f"epoch {epoch}, {images / 1000:.1f} kimg",
-                                   self.path("fake_vs_real", f"epoch_{epoch:04d}.png"))
+        figures.save_fake_and_real(
+            fake, self.slices, f"epoch {epoch}, {images / 1000:.1f} kimg", self.path("fake_vs_real", f"epoch_{epoch:04d}.png")
+        )
 
 
 def save_tensors(state, path):
@@ -231,6 +278,7 @@ def digest(state):
                 add(part)
         else:
             found.update(repr(value).encode())
+
     add(state)
     return found.hexdigest()
 
@@ -250,6 +298,7 @@ def open_tensorboard(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 # Which run a folder holds
 
+
 def has_checkpoint(folder):
     return any(os.path.exists(os.path.join(folder, name)) for name in CHECKPOINTS)
 
@@ -262,15 +311,17 @@ def hold(folder):
     """
     lock = open(os.path.join(folder, "lock"), "a+")
     try:
-        import fcntl                                    # not on Windows, where nothing is locked
+        import fcntl  # not on Windows, where nothing is locked
+
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         pass
     except OSError:
         lock.seek(0)
         holder = lock.read().strip() or "just started"
-        raise UserError(f"{folder}: another train.py is at work on this run ({holder}): wait for it, stop it, or choose another "
-                        "--model_dir") from None
+        raise UserError(
+            f"{folder}: another train.py is at work on this run ({holder}): wait for it, stop it, or choose another --model_dir"
+        ) from None
     lock.seek(0)
     lock.truncate()
     print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
@@ -279,17 +330,22 @@ def hold(folder):
     return lock
 
 
-UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError      # what a config.json may raise
+UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError  # what a config.json may raise
 
 
 def kept_network(folder):
     """The settings of the networks in `folder`, {} if there is no run or it cannot be read (`check_same_run` says so)."""
     with contextlib.suppress(*UNREADABLE), open(os.path.join(folder, "config.json")) as file:
         network = json.load(file)["network"]
-        network = {name: operator.index(network[name]) for name in ("resolution", "channel_base", "channel_max", "z_dim", "w_dim",
-                                                                    "num_classes")}
-        if network["resolution"] in RESOLUTIONS and all(0 < network[name] <= most for name, most in LARGEST.items()) \
-                and network["num_classes"] in (0, len(CLASSES)):
+        network = {
+            name: operator.index(network[name])
+            for name in ("resolution", "channel_base", "channel_max", "z_dim", "w_dim", "num_classes")
+        }
+        if (
+            network["resolution"] in RESOLUTIONS
+            and all(0 < network[name] <= most for name, most in LARGEST.items())
+            and network["num_classes"] in (0, len(CLASSES))
+        ):
             return network
     return {}
 
@@ -303,11 +359,14 @@ def check_same_run(folder, config):
         with open(os.path.join(folder, "config.json")) as file:
             kept = json.load(file)
         new, old = config["network"], kept["network"]
-        differing = [f"--{key} {new[key]} (was {old[key]})" for key in ("resolution", "channel_base", "channel_max")
-                     if new[key] != old[key]]
+        differing = [
+            f"--{key} {new[key]} (was {old[key]})" for key in ("resolution", "channel_base", "channel_max") if new[key] != old[key]
+        ]
         if kept["data"]["fingerprint"] != config["data"]["fingerprint"]:
-            differing.append(f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
-                             f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})")
+            differing.append(
+                f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
+                f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})"
+            )
         new, old = config["flags"], kept["flags"]
         changed = [f"--{key} {new[key]} (was {old.get(key)})" for key in LEARNING if new[key] != old.get(key)]
         if config["torch"] != kept["torch"]:
@@ -315,13 +374,15 @@ def check_same_run(folder, config):
     except UNREADABLE as error:
         raise UserError(f"{folder}/config.json cannot be read ({error}); --resume False starts anew") from None
     if differing:
-        raise UserError(f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "
-                        "--resume False to set the old run aside")
+        raise UserError(
+            f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "
+            "--resume False to set the old run aside"
+        )
     return changed
 
 
 def set_aside(folder):
     """Rename the folder of an old run to the first free <folder>.1, <folder>.2, ..."""
-    free = next(i for i in range(1, 10 ** 6) if not os.path.exists(f"{folder}.{i}"))
+    free = next(i for i in range(1, 10**6) if not os.path.exists(f"{folder}.{i}"))
     os.rename(folder, f"{folder}.{free}")
     print(f"the run in {folder} is now {folder}.{free}")

@@ -7,6 +7,7 @@ What a step computes does not depend on how its batch is divided, but for roundi
 the whole batch and keeps those of its share; gradients are averaged before the optimiser sees them; and a share holds whole
 groups of `modules.minibatch_std`, the one place where images of a batch meet.
 """
+
 import os
 
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from utils import UserError
 
-GROUP = 4                       # images of a minibatch group; image i of N belongs to group i mod N / 4
+GROUP = 4  # images of a minibatch group; image i of N belongs to group i mod N / 4
 
 
 def share_of(x, shares, which):
@@ -28,12 +29,15 @@ def check_divisible(batch_size, shares):
     """UserError unless a batch can be divided into `shares`, each of whole minibatch groups."""
     if shares > 1 and batch_size % (GROUP * shares):
         nearest = max(1, round(batch_size / GROUP / shares)) * GROUP * shares
-        raise UserError(f"--batch_size {batch_size}: {shares} shares (processes times --grad_accum) need a multiple of "
-                        f"{GROUP * shares}, such as {nearest}")
+        raise UserError(
+            f"--batch_size {batch_size}: {shares} shares (processes times --grad_accum) need a multiple of "
+            f"{GROUP * shares}, such as {nearest}"
+        )
 
 
 class Draws(torch.Generator):
     """A torch.Generator for `draw`, which keeps the share of a batch that `divide` names (at first: all of it)."""
+
     shares, which, size = 1, 0, None
 
     def divide(self, shares, which, size):
@@ -60,9 +64,10 @@ class Processes:
 
     rank: 0 writes files and lines; size: how many there are. UserError, in every method, when another process has ended.
     """
+
     def __init__(self, device):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.first_here = os.environ.get("LOCAL_RANK", "0") == "0"                      # on this machine
+        self.first_here = os.environ.get("LOCAL_RANK", "0") == "0"  # on this machine
         if self.size > 1 and not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
@@ -71,15 +76,18 @@ class Processes:
                 # torchrun keeps one store over its restarts, with the addresses of processes that are gone. (Agents of several
                 # machines may count restarts differently.)
                 store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=self.rank,
-                                    world_size=self.size)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=self.rank, world_size=self.size
+            )
 
     def _reduce(self, tensor, operation):
         try:
             dist.all_reduce(tensor, operation)
         except RuntimeError as error:
-            raise UserError(f"process {self.rank} has lost the others ({str(error).splitlines()[0]}); the same command goes "
-                            "on from the last checkpoint") from None
+            raise UserError(
+                f"process {self.rank} has lost the others ({str(error).splitlines()[0]}); the same command goes "
+                "on from the last checkpoint"
+            ) from None
 
     @torch.no_grad()
     def average(self, tensors):
@@ -103,8 +111,9 @@ class Processes:
         """UserError if sums over these tensors differ from process to process: then something is drawn or averaged amiss."""
         norms = [float(norm) for norm in torch._foreach_norm(list(tensors))] if self.size > 1 else []
         if list(self.greatest(*norms)) != [-low for low in self.greatest(*(-norm for norm in norms))]:
-            raise UserError("the processes' weights are no longer the same; the last checkpoint is kept, and the same command "
-                            "goes on from it")
+            raise UserError(
+                "the processes' weights are no longer the same; the last checkpoint is kept, and the same command goes on from it"
+            )
 
     def wait(self):
         """Until every process has come here."""

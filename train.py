@@ -7,6 +7,7 @@ is algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028) with one critic step 
 the generator of Karras et al. 2018 (arXiv:1710.10196). The losses stand in losses.py, the augmentation of what the critic
 sees in augment.py, what is watched in health.py, and what is kept in run.py.
 """
+
 import contextlib
 import copy
 import functools
@@ -21,7 +22,7 @@ from types import SimpleNamespace
 from flags import CLASSES, answer_early, parse_train, settle
 
 if __name__ == "__main__":
-    answer_early(parse_train)                           # before PyTorch is imported
+    answer_early(parse_train)  # before PyTorch is imported
 
 import torch
 from tqdm import tqdm
@@ -37,21 +38,31 @@ from utils import STOPPING, Interrupted, UserError, make_folder, pick_device, pi
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
-BETAS = 0.0, 0.99               # of Adam; no momentum, as in K18: the critic's gradients turn at every step
-EMA_RAMP = 0.05                 # the average's half-life is at most this share of the images so far: the start is forgotten
-PATH_EVERY = 8                  # steps from one path length penalty to the next, on half a batch
-LOG_STEPS, LOG_SECONDS = 16, 20     # steps averaged into one row of losses.csv; fewer where they take longer than this
-MAX_SKIPPED = 5                 # steps with gradients that are not finite, in a row of losses.csv (or in several that hold no
-                                # other steps), after which the run goes back to its checkpoint
-TERMS = ("critic_loss", "generator_loss", "wasserstein", "separation", "unseen", "penalty", "gradient_norm", "path_length",
-         "critic_gradient", "generator_gradient")
-COLUMNS = ("step", "epoch", "images", "seconds", "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS,
-           *PICTURE)
+BETAS = 0.0, 0.99  # of Adam; no momentum, as in K18: the critic's gradients turn at every step
+EMA_RAMP = 0.05  # the average's half-life is at most this share of the images so far: the start is forgotten
+PATH_EVERY = 8  # steps from one path length penalty to the next, on half a batch
+LOG_STEPS, LOG_SECONDS = 16, 20  # steps averaged into one row of losses.csv; fewer where they take longer than this
+MAX_SKIPPED = 5  # steps with gradients that are not finite, in a row of losses.csv (or in several that hold no
+# other steps), after which the run goes back to its checkpoint
+TERMS = (
+    "critic_loss",
+    "generator_loss",
+    "wasserstein",
+    "separation",
+    "unseen",
+    "penalty",
+    "gradient_norm",
+    "path_length",
+    "critic_gradient",
+    "generator_gradient",
+)
+COLUMNS = ("step", "epoch", "images", "seconds", "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS, *PICTURE)
 EVALUATION_COLUMNS = ("step", "epoch", "images", "seconds", *EVALUATION)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One step
+
 
 def build_networks(network):
     """The generator's half (a mapping network and a generator) and the critic, from the settings that config.json keeps."""
@@ -73,8 +84,15 @@ class Training:
         self.path_length = PathLength().to(device)
         self.rng = random_stream("training", args.seed, device, Draws)
         self.probe = Probe(self.model, self.critic)
-        self.parts = {"model": self.model, "critic": self.critic, "averaged": self.averaged, "g": self.optimizer_g,
-                      "c": self.optimizer_c, "strength": self.strength, "path_length": self.path_length}
+        self.parts = {
+            "model": self.model,
+            "critic": self.critic,
+            "averaged": self.averaged,
+            "g": self.optimizer_g,
+            "c": self.optimizer_c,
+            "strength": self.strength,
+            "path_length": self.path_length,
+        }
 
     def scale_lr(self, scale):
         """Set both learning rates to `scale` times what the flags say; a resumed optimiser brings those of its checkpoint."""
@@ -97,19 +115,22 @@ class Training:
         """The critic's loss on the slices of a turn, and its terms."""
         args, critic, p, rng, labels = self.args, self.critic, self.strength.p, self.rng, turn.labels
         turn.before = rng.get_state()
-        with torch.set_grad_enabled(args.grad_accum == 1):              # both halves share one batch of generated slices
+        with torch.set_grad_enabled(args.grad_accum == 1):  # both halves share one batch of generated slices
             self.make(turn)
         real, fake = augment(turn.real, p, rng), augment(turn.fake.detach(), p, rng)
         both = None if labels is None else labels.repeat(2)
         score_real, score_fake = critic(torch.cat([real, fake]), both, self.dtype, parts=2).chunk(2)
         turn.score_real = score_real.detach()
         loss = critic_loss(args.loss, score_real, score_fake)
-        term = {"critic_loss": loss, "wasserstein": score_real.mean() - score_fake.mean(),
-                "separation": separation(score_real, score_fake)}
+        term = {
+            "critic_loss": loss,
+            "wasserstein": score_real.mean() - score_fake.mean(),
+            "separation": separation(score_real, score_fake),
+        }
         if turn.unseen is not None:
             with torch.no_grad():
                 term["unseen"] = (score_real - critic(augment(turn.unseen, p, rng), turn.unseen_labels, self.dtype)).mean()
-        if k % args.gp_every == 0:                      # weighted as if it were taken at every step
+        if k % args.gp_every == 0:  # weighted as if it were taken at every step
             penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, real, fake, labels, rng)
             term["penalty"] = args.lambda_gp * penalty
             loss = loss + args.gp_every * term["penalty"]
@@ -118,7 +139,7 @@ class Training:
     def generator_half(self, k, turn):
         """The generator's loss on the slices of a turn, and its terms."""
         args, rng = self.args, self.rng
-        if args.grad_accum > 1:                         # again, and now with a graph: there is one at a time
+        if args.grad_accum > 1:  # again, and now with a graph: there is one at a time
             now = rng.get_state()
             rng.set_state(turn.before)
             self.make(turn)
@@ -136,7 +157,7 @@ class Training:
             term |= dict(zip(PICTURE, picture_statistics(turn.made, turn.real)))
         return loss, term
 
-    def descend(self, optimizer, half, turns, before=0.):
+    def descend(self, optimizer, half, turns, before=0.0):
         """One Adam step down the mean of half(turn)'s loss over all turns and processes; returns the terms' means and the
         gradient's norm. Every turn draws, of the same random numbers, its share's."""
         processes, accum, state, terms = self.processes, len(turns), self.rng.get_state(), []
@@ -160,15 +181,18 @@ class Training:
         """
         args, accum = self.args, self.args.grad_accum
         batch = {"real": real, "labels": labels, "unseen": unseen, "unseen_labels": unseen_labels}
-        turns = [SimpleNamespace(**{name: None if x is None else share_of(x, accum, i) for name, x in batch.items()})
-                 for i in range(accum)]
+        turns = [
+            SimpleNamespace(**{name: None if x is None else share_of(x, accum, i) for name, x in batch.items()})
+            for i in range(accum)
+        ]
         self.critic.requires_grad_(True)
         term, critic_gradient = self.descend(self.optimizer_c, functools.partial(self.critic_half, k), turns)
         self.strength.update(term, args.batch_size)
 
         self.critic.requires_grad_(False)
-        more, generator_gradient = self.descend(self.optimizer_g, functools.partial(self.generator_half, k), turns,
-                                                before=critic_gradient)
+        more, generator_gradient = self.descend(
+            self.optimizer_g, functools.partial(self.generator_half, k), turns, before=critic_gradient
+        )
         self.model["mapping"].track(more.pop("w"))
         if "length" in more:
             self.path_length.track(more.pop("length"))
@@ -180,7 +204,7 @@ def gradients(optimizer):
     return [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
 
 
-def adam_step(optimizer, before=0.):
+def adam_step(optimizer, before=0.0):
     """One step, left out if a gradient, or `before`, is not finite; returns the norm of all gradients, 0-dim.
 
     PyTorch's fused Adam takes `found_inf`, as from a gradient scaler, and looks at it on the device: a GPU is not waited for.
@@ -203,14 +227,24 @@ def update_average(averaged, model, images, batch_size, half_life):
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
+
 def train(args, slices, test, folder, config, device, dtype, processes, deadline):
     """Train until `args.epochs`, the deadline (time.monotonic() seconds) or a signal; returns the process's exit status."""
     training, leading = Training(args, config["network"], device, dtype, processes), processes.rank == 0
     probe, watch, batch = training.probe, Watch(), args.batch_size
-    run = Run(folder, config, slices, device, training.averaged, training.parts, training.rng,
-              {"losses": COLUMNS + tuple(f"std {name}" for name in probe.layers), "evaluations": EVALUATION_COLUMNS},
-              args.tensorboard, leading)
-    processes.wait()                                    # all have seen whether there is a checkpoint, before one is written
+    run = Run(
+        folder,
+        config,
+        slices,
+        device,
+        training.averaged,
+        training.parts,
+        training.rng,
+        {"losses": COLUMNS + tuple(f"std {name}" for name in probe.layers), "evaluations": EVALUATION_COLUMNS},
+        args.tensorboard,
+        leading,
+    )
+    processes.wait()  # all have seen whether there is a checkpoint, before one is written
     step = run.resume() // batch if run.exists else 0
     per_epoch = steps_per_epoch(len(slices), batch)
     last_step = args.epochs * per_epoch
@@ -228,8 +262,10 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
 
     def batches_from(step):
         """Endless arguments of Training.step, from step number `step` on; unseen slices where --augment ada is to see them."""
+
         def draw_from(slices, start_step):
             return batches(slices, batch, device, args.seed, start_step, shares=processes.size, which=processes.rank)
+
         data = draw_from(slices, step)
         unseen = draw_from(test, -(-step // UNSEEN_EVERY)) if test and args.augment == "ada" else None
         for k in itertools.count(step):
@@ -248,27 +284,30 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
 
     data = batches_from(step)
     with Stopper() as stopper, progress_bar(folder, args, per_epoch, step, leading) as bar:
+
         def agree():
             """In every process the same: (signal or 0, share of the time that is over, whether a row is due)."""
             now = time.monotonic()
-            return processes.greatest(stopper.signum or 0, (now - begun) / (deadline - begun) if deadline > begun else 1,
-                                      now - clock >= LOG_SECONDS)
+            return processes.greatest(
+                stopper.signum or 0, (now - begun) / (deadline - begun) if deadline > begun else 1, now - clock >= LOG_SECONDS
+            )
 
         signum, over, due = agree()
         while step < last_step and not signum and over < 1:
             training.scale_lr(run.lr_scale * decayed(max(step / last_step, over), args.lr_decay))
-            with probe.watching(not terms):                                             # the first step of every row
+            with probe.watching(not terms):  # the first step of every row
                 terms.append(training.step(step, *next(data)))
             step += 1
             bar.update(batch)
-            saving, evaluating = (every and (step % (every * per_epoch) == 0 or step == last_step)
-                                  for every in (args.save_every, args.eval_every))
+            saving, evaluating = (
+                every and (step % (every * per_epoch) == 0 or step == last_step) for every in (args.save_every, args.eval_every)
+            )
             signum, over, due = agree()
             if len(terms) < LOG_STEPS and not saving and not evaluating and not due:
                 continue
 
-            row, skipped = summarise(terms)                                             # the only wait for the GPU
-            bad = skipped + (bad if skipped == len(terms) else 0)                       # also over rows of few steps
+            row, skipped = summarise(terms)  # the only wait for the GPU
+            bad = skipped + (bad if skipped == len(terms) else 0)  # also over rows of few steps
             if bad > MAX_SKIPPED:
                 step = run.go_back(f"gradients of {bad} steps shortly before {step} are not finite") // batch
                 data.close()
@@ -280,9 +319,13 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
                 run.tell(f"{skipped} of the {len(terms)} steps before {step} left out: their gradients are not finite")
             seconds = time.monotonic() - clock
             run.seconds, run.skipped = run.seconds + seconds, run.skipped + skipped
-            row |= place() | {"images_per_second": len(terms) * batch / seconds, "memory_gib": memory_gib(device),
-                              "lr": training.optimizer_g.param_groups[0]["lr"], "skipped": run.skipped,
-                              "augment_p": float(training.strength.p)}
+            row |= place() | {
+                "images_per_second": len(terms) * batch / seconds,
+                "memory_gib": memory_gib(device),
+                "lr": training.optimizer_g.param_groups[0]["lr"],
+                "skipped": run.skipped,
+                "augment_p": float(training.strength.p),
+            }
             row |= {f"std {name}": value for name, value in zip(probe.layers, probe.deviations().tolist())}
             run.log("losses", row)
             for line in watch.check(row):
@@ -321,9 +364,16 @@ def summarise(terms):
 
 
 def progress_bar(folder, args, per_epoch, step, shown):
-    return tqdm(total=args.epochs * per_epoch * args.batch_size, initial=step * args.batch_size, unit=" images",
-                desc=os.path.basename(folder), smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 20, disable=not shown,
-                bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}")
+    return tqdm(
+        total=args.epochs * per_epoch * args.batch_size,
+        initial=step * args.batch_size,
+        unit=" images",
+        desc=os.path.basename(folder),
+        smoothing=0.1,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+        disable=not shown,
+        bar_format="{desc} {percentage:3.0f}%|{bar:16}| {rate_noinv_fmt}{postfix}",
+    )
 
 
 def show_progress(bar, folder, row, args, deadline):
@@ -334,8 +384,11 @@ def show_progress(bar, folder, row, args, deadline):
     left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
     epoch = min(int(row["epoch"]) + 1, args.epochs)
     bar.set_description_str(f"{os.path.basename(folder)} epoch {epoch}/{args.epochs}", refresh=False)
-    bar.set_postfix_str(f"critic {row['critic_loss']:.2f}, generator {row['generator_loss']:.2f}, "
-                        f"Wasserstein {row['wasserstein']:.2f}, left {tqdm.format_interval(left)}", refresh=False)
+    bar.set_postfix_str(
+        f"critic {row['critic_loss']:.2f}, generator {row['generator_loss']:.2f}, "
+        f"Wasserstein {row['wasserstein']:.2f}, left {tqdm.format_interval(left)}",
+        refresh=False,
+    )
 
 
 class Stopper:
@@ -344,6 +397,7 @@ class Stopper:
     One that comes over two seconds after the first acts at once; an earlier one is its echo, as `timeout` and `make`, which
     signal a process and its whole group, send it.
     """
+
     def __enter__(self):
         self.signum, self.when = None, math.inf
         self.before = {signum: signal.getsignal(signum) for signum in STOPPING}
@@ -376,6 +430,7 @@ def farewell(folder, step, signum, args, per_epoch, leading):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
+
 def load_test(args):
     """Slices of --test_dir, else of test/ beside --dataset_dir; None where there are none, or nothing looks at them."""
     if not args.eval_every and args.augment != "ada" and not args.test_dir:
@@ -391,12 +446,20 @@ def load_test(args):
 
 def make_config(args, slices):
     """What config.json keeps: the network and the data, which a run cannot change, and the flags it was started with."""
-    return {"network": {"resolution": args.resolution, "channel_base": args.channel_base, "channel_max": args.channel_max,
-                        "z_dim": Z_DIM, "w_dim": W_DIM, "num_classes": len(CLASSES) if args.conditional else 0},
-            "classes": list(CLASSES) if args.classes == "all" else [args.classes],
-            "data": {"counts": slices.counts, "fingerprint": slices.fingerprint},
-            "flags": vars(args) | {"max_minutes": None if args.max_minutes == math.inf else args.max_minutes},
-            "torch": torch.__version__}
+    return {
+        "network": {
+            "resolution": args.resolution,
+            "channel_base": args.channel_base,
+            "channel_max": args.channel_max,
+            "z_dim": Z_DIM,
+            "w_dim": W_DIM,
+            "num_classes": len(CLASSES) if args.conditional else 0,
+        },
+        "classes": list(CLASSES) if args.classes == "all" else [args.classes],
+        "data": {"counts": slices.counts, "fingerprint": slices.fingerprint},
+        "flags": vars(args) | {"max_minutes": None if args.max_minutes == math.inf else args.max_minutes},
+        "torch": torch.__version__,
+    }
 
 
 def estimate_memory(config, batch_size, dtype):
@@ -409,8 +472,9 @@ def estimate_memory(config, batch_size, dtype):
 
     def note(tensor):
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes(), storage          # held, so that no two share an address
+        kept[storage._cdata] = storage.nbytes(), storage  # held, so that no two share an address
         return tensor
+
     labels = torch.zeros(batch_size, dtype=torch.long, device="meta") if config["network"]["num_classes"] else None
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         fake = model["generator"](model["mapping"](torch.empty(batch_size, Z_DIM, device="meta"), labels), dtype=dtype)
@@ -423,23 +487,25 @@ def estimate_memory(config, batch_size, dtype):
 
 def print_plan(args, slices, test, folder, config, device, dtype, shares):
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
-    with torch.device("meta"):                          # shapes alone
+    with torch.device("meta"):  # shapes alone
         model, critic = build_networks(config["network"])
     millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (model, critic)]
     per_epoch = steps_per_epoch(len(slices), args.batch_size)
     state = "goes on" if has_checkpoint(folder) else "new"
-    memory = estimate_memory(config, args.batch_size // shares, dtype) / 2 ** 30
+    memory = estimate_memory(config, args.batch_size // shares, dtype) / 2**30
     unseen = "none (--test_dir)" if test is None else f"{len(test)} to compare with"
-    print(f"run         {folder} ({state})\n"
-          f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
-          f"unseen      {unseen}\n"
-          f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, augmentation {args.augment}\n"
-          f"parameters  generator {millions[0]:.2f} M, critic {millions[1]:.2f} M\n"
-          f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
-          f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shares} shares" * (shares > 1) + "\n"
-          f"steps       {args.epochs} epochs of {per_epoch} = {args.epochs * per_epoch}, "
-          f"{args.epochs * per_epoch * args.batch_size / 1000:.0f} kimg"
-          + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else ""))
+    print(
+        f"run         {folder} ({state})\n"
+        f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
+        f"unseen      {unseen}\n"
+        f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, augmentation {args.augment}\n"
+        f"parameters  generator {millions[0]:.2f} M, critic {millions[1]:.2f} M\n"
+        f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
+        f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shares} shares" * (shares > 1) + "\n"
+        f"steps       {args.epochs} epochs of {per_epoch} = {args.epochs * per_epoch}, "
+        f"{args.epochs * per_epoch * args.batch_size / 1000:.0f} kimg"
+        + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else "")
+    )
 
 
 def main(argv=None):
@@ -452,8 +518,9 @@ def main(argv=None):
     processes = Processes(device)
     leading, shares = processes.rank == 0, processes.size * args.grad_accum
     check_divisible(args.batch_size, shares)
-    slices, test = processes.first(lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers,
-                                                   leading), load_test(args)))
+    slices, test = processes.first(
+        lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers, leading), load_test(args))
+    )
     config = make_config(args, slices)
     old = has_checkpoint(folder)
     if old and args.resume:
@@ -466,7 +533,7 @@ def main(argv=None):
         if leading:
             print_plan(args, slices, test, folder, config, device, dtype, shares)
         return 0
-    processes.wait()                                    # all have looked at the old run
+    processes.wait()  # all have looked at the old run
     with contextlib.ExitStack() as ending:
         ending.callback(processes.end)
         if leading:
@@ -476,12 +543,14 @@ def main(argv=None):
                 set_aside(folder)
                 make_folder(folder, "--model_dir")
                 ending.enter_context(hold(folder))
-        processes.wait()                                # it is set aside
+        processes.wait()  # it is set aside
         try:
             return train(args, slices, test, folder, config, device, dtype, processes, start + 60 * args.max_minutes)
         except torch.OutOfMemoryError:
-            raise UserError(f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
-                            "--channel_base, or --resolution (--dry_run prints an estimate)") from None
+            raise UserError(
+                f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
+                "--channel_base, or --resolution (--dry_run prints an estimate)"
+            ) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Trained runs on disk, and slices from them: what every script that looks into a model begins with.
 
-    model = load_model(find_run("AD", "model"), device)
-    images = np.concatenate(list(generate(model, 16, seed=0, device=device)))           # uint8 [16, R, R]
+model = load_model(find_run("AD", "model"), device)
+images = np.concatenate(list(generate(model, 16, seed=0, device=device)))           # uint8 [16, R, R]
 """
+
 import functools
 import glob
 import json
@@ -19,19 +20,21 @@ from flags import CLASSES, RESOLUTIONS, WEIGHTS
 from modules import Generator, MappingNetwork, build_generator
 from utils import UserError, random_stream
 
-BATCH = 16                      # images generated at once; always whole batches, so that their number changes no picture
+BATCH = 16  # images generated at once; always whole batches, so that their number changes no picture
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs on disk
 
+
 class Model(NamedTuple):
     """The averaged networks of one run, in evaluation mode."""
+
     name: str
     mapping: MappingNetwork
     generator: Generator
-    trained_on: list            # class names
-    labels: list                # those it can be told, or [None]
+    trained_on: list  # class names
+    labels: list  # those it can be told, or [None]
     folder: str
 
 
@@ -40,8 +43,10 @@ def find_run(name, model_dir):
     for folder in (name, os.path.join(model_dir, name)):
         if os.path.isfile(os.path.join(folder, "generator.pt")):
             return os.path.normpath(folder)
-    raise UserError(f"no run {name}: looked for {name}/generator.pt and {os.path.join(model_dir, name)}/generator.pt; "
-                    f"{describe_runs(model_dir)}")
+    raise UserError(
+        f"no run {name}: looked for {name}/generator.pt and {os.path.join(model_dir, name)}/generator.pt; "
+        f"{describe_runs(model_dir)}"
+    )
 
 
 def list_runs(model_dir):
@@ -50,8 +55,11 @@ def list_runs(model_dir):
 
 def describe_runs(model_dir):
     runs = list_runs(model_dir)
-    return f"--model_dir {model_dir} holds {', '.join(runs)}" if runs else \
-        f"--model_dir {model_dir} holds no run yet (train.py makes one)"
+    return (
+        f"--model_dir {model_dir} holds {', '.join(runs)}"
+        if runs
+        else f"--model_dir {model_dir} holds no run yet (train.py makes one)"
+    )
 
 
 def settings(folder):
@@ -63,14 +71,15 @@ def settings(folder):
         return {}
 
 
-@functools.cache                                        # says its line once a run
+@functools.cache  # says its line once a run
 def weights_file(folder, which):
     """The file of a run's last or best averaged generator; the last, with a note, where no best one was kept."""
     path = os.path.join(folder, WEIGHTS[which])
     if which == "last" or os.path.isfile(path):
         return path
-    print(f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every keeps one): its last generator is drawn",
-          file=sys.stderr)
+    print(
+        f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every keeps one): its last generator is drawn", file=sys.stderr
+    )
     return os.path.join(folder, WEIGHTS["last"])
 
 
@@ -81,7 +90,7 @@ def check_generator(saved):
         raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError("trained on other classes")
-    with torch.device("meta"):                          # shapes alone
+    with torch.device("meta"):  # shapes alone
         expected = build_generator(network).state_dict()
     weights = saved["weights"]
     if {name: x.shape for name, x in expected.items()} != {name: x.shape for name, x in weights.items()}:
@@ -94,15 +103,16 @@ def load_model(folder, device, which="last"):
     """Read the generator in <folder>; UserError when it is not one of ours."""
     path = weights_file(folder, which)
     try:
-        if damaged := zipfile.ZipFile(path).testzip():          # compares the checksums, which PyTorch does not
+        if damaged := zipfile.ZipFile(path).testzip():  # compares the checksums, which PyTorch does not
             raise ValueError(f"{damaged} in it is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         check_generator(saved)
         networks = build_generator(saved["network"])
         networks.load_state_dict(saved["weights"])
     except Exception as error:
-        raise UserError(f"{path}: not a generator that train.py saved ({type(error).__name__}: "
-                        f"{(str(error).splitlines() or [''])[0][:80]})") from None
+        raise UserError(
+            f"{path}: not a generator that train.py saved ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]})"
+        ) from None
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name = os.path.basename(os.path.abspath(folder))
@@ -111,6 +121,7 @@ def load_model(folder, device, which="last"):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Generating
+
 
 def latents(z_dim, seed, batches, start=0):
     """Batches number `start` to `batches` of the latents of a seed, each [BATCH, z_dim] on the CPU."""
@@ -133,7 +144,7 @@ def style_vectors(mapping, z, label=None):
 
 
 @torch.no_grad()
-def generate(model, count, seed, truncation=1., label=None, device="cpu", start=0):
+def generate(model, count, seed, truncation=1.0, label=None, device="cpu", start=0):
     """Yield `count` generated slices in batches, uint8 [n, R, R] with n <= BATCH, from batch number `start` on.
 
     A slice is a function of its number and of the other arguments, but for count and start.
@@ -143,7 +154,7 @@ def generate(model, count, seed, truncation=1., label=None, device="cpu", start=
         rng = random_stream(f"noise {batch}", seed, device)
         w, labels = style_vectors(model.mapping, z.to(device), label)
         images = model.generator(model.mapping.truncate(w, truncation, labels), noise="random", rng=rng)
-        yield to_uint8(images).cpu().numpy()[:count - batch * BATCH]
+        yield to_uint8(images).cpu().numpy()[: count - batch * BATCH]
 
 
 @torch.no_grad()

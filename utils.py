@@ -1,4 +1,5 @@
 """What every script here shares: one-line errors, devices, files that are never half written."""
+
 import contextlib
 import ctypes
 import hashlib
@@ -7,10 +8,10 @@ import signal
 import sys
 import tempfile
 
-UMASK = os.umask(0)                                # can only be read by being set, which threads must not do at once
+UMASK = os.umask(0)  # can only be read by being set, which threads must not do at once
 os.umask(UMASK)
 
-STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}      # SIGUSR1: Slurm's warning
+STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}  # SIGUSR1: Slurm's warning
 
 
 class UserError(Exception):
@@ -28,11 +29,13 @@ class Interrupted(BaseException):
 def run_cli(main):
     """Call `main()` and exit with its status: 0, 2 after a UserError or a fault of the file system (one line,
     no traceback), 128 + n after signal n, 1 after a fault of ours."""
+
     def stop(signum, _frame):
         raise Interrupted(signum)
+
     for signum in STOPPING:
         signal.signal(signum, stop)
-    for stream in (sys.stdout, sys.stderr):       # a file's name may hold what no text does
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what no text does
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -43,10 +46,10 @@ def run_cli(main):
     except Interrupted as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signum)
-    except BrokenPipeError:                       # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:                      # a full disk, a file without permission
+    except OSError as error:  # a full disk, a file without permission
         print(f"error: {printable(str(error.filename or 'a file'))}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
@@ -67,12 +70,11 @@ def atomic_path(path, sync=False):
 
     A reader, or a second process writing the same file, only ever sees a whole file; with `sync` also after a power cut.
     """
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-",
-                                         suffix=os.path.splitext(path)[1])
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-", suffix=os.path.splitext(path)[1])
     os.close(handle)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~UMASK)        # mkstemp made it private to this user
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp made it private to this user
         if sync:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -81,7 +83,7 @@ def atomic_path(path, sync=False):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            error.filename = path                  # a write knows none, and nobody has seen the temporary one
+            error.filename = path  # a write knows none, and nobody has seen the temporary one
         raise
 
 
@@ -102,6 +104,7 @@ def random_stream(purpose, seed, device="cpu", kind=None):
     mapping network's first layer that equals it, and its w lies twice as far from the mean as that of any other.
     """
     import torch
+
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
     stream = (kind or torch.Generator)(device)
     stream.manual_seed(int.from_bytes(digest[:4], "big"))
@@ -110,23 +113,24 @@ def random_stream(purpose, seed, device="cpu", kind=None):
 
 def pick_device(name):
     """The torch.device of `--device`: "auto" takes CUDA when there is one, else the CPU. UserError when it cannot be used."""
-    import torch                                   # here, since phantom.py needs this file but not PyTorch
+    import torch  # here, since phantom.py needs this file but not PyTorch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"       # torchrun's processes take a GPU each
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's processes take a GPU each
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()       # the device "meta" holds nothing
+        torch.zeros(1, device=device).item()  # the device "meta" holds nothing
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True      # every batch has one shape: worth looking for the fastest kernel
+        torch.backends.cudnn.benchmark = True  # every batch has one shape: worth looking for the fastest kernel
         torch.set_float32_matmul_precision("high")
     else:
         keep_freed_memory()
-    torch.set_flush_denormal(True)                 # on a CPU, denormal numbers cost up to a hundred times the others
+    torch.set_flush_denormal(True)  # on a CPU, denormal numbers cost up to a hundred times the others
     return device
 
 
@@ -136,11 +140,11 @@ def keep_freed_memory():
     It hands back every block from 32 MiB on, and training asks for the next such block at once, page by page: a sixth of a
     step at 256x256 went into that.
     """
-    mmap_max, trim_threshold = -4, -1               # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):       # musl, macOS, Windows
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2 ** 31 - 1)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def pick_dtype(amp, device):
@@ -149,6 +153,7 @@ def pick_dtype(amp, device):
     Weights, images, scores, losses, the gradient penalty and the optimiser are float32 either way.
     """
     import torch
+
     if amp is None and device.type == "cuda":
         amp = torch.cuda.get_device_capability(device) >= (8, 0)
     elif amp is None:

@@ -1,4 +1,5 @@
 """A tiny data set and a tiny trained run, made once, for the tests of the scripts."""
+
 import csv
 import functools
 import os
@@ -11,13 +12,28 @@ import torch
 from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = ["--resolution", "32", "--channel_base", "128", "--channel_max", "8", "--batch_size", "4", "--eval_every", "0",
-        "--device", "cpu", "--amp", "False"]
+TINY = [
+    "--resolution",
+    "32",
+    "--channel_base",
+    "128",
+    "--channel_max",
+    "8",
+    "--batch_size",
+    "4",
+    "--eval_every",
+    "0",
+    "--device",
+    "cpu",
+    "--amp",
+    "False",
+]
 
 
 def start(slices_dir, model_dir, *flags):
     """Train tiny networks on AD (unless the flags say otherwise) in this process; returns the exit status."""
     import train
+
     return train.main([*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", str(model_dir), *map(str, flags)])
 
 
@@ -35,7 +51,7 @@ def read_table(path):
 def own_cache(tmp_path_factory):
     """Decoded slices go to a folder of the test session, not to the user's cache."""
     os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["OMP_NUM_THREADS"] = "1"         # of the scripts; tiny tensors: more threads only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts; tiny tensors: more threads only wait for each other
     torch.set_num_threads(1)
 
 
@@ -44,8 +60,7 @@ def slices_dir(tmp_path_factory):
     """train/ with 9 AD and 11 NC slices: a bright disc on black, larger in NC. Beside it test/ with 6 and 7."""
     data, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     y, x = np.mgrid[-16:16, -15:15]
-    for split, name, count, radius in (("train", "AD", 9, 9), ("train", "NC", 11, 12), ("test", "AD", 6, 9),
-                                       ("test", "NC", 7, 12)):
+    for split, name, count, radius in (("train", "AD", 9, 9), ("train", "NC", 11, 12), ("test", "AD", 6, 9), ("test", "NC", 7, 12)):
         folder = data / split / name
         folder.mkdir(parents=True)
         for i in range(count):
@@ -58,10 +73,11 @@ def slices_dir(tmp_path_factory):
 def models(tmp_path_factory, slices_dir):
     """A folder of runs AD, NC and all-conditional, each trained for two epochs; NC without evaluations."""
     import health
+
     folder = str(tmp_path_factory.mktemp("model"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(health, "EVALUATED", 32)
-        patch.setattr(health, "Features", functools.cache(health.Features))             # the same network for all
+        patch.setattr(health, "Features", functools.cache(health.Features))  # the same network for all
         for flags in (["--eval_every", 1], ["--classes", "NC"], ["--classes", "all", "--conditional", "--eval_every", 2]):
             assert start(slices_dir, folder, "--epochs", 2, "--save_every", 1, *flags) == 0
     return folder
@@ -71,32 +87,39 @@ def models(tmp_path_factory, slices_dir):
 def model(models):
     """The trained AD model."""
     from trained import load_model
+
     return load_model(os.path.join(models, "AD"), "cpu")
 
 
 @pytest.fixture(scope="session")
 def conditional(models):
     from trained import load_model
+
     return load_model(os.path.join(models, "all-conditional"), "cpu")
 
 
 @pytest.fixture
 def script():
     """Run one of the scripts as a user does; returns the finished process with text output."""
+
     def run(name, *flags, **options):
-        return subprocess.run([sys.executable, os.path.join(ROOT, name), *map(str, flags)], capture_output=True, text=True,
-                              timeout=300, **options)
+        return subprocess.run(
+            [sys.executable, os.path.join(ROOT, name), *map(str, flags)], capture_output=True, text=True, timeout=300, **options
+        )
+
     return run
 
 
 @pytest.fixture
 def refused(script):
     """Run a script that has to refuse: exit status 2 and one line on stderr, which is returned."""
+
     def run(name, *flags, **options):
         done = script(name, *flags, **options)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
-        line, = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert done.stderr.strip().endswith(line)
         return line
+
     return run

@@ -1,4 +1,5 @@
 """The classifier on planted differences, and what it is trained on."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +14,13 @@ def discs(count, radius, seed):
     """uint8 [count, 32, 32]: noisy bright discs."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-16:16, -16:16]
-    shown = np.hypot(y, x) < radius + rng.normal(0, .5, (count, 1, 1))
+    shown = np.hypot(y, x) < radius + rng.normal(0, 0.5, (count, 1, 1))
     return np.uint8(shown * rng.uniform(120, 220, (count, 1, 1)) + rng.uniform(0, 30, (count, 32, 32)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The classifier
+
 
 @pytest.fixture
 def quick(monkeypatch):
@@ -33,13 +35,13 @@ def test_it_learns_a_planted_difference_and_none_where_there_is_none(quick):
     unseen = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
     alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
     found = classify(real, real, unseen)
-    assert min(found[name]["auc"].value for name in ("train", "generated", "both")) > .95
+    assert min(found[name]["auc"].value for name in ("train", "generated", "both")) > 0.95
     assert found["ratio"] == pytest.approx(found["generated"]["auc"].value / found["train"]["auc"].value)
     assert found["resampled"] == "slices"
     unseen_alike = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
     none = classify(alike, alike, unseen_alike)["train"]
-    assert abs(none["auc"].value - .5) < .12                                 # 3.6 standard deviations of an AUC
-    assert none["auc"].low < .56 and none["auc"].high > .44
+    assert abs(none["auc"].value - 0.5) < 0.12  # 3.6 standard deviations of an AUC
+    assert none["auc"].low < 0.56 and none["auc"].high > 0.44
 
 
 def test_as_many_generated_slices_as_real_ones_and_scores_of_ad(quick, monkeypatch):
@@ -48,16 +50,18 @@ def test_as_many_generated_slices_as_real_ones_and_scores_of_ad(quick, monkeypat
     def train(pixels, is_ad, seed, device, bar):
         learnt.append((pixels[is_ad].max(), len(pixels), int(is_ad.sum()), seed))
         return None
+
     monkeypatch.setattr(classifier, "train_classifier", train)
     monkeypatch.setattr(classifier, "logits", lambda network, pixels, device: -pixels[:, 0, 0].astype(float))
 
     def flat(count, value):
         return np.full((count, 32, 32), value, np.uint8)
-    unseen = {"AD": np.concatenate([flat(2, 1), flat(2, 5)]), "NC": flat(4, 4)}           # of AD, half score above all NC
+
+    unseen = {"AD": np.concatenate([flat(2, 1), flat(2, 5)]), "NC": flat(4, 4)}  # of AD, half score above all NC
     groups = {"AD": np.array(list("aabb")), "NC": np.array(list("ccdd"))}
     found = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, unseen, groups)
     assert learnt == [(1, 16, 7, 0), (1, 16, 7, 1), (3, 16, 7, 0), (3, 16, 7, 1), (3, 32, 14, 0), (3, 32, 14, 1)]
-    assert found["train"]["auc"] == (.5, 0, 1)                               # a and b: none, or both, of AD are above
+    assert found["train"]["auc"] == (0.5, 0, 1)  # a and b: none, or both, of AD are above
     assert found["train"]["spread"] == 0 and found["resampled"] == "subjects"
     assert classify(unseen, unseen, unseen, {**groups, "NC": None})["resampled"] == "slices"
 

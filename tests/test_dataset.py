@@ -1,4 +1,5 @@
 """dataset.py: every pixel against a second way of computing it, and every way a folder of slices can be wrong."""
+
 import errno
 import os
 import pathlib
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 import dataset
-from dataset import (Slices, batches, pad_and_resize, schedule, steps_per_epoch, to_float, to_grey, to_uint8)
+from dataset import Slices, batches, pad_and_resize, schedule, steps_per_epoch, to_float, to_grey, to_uint8
 from utils import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -54,10 +55,12 @@ def load(data, **options):
 def forbid_decoding(monkeypatch):
     def refuse(*_):
         raise AssertionError("decoded again")
+
     monkeypatch.setattr(dataset, "decode", refuse)
 
 
 # Grey -----------------------------------------------------------------------------------------------------------------
+
 
 def luma(rgb):
     return np.asarray(rgb, np.float64) @ [0.299, 0.587, 0.114]
@@ -88,7 +91,7 @@ def test_grey_of_palette_and_transparency():
     alpha = np.arange(256, dtype=np.uint8)
     image.info["transparency"] = alpha.tobytes()
     close(to_grey(image), luma(palette[index]) * alpha[index] / 255, 2)
-    image = Image.fromarray(index, "P")                              # converting gave the other's palette its alpha
+    image = Image.fromarray(index, "P")  # converting gave the other's palette its alpha
     image.putpalette(palette.tobytes())
     image.info["transparency"] = int(index[0, 0])
     close(to_grey(image), luma(palette[index]) * (index != index[0, 0]), 1)
@@ -128,12 +131,13 @@ def test_grey_of_float(white):
 
 # Squares --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("width, height", [(256, 240), (240, 256), (256, 256), (256, 241), (1, 256)])
 def test_padding_keeps_every_pixel(width, height):
     pixels = noise(width, height)
     expected = np.zeros((256, 256), np.uint8)
     left, top = (256 - width) // 2, (256 - height) // 2
-    expected[top:top + height, left:left + width] = pixels
+    expected[top : top + height, left : left + width] = pixels
     assert (np.asarray(pad_and_resize(Image.fromarray(pixels), 256)) == expected).all()
     if (width, height) == (256, 240):
         assert top == 8 and not expected[:8].any() and not expected[-8:].any()
@@ -143,7 +147,7 @@ def test_padding_keeps_every_pixel(width, height):
 def test_resizing_never_stretches(width, height):
     y, x = np.mgrid[:height, :width]
     radius = min(width, height) * 0.4
-    disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius ** 2).astype(np.uint8) * 255
+    disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius**2).astype(np.uint8) * 255
     result = np.asarray(pad_and_resize(Image.fromarray(disc), 128)) > 127
     expected = 2 * radius * 128 / max(width, height)
     assert abs(np.ptp(np.flatnonzero(result.any(0))) + 1 - expected) < 3
@@ -157,6 +161,7 @@ def test_shrinking_is_antialiased():
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
+
 
 def test_slices_labels_counts_and_order(data):
     slices = load(data)
@@ -189,7 +194,7 @@ def test_unreadable_files_give_one_warning_in_every_run(data, capsys):
     image = noise(200, 200)
     save(data / "AD/truncated.jpeg", image)
     whole = (data / "AD/truncated.jpeg").read_bytes()
-    (data / "AD/truncated.jpeg").write_bytes(whole[:len(whole) // 2])
+    (data / "AD/truncated.jpeg").write_bytes(whole[: len(whole) // 2])
     (data / "NC/empty.png").write_bytes(b"")
     (data / "NC/text.jpg").write_text("an error page")
     os.symlink(data / "nowhere", data / "NC/dangling.bmp")
@@ -226,11 +231,12 @@ def test_a_file_that_can_be_read_again_comes_back(data, capsys):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert len(load(data)) == 11
     path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))           # as a chmod or a network disk would leave it
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a chmod or a network disk would leave it
     assert len(load(data)) == 12
 
 
 # Cache ----------------------------------------------------------------------------------------------------------------
+
 
 def test_second_load_decodes_nothing(data, cache, monkeypatch):
     first = load(data)[np.arange(12)]
@@ -249,7 +255,7 @@ def test_cache_is_rebuilt_on_change_and_the_old_one_removed(data, cache):
     assert (load(data)[[0]][0] == noise(32, 32, 98)).all()
     (data / "AD/000_1.png").rename(data / "AD/999_1.png")
     assert (load(data)[[5]][0] == noise(32, 32, 98)).all()
-    assert Counter(path.name[:2] for path in cache.iterdir()) == {"AD": 2, "NC": 2}   # one for each resolution
+    assert Counter(path.name[:2] for path in cache.iterdir()) == {"AD": 2, "NC": 2}  # one for each resolution
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "zeros", "other shape"])
@@ -260,8 +266,14 @@ def test_damaged_cache_is_rebuilt(data, cache, damage):
         if damage == "other shape":
             np.save(path, np.ones((3, 32, 32), np.uint8))
         else:
-            path.write_bytes({"truncated": content[:3000], "garbage": os.urandom(3000), "empty": b"",
-                              "zeros": content[:128] + bytes(len(content) - 128)}[damage])
+            path.write_bytes(
+                {
+                    "truncated": content[:3000],
+                    "garbage": os.urandom(3000),
+                    "empty": b"",
+                    "zeros": content[:128] + bytes(len(content) - 128),
+                }[damage]
+            )
     assert (load(data)[np.arange(12)] == expected).all()
     np.testing.assert_array_equal(np.load(next(cache.glob("AD*")))[:5], expected[:5])
 
@@ -292,6 +304,7 @@ def test_unwritable_cache_folder_falls_back_to_memory(data, tmp_path, monkeypatc
 def test_full_disk_falls_back_to_memory_and_leaves_nothing(data, cache, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert_in_memory(data, capsys)
     assert not list(cache.iterdir())
@@ -320,13 +333,17 @@ def test_data_folder_is_never_written(data):
 def test_two_runs_that_start_together(data, tmp_path):
     for i in range(300):
         save(data / f"NC/9{i:03}_1.png", noise(64, 64, i))
-    code = ("import sys, os, time, hashlib; import numpy as np; from dataset import Slices\n"
-            f"me, other = sys.argv[1:]; open(me, 'w').close()\nwhile not os.path.exists(other): time.sleep(0.001)\n"
-            f"s = Slices({str(data)!r}, resolution=32)\n"
-            "print(hashlib.sha256(s[np.arange(len(s))]).hexdigest(), s.counts)")
+    code = (
+        "import sys, os, time, hashlib; import numpy as np; from dataset import Slices\n"
+        f"me, other = sys.argv[1:]; open(me, 'w').close()\nwhile not os.path.exists(other): time.sleep(0.001)\n"
+        f"s = Slices({str(data)!r}, resolution=32)\n"
+        "print(hashlib.sha256(s[np.arange(len(s))]).hexdigest(), s.counts)"
+    )
     flags = [str(tmp_path / "one"), str(tmp_path / "two")]
-    runs = [subprocess.Popen([sys.executable, "-c", code, *order], cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for order in (flags, flags[::-1])]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, *order], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for order in (flags, flags[::-1])
+    ]
     outputs = [run.communicate(timeout=60) for run in runs]
     assert outputs[0] == outputs[1] and outputs[0][1] == ""
     slices = load(data)
@@ -335,7 +352,7 @@ def test_two_runs_that_start_together(data, tmp_path):
 
 def test_fingerprint_follows_names_and_sizes_only(data, tmp_path):
     first = load(data).fingerprint
-    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy)               # new place, new times
+    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy)  # new place, new times
     assert load(tmp_path / "copy").fingerprint == first == load(data, resolution=64).fingerprint
     assert len({first, load(data, classes="AD").fingerprint, load(data, classes="NC").fingerprint}) == 3
     (tmp_path / "copy/AD/100_7.png").rename(tmp_path / "copy/AD/100_8.png")
@@ -346,6 +363,7 @@ def test_fingerprint_follows_names_and_sizes_only(data, tmp_path):
 
 
 # Batches --------------------------------------------------------------------------------------------------------------
+
 
 def take(count, slices, **options):
     stream = batches(slices, **{"batch_size": 4, "device": "cpu", "seed": 1, **options})
@@ -407,7 +425,7 @@ def test_fewer_slices_than_a_batch_holds():
 
 def test_half_of_the_slices_are_mirrored_and_none_without_flip(data):
     mirrored = np.concatenate([mirror for _, (_, mirror) in zip(range(250), schedule(16, 16, seed=0))])
-    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(mirrored.size)              # five standard errors
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(mirrored.size)  # five standard errors
     assert len({mirror.tobytes() for _, (_, mirror) in zip(range(50), schedule(160, 16, seed=0))}) == 50
     slices = load(data)
     for (images, _), (indices, _) in zip(take(6, slices, flip=False), schedule(12, 4, seed=1)):
@@ -426,6 +444,7 @@ def test_closing_ends_the_thread(data, resident):
 
 # Report and errors ----------------------------------------------------------------------------------------------------
 
+
 def report(tmp_path, capsys, *flags):
     dataset.main([*map(str, flags), "--output_dir", str(tmp_path / "report"), "--resolution", "32"])
     return capsys.readouterr().out
@@ -435,8 +454,8 @@ def report(tmp_path, capsys, *flags):
 def splits(data):
     for i, name in enumerate(("AD/300_1", "AD/301_1", "NC/203_9", "NC/401_1")):
         save(data.parent / f"test/{name}.png", noise(30, 32, 50 + i))
-    save(data.parent / "test/NC/402_1.bmp", np.stack([noise(32, 32, 3)] * 3, -1))     # pixels of train/AD/103_7.png
-    save(data / "NC/299_1.png", noise(32, 32, 10))                                    # those of train/NC/200_7.png
+    save(data.parent / "test/NC/402_1.bmp", np.stack([noise(32, 32, 3)] * 3, -1))  # pixels of train/AD/103_7.png
+    save(data / "NC/299_1.png", noise(32, 32, 10))  # those of train/NC/200_7.png
     (data / "NC/broken.jpeg").write_bytes(b"")
     return data
 
@@ -474,7 +493,7 @@ def test_report_without_subjects_and_without_a_test_split(data, tmp_path, capsys
 def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
     save(data / "AD/500_1.png", noise(32, 32, high=4096, dtype=np.uint16))
     text = report(tmp_path, capsys, "--dataset_dir", data)
-    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I" in text     # I;16, or I in older Pillows
+    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I" in text  # I;16, or I in older Pillows
     save(data / "AD/500_1.png", noise(32, 32, high=65536, dtype=np.uint16))
     assert "warning" not in report(tmp_path, capsys, "--dataset_dir", data)
 
@@ -500,8 +519,10 @@ def test_errors_say_what_was_looked_for_and_where(data):
     assert load(data, classes="AD").counts == {"AD": 5}
 
 
-@pytest.mark.parametrize("flags", [["--dataset_dir", "nowhere"], ["--dataset_dir", ".", "--resolution", "100"],
-                                   ["--dataset_dir", ".", "--classes", "MCI"], []])
+@pytest.mark.parametrize(
+    "flags",
+    [["--dataset_dir", "nowhere"], ["--dataset_dir", ".", "--resolution", "100"], ["--dataset_dir", ".", "--classes", "MCI"], []],
+)
 def test_wrong_flags_are_user_errors(tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
@@ -516,8 +537,9 @@ def test_output_dir_that_cannot_be_made(data, tmp_path):
 
 
 def test_an_error_is_one_line_and_status_2(tmp_path):
-    run = subprocess.run([sys.executable, str(ROOT / "dataset.py"), "--dataset_dir", "nowhere"], cwd=tmp_path,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "dataset.py"), "--dataset_dir", "nowhere"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.startswith("error: --dataset_dir nowhere") and run.stderr.count("\n") == 1
 

@@ -7,7 +7,7 @@ from PIL import Image
 import diagrams
 from modules import Discriminator, Generator, ModulatedConv2d
 
-SIZE = 64, 1024, 64                             # resolution, channel_base, channel_max: blocks of 64, 64, 64, 32, 16
+SIZE = 64, 1024, 64  # resolution, channel_base, channel_max: blocks of 64, 64, 64, 32, 16
 
 
 def words(figure):
@@ -31,7 +31,7 @@ def test_the_command_writes_three_whole_pictures(tmp_path):
         with Image.open(path) as picture:
             picture.load()
             assert abs(picture.width - 2 * diagrams.WIDTH) <= 1
-            assert len(picture.getcolors()) > 8                                         # not one flat colour
+            assert len(picture.getcolors()) > 8  # not one flat colour
         assert path.stat().st_size < 150_000
 
 

@@ -1,4 +1,5 @@
 """The evaluation's comparisons against planted gaps, and all of it on tiny models."""
+
 import json
 import os
 import shutil
@@ -31,8 +32,10 @@ def slices_of(count, side=32, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 # The critic
 
+
 class Planted(torch.nn.Module):
     """Scores a slice by its mean, and all of class 1 higher by 100."""
+
     embedding = object()
 
     def forward(self, images, labels):
@@ -51,9 +54,9 @@ def test_gaps_are_in_standard_deviations():
     rng = np.random.default_rng(0)
     scores = {"train": rng.normal(3, 1, 40000), "unseen": rng.normal(2, 1, 40000), "generated": rng.normal(-2, 7, 40000)}
     found = evaluate.critic_gaps(scores)
-    assert found["train - unseen"] == pytest.approx(1, abs=.03)
-    assert found["unseen - generated"] == pytest.approx(4 / 5, abs=.05)       # sqrt((1 + 49) / 2) = 5
-    assert found["mean"]["train"] == pytest.approx(3, abs=.02)
+    assert found["train - unseen"] == pytest.approx(1, abs=0.03)
+    assert found["unseen - generated"] == pytest.approx(4 / 5, abs=0.05)  # sqrt((1 + 49) / 2) = 5
+    assert found["mean"]["train"] == pytest.approx(3, abs=0.02)
     same = dict.fromkeys(scores, np.ones(3))
     assert evaluate.critic_gaps(same)["train - unseen"] == 0
 
@@ -70,6 +73,7 @@ def test_the_critic_is_that_of_the_checkpoint(models, run, classes):
 # ---------------------------------------------------------------------------------------------------------------------
 # Areas
 
+
 def test_subjects_are_read_from_names_where_all_have_them(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("NC/218391_78.png", "NC/218391_79.png", "NC/5_1.png", "AD/deep/7_80.png"):
@@ -83,11 +87,11 @@ def test_subjects_are_read_from_names_where_all_have_them(tmp_path, monkeypatch)
 
 
 def test_a_contrast_is_a_difference_of_means_with_subjects_of_either_side_apart():
-    a, b = np.array([1., 3., 5.]), np.array([2., 2.])
+    a, b = np.array([1.0, 3.0, 5.0]), np.array([2.0, 2.0])
     assert evaluate.contrast(a, b).value == 1
-    assert evaluate.contrast(a, b, relative=True).value == .5
+    assert evaluate.contrast(a, b, relative=True).value == 0.5
     one = np.array(["s", "s", "s"])
-    assert evaluate.contrast(a, b, one, one[:2]) == (1, 1, 1)                 # one subject each: nothing to draw
+    assert evaluate.contrast(a, b, one, one[:2]) == (1, 1, 1)  # one subject each: nothing to draw
     found = evaluate.contrast(a, b)
     assert found.low < 1 < found.high
 
@@ -105,12 +109,12 @@ def test_areas_are_compared_class_by_class_and_between_classes():
     groups = {"train": {"AD": None, "NC": np.repeat(np.arange(40).astype(str), 10)}, "unseen": {"AD": None, "NC": None}}
     found = evaluate.compare_areas(areas, groups, {one: dict.fromkeys(AMOUNT, 7) for one in ("AD", "NC")})
     ad, nc = found["AD"]["grey"], found["NC"]["grey"]
-    assert ad["generated / train - 1"].value == pytest.approx(.2)
-    assert ad["wasserstein"] == pytest.approx(.2 * ad["train"])               # all values moved up: the difference of the means
+    assert ad["generated / train - 1"].value == pytest.approx(0.2)
+    assert ad["wasserstein"] == pytest.approx(0.2 * ad["train"])  # all values moved up: the difference of the means
     assert nc["generated / train - 1"].value == nc["wasserstein"] == 0
     assert nc["generated / train - 1"].low < 0 < nc["generated / train - 1"].high
     ordered = np.sort(areas["train"]["NC"]["grey"]), np.sort(np.repeat(areas["unseen"]["NC"]["grey"], 4))
-    assert nc["floor"] == pytest.approx(np.abs(ordered[0] - ordered[1]).mean())            # W1 in one dimension
+    assert nc["floor"] == pytest.approx(np.abs(ordered[0] - ordered[1]).mean())  # W1 in one dimension
     assert ad["truth"] == 7
     between = found["AD - NC"]["ventricle"]
     assert between["train"].value == pytest.approx(50, abs=2)
@@ -138,6 +142,7 @@ def test_true_means_are_those_of_the_training_slices(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it
 
+
 def check(results, written, folder):
     for path in written:
         assert os.path.dirname(path) == str(folder)
@@ -155,7 +160,7 @@ def test_a_conditional_model_from_end_to_end(models, slices_dir, tmp_path):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     results, written = evaluate.evaluate({folder: ("AD", "NC")}, generated, test_dir, str(tmp_path), "both")
     check(results, written, tmp_path)
-    assert set(results) == {"critic", "classifier", "metrics"}                # 32x32 is too small for areas
+    assert set(results) == {"critic", "classifier", "metrics"}  # 32x32 is too small for areas
     assert results["classifier"]["resampled"] == "subjects"
     for part in ("critic", "metrics"):
         assert set(results[part]) == {"AD", "NC"}
@@ -163,8 +168,9 @@ def test_a_conditional_model_from_end_to_end(models, slices_dir, tmp_path):
 
 
 def test_a_model_of_one_class_is_asked_all_but_the_classifier(models, slices_dir, tmp_path):
-    results, written = evaluate.evaluate({os.path.join(models, "AD"): ("AD",)}, {"AD": slices_of(8)}, slices_dir, str(tmp_path),
-                                         "one")
+    results, written = evaluate.evaluate(
+        {os.path.join(models, "AD"): ("AD",)}, {"AD": slices_of(8)}, slices_dir, str(tmp_path), "one"
+    )
     check(results, written, tmp_path)
     assert set(results) == {"critic", "metrics"} and set(results["critic"]) == {"AD"}
 

@@ -1,4 +1,5 @@
 """What changes when styles, noise or depth do: each picture against a second way of computing it."""
+
 import copy
 
 import numpy as np
@@ -17,6 +18,7 @@ def styles(model, count, seed=0, label=None):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Styles
+
 
 def test_mixing_takes_the_named_layers_from_the_columns(model):
     rows, columns, layers = styles(model, 2), styles(model, 3, seed=1), [0, 3, 7]
@@ -38,8 +40,11 @@ def test_layers_from_a_resolution_leave_the_style_blocks_below_alone(model, reso
     mixed[:, layers] = drawn[1][:, None]
     for ws in (drawn[0][:, None].repeat(1, model.generator.num_ws, 1), mixed):
         features = {}
-        handles = [style.register_forward_hook(lambda _block, _inputs, x: features.setdefault(len(features), x.detach()))
-                   for block in model.generator.blocks for style in block.styles]
+        handles = [
+            style.register_forward_hook(lambda _block, _inputs, x: features.setdefault(len(features), x.detach()))
+            for block in model.generator.blocks
+            for style in block.styles
+        ]
         synthesize(model, ws, "none")
         for handle in handles:
             handle.remove()
@@ -51,7 +56,7 @@ def test_layers_from_a_resolution_leave_the_style_blocks_below_alone(model, reso
 
 def test_sweep_ends_at_the_mean_and_at_the_slice(model):
     w = styles(model, 3)
-    found = explore.sweep(model, w, None, (0., 1.))
+    found = explore.sweep(model, w, None, (0.0, 1.0))
     np.testing.assert_array_equal(found[:, 1], synthesize(model, w))
     np.testing.assert_array_equal(found[:, 0], np.repeat(synthesize(model, model.mapping.w_mean), 3, 0))
 
@@ -82,6 +87,7 @@ def test_noise_spread(model):
 # ---------------------------------------------------------------------------------------------------------------------
 # Resolutions
 
+
 def test_pyramid_adds_up_to_the_slice(model):
     w = styles(model, 2)
     levels = explore.pyramid(model, w)
@@ -99,8 +105,9 @@ def test_pyramid_adds_up_to_the_slice(model):
 # ---------------------------------------------------------------------------------------------------------------------
 # Classes
 
+
 def test_morph(conditional):
-    z = draw_z(20, 256, 3)                                  # more than a batch, and not a whole number of them
+    z = draw_z(20, 256, 3)  # more than a batch, and not a whole number of them
     found = explore.morph(conditional, z, 3, steps=5)
     ad, nc = (synthesize(conditional, styles(conditional, 20, 3, label)) for label in (0, 1))
     np.testing.assert_array_equal(found.slices[:, 0], ad[:3])
@@ -114,7 +121,7 @@ def test_morph(conditional):
 
 
 def test_truncated_morph_draws_each_class_to_its_own_mean(conditional):
-    found = explore.morph(conditional, draw_z(2, 256, 0), 2, psi=0.)
+    found = explore.morph(conditional, draw_z(2, 256, 0), 2, psi=0.0)
     means = synthesize(conditional, conditional.mapping.w_mean)
     np.testing.assert_array_equal(found.slices[:, 0], means[[0, 0]])
     np.testing.assert_array_equal(found.slices[:, -1], means[[1, 1]])
@@ -123,10 +130,11 @@ def test_truncated_morph_draws_each_class_to_its_own_mean(conditional):
 # ---------------------------------------------------------------------------------------------------------------------
 # Directions
 
+
 def test_ganspace_finds_planted_directions():
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(6, 6)).Q
-    w = torch.randn(20000, 6) * torch.tensor([5., 3., 1., .1, .1, .1]) @ basis.T + 7
+    w = torch.randn(20000, 6) * torch.tensor([5.0, 3.0, 1.0, 0.1, 0.1, 0.1]) @ basis.T + 7
     vectors, shares = explore.ganspace(w, 3)
     assert (vectors @ basis[:, :3]).abs().diagonal().min() > 0.99
     np.testing.assert_allclose(shares, np.array([25, 9, 1]) / 35.03, rtol=0.05)
@@ -135,7 +143,7 @@ def test_ganspace_finds_planted_directions():
 def test_sefa_solves_its_eigenvalue_problem(model):
     vectors, shares = explore.sefa(model.generator, 5)
     rows = torch.cat([style.conv.affine.weight for block in model.generator.blocks for style in block.styles]).double()
-    gains = (rows @ vectors.double().T).square().sum(0)                                 # |A v|^2
+    gains = (rows @ vectors.double().T).square().sum(0)  # |A v|^2
     np.testing.assert_allclose(shares, (gains / rows.square().sum()).numpy(), rtol=1e-4)
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(5), atol=1e-5, rtol=0)
     other = torch.nn.functional.normalize(torch.randn(1000, 256, dtype=torch.float64), dim=1)
@@ -156,7 +164,7 @@ def test_directions_and_the_class(conditional, model, method):
 
 def test_along_passes_through_the_slice(model):
     w, found = styles(model, 1)[0], explore.directions(model, 2, 0, "ganspace")
-    slices = explore.along(model, w, found, steps=3, reach=2.)
+    slices = explore.along(model, w, found, steps=3, reach=2.0)
     np.testing.assert_array_equal(slices[:, 1], np.repeat(synthesize(model, w[None]), 2, 0))
     moved = w + 2 * float(found.spread[1]) * found.vectors[1]
     assert np.abs(slices[1, 2].astype(int) - synthesize(model, moved[None])[0]).max() <= 1

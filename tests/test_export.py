@@ -1,4 +1,5 @@
 """Exports: what they hold, that they go on where they stopped, and that they never mix."""
+
 import copy
 import csv
 import os
@@ -50,7 +51,7 @@ def test_exported_styles_are_those_of_the_slices(model, tmp_path):
 
 
 def test_conditional_export_is_a_labelled_set(conditional, tmp_path):
-    export(conditional, 3, 0, 1., "cpu", str(tmp_path))
+    export(conditional, 3, 0, 1.0, "cpu", str(tmp_path))
     slices = Slices(str(tmp_path / "all-conditional"), resolution=32, progress=False)
     assert slices.counts == {"AD": 3, "NC": 3}
     with open(tmp_path / "all-conditional/metadata.csv") as file:
@@ -60,32 +61,35 @@ def test_conditional_export_is_a_labelled_set(conditional, tmp_path):
         assert row["class"] == row["path"][:2] and row["w_file"] == f"w_{row['class']}.npy"
     w = [np.load(tmp_path / f"all-conditional/w_{name}.npy") for name in ("AD", "NC")]
     assert w[0].shape == (3, 256) and not np.allclose(*w)
-    np.testing.assert_array_equal(w[1], styles(conditional, 3, 0, 1., 1, "cpu"))
+    np.testing.assert_array_equal(w[1], styles(conditional, 3, 0, 1.0, 1, "cpu"))
 
 
 def test_export_goes_on(model, tmp_path):
     """Stopped after a few, then whole, then larger: what is there is left alone, what comes is the same as in one go."""
     whole = tmp_path / "whole"
-    export(model, 40, 0, 1., "cpu", str(whole))
+    export(model, 40, 0, 1.0, "cpu", str(whole))
     parts = tmp_path / "parts"
-    export(model, 40, 0, 1., "cpu", str(parts))
+    export(model, 40, 0, 1.0, "cpu", str(parts))
     for i in (3, *range(20, 40)):
         os.unlink(parts / f"AD/{i:06d}.png")
     kept = snapshot(parts / "AD")
-    export(model, 40, 0, 1., "cpu", str(parts))
+    export(model, 40, 0, 1.0, "cpu", str(parts))
     after, once = snapshot(parts / "AD"), snapshot(whole / "AD")
     assert {name: content for name, (content, _) in after.items()} == {name: content for name, (content, _) in once.items()}
     assert after["metadata.csv"] == kept["metadata.csv"]
-    export(model, 50, 0, 1., "cpu", str(parts))
+    export(model, 50, 0, 1.0, "cpu", str(parts))
     assert len(list((parts / "AD").glob("*.png"))) == 50
     assert {name: snapshot(parts / "AD")[name][0] for name in once if name.endswith("png")} == {
-        name: content for name, (content, _) in once.items() if name.endswith("png")}
+        name: content for name, (content, _) in once.items() if name.endswith("png")
+    }
 
 
-@pytest.mark.parametrize("change, expected", [({"count": 3}, "holds 5 slices"), ({"seed": 1}, "another model, --seed"),
-                                              ({"truncation": 0.5}, "another model, --seed")])
+@pytest.mark.parametrize(
+    "change, expected",
+    [({"count": 3}, "holds 5 slices"), ({"seed": 1}, "another model, --seed"), ({"truncation": 0.5}, "another model, --seed")],
+)
 def test_exports_do_not_mix(model, tmp_path, change, expected):
-    flags = {"count": 5, "seed": 0, "truncation": 1., "device": "cpu", "output_dir": str(tmp_path)}
+    flags = {"count": 5, "seed": 0, "truncation": 1.0, "device": "cpu", "output_dir": str(tmp_path)}
     export(model, **flags)
     before = snapshot(tmp_path / "AD")
     with pytest.raises(UserError, match=expected):
@@ -97,5 +101,5 @@ def test_foreign_pngs_are_left_alone(model, tmp_path):
     (tmp_path / "AD").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "AD/mine.png")
     with pytest.raises(UserError, match="no metadata.csv"):
-        export(model, 2, 0, 1., "cpu", str(tmp_path))
+        export(model, 2, 0, 1.0, "cpu", str(tmp_path))
     assert os.listdir(tmp_path / "AD") == ["mine.png"]

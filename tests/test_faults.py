@@ -1,4 +1,5 @@
 """Faults, provoked for real: killed processes, damaged files, full and read-only disks, two runs at once."""
+
 import contextlib
 import json
 import os
@@ -22,8 +23,18 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and mounts as POS
 
 
 def command(slices_dir, model_dir, *flags):
-    return [sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir",
-            str(model_dir), *map(str, flags)]
+    return [
+        sys.executable,
+        os.path.join(ROOT, "train.py"),
+        *TINY,
+        "--classes",
+        "AD",
+        "--dataset_dir",
+        slices_dir,
+        "--model_dir",
+        str(model_dir),
+        *map(str, flags),
+    ]
 
 
 def begun(slices_dir, model_dir, *flags):
@@ -44,7 +55,8 @@ def same(a, b):
 # ---------------------------------------------------------------------------------------------------------------------
 # Killed
 
-def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.):
+
+def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.0):
     """Start a run `kills` times, kill -9 it at a random moment after its start, then let it end; returns how often it was hit."""
     hit, lock = 0, os.path.join(model_dir, "AD", "lock")
     for _ in range(kills):
@@ -76,6 +88,7 @@ def test_killed_runs_end_as_one_that_nothing_disturbed(slices_dir, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Damaged checkpoints
 
+
 @pytest.fixture
 def saved(slices_dir, tmp_path):
     """A run of three epochs with a checkpoint of the second beside the last."""
@@ -99,7 +112,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(saved, slices_dir, tmp_p
     damage(saved / "checkpoint.pt")
     capsys.readouterr()
     assert start(slices_dir, tmp_path, "--epochs", 6, "--save_every", 1) == 0
-    warning, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert f"checkpoint.pt {expected}" in warning and "the checkpoint before it, at 0.0 kimg" in warning
     start(slices_dir, tmp_path / "whole", "--epochs", 6)
     assert same(saved, tmp_path / "whole/AD")
@@ -113,7 +126,7 @@ def test_flipped_bits_anywhere_are_noticed_or_do_not_matter(saved, slices_dir, t
     for name in ("checkpoint.pt", "previous.pt"):
         flip(saved / name, share)
     try:
-        start(slices_dir, tmp_path, "--epochs", 3)                      # done already, if it can be read
+        start(slices_dir, tmp_path, "--epochs", 3)  # done already, if it can be read
     except UserError as error:
         assert "--resume False" in str(error)
     else:
@@ -140,10 +153,16 @@ def test_checkpoint_of_another_version_is_refused(saved, slices_dir, tmp_path, k
 
 
 def test_digest_sees_every_change():
-    state = {"a": torch.arange(6.), "b": {"lr": 0.1, "betas": (0., 0.99)}, "n": 3}
-    others = [{**state, "a": torch.arange(6.).reshape(2, 3)}, {**state, "a": torch.arange(6.).double()}, {**state, "n": 4},
-              {**state, "a": torch.tensor([0., 1, 2, 3, 4, 5.0000005])}, {**state, "b": {"lr": 0.1, "betas": (0., 0.9)}},
-              {"n": 3, "a": state["a"]}, {**state, "b": {"betas": (0., 0.99), "l": 0.1}}]
+    state = {"a": torch.arange(6.0), "b": {"lr": 0.1, "betas": (0.0, 0.99)}, "n": 3}
+    others = [
+        {**state, "a": torch.arange(6.0).reshape(2, 3)},
+        {**state, "a": torch.arange(6.0).double()},
+        {**state, "n": 4},
+        {**state, "a": torch.tensor([0.0, 1, 2, 3, 4, 5.0000005])},
+        {**state, "b": {"lr": 0.1, "betas": (0.0, 0.9)}},
+        {"n": 3, "a": state["a"]},
+        {**state, "b": {"betas": (0.0, 0.99), "l": 0.1}},
+    ]
     assert digest(state) == digest({**state, "a": state["a"].clone()})
     assert len({digest(one) for one in (state, *others)}) == 8
 
@@ -154,7 +173,7 @@ def test_other_flags_and_another_pytorch_are_told_of(saved, slices_dir, tmp_path
     with open(saved / "config.json", "w") as file:
         json.dump(config | {"torch": "1.0"}, file)
     assert start(slices_dir, tmp_path, "--epochs", 4, "--lr", 1e-3, "--loss", "logistic") == 0
-    note, = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
     for change in ("--lr 0.001 (was 0.004)", "--loss logistic (was wgan-gp)", f"PyTorch {torch.__version__} (was 1.0)"):
         assert change in note
     assert "--epochs" not in note
@@ -163,28 +182,32 @@ def test_other_flags_and_another_pytorch_are_told_of(saved, slices_dir, tmp_path
 # ---------------------------------------------------------------------------------------------------------------------
 # Disks
 
+
 def in_namespace(script, *flags):
     """Run a shell script that may mount, in namespaces of its own; skips where the system does not allow that."""
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
         pytest.skip("no mounting here")
-    return subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *map(str, flags)], capture_output=True, text=True,
-                          timeout=300)
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, flags)], capture_output=True, text=True, timeout=300
+    )
 
 
 def one_line(done):
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    line, = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
 
 
 def test_full_disk_leaves_the_checkpoint_whole(saved, slices_dir, tmp_path):
     disk = tmp_path / "disk"
-    size = sum(path.stat().st_size + 8192 for path in saved.rglob("*"))                 # in whole pages, and a checkpoint's half
+    size = sum(path.stat().st_size + 8192 for path in saved.rglob("*"))  # in whole pages, and a checkpoint's half
     size += (saved / "checkpoint.pt").stat().st_size // 2
     disk.mkdir()
-    done = in_namespace(f'mount -t tmpfs -o size={size} none "{disk}" && cp -r "{saved}" "{disk}" && "$@"; status=$?; '
-                        f'cp "{disk}"/AD/*.pt "{tmp_path}"; ls -A "{disk}/AD" >&2; exit $status',
-                        *command(slices_dir, disk, "--epochs", 9, "--save_every", 3))
+    done = in_namespace(
+        f'mount -t tmpfs -o size={size} none "{disk}" && cp -r "{saved}" "{disk}" && "$@"; status=$?; '
+        f'cp "{disk}"/AD/*.pt "{tmp_path}"; ls -A "{disk}/AD" >&2; exit $status',
+        *command(slices_dir, disk, "--epochs", 9, "--save_every", 3),
+    )
     assert "No space left on device" in one_line(done)
     assert ".tmp-" not in done.stderr
     state = checkpoint(tmp_path)
@@ -194,8 +217,13 @@ def test_full_disk_leaves_the_checkpoint_whole(saved, slices_dir, tmp_path):
 def test_file_size_limit_leaves_the_checkpoint_whole(saved, slices_dir, tmp_path):
     before = checkpoint(saved)
     limit = (saved / "checkpoint.pt").stat().st_size // 2
-    done = subprocess.run(command(slices_dir, tmp_path, "--epochs", 5), capture_output=True, text=True, timeout=300,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = subprocess.run(
+        command(slices_dir, tmp_path, "--epochs", 5),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     assert "File too large" in one_line(done)
     assert digest(checkpoint(saved)) == digest(before)
 
@@ -204,8 +232,12 @@ def test_file_size_limit_leaves_the_checkpoint_whole(saved, slices_dir, tmp_path
 def test_read_only_disk(saved, slices_dir, tmp_path, there):
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = in_namespace(f'mount -t tmpfs none "{disk}" && ' + (f'cp -r "{saved}" "{disk}" && ' if there else "") +
-                        f'mount -o remount,ro "{disk}" && "$@"', *command(slices_dir, disk, "--epochs", 9))
+    done = in_namespace(
+        f'mount -t tmpfs none "{disk}" && '
+        + (f'cp -r "{saved}" "{disk}" && ' if there else "")
+        + f'mount -o remount,ro "{disk}" && "$@"',
+        *command(slices_dir, disk, "--epochs", 9),
+    )
     assert "Read-only file system" in one_line(done)
 
 
@@ -213,13 +245,13 @@ def test_vanished_slices(slices_dir, tmp_path, script):
     """A run under way has its pixels in the cache; the next start names the folder, and the run is left as it was."""
     data = tmp_path / "data"
     shutil.copytree(os.path.dirname(slices_dir), data)
-    process = begun(str(data / "train"), tmp_path, "--epochs", 10 ** 6, "--max_minutes", 0.1)
+    process = begun(str(data / "train"), tmp_path, "--epochs", 10**6, "--max_minutes", 0.1)
     shutil.rmtree(data)
     process.communicate(timeout=120)
     assert process.returncode == 0
     before = checkpoint(tmp_path / "AD")
     assert before["images"] > 0
-    done = subprocess.run(command(str(data / "train"), tmp_path, "--epochs", 10 ** 6), capture_output=True, text=True)
+    done = subprocess.run(command(str(data / "train"), tmp_path, "--epochs", 10**6), capture_output=True, text=True)
     assert str(data / "train") in one_line(done)
     assert digest(checkpoint(tmp_path / "AD")) == digest(before)
 
@@ -227,10 +259,11 @@ def test_vanished_slices(slices_dir, tmp_path, script):
 # ---------------------------------------------------------------------------------------------------------------------
 # Two at once
 
+
 @pytest.mark.parametrize("flags", [[], ["--resume", "False"]])
 def test_second_run_is_refused_and_a_dead_ones_lock_is_taken(slices_dir, tmp_path, flags):
-    first = begun(slices_dir, tmp_path, "--epochs", 10 ** 6)
-    done = subprocess.run(command(slices_dir, tmp_path, "--epochs", 10 ** 6, *flags), capture_output=True, text=True, timeout=300)
+    first = begun(slices_dir, tmp_path, "--epochs", 10**6)
+    done = subprocess.run(command(slices_dir, tmp_path, "--epochs", 10**6, *flags), capture_output=True, text=True, timeout=300)
     assert f"process {first.pid} on {socket.gethostname()}" in one_line(done)
     assert first.poll() is None and sorted(os.listdir(tmp_path)) == ["AD"]
     first.kill()

@@ -6,6 +6,7 @@ A property is tried on FUZZ_EXAMPLES cases (a few here, always the same ones). E
 user's does, and may end with exit status 0, or with 2 and one line on stderr. Long workers are replaced: what is tried is what
 is let through to them.
 """
+
 import contextlib
 import io
 import itertools
@@ -44,14 +45,19 @@ from run import check_same_run, digest, kept_network, save_tensors
 from trained import load_model, weights_file
 from utils import UserError, run_cli
 
-configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))       # nothing in the repository
+configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))  # nothing in the repository
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 
 
-def cases(few, times=1.):
+def cases(few, times=1.0):
     """Try a property on `few` cases, always the same; on `times` FUZZ_EXAMPLES, drawn anew, where that is set."""
-    return settings(max_examples=max(1, round(times * EXAMPLES)) if EXAMPLES else few, derandomize=not EXAMPLES, database=None,
-                    deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=max(1, round(times * EXAMPLES)) if EXAMPLES else few,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 class Hang(BaseException):
@@ -69,8 +75,10 @@ def no_waiting():
 @contextlib.contextmanager
 def in_time(seconds=10 if EXAMPLES else 60):
     """Raise Hang after so long."""
+
     def alarm(*_):
         raise Hang
+
     before = signal.signal(signal.SIGALRM, alarm)
     signal.alarm(seconds)
     try:
@@ -85,8 +93,12 @@ def cli(main, *argv):
     argv, before = [str(arg) for arg in argv], {signum: signal.getsignal(signum) for signum in (2, 15, signal.SIGUSR1)}
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace")]
     try:
-        with in_time(), contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), \
-                pytest.raises(SystemExit) as ended:
+        with (
+            in_time(),
+            contextlib.redirect_stdout(streams[0]),
+            contextlib.redirect_stderr(streams[1]),
+            pytest.raises(SystemExit) as ended,
+        ):
             run_cli(lambda: main(argv))
     finally:
         for signum, handler in before.items():
@@ -129,22 +141,23 @@ def listing(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 # Damage
 
+
 @st.composite
 def damaged(draw, content):
     """`content` cut, flipped, emptied, spliced or replaced."""
     kind = draw(st.sampled_from(["cut", "flip", "flip", "flip", "splice", "repeat", "empty", "other"]))
     content, place = bytearray(content), st.integers(0, max(0, len(content) - 1))
     if kind == "cut":
-        del content[draw(place):]
+        del content[draw(place) :]
     elif kind == "flip" and content:
-        front = draw(st.booleans())                     # headers are at the front
+        front = draw(st.booleans())  # headers are at the front
         for _ in range(draw(st.integers(1, 8))):
             content[draw(st.integers(0, min(200, len(content) - 1))) if front else draw(place)] ^= 1 << draw(st.integers(0, 7))
     elif kind == "splice":
         at = draw(place)
-        content[at:at + draw(st.integers(0, 64))] = draw(st.binary(max_size=64))
+        content[at : at + draw(st.integers(0, 64))] = draw(st.binary(max_size=64))
     elif kind == "repeat":
-        content += content[draw(place):]
+        content += content[draw(place) :]
     elif kind == "empty":
         content.clear()
     elif kind == "other":
@@ -154,6 +167,7 @@ def damaged(draw, content):
 
 class Evil:
     """Unpickled, it writes a file."""
+
     def __init__(self, path):
         self.path = str(path)
 
@@ -169,10 +183,16 @@ def encoded(image, kind, **options):
 
 def png_header(width, height, mode=0):
     """A PNG that says how large it is, with hardly any pixels."""
+
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, mode, 0, 0, 0)) \
-        + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, mode, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def pictures():
@@ -181,42 +201,99 @@ def pictures():
     deep, rotated = Image.fromarray(np.arange(480, dtype=np.uint16).reshape(20, 24) * 100), Image.Exif()
     rotated[0x112] = 6
     floats = np.linspace(-1, 2, 480, dtype=np.float32).reshape(20, 24)
-    floats[3, :5] = np.nan, np.inf, -np.inf, 1e38, -0.
+    floats[3, :5] = np.nan, np.inf, -np.inf, 1e38, -0.0
     long = Image.new("L", (20000, 10), 99)
-    return {"grey.png": encoded(grey, "PNG"), "grey.jpeg": encoded(grey, "JPEG"), "grey.bmp": encoded(grey, "BMP"),
-            "grey.tif": encoded(grey, "TIFF"), "packed.tif": encoded(grey, "TIFF", compression="tiff_lzw"),
-            "colour.png": encoded(grey.convert("RGB"), "PNG"), "cmyk.jpg": encoded(grey.convert("CMYK"), "JPEG"),
-            "deep.png": encoded(deep, "PNG"), "deep.tif": encoded(deep, "TIFF"),
-            "float.tif": encoded(Image.fromarray(floats), "TIFF"), "nan.tif": encoded(Image.fromarray(floats * np.nan), "TIFF"),
-            "palette.png": encoded(grey.convert("P"), "PNG", transparency=3), "la.png": encoded(grey.convert("LA"), "PNG"),
-            "rgba.tif": encoded(grey.convert("RGBA"), "TIFF"), "bit.png": encoded(grey.convert("1"), "PNG"),
-            "ycbcr.jpg": encoded(grey.convert("YCbCr"), "JPEG"), "animated.png": encoded(grey, "PNG", save_all=True,
-                                                                                      append_images=[grey, grey]),
-            "pages.tif": encoded(grey, "TIFF", save_all=True, append_images=[deep, grey]),
-            "rotated.jpg": encoded(grey, "JPEG", exif=rotated), "one.png": encoded(grey.crop((0, 0, 1, 1)), "PNG"),
-            "long.png": encoded(long, "PNG"), "high.png": encoded(long.transpose(Image.Transpose.TRANSPOSE), "PNG"),
-            "lab.tif": encoded(Image.merge("LAB", [grey] * 3), "TIFF"), "gif.png": encoded(grey, "GIF"),
-            "webp.png": encoded(grey, "WEBP"), "script.png": encoded(grey, "EPS")}
+    return {
+        "grey.png": encoded(grey, "PNG"),
+        "grey.jpeg": encoded(grey, "JPEG"),
+        "grey.bmp": encoded(grey, "BMP"),
+        "grey.tif": encoded(grey, "TIFF"),
+        "packed.tif": encoded(grey, "TIFF", compression="tiff_lzw"),
+        "colour.png": encoded(grey.convert("RGB"), "PNG"),
+        "cmyk.jpg": encoded(grey.convert("CMYK"), "JPEG"),
+        "deep.png": encoded(deep, "PNG"),
+        "deep.tif": encoded(deep, "TIFF"),
+        "float.tif": encoded(Image.fromarray(floats), "TIFF"),
+        "nan.tif": encoded(Image.fromarray(floats * np.nan), "TIFF"),
+        "palette.png": encoded(grey.convert("P"), "PNG", transparency=3),
+        "la.png": encoded(grey.convert("LA"), "PNG"),
+        "rgba.tif": encoded(grey.convert("RGBA"), "TIFF"),
+        "bit.png": encoded(grey.convert("1"), "PNG"),
+        "ycbcr.jpg": encoded(grey.convert("YCbCr"), "JPEG"),
+        "animated.png": encoded(grey, "PNG", save_all=True, append_images=[grey, grey]),
+        "pages.tif": encoded(grey, "TIFF", save_all=True, append_images=[deep, grey]),
+        "rotated.jpg": encoded(grey, "JPEG", exif=rotated),
+        "one.png": encoded(grey.crop((0, 0, 1, 1)), "PNG"),
+        "long.png": encoded(long, "PNG"),
+        "high.png": encoded(long.transpose(Image.Transpose.TRANSPOSE), "PNG"),
+        "lab.tif": encoded(Image.merge("LAB", [grey] * 3), "TIFF"),
+        "gif.png": encoded(grey, "GIF"),
+        "webp.png": encoded(grey, "WEBP"),
+        "script.png": encoded(grey, "EPS"),
+    }
 
 
 PICTURES = pictures()
-FOREIGN = [b"", b"\0", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"<svg/>", b"P5 99999 99999 255\n",
-           b"GIF89a\xff\xff\xff\xff", b"MZ" + bytes(99), b"PK\3\4" + bytes(40), b"II*\0\x08\0\0\0\xff\xff" + bytes(60),
-           b"[" * 100_000, b"{", b"null", b"[1, 2]", b'"x"', b"NaN", b"a,b\n1\n", b"\x80\x02.",
-           b"\x93NUMPY\x01\0\xff\xff" + b"(" * 999,
-           b"x" * 200_000, png_header(100_000, 100_000), png_header(0, 0), png_header(80_000, 1000), png_header(9, 9, 6)]
-FLOATS = st.floats(allow_subnormal=False)               # pick_device has the processor flush them
-LETTERS = st.characters(blacklist_characters="/\0", blacklist_categories=())           # also halves of surrogate pairs
-NAMES = st.builds(lambda stem, end: os.fsdecode(os.fsencode(stem.encode("utf-8", "surrogateescape" if stem.isascii() else "replace")
-                                                            [:240]).strip(b".") + end.encode()),
-                  st.one_of(st.text(LETTERS, max_size=8), st.sampled_from(
-                      ["-rf", "--help", "a b", "a\nerror: b", "\x1b[2J", "é" * 100, "\udcff\udc80", "x" * 240, "$(id)",
-                       "%s", "{0}",
-                       "<script>", "nul", "a\\b", "\u202egpj"])), st.sampled_from([".png", ".JPG", ".tiff", ".bmp"]))
+FOREIGN = [
+    b"",
+    b"\0",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+    b"<svg/>",
+    b"P5 99999 99999 255\n",
+    b"GIF89a\xff\xff\xff\xff",
+    b"MZ" + bytes(99),
+    b"PK\3\4" + bytes(40),
+    b"II*\0\x08\0\0\0\xff\xff" + bytes(60),
+    b"[" * 100_000,
+    b"{",
+    b"null",
+    b"[1, 2]",
+    b'"x"',
+    b"NaN",
+    b"a,b\n1\n",
+    b"\x80\x02.",
+    b"\x93NUMPY\x01\0\xff\xff" + b"(" * 999,
+    b"x" * 200_000,
+    png_header(100_000, 100_000),
+    png_header(0, 0),
+    png_header(80_000, 1000),
+    png_header(9, 9, 6),
+]
+FLOATS = st.floats(allow_subnormal=False)  # pick_device has the processor flush them
+LETTERS = st.characters(blacklist_characters="/\0", blacklist_categories=())  # also halves of surrogate pairs
+NAMES = st.builds(
+    lambda stem, end: os.fsdecode(
+        os.fsencode(stem.encode("utf-8", "surrogateescape" if stem.isascii() else "replace")[:240]).strip(b".") + end.encode()
+    ),
+    st.one_of(
+        st.text(LETTERS, max_size=8),
+        st.sampled_from(
+            [
+                "-rf",
+                "--help",
+                "a b",
+                "a\nerror: b",
+                "\x1b[2J",
+                "é" * 100,
+                "\udcff\udc80",
+                "x" * 240,
+                "$(id)",
+                "%s",
+                "{0}",
+                "<script>",
+                "nul",
+                "a\\b",
+                "\u202egpj",
+            ]
+        ),
+    ),
+    st.sampled_from([".png", ".JPG", ".tiff", ".bmp"]),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
+
 
 def check_slices(folder, expected=None):
     """Read the slices in `folder`/AD in all four ways; each leaves the same files out, and nothing new lies there."""
@@ -264,7 +341,7 @@ def test_a_picture_cut_anywhere(name):
     with elsewhere() as folder, in_time():
         paths = [folder / f"{end:06d}{os.path.splitext(name)[1]}" for end in range(0, len(content) + 64, 64)]
         for path in paths:
-            path.write_bytes(content[:int(path.stem)])
+            path.write_bytes(content[: int(path.stem)])
         found = dataset.for_each(lambda path: dataset.decode(str(path), 32), paths)
         assert all(one is None or one.shape == (32, 32) and one.dtype == np.uint8 for one in found)
         assert (found[-1] is None) == (name in ("lab.tif", "gif.png", "webp.png", "script.png", "long.png", "high.png"))
@@ -273,6 +350,7 @@ def test_a_picture_cut_anywhere(name):
 def test_only_what_the_readme_names_is_opened(tmp_path, monkeypatch):
     """PIL knows 40 formats by their first bytes, and runs Ghostscript on one of them."""
     from PIL import EpsImagePlugin
+
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a script was run"))
     (tmp_path / "x.png").write_bytes(PICTURES["script.png"])
     with pytest.raises(Image.UnidentifiedImageError):
@@ -282,16 +360,17 @@ def test_only_what_the_readme_names_is_opened(tmp_path, monkeypatch):
 def test_bombs_take_no_memory(tmp_path):
     """Each claims some 10^10 pixels, or becomes as many on a square."""
     import resource
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / "AD").mkdir()
-    for i, (width, height) in enumerate([(100_000, 100_000), (80_000, 1000), (2 ** 31 - 1, 1), (1, 80_000_000)]):
+    for i, (width, height) in enumerate([(100_000, 100_000), (80_000, 1000), (2**31 - 1, 1), (1, 80_000_000)]):
         (tmp_path / "AD" / f"{i}.png").write_bytes(png_header(width, height))
     Image.new("L", (80_000, 1000)).save(tmp_path / "AD" / "long.tif", compression="tiff_lzw")
     (tmp_path / "AD" / "good.png").write_bytes(PICTURES["grey.png"])
     check_slices(tmp_path, expected=1)
     code, out, _ = cli(dataset.main, "--dataset_dir", tmp_path, "--classes", "AD", "--output_dir", tmp_path / "out")
     assert code == 0 and "1 AD" in out
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 ** 20                # KiB: 1 GiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: 1 GiB
 
 
 def test_what_is_no_file(tmp_path):
@@ -302,16 +381,23 @@ def test_what_is_no_file(tmp_path):
     (folder / "good.png").write_bytes(PICTURES["la.png"])
     (folder / "linked.png").symlink_to("good.png")
     os.mkfifo(folder / "pipe.png")
-    for name, target in (("broken", "nowhere"), ("loop", "loop.png"), ("zero", "/dev/zero"), ("pipe_too", "pipe.png"),
-                         ("up", "."), ("around", "..")):
+    for name, target in (
+        ("broken", "nowhere"),
+        ("loop", "loop.png"),
+        ("zero", "/dev/zero"),
+        ("pipe_too", "pipe.png"),
+        ("up", "."),
+        ("around", ".."),
+    ):
         (folder / f"{name}.png").symlink_to(target)
     hung = threading.Event()
 
     def release():
         hung.set()
-        while True:                                     # every reader of the pipe meets its end, and the test fails
+        while True:  # every reader of the pipe meets its end, and the test fails
             with contextlib.suppress(OSError):
                 os.close(os.open(folder / "pipe.png", os.O_WRONLY | os.O_NONBLOCK))
+
     timer = threading.Timer(20, release)
     timer.daemon = True
     timer.start()
@@ -331,6 +417,7 @@ def test_unreadable_folder(tmp_path, monkeypatch):
         if str(path).endswith("AD"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
+
     monkeypatch.setattr(os, "scandir", refuse)
     code, _, err = cli(train.main, "--dataset_dir", tmp_path, "--classes", "AD", "--dry_run")
     assert code == 2 and "Permission denied" in err
@@ -339,15 +426,85 @@ def test_unreadable_folder(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags
 
-NASTY = ["", "0", "-1", "1", "2", "3", "32", "0.5", "nan", "inf", "-inf", "1e308", "1e-320", "9" * 30, "9" * 5000, "1_0", "٣",
-         " 7 ", "0x10", "True", "False", "true", "AD", "NC", "all", "none", "fixed", "ada", "wgan-gp", "relativistic",
-         "\n", "é", "\udcff", "a\nerror: b", "--", "-", "-x", "--=", "[]", "%s %(default)s", "{0}", "1-2", "2-1",
-         "0-99999999999999999999", "cpu", "cpu:1", "cpu:9",
-         "cuda:999999999999", "cuda:-1", "meta", "mps", "mkldnn", "vulkan", "nonsense", "x" * 300,
-         ".", "..", "/", "/dev/null", "/dev/full", "/proc/self/mem", "~",
-         "NOWHERE/deep", "FILE", "FILE/below", "FOLDER", "SLICES", "TEST", "MODELS", "MODELS/AD", "MODELS/all-conditional"]
-VALUES = st.one_of(st.sampled_from(NASTY), st.integers(-5, 70).map(str), FLOATS.map(str),
-                   st.text(st.characters(blacklist_characters="\0"), max_size=5))
+NASTY = [
+    "",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "3",
+    "32",
+    "0.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "1e-320",
+    "9" * 30,
+    "9" * 5000,
+    "1_0",
+    "٣",
+    " 7 ",
+    "0x10",
+    "True",
+    "False",
+    "true",
+    "AD",
+    "NC",
+    "all",
+    "none",
+    "fixed",
+    "ada",
+    "wgan-gp",
+    "relativistic",
+    "\n",
+    "é",
+    "\udcff",
+    "a\nerror: b",
+    "--",
+    "-",
+    "-x",
+    "--=",
+    "[]",
+    "%s %(default)s",
+    "{0}",
+    "1-2",
+    "2-1",
+    "0-99999999999999999999",
+    "cpu",
+    "cpu:1",
+    "cpu:9",
+    "cuda:999999999999",
+    "cuda:-1",
+    "meta",
+    "mps",
+    "mkldnn",
+    "vulkan",
+    "nonsense",
+    "x" * 300,
+    ".",
+    "..",
+    "/",
+    "/dev/null",
+    "/dev/full",
+    "/proc/self/mem",
+    "~",
+    "NOWHERE/deep",
+    "FILE",
+    "FILE/below",
+    "FOLDER",
+    "SLICES",
+    "TEST",
+    "MODELS",
+    "MODELS/AD",
+    "MODELS/all-conditional",
+]
+VALUES = st.one_of(
+    st.sampled_from(NASTY),
+    st.integers(-5, 70).map(str),
+    FLOATS.map(str),
+    st.text(st.characters(blacklist_characters="\0"), max_size=5),
+)
 
 
 @pytest.fixture(scope="module")
@@ -370,27 +527,59 @@ def scripts(saved, slices_dir, tmp_path_factory):
     figure = diagrams.Figure(figsize=(1, 1))
     drawn = phantoms(tmp_path_factory.mktemp("phantoms"))
     return {
-        "train": (train.main, [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", "runs", "--dry_run"],
-                  [(train, "train", lambda *_: 0)]),
-        "predict": (predict.main, ["--model_dir", saved, "--classes", "AD", "--device", "cpu", "--output_dir", "out"],
-                    [(predict, "draw_grids", lambda *_: section), (predict, "explore_model", lambda *_: []),
-                     (predict, "export", lambda *_: []), (predict, "judge", lambda *_: []),
-                     (predict, "plot_umaps", lambda *_: section), (predict, "project_slices", lambda *_: section)]),
-        "metrics": (metrics.main, ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--device", "cpu"],
-                    [(metrics, "study", lambda *_, **__: study), (metrics, "save_metrics", lambda *_: None),
-                     (metrics, "save_nearest", lambda *_: None)]),
-        "phantom": (phantom.main, ["folder", "--subjects", "4", "--num_workers", "1"],
-                    [(phantom, "write_subjects", lambda *_: (rows for rows in [[row]]))]),
-        "bench": (bench.main, ["--resolution", "32", "--device", "cpu", "--dataset_dir", slices_dir],
-                  [(bench, "bench", lambda *_: [])]),
-        "augment": (augment.main, ["--dataset_dir", slices_dir, "--resolution", "32"],
-                    [(augment, "draw_operations", lambda *_: None)]),
-        "diagrams": (diagrams.main, ["--output_dir", "out"],
-                     [(diagrams, name, lambda *_: figure) for name in
-                      ("draw_generator", "draw_style_block", "draw_discriminator")]),
+        "train": (
+            train.main,
+            [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", "runs", "--dry_run"],
+            [(train, "train", lambda *_: 0)],
+        ),
+        "predict": (
+            predict.main,
+            ["--model_dir", saved, "--classes", "AD", "--device", "cpu", "--output_dir", "out"],
+            [
+                (predict, "draw_grids", lambda *_: section),
+                (predict, "explore_model", lambda *_: []),
+                (predict, "export", lambda *_: []),
+                (predict, "judge", lambda *_: []),
+                (predict, "plot_umaps", lambda *_: section),
+                (predict, "project_slices", lambda *_: section),
+            ],
+        ),
+        "metrics": (
+            metrics.main,
+            ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--device", "cpu"],
+            [
+                (metrics, "study", lambda *_, **__: study),
+                (metrics, "save_metrics", lambda *_: None),
+                (metrics, "save_nearest", lambda *_: None),
+            ],
+        ),
+        "phantom": (
+            phantom.main,
+            ["folder", "--subjects", "4", "--num_workers", "1"],
+            [(phantom, "write_subjects", lambda *_: (rows for rows in [[row]]))],
+        ),
+        "bench": (
+            bench.main,
+            ["--resolution", "32", "--device", "cpu", "--dataset_dir", slices_dir],
+            [(bench, "bench", lambda *_: [])],
+        ),
+        "augment": (
+            augment.main,
+            ["--dataset_dir", slices_dir, "--resolution", "32"],
+            [(augment, "draw_operations", lambda *_: None)],
+        ),
+        "diagrams": (
+            diagrams.main,
+            ["--output_dir", "out"],
+            [(diagrams, name, lambda *_: figure) for name in ("draw_generator", "draw_style_block", "draw_discriminator")],
+        ),
         "areas": (areas.main, [drawn], [(areas, "measure_areas", lambda x, _: {name: np.arange(len(x)) for name in areas.AMOUNT})]),
-        "dataset": (dataset.main, ["--dataset_dir", slices_dir, "--resolution", "32"],
-                    [(dataset, "save_samples", lambda *_: None)])}
+        "dataset": (
+            dataset.main,
+            ["--dataset_dir", slices_dir, "--resolution", "32"],
+            [(dataset, "save_samples", lambda *_: None)],
+        ),
+    }
 
 
 def phantoms(folder):
@@ -414,15 +603,23 @@ def test_flags(scripts, saved, slices_dir, name):
     assert len(flags) >= 2
 
     @cases(40)
-    @given(st.lists(st.tuples(st.sampled_from(flags), VALUES, st.sampled_from(["{} {}", "{}={}", "{}", "{1}"])), min_size=1,
-                    max_size=3), st.booleans())
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(flags), VALUES, st.sampled_from(["{} {}", "{}={}", "{}", "{1}"])), min_size=1, max_size=3
+        ),
+        st.booleans(),
+    )
     def check(drawn, whole):
         with elsewhere() as folder, pytest.MonkeyPatch.context() as patch:
             for where, attribute, stub in workers:
                 patch.setattr(where, attribute, stub)
             (folder / "FILE").write_text("text")
-            for link, target in (("FOLDER", folder), ("SLICES", slices_dir), ("TEST", os.path.join(slices_dir, "../test")),
-                                 ("MODELS", saved)):
+            for link, target in (
+                ("FOLDER", folder),
+                ("SLICES", slices_dir),
+                ("TEST", os.path.join(slices_dir, "../test")),
+                ("MODELS", saved),
+            ):
                 os.symlink(target, folder / link)
             argv = [part for flag, value, form in drawn for part in form.replace(" ", "\0").format(flag, value).split("\0")]
             before = listing(saved), listing(os.path.dirname(slices_dir))
@@ -432,11 +629,13 @@ def test_flags(scripts, saved, slices_dir, name):
                 raise AssertionError(argv) from error
             if not any("/" in value or value in ("SLICES", "TEST", "MODELS") for _, value, _ in drawn):
                 assert before == (listing(saved), listing(os.path.dirname(slices_dir)))
+
     check()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Saved files
+
 
 @contextlib.contextmanager
 def copied(folder):
@@ -448,13 +647,34 @@ def copied(folder):
 
 
 def go_on(slices_dir, folder, epochs=2):
-    return cli(train.main, *TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", folder, "--epochs", epochs,
-               "--save_every", 1)
+    return cli(
+        train.main,
+        *TINY,
+        "--classes",
+        "AD",
+        "--dataset_dir",
+        slices_dir,
+        "--model_dir",
+        folder,
+        "--epochs",
+        epochs,
+        "--save_every",
+        1,
+    )
 
 
-JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.sampled_from([10 ** 9, 10 ** 30, -1, 0, 0.5, 1e300, 33]),
-                              FLOATS, st.text(max_size=3)), lambda inner: st.lists(inner, max_size=3)
-                    | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=4)
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([10**9, 10**30, -1, 0, 0.5, 1e300, 33]),
+        FLOATS,
+        st.text(max_size=3),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
 
 
 @st.composite
@@ -509,14 +729,28 @@ def test_generators(saved, data):
 def test_a_generator_that_claims_to_be_huge_takes_no_memory(saved):
     with copied(saved) as folder:
         state = torch.load(folder / "AD" / "generator.pt", weights_only=True)
-        for network in ({"channel_base": 10 ** 9, "channel_max": 20_000}, {"num_classes": 10 ** 8}, {"z_dim": 10 ** 9},
-                        {"resolution": 2 ** 4000}):
+        for network in (
+            {"channel_base": 10**9, "channel_max": 20_000},
+            {"num_classes": 10**8},
+            {"z_dim": 10**9},
+            {"resolution": 2**4000},
+        ):
             save_tensors({**state, "network": state["network"] | network}, folder / "AD" / "generator.pt")
             with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="not a generator"):
                 randn = torch.randn
-                patch.setattr(torch, "randn", lambda *size, **options: randn(*size, **options) if np.prod(
-                    [side for part in size for side in (part if isinstance(part, (list, tuple)) else [part])], dtype=float) < 1e8
-                    or torch.get_default_device().type == "meta" else pytest.fail(f"{size} were asked for"))
+                patch.setattr(
+                    torch,
+                    "randn",
+                    lambda *size, **options: (
+                        randn(*size, **options)
+                        if np.prod(
+                            [side for part in size for side in (part if isinstance(part, (list, tuple)) else [part])], dtype=float
+                        )
+                        < 1e8
+                        or torch.get_default_device().type == "meta"
+                        else pytest.fail(f"{size} were asked for")
+                    ),
+                )
                 load_model(str(folder / "AD"), "cpu")
 
 
@@ -536,9 +770,9 @@ def test_configs(saved, slices_dir, data):
         refused_or_fine(predict.evaluate.load_critic, str(folder / "AD"), "cpu")
 
 
-TABLE = st.lists(st.lists(st.one_of(FLOATS.map(str), st.text(max_size=4), st.sampled_from(["1e308", "-1e308", "nan"])),
-                          max_size=40),
-                 max_size=4).map(lambda rows: "\n".join(map(",".join, rows)))
+TABLE = st.lists(
+    st.lists(st.one_of(FLOATS.map(str), st.text(max_size=4), st.sampled_from(["1e308", "-1e308", "nan"])), max_size=40), max_size=4
+).map(lambda rows: "\n".join(map(",".join, rows)))
 
 
 @cases(6)
@@ -552,12 +786,14 @@ def test_tables(saved, slices_dir, data):
             else:
                 header = path.read_text().splitlines()[0]
                 width = header.count(",") + 1
-                cells = data.draw(st.lists(st.sampled_from(["0", "1e308", "-1e308", "nan", "inf", "1e39", "x", "3"]),
-                                           min_size=width,
-                                           max_size=width))
+                cells = data.draw(
+                    st.lists(
+                        st.sampled_from(["0", "1e308", "-1e308", "nan", "inf", "1e39", "x", "3"]), min_size=width, max_size=width
+                    )
+                )
                 path.write_text("\n".join([header, ",".join(cells), data.draw(TABLE)]))
         code, _, err = go_on(slices_dir, folder, epochs=data.draw(st.sampled_from([2, 2, 3])))
-        assert code == 0, err                           # tables are for the eye: a run does not end over them
+        assert code == 0, err  # tables are for the eye: a run does not end over them
 
 
 @st.composite
@@ -577,11 +813,24 @@ def arrays(draw, array):
         np.save(file, array)
     content = file.getvalue()
     if kind == "header":
-        header = draw(st.sampled_from(["{}", "(" * 999, "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
-                                       "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 9)}", "'" * 3, "\n  1\n 2",
-                                       "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
-                                       "{'descr': '<f4', 'fortran_order': True, 'shape': (9, 9)}",
-                                       "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (9,)}"])) + "\n"
+        header = (
+            draw(
+                st.sampled_from(
+                    [
+                        "{}",
+                        "(" * 999,
+                        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
+                        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 9)}",
+                        "'" * 3,
+                        "\n  1\n 2",
+                        "{'descr': '|O', 'fortran_order': False, 'shape': (9,)}",
+                        "{'descr': '<f4', 'fortran_order': True, 'shape': (9, 9)}",
+                        "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (9,)}",
+                    ]
+                )
+            )
+            + "\n"
+        )
         content = b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header.encode() + bytes(400)
     return draw(damaged(content)) if kind == "damaged" else content
 
@@ -611,7 +860,7 @@ def test_cache(slices_dir, data):
         patch.setenv("XDG_CACHE_HOME", str(folder))
         right = dataset.Slices(slices_dir, "AD", 32)
         right = right[np.arange(len(right))]
-        path, = (folder / "stylegan2-brain").glob("*.npy")
+        (path,) = (folder / "stylegan2-brain").glob("*.npy")
         path.write_bytes(data.draw(arrays(np.load(path))))
         slices = dataset.Slices(slices_dir, "AD", 32)
         assert slices[np.arange(len(slices))].shape == right.shape and slices.unreadable == []
@@ -623,18 +872,36 @@ def test_cache(slices_dir, data):
 def test_exports(saved, data):
     model = load_model(str(saved / "AD"), "cpu")
     with elsewhere() as folder:
-        model = model._replace(name="AD \udcff\n")       # as a folder may be called
-        export(model, 2, 0, 1., "cpu", "out")
+        model = model._replace(name="AD \udcff\n")  # as a folder may be called
+        export(model, 2, 0, 1.0, "cpu", "out")
         for name in ("metadata.csv", "w.npy", "000001.png"):
             if data.draw(st.booleans()):
                 path = folder / "out" / model.name / name
                 path.write_bytes(data.draw(damaged(path.read_bytes())))
-        refused_or_fine(export, model, data.draw(st.integers(1, 3)), 0, 1., "cpu", "out")
+        refused_or_fine(export, model, data.draw(st.integers(1, 3)), 0, 1.0, "cpu", "out")
 
 
-CELLS = st.one_of(st.text(max_size=4), FLOATS.map(str), st.sampled_from(
-    ["train", "test", "AD", "NC", "../../../etc/passwd", "/dev/zero",
-     "train/AD", "train/AD/0_75.png", "\0", '"', "1e308", "nan", ""]))
+CELLS = st.one_of(
+    st.text(max_size=4),
+    FLOATS.map(str),
+    st.sampled_from(
+        [
+            "train",
+            "test",
+            "AD",
+            "NC",
+            "../../../etc/passwd",
+            "/dev/zero",
+            "train/AD",
+            "train/AD/0_75.png",
+            "\0",
+            '"',
+            "1e308",
+            "nan",
+            "",
+        ]
+    ),
+)
 
 
 @cases(25)
@@ -659,12 +926,19 @@ def test_subjects(data):
 # ---------------------------------------------------------------------------------------------------------------------
 # Malice
 
+
 @pytest.mark.parametrize("zipped, protocol", [(True, 2), (True, 0), (False, 4)])
 def test_a_malicious_pickle_never_runs(saved, slices_dir, zipped, protocol):
     with copied(saved) as folder:
+
         def plant(name):
-            torch.save({"weights": Evil(folder / "written"), "format": 1}, folder / "AD" / name, pickle_protocol=protocol,
-                       _use_new_zipfile_serialization=zipped)
+            torch.save(
+                {"weights": Evil(folder / "written"), "format": 1},
+                folder / "AD" / name,
+                pickle_protocol=protocol,
+                _use_new_zipfile_serialization=zipped,
+            )
+
         plant("checkpoint.pt")
         code, _, err = go_on(slices_dir, folder)
         assert code == 0 and "checkpoint.pt cannot be read" in err

@@ -1,4 +1,5 @@
 """Each metric against a second way of computing it, and against the fault that it is there to see."""
+
 import json
 import math
 import os
@@ -19,12 +20,13 @@ def brains(count, seed, side=32):
 
     def draw(low, high):
         return rng.uniform(low, high, (count, 1, 1))
-    y, x = np.mgrid[-1:1:side * 1j, -1:1:side * 1j]
-    x, y = x - draw(-.1, .1), y - draw(-.1, .1)
-    image = draw(120, 190) * (np.hypot(x / draw(.55, .8), y / draw(.7, .9)) < 1)
-    gap, width, height = draw(.12, .3), draw(.05, .15), draw(.15, .4)
-    image *= 1 - .8 * (np.hypot((np.abs(x) - gap) / width, y / height) < 1)
-    image *= 1 + .15 * np.sin(x * draw(8, 14) + draw(0, 6)) * np.sin(y * draw(8, 14) + draw(0, 6))
+
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    x, y = x - draw(-0.1, 0.1), y - draw(-0.1, 0.1)
+    image = draw(120, 190) * (np.hypot(x / draw(0.55, 0.8), y / draw(0.7, 0.9)) < 1)
+    gap, width, height = draw(0.12, 0.3), draw(0.05, 0.15), draw(0.15, 0.4)
+    image *= 1 - 0.8 * (np.hypot((np.abs(x) - gap) / width, y / height) < 1)
+    image *= 1 + 0.15 * np.sin(x * draw(8, 14) + draw(0, 6)) * np.sin(y * draw(8, 14) + draw(0, 6))
     return np.clip(image + 4 * rng.standard_normal(image.shape), 0, 255).astype(np.uint8)
 
 
@@ -60,14 +62,23 @@ def extract():
 def measured(extract):
     """{name: values against the same 150 real slices}: `half` is as real as they are, the others are faulty."""
     real, half = brains(150, 0), brains(150, 1)
-    sets = {"half": half, "blur1": blurred(half, 1), "blur3": blurred(half, 3), "noise25": noisy(half, 25),
-            "noise60": noisy(half, 60), "modes30": few(half, 30), "modes5": few(half, 5), "copy": real}
+    sets = {
+        "half": half,
+        "blur1": blurred(half, 1),
+        "blur3": blurred(half, 3),
+        "noise25": noisy(half, 25),
+        "noise60": noisy(half, 60),
+        "modes30": few(half, 30),
+        "modes5": few(half, 5),
+        "copy": real,
+    }
     real = metrics.describe(real, extract)
     return {name: metrics.compare(real, metrics.describe(images, extract), 150, 150) for name, images in sets.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Every metric under the fault that it is there to see
+
 
 def test_nothing_between_halves_of_one_set(measured):
     half = measured["half"]
@@ -78,12 +89,15 @@ def test_nothing_between_halves_of_one_set(measured):
     assert abs(half["ms_ssim"] - half["ms_ssim_real"]) < 0.1
 
 
-@pytest.mark.parametrize("metric, ladders", [
-    ("kid_x1000", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"), ("half", "modes30", "modes5"))),
-    ("swd_x1000", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
-    ("swd_x1000_32", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
-    ("spectrum_db", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
-])
+@pytest.mark.parametrize(
+    "metric, ladders",
+    [
+        ("kid_x1000", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"), ("half", "modes30", "modes5"))),
+        ("swd_x1000", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
+        ("swd_x1000_32", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
+        ("spectrum_db", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
+    ],
+)
 def test_distances_grow_with_the_fault(measured, metric, ladders):
     for ladder in ladders:
         values = [measured[name][metric] for name in ladder]
@@ -121,6 +135,7 @@ def test_a_copied_set_has_no_distance(measured):
 # ---------------------------------------------------------------------------------------------------------------------
 # Features
 
+
 def test_features_take_every_kind_of_image(extract):
     images = brains(20, 0)
     expected = extract(images)
@@ -149,24 +164,42 @@ def test_signal_neither_dies_nor_explodes():
     x = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     for layer in distances.random_vgg16(0):
         x = layer(x)
-        assert 0.1 < x.square().mean().sqrt() < 10 ** 1.5, layer
+        assert 0.1 < x.square().mean().sqrt() < 10**1.5, layer
 
 
 def test_inception_without_its_weights_is_one_line(refused, slices_dir, tmp_path):
     offline = {**os.environ, "TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
-    line = refused("metrics.py", "--real", slices_dir, "--fake", slices_dir, "--features", "inception", "--resolution", 32,
-                   "--output_dir", tmp_path / "out", env=offline)
+    line = refused(
+        "metrics.py",
+        "--real",
+        slices_dir,
+        "--fake",
+        slices_dir,
+        "--features",
+        "inception",
+        "--resolution",
+        32,
+        "--output_dir",
+        tmp_path / "out",
+        env=offline,
+    )
     assert "--features inception" in line and "inception_v3_google-0cc3c7bd.pth" in line and str(tmp_path) in line
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # KID and PRDC
 
+
 def mmd_by_loops(x, y):
     def mean(a, b, skip):
-        values = [(sum(p * q for p, q in zip(u, v)) / len(u) + 1) ** 3
-                  for i, u in enumerate(a) for j, v in enumerate(b) if not (skip and i == j)]
+        values = [
+            (sum(p * q for p, q in zip(u, v)) / len(u) + 1) ** 3
+            for i, u in enumerate(a)
+            for j, v in enumerate(b)
+            if not (skip and i == j)
+        ]
         return sum(values) / len(values)
+
     x, y = x.tolist(), y.tolist()
     return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
 
@@ -176,14 +209,14 @@ def test_mmd_and_its_jackknife_are_those_of_a_double_loop():
     x, y = (torch.randn(n, 3, generator=rng, dtype=torch.float64) + shift for n, shift in ((17, 0), (23, 0.5)))
     value, error = distances.polynomial_mmd(x, y, blocks=4)
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9)
-    parts = [[torch.cat(p[:i] + p[i + 1:]) for p in (x.tensor_split(4), y.tensor_split(4))] for i in range(4)]
+    parts = [[torch.cat(p[:i] + p[i + 1 :]) for p in (x.tensor_split(4), y.tensor_split(4))] for i in range(4)]
     assert error == pytest.approx(math.sqrt(3 * np.var([mmd_by_loops(*part) for part in parts])), rel=1e-9)
 
 
 @pytest.mark.parametrize("mean, deviation", [(0, 1), (0.5, 1), (0, 1.5)])
 def test_mmd_is_unbiased(mean, deviation):
     """Of N(0, 1) and N(m, s^2): the weighted squares of what their moments differ by, 3 (m)^2 + 3 (m^2 + s^2 - 1)^2 + ..."""
-    expected = 3 * mean ** 2 + 3 * (mean ** 2 + deviation ** 2 - 1) ** 2 + (mean ** 3 + 3 * mean * deviation ** 2) ** 2
+    expected = 3 * mean**2 + 3 * (mean**2 + deviation**2 - 1) ** 2 + (mean**3 + 3 * mean * deviation**2) ** 2
     rng = torch.Generator().manual_seed(0)
     draws = [torch.randn(2, 100, 1, generator=rng, dtype=torch.float64) for _ in range(400)]
     values = [distances.polynomial_mmd(x, mean + deviation * y, blocks=2)[0] for x, y in draws]
@@ -208,7 +241,7 @@ def test_kid_does_not_depend_on_scale_and_offset():
 
 def test_prdc_of_points_on_a_line():
     """Real balls reach 1 to each side; generated ones .5, .5, 2, 2."""
-    real, fake = torch.tensor([[0.], [1], [2], [3]]), torch.tensor([[.5], [1], [10], [12]])
+    real, fake = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.5], [1], [10], [12]])
     found = distances.prdc(real, fake, k=1)
     assert found == {"precision": 0.5, "recall": 0.5, "density": (2 + 3) / 4, "coverage": 0.75}
 
@@ -222,6 +255,7 @@ def test_prdc_is_that_of_loops():
 
     def radius(points, i):
         return sorted(distance(points[i], other) for j, other in enumerate(points) if j != i)[k - 1]
+
     inside = [[distance(f, r) <= radius(real, i) for i, r in enumerate(real)] for f in fake]
     recalled = [any(distance(f, r) <= radius(fake, j) for j, f in enumerate(fake)) for r in real]
     found = distances.prdc(real, fake, k)
@@ -229,18 +263,19 @@ def test_prdc_is_that_of_loops():
     assert found["recall"] == pytest.approx(np.mean(recalled))
     assert found["density"] == pytest.approx(sum(map(sum, inside)) / (k * len(fake)))
     assert found["coverage"] == pytest.approx(np.mean(np.any(inside, axis=0)))
-    assert 0.1 < found["recall"] < 0.9 and 0.1 < found["coverage"] < 0.95          # nothing trivial was compared
+    assert 0.1 < found["recall"] < 0.9 and 0.1 < found["coverage"] < 0.95  # nothing trivial was compared
 
 
 def test_prdc_of_equals():
-    points = np.random.default_rng(0).normal(size=(1200, 2))                       # more than one chunk
+    points = np.random.default_rng(0).normal(size=(1200, 2))  # more than one chunk
     found = distances.prdc(points[:600], points[600:])
     assert found["density"] == pytest.approx(1, abs=0.1)
-    assert found["coverage"] == pytest.approx(1 - 0.5 ** 5, abs=0.03)               # eq. 9 of Naeem et al. 2020
+    assert found["coverage"] == pytest.approx(1 - 0.5**5, abs=0.03)  # eq. 9 of Naeem et al. 2020
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sliced Wasserstein, spectrum, MS-SSIM
+
 
 def test_pyramid_takes_images_apart_and_keeps_them_whole():
     images = torch.rand(2, 1, 64, 64)
@@ -257,7 +292,7 @@ def test_pyramid_takes_images_apart_and_keeps_them_whole():
 
 
 def test_patches_are_cut_out_of_the_image():
-    image = torch.arange(20. * 20).view(1, 1, 20, 20)
+    image = torch.arange(20.0 * 20).view(1, 1, 20, 20)
     patches = distances.draw_patches(image, np.random.default_rng(0))
     assert patches.shape == (1, 128, 49)
     corner = patches[0, :, 0]
@@ -269,7 +304,7 @@ def test_patches_are_cut_out_of_the_image():
 
 def test_sliced_wasserstein_in_one_dimension():
     """There every direction is +-1, so it is the mean distance of sorted values: of U(0, 1) and a coin, by hand too."""
-    uniform = (torch.arange(10000.)[:, None] + 0.5) / 10000
+    uniform = (torch.arange(10000.0)[:, None] + 0.5) / 10000
     coin = (torch.arange(10000)[:, None] % 2).float()
     rng = np.random.default_rng
     # Standardised, the uniform is sqrt(3) (2 u - 1) and the coin +-1: the integral of |sqrt(3) v - 1| over v in (0, 1).
@@ -289,13 +324,13 @@ def test_sliced_wasserstein_sees_an_angle():
 
 
 def test_spectrum_of_a_sinusoid_and_of_noise():
-    x = torch.arange(64.) / 64
+    x = torch.arange(64.0) / 64
     wave = 0.5 * torch.cos(2 * math.pi * 8 * x).expand(1, 1, 64, 64)
     power = distances.radial_power(wave)
     assert power.shape == (1, 32) and power.argmax() == 7
     y, x = np.meshgrid(np.fft.fftfreq(64, 1 / 64), np.fft.fftfreq(64, 1 / 64))
     on_ring = (np.rint(np.hypot(x, y)) == 8).sum()
-    assert power[0, 7].item() == pytest.approx(0.5 ** 2 / 2 * 64 ** 2 / on_ring, rel=1e-4)
+    assert power[0, 7].item() == pytest.approx(0.5**2 / 2 * 64**2 / on_ring, rel=1e-4)
     assert power[0, torch.arange(32) != 7].max() < 1e-9
     torch.testing.assert_close(distances.radial_power(wave.mT), power)
     noise = 0.3 * torch.randn(200, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -310,18 +345,18 @@ def test_twice_the_contrast_is_six_decibel():
 
 def ssim_by_windows(a, b, scales):
     """MS-SSIM of two pictures in [0, 1] by a loop over windows in float64."""
-    window = np.exp(-np.arange(-5, 6) ** 2 / (2 * 1.5 ** 2))
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = np.outer(window, window) / window.sum() ** 2
     weights, product = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:scales]), 1
     for scale in range(scales):
         terms = []
         for y in range(a.shape[0] - 10):
             for x in range(a.shape[1] - 10):
-                p, q = a[y:y + 11, x:x + 11], b[y:y + 11, x:x + 11]
+                p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
                 mp, mq = (window * p).sum(), (window * q).sum()
                 vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
                 term = (2 * (window * (p - mp) * (q - mq)).sum() + 9e-4) / (vp + vq + 9e-4)
-                terms.append(term * (2 * mp * mq + 1e-4) / (mp ** 2 + mq ** 2 + 1e-4) if scale == scales - 1 else term)
+                terms.append(term * (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4) if scale == scales - 1 else term)
         product *= max(np.mean(terms), 0) ** (weights[scale] / weights.sum())
         a, b = (image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)) for image in (a, b))
     return product
@@ -344,13 +379,14 @@ def test_ms_ssim_of_equals_is_one_and_of_opposites_none():
 # ---------------------------------------------------------------------------------------------------------------------
 # Memorisation
 
+
 @pytest.mark.parametrize("copies", [0, 30, 100])
 def test_share_of_copies(copies):
     train, real, fake = brains(300, 0), brains(200, 1), brains(100, 2)
     rng = np.random.default_rng(0)
     taken = rng.permutation(300)[:copies]
     fake[:copies] = noisy(train[taken], 3)
-    fake[:copies:2] = fake[:copies:2, :, ::-1]                                      # every other one mirrored
+    fake[:copies:2] = fake[:copies:2, :, ::-1]  # every other one mirrored
     found = distances.memorisation(real, fake, train)
     assert found.share == pytest.approx(copies / 100, abs=0.04)
     np.testing.assert_array_equal(found.nearest[:copies], taken)
@@ -366,8 +402,11 @@ def test_nearest_is_that_of_a_loop():
     train, images = brains(80, 0).astype(float), brains(5, 1).astype(float)
     relative, rows, mirrored = distances.nearest(images.astype(np.uint8), train.astype(np.uint8), count=7)
     for i, image in enumerate(images):
-        found = sorted((np.sqrt(((train[j] - shown) ** 2).sum()), j, mirror) for j in range(80)
-                       for mirror, shown in ((False, image), (True, image[:, ::-1])))
+        found = sorted(
+            (np.sqrt(((train[j] - shown) ** 2).sum()), j, mirror)
+            for j in range(80)
+            for mirror, shown in ((False, image), (True, image[:, ::-1]))
+        )
         assert (rows[i], mirrored[i]) == found[0][1:]
         assert relative[i].item() == pytest.approx(found[0][0] / np.mean([distance for distance, *_ in found[:7]]), rel=1e-6)
 
@@ -380,6 +419,7 @@ def test_held_out_slices_have_to_be_held_out():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The scripts
+
 
 def write(folder, images):
     os.makedirs(folder)
@@ -394,8 +434,9 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("metrics")
     train, fake = brains(60, 0), brains(24, 2)
     fake[:3] = train[10:13, :, ::-1]
-    return {name: write(folder / name / "deep", images)
-            for name, images in (("real", brains(30, 1)), ("fake", fake), ("train", train))}
+    return {
+        name: write(folder / name / "deep", images) for name, images in (("real", brains(30, 1)), ("fake", fake), ("train", train))
+    }
 
 
 def test_evaluate_gives_plain_floats():
@@ -412,8 +453,21 @@ def test_evaluate_gives_plain_floats():
 
 
 def test_script_prints_and_writes(folders, tmp_path, script):
-    done = script("metrics.py", "--real", folders["real"], "--fake", folders["fake"], "--train", folders["train"],
-                  "--resolution", 32, "--output_dir", tmp_path / "out", "--device", "cpu")
+    done = script(
+        "metrics.py",
+        "--real",
+        folders["real"],
+        "--fake",
+        folders["fake"],
+        "--train",
+        folders["train"],
+        "--resolution",
+        32,
+        "--output_dir",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("24 generated against 30 real slices at 32x32, vgg16\n")
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -445,12 +499,14 @@ def test_bad_input_is_one_line(folders, slices_dir, tmp_path, refused):
     flags = ["--resolution", "32", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     assert "--fake" in refused("metrics.py", "--real", real, "--fake", tmp_path / "none", *flags)
     five, above = write(tmp_path / "five", brains(5, 0)), os.path.dirname(slices_dir)
-    for expected, more in {"--real: no slices in": ["--real", str(tmp_path / "empty"), "--fake", fake],
-                           "--fake .*no readable slice": ["--real", real, "--fake", str(tmp_path / "bad")],
-                           "5 generated slices are too few": ["--real", real, "--fake", five],
-                           "--resolution 32": ["--real", real, "--fake", fake, "--resolution", "64"],
-                           "--train .*did you mean": ["--real", real, "--fake", fake, "--train", above],
-                           "--num_images": ["--real", real, "--fake", fake, "--num_images", "5"]}.items():
+    for expected, more in {
+        "--real: no slices in": ["--real", str(tmp_path / "empty"), "--fake", fake],
+        "--fake .*no readable slice": ["--real", real, "--fake", str(tmp_path / "bad")],
+        "5 generated slices are too few": ["--real", real, "--fake", five],
+        "--resolution 32": ["--real", real, "--fake", fake, "--resolution", "64"],
+        "--train .*did you mean": ["--real", real, "--fake", fake, "--train", above],
+        "--num_images": ["--real", real, "--fake", fake, "--num_images", "5"],
+    }.items():
         with pytest.raises(UserError, match=expected) as refusal:
             metrics.main([*flags, *more])
         assert "\n" not in str(refusal.value) and "--dataset_dir" not in str(refusal.value)

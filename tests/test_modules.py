@@ -1,4 +1,5 @@
 """The networks against float64 loops, finite differences and closed forms."""
+
 import math
 
 import numpy as np
@@ -8,8 +9,20 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 import modules
-from modules import (Conv2d, Discriminator, Generator, Linear, MappingNetwork, ModulatedConv2d, StyleBlock, blur, channels_at,
-                     downsample, minibatch_std, upsample)
+from modules import (
+    Conv2d,
+    Discriminator,
+    Generator,
+    Linear,
+    MappingNetwork,
+    ModulatedConv2d,
+    StyleBlock,
+    blur,
+    channels_at,
+    downsample,
+    minibatch_std,
+    upsample,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +37,9 @@ def parameters(network):
 # ---------------------------------------------------------------------------------------------------------------------
 # Sizes
 
+
 def test_channels_and_parameter_counts_of_the_default_network():
-    assert [channels_at(2 ** i) for i in range(2, 9)] == [256, 256, 256, 256, 128, 64, 32]
+    assert [channels_at(2**i) for i in range(2, 9)] == [256, 256, 256, 256, 128, 64, 32]
     assert channels_at(1024, 1024, 64) == 1
     assert parameters(MappingNetwork()) + parameters(Generator()) == pytest.approx(6.2e6, rel=0.02)
     assert parameters(Discriminator()) == pytest.approx(6.0e6, rel=0.02)
@@ -47,8 +61,12 @@ TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 def direct_filter(image, padding, stride):
     padded = np.pad(image, padding)
     size = (padded.shape[0] - 4) // stride + 1
-    return np.array([[(padded[i * stride:i * stride + 4, j * stride:j * stride + 4] * TAPS).sum() for j in range(size)]
-                     for i in range(size)])
+    return np.array(
+        [
+            [(padded[i * stride : i * stride + 4, j * stride : j * stride + 4] * TAPS).sum() for j in range(size)]
+            for i in range(size)
+        ]
+    )
 
 
 def direct_upsample(image):
@@ -57,11 +75,15 @@ def direct_upsample(image):
     return 4 * direct_filter(np.pad(spaced, ((2, 1), (2, 1))), 0, 1)
 
 
-@pytest.mark.parametrize("ours, direct", [
-    (lambda x: blur(x, 1), lambda image: direct_filter(image, 1, 1)),
-    (lambda x: blur(x, 2), lambda image: direct_filter(image, 2, 1)),
-    (downsample, lambda image: direct_filter(image, 1, 2)),
-    (upsample, direct_upsample)])
+@pytest.mark.parametrize(
+    "ours, direct",
+    [
+        (lambda x: blur(x, 1), lambda image: direct_filter(image, 1, 1)),
+        (lambda x: blur(x, 2), lambda image: direct_filter(image, 2, 1)),
+        (downsample, lambda image: direct_filter(image, 1, 2)),
+        (upsample, direct_upsample),
+    ],
+)
 def test_resampling_is_the_direct_sum(ours, direct):
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -71,9 +93,9 @@ def test_resampling_is_the_direct_sum(ours, direct):
 
 
 def test_resampling_keeps_a_flat_image_away_from_the_edge():
-    flat = torch.full((1, 1, 16, 16), 3.)
-    assert torch.allclose(upsample(flat)[..., 2:-2, 2:-2], torch.tensor(3.))
-    assert torch.allclose(downsample(flat)[..., 1:-1, 1:-1], torch.tensor(3.))
+    flat = torch.full((1, 1, 16, 16), 3.0)
+    assert torch.allclose(upsample(flat)[..., 2:-2, 2:-2], torch.tensor(3.0))
+    assert torch.allclose(downsample(flat)[..., 1:-1, 1:-1], torch.tensor(3.0))
 
 
 @pytest.mark.parametrize("resample", [lambda x: blur(x, 1), lambda x: blur(x, 2), downsample, upsample])
@@ -86,10 +108,11 @@ def test_resampling_has_first_and_second_derivatives(resample):
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers
 
+
 def test_equalised_learning_rate_scales_at_run_time():
-    linear = Linear(400, 300, lr_multiplier=0.01, gain=2.)
-    assert linear.weight.std().item() == pytest.approx(100, rel=0.02)            # stored at 1 / lr_multiplier ...
-    assert linear(torch.randn(500, 400)).std().item() == pytest.approx(2, rel=0.05)         # ... used at gain / sqrt(in)
+    linear = Linear(400, 300, lr_multiplier=0.01, gain=2.0)
+    assert linear.weight.std().item() == pytest.approx(100, rel=0.02)  # stored at 1 / lr_multiplier ...
+    assert linear(torch.randn(500, 400)).std().item() == pytest.approx(2, rel=0.05)  # ... used at gain / sqrt(in)
     conv = Conv2d(64, 32, 3)
     assert conv.weight.std().item() == pytest.approx(1, rel=0.02)
     x = torch.randn(2, 64, 16, 16, dtype=torch.float64)
@@ -98,7 +121,7 @@ def test_equalised_learning_rate_scales_at_run_time():
 
 
 def test_bias_starts_at_its_value_and_moves_with_the_multiplier():
-    linear = Linear(4, 3, bias=1., lr_multiplier=0.5)
+    linear = Linear(4, 3, bias=1.0, lr_multiplier=0.5)
     torch.testing.assert_close(linear(torch.zeros(1, 4)), torch.ones(1, 3))
     linear(torch.zeros(1, 4)).sum().backward()
     torch.testing.assert_close(linear.bias.grad, torch.full((3,), 0.5))
@@ -121,7 +144,7 @@ def per_sample_modulated(conv, x, w):
             weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt() * conv.gain
         if conv.up:
             image = torch.tensor(np.array([direct_upsample(channel) for channel in image.numpy()]))
-            weight = weight.flip(2, 3)                              # a transposed convolution reads its kernel backwards
+            weight = weight.flip(2, 3)  # a transposed convolution reads its kernel backwards
         outputs.append(F.conv2d(image[None], weight, padding=weight.shape[-1] // 2))
     return torch.cat(outputs)
 
@@ -132,7 +155,7 @@ def test_modulated_convolution_is_the_loop_over_samples(kernel, up, demodulate):
     x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     ours, loop = conv(x, w), per_sample_modulated(conv, x, w)
     assert ours.shape == loop.shape
-    edge = 3 if up else 0           # filter and convolution commute but for what they find beyond the edge
+    edge = 3 if up else 0  # filter and convolution commute but for what they find beyond the edge
     inner = slice(edge, ours.shape[-1] - edge)
     torch.testing.assert_close(ours[..., inner, inner], loop[..., inner, inner], rtol=1e-7, atol=1e-7)
 
@@ -150,15 +173,16 @@ def test_minibatch_std_against_numpy():
     x = torch.randn(8, 3, 4, 4, dtype=torch.float64)
     y = minibatch_std(x)
     torch.testing.assert_close(y[:, :3], x)
-    for first in range(2):                                          # images 0, 2, 4, 6 make one group, 1, 3, 5, 7 the other
+    for first in range(2):  # images 0, 2, 4, 6 make one group, 1, 3, 5, 7 the other
         expected = x[first::2].numpy().std(axis=0).mean()
         np.testing.assert_allclose(y[first::2, 3].numpy(), expected, rtol=1e-6)
-    assert minibatch_std(x[:1])[:, 3].abs().max() < 1e-3            # one image has no spread
+    assert minibatch_std(x[:1])[:, 3].abs().max() < 1e-3  # one image has no spread
     assert minibatch_std(x[:6]).shape == (6, 4, 4, 4) and minibatch_std(x[:7]).shape == (7, 4, 4, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Mapping, truncation, mixing, noise, labels
+
 
 def test_mapping_ignores_the_length_of_z():
     mapping, z = MappingNetwork(16, 8).eval(), torch.randn(5, 16)
@@ -175,26 +199,26 @@ def test_mapping_tracks_the_mean_of_w():
 
 
 def test_conditional_mapping_tracks_each_class_apart():
-    mapping = MappingNetwork(16, 8, num_classes=2, mean_beta=0.)
+    mapping = MappingNetwork(16, 8, num_classes=2, mean_beta=0.0)
     z, labels = torch.randn(6, 16), torch.tensor([0, 0, 1, 0, 1, 0])
     w = mapping(z, labels).detach()
     expected = torch.stack([w[labels == 0].mean(0), w[labels == 1].mean(0)])
     mapping.track(mapping.sums(w, labels))
     torch.testing.assert_close(mapping.w_mean, expected)
-    parts = [mapping.sums(w[i:i + 3], labels[i:i + 3]) for i in (0, 3)]
+    parts = [mapping.sums(w[i : i + 3], labels[i : i + 3]) for i in (0, 3)]
     mapping.w_mean.zero_()
-    mapping.track(sum(parts) / 2)                                   # as several processes have it
+    mapping.track(sum(parts) / 2)  # as several processes have it
     torch.testing.assert_close(mapping.w_mean, expected)
     mapping.track(mapping.sums(w[:2], torch.zeros(2, dtype=torch.long)))
-    torch.testing.assert_close(mapping.w_mean, torch.stack([w[:2].mean(0), expected[1]]))    # a class that was not there keeps its
+    torch.testing.assert_close(mapping.w_mean, torch.stack([w[:2].mean(0), expected[1]]))  # a class that was not there keeps its
 
 
 def test_truncation():
     mapping = MappingNetwork(16, 8, num_classes=2).eval()
     mapping.w_mean.normal_()
     w, labels = torch.randn(4, 8), torch.tensor([0, 1, 1, 0])
-    torch.testing.assert_close(mapping.truncate(w, 1., labels), w)
-    torch.testing.assert_close(mapping.truncate(w, 0., labels), mapping.w_mean[labels])
+    torch.testing.assert_close(mapping.truncate(w, 1.0, labels), w)
+    torch.testing.assert_close(mapping.truncate(w, 0.0, labels), mapping.w_mean[labels])
     torch.testing.assert_close(mapping.truncate(w, 0.5, labels), (w + mapping.w_mean[labels]) / 2)
 
 
@@ -207,7 +231,7 @@ def test_style_mixing_changes_only_what_comes_after():
     plain = generator(w, noise="none")
     ws = w[:, None].repeat(1, generator.num_ws, 1)
     torch.testing.assert_close(generator(ws, noise="none"), plain)
-    ws[:, 3:] = other[:, None]                      # blocks 4 and 8 take ws 0 and 1 2, and 8's image share takes ws 3
+    ws[:, 3:] = other[:, None]  # blocks 4 and 8 take ws 0 and 1 2, and 8's image share takes ws 3
     features.clear()
     mixed = generator(ws, noise="none")
     ours = list(features)
@@ -246,20 +270,20 @@ def test_noise_maps_can_be_given_one_per_style_block_and_image():
     torch.testing.assert_close(generator(w, [torch.zeros_like(one) for one in maps]), generator(w, "none"))
     maps = [torch.randn(2, *one.shape[1:], requires_grad=True) for one in maps]
     together = generator(w, maps)
-    torch.testing.assert_close(together, torch.cat([generator(w[i:i + 1], [one[i:i + 1] for one in maps]) for i in (0, 1)]))
+    torch.testing.assert_close(together, torch.cat([generator(w[i : i + 1], [one[i : i + 1] for one in maps]) for i in (0, 1)]))
     gradients = torch.autograd.grad(together[0].square().sum(), maps)
-    assert all(g[0].abs().max() > 0 and g[1].abs().max() == 0 for g in gradients)           # each map is its image's alone
+    assert all(g[0].abs().max() > 0 and g[1].abs().max() == 0 for g in gradients)  # each map is its image's alone
 
 
 def test_noise_has_the_learned_strength():
     block = StyleBlock(4, 4, 32, 8)
     with torch.no_grad():
-        block.noise_strength.copy_(torch.tensor([0.5, 0.25, 0., -0.5])[:, None, None] / modules.NOISE_LR)
+        block.noise_strength.copy_(torch.tensor([0.5, 0.25, 0.0, -0.5])[:, None, None] / modules.NOISE_LR)
     x, w = torch.zeros(64, 4, 32, 32), torch.zeros(64, 8)
-    y = block(x, w)                                                 # leaky ReLU of the noise: undo it
+    y = block(x, w)  # leaky ReLU of the noise: undo it
     y = torch.where(y < 0, y / modules.SLOPE, y)
     assert y[:, 0].std().item() == pytest.approx(0.5, rel=0.02)
-    torch.testing.assert_close(y, y[:, :1] * torch.tensor([1, 0.5, 0, -1])[:, None, None])      # one map for all channels
+    torch.testing.assert_close(y, y[:, :1] * torch.tensor([1, 0.5, 0, -1])[:, None, None])  # one map for all channels
 
 
 def test_parts_of_a_batch_are_scored_as_if_alone():
@@ -268,7 +292,7 @@ def test_parts_of_a_batch_are_scored_as_if_alone():
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
     alone = torch.cat([critic(part, labels) for part in images.chunk(2)])
     torch.testing.assert_close(critic(images, labels.repeat(2), parts=2), alone)
-    assert not torch.allclose(critic(images, labels.repeat(2)), alone)              # groups then span both parts
+    assert not torch.allclose(critic(images, labels.repeat(2)), alone)  # groups then span both parts
 
 
 def test_labels_change_image_and_score():
@@ -287,12 +311,14 @@ def test_labels_change_image_and_score():
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole networks
 
+
 def test_critic_second_derivative_against_finite_differences():
     critic = Discriminator(16, 64, 4).double()
     image = torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
 
-    def slope():                                                    # what a gradient penalty is made of
+    def slope():  # what a gradient penalty is made of
         return torch.autograd.grad(critic(image).sum(), image, create_graph=True)[0].square().sum()
+
     parameters = [p for p in critic.parameters() if p.ndim > 1]
     gradients = torch.autograd.grad(slope(), parameters)
     for parameter, gradient in zip(parameters, gradients):
@@ -315,6 +341,7 @@ def test_every_block_keeps_its_scale_at_the_start(size):
 
     def note(name):
         return lambda module, args, output: table.update({name: (output[0] if isinstance(output, tuple) else output).std().item()})
+
     mapping, generator, critic = MappingNetwork(), Generator(256, **size), Discriminator(256, **size)
     for i, block in enumerate(generator.blocks):
         block.register_forward_hook(note(f"generator block {i}"))
@@ -335,7 +362,9 @@ def test_bfloat16_activations_stay_near_float32():
     assert (narrow - image).norm() / image.norm() < 0.02
 
     def gradients(dtype):
-        return torch.cat([g.flatten() for g in torch.autograd.grad(critic(image.detach(), dtype=dtype).mean(),
-                                                                   list(critic.parameters()))])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(critic(image.detach(), dtype=dtype).mean(), list(critic.parameters()))]
+        )
+
     exact = gradients(torch.float32)
     assert (gradients(torch.bfloat16) - exact).norm() / exact.norm() < 0.05

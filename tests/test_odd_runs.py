@@ -1,4 +1,5 @@
 """Runs that are small, large or started from odd places."""
+
 import os
 import shutil
 import subprocess
@@ -56,11 +57,28 @@ def test_places(tmp_path, slices_dir):
     unwritable.chmod(0o555)
     os.symlink(data, tmp_path / "link")
     states = []
-    for i, (place, dataset) in enumerate([(ROOT, data), (tmp_path, "data"), (tmp_path, "./data/"), (tmp_path, "link"),
-                                          (unwritable, f"..{os.sep}link{os.sep}")]):
-        done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--classes", "AD", "--epochs", "1",
-                               "--dataset_dir", str(dataset), "--model_dir", str(tmp_path / f"model {i}") + os.sep * (i % 2)],
-                              cwd=place, capture_output=True, text=True, timeout=300)
+    for i, (place, dataset) in enumerate(
+        [(ROOT, data), (tmp_path, "data"), (tmp_path, "./data/"), (tmp_path, "link"), (unwritable, f"..{os.sep}link{os.sep}")]
+    ):
+        done = subprocess.run(
+            [
+                sys.executable,
+                os.path.join(ROOT, "train.py"),
+                *TINY,
+                "--classes",
+                "AD",
+                "--epochs",
+                "1",
+                "--dataset_dir",
+                str(dataset),
+                "--model_dir",
+                str(tmp_path / f"model {i}") + os.sep * (i % 2),
+            ],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         states.append(checkpoint(tmp_path / f"model {i}/AD"))
         for name in ("seconds", "digest"):

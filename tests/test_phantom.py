@@ -1,4 +1,5 @@
 """phantom.py: the layout, the truth in subjects.csv against a second way of measuring it, and what may not happen."""
+
 import csv
 import pathlib
 
@@ -7,14 +8,13 @@ import pytest
 from PIL import Image
 
 import phantom
-from phantom import (PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, measure_areas, place, render,
-                     slice_tissue, write_phantoms)
+from phantom import PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, measure_areas, place, render, slice_tissue, write_phantoms
 from utils import UserError
 
 
 def subject(number=0, label="NC", **changes):
     """A subject without tilt, so that heights mean the same in each."""
-    straight = {"yaw_deg": 0., "pitch_deg": 0., "roll_deg": 0.}
+    straight = {"yaw_deg": 0.0, "pitch_deg": 0.0, "roll_deg": 0.0}
     return {**draw_subject(np.random.default_rng([7, number]), label), **straight, **changes}
 
 
@@ -85,25 +85,26 @@ def test_neighbouring_slices_look_more_alike_than_distant_ones_or_other_people()
     def cut(number, z):
         params = subject(number)
         return render(params, slice_tissue(params, z), z).ravel()
-    here = cut(0, 12.)
-    neighbour, distant, other = (np.corrcoef(here, there)[0, 1] for there in (cut(0, 13.5), cut(0, 24.), cut(1, 12.)))
-    assert neighbour > .93
-    assert neighbour > distant + .05 and neighbour > other + .05
+
+    here = cut(0, 12.0)
+    neighbour, distant, other = (np.corrcoef(here, there)[0, 1] for there in (cut(0, 13.5), cut(0, 24.0), cut(1, 12.0)))
+    assert neighbour > 0.93
+    assert neighbour > distant + 0.05 and neighbour > other + 0.05
 
 
 @pytest.mark.parametrize("name, sign", [("ventricle_scale", 1), ("sulcal_width_mm", 1), ("cortical_thickness_mm", -1)])
 def test_the_classes_differ_in_the_right_direction_and_overlap(name, sign):
     rng = np.random.default_rng(0)
     ad, nc = (sign * np.array([draw_subject(rng, label)[name] for _ in range(1000)]) for label in ("AD", "NC"))
-    ad_is_larger = (ad[:, None] > nc[None, :]).mean()             # the area under the ROC curve
-    assert .8 < ad_is_larger < .97
+    ad_is_larger = (ad[:, None] > nc[None, :]).mean()  # the area under the ROC curve
+    assert 0.8 < ad_is_larger < 0.97
     assert ad.min() < np.median(nc) and nc.max() > np.median(ad)
 
 
 def test_brain_size_says_nothing_about_the_class():
     rng = np.random.default_rng(0)
     ad, nc = ([draw_subject(rng, label)["brain_width_mm"] for _ in range(1000)] for label in ("AD", "NC"))
-    assert abs(np.mean(ad) - np.mean(nc)) < .6                    # 3.4 standard errors
+    assert abs(np.mean(ad) - np.mean(nc)) < 0.6  # 3.4 standard errors
 
 
 def test_areas_in_the_table_are_those_of_the_tissue_that_its_parameters_give(rows):
@@ -112,36 +113,40 @@ def test_areas_in_the_table_are_those_of_the_tissue_that_its_parameters_give(row
         params["anatomy_seed"] = int(row["anatomy_seed"])
         tissue = slice_tissue(params, float(row["z_mm"]))
         names = list(tissue)
-        filled = np.sum(list(tissue.values()), axis=0) > .5
-        labels = np.where(filled, np.argmax(list(tissue.values()), axis=0), -1)          # whole pixels, no fractions
+        filled = np.sum(list(tissue.values()), axis=0) > 0.5
+        labels = np.where(filled, np.argmax(list(tissue.values()), axis=0), -1)  # whole pixels, no fractions
         parts = {"ventricle_mm2": ("ventricle", "choroid"), "grey_mm2": phantom.GREY, "white_mm2": ("white",)}
         for column, members in parts.items():
-            counted = sum((labels == names.index(member)).sum() for member in members) * PIXEL_MM ** 2
-            assert counted == pytest.approx(float(row[column]), rel=.06, abs=25), (row["path"], column)
+            counted = sum((labels == names.index(member)).sum() for member in members) * PIXEL_MM**2
+            assert counted == pytest.approx(float(row[column]), rel=0.06, abs=25), (row["path"], column)
         total = sum(float(row[column]) for column in (*parts, "sulcal_csf_mm2"))
-        assert total == pytest.approx(filled.sum() * PIXEL_MM ** 2, rel=.01)
+        assert total == pytest.approx(filled.sum() * PIXEL_MM**2, rel=0.01)
 
 
 def test_ventricle_area_in_the_table_is_that_of_the_dark_pixels_in_the_written_picture(written, rows):
     seen = 0
     for row in rows:
         middle = [float(row[name]) for name in ("shift_x_mm", "shift_y_mm")]
-        if not 13 < float(row["z_mm"]) < 17:            # the ventricles are in one piece, the cortex far from them
+        if not 13 < float(row["z_mm"]) < 17:  # the ventricles are in one piece, the cortex far from them
             continue
         picture = np.asarray(Image.open(written / row["path"]))
         column, line = 127.5 + middle[0] / PIXEL_MM, 119.5 - middle[1] / PIXEL_MM
-        box = picture[int(line - 55):int(line + 40), int(column - 40):int(column + 41)]
-        dark = (box < 90).sum() * PIXEL_MM ** 2
-        assert dark == pytest.approx(float(row["ventricle_mm2"]), rel=.1), row["path"]
+        box = picture[int(line - 55) : int(line + 40), int(column - 40) : int(column + 41)]
+        dark = (box < 90).sum() * PIXEL_MM**2
+        assert dark == pytest.approx(float(row["ventricle_mm2"]), rel=0.1), row["path"]
         seen += 1
     assert seen >= 6
 
 
-@pytest.mark.parametrize("z", [6., 18.])
-@pytest.mark.parametrize("name, values, column", [
-    ("ventricle_scale", (.7, 1., 1.3, 1.6, 1.9), "ventricle_mm2"),
-    ("sulcal_width_mm", (.8, 1.6, 2.4, 3.2), "sulcal_csf_mm2"),
-    ("cortical_thickness_mm", (2.1, 2.7, 3.3), "grey_mm2")])
+@pytest.mark.parametrize("z", [6.0, 18.0])
+@pytest.mark.parametrize(
+    "name, values, column",
+    [
+        ("ventricle_scale", (0.7, 1.0, 1.3, 1.6, 1.9), "ventricle_mm2"),
+        ("sulcal_width_mm", (0.8, 1.6, 2.4, 3.2), "sulcal_csf_mm2"),
+        ("cortical_thickness_mm", (2.1, 2.7, 3.3), "grey_mm2"),
+    ],
+)
 def test_an_area_grows_with_its_parameter(z, name, values, column):
     areas = [measure_areas(slice_tissue(subject(**{name: value}), z))[column] for value in values]
     assert all(b > 1.05 * a for a, b in zip(areas, areas[1:])), areas
@@ -150,7 +155,7 @@ def test_an_area_grows_with_its_parameter(z, name, values, column):
 def test_tissue_fractions_fill_the_brain_and_nothing_else():
     for number, label in ((0, "AD"), (1, "NC")):
         params = subject(number, label)
-        tissue = slice_tissue(params, 5.)
+        tissue = slice_tissue(params, 5.0)
         filled = np.sum(list(tissue.values()), axis=0)
         assert list(tissue) != [] and set(tissue) == set(SIGNAL)
         assert min(fraction.min() for fraction in tissue.values()) >= 0 and filled.max() <= 1 + 1e-5
@@ -158,29 +163,28 @@ def test_tissue_fractions_fill_the_brain_and_nothing_else():
         assert filled[[0, -1]].max() == 0 and filled[:, [0, -1]].max() == 0
         rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
         assert 185 < np.ptp(rows) < 225 and 145 < np.ptp(columns) < 190
-        assert (tissue["white"] > .9).sum() > 4000 and (tissue["ventricle"] > .9).sum() > 200
+        assert (tissue["white"] > 0.9).sum() > 4000 and (tissue["ventricle"] > 0.9).sum() > 200
 
 
 def test_contrast_is_that_of_t1_and_the_background_is_black():
     params = subject()
-    tissue = slice_tissue(params, 8.)
+    tissue = slice_tissue(params, 8.0)
     for rng in (None, np.random.default_rng(0)):
-        picture = render(params, tissue, 8., rng)
+        picture = render(params, tissue, 8.0, rng)
         assert picture.dtype == np.uint8 and picture.shape == (240, 256)
-        csf, cortex, putamen, white = (picture[tissue[name] > .97].mean()
-                                       for name in ("ventricle", "cortex", "putamen", "white"))
+        csf, cortex, putamen, white = (picture[tissue[name] > 0.97].mean() for name in ("ventricle", "cortex", "putamen", "white"))
         assert csf + 40 < cortex < putamen - 10 and putamen + 20 < white
         assert (picture[sum(tissue.values()) == 0] == 0).all()
-    assert (render(params, tissue, 8.) == render(params, tissue, 8.)).all()
+    assert (render(params, tissue, 8.0) == render(params, tissue, 8.0)).all()
 
 
 def test_rician_noise_has_the_moments_of_rice():
-    rng, sigma = np.random.default_rng(0), 4.
+    rng, sigma = np.random.default_rng(0), 4.0
     background = add_rician_noise(np.zeros(400_000), sigma, rng)
-    assert background.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=.005)
-    assert background.std() == pytest.approx(sigma * np.sqrt(2 - np.pi / 2), rel=.01)
-    signal = add_rician_noise(np.full(400_000, 10.), sigma, rng)
-    assert (signal ** 2).mean() == pytest.approx(10. ** 2 + 2 * sigma ** 2, rel=.005)
+    assert background.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=0.005)
+    assert background.std() == pytest.approx(sigma * np.sqrt(2 - np.pi / 2), rel=0.01)
+    signal = add_rician_noise(np.full(400_000, 10.0), sigma, rng)
+    assert (signal**2).mean() == pytest.approx(10.0**2 + 2 * sigma**2, rel=0.005)
 
 
 def test_the_same_again_does_nothing_and_anything_else_is_refused(written):
@@ -214,12 +218,14 @@ def test_a_file_in_the_way_is_a_user_error(tmp_path):
         write_phantoms(str(tmp_path / "AD_NC"), 4, 0)
 
 
-@pytest.mark.parametrize("error, expected", [(KeyboardInterrupt(), KeyboardInterrupt),
-                                             (OSError(28, "No space left on device"), UserError)])
+@pytest.mark.parametrize(
+    "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
+)
 def test_what_stops_it_leaves_nothing_half_done(tmp_path, monkeypatch, error, expected):
     def write_subject(folder, seed, subject):
         (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
         raise error
+
     monkeypatch.setattr(phantom, "write_subject", write_subject)
     with pytest.raises(expected):
         write_phantoms(str(tmp_path), 4, 0)

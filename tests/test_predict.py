@@ -1,4 +1,5 @@
 """What predict.py draws, which run it takes, and what it refuses."""
+
 import copy
 import csv
 import json
@@ -33,6 +34,7 @@ def read(path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Generating
 
+
 def test_same_seed_same_pictures_however_many(model):
     twenty = pictures(model, 20)
     assert twenty.shape == (20, 32, 32) and twenty.dtype == np.uint8
@@ -51,22 +53,40 @@ def test_truncation_draws_together(model):
     model = copy.deepcopy(model)
     for block in model.generator.blocks:
         for style in block.styles:
-            torch.nn.init.zeros_(style.noise_strength)                  # which no truncation touches
-    spreads = [pictures(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0., 0.5, 1.)]
+            torch.nn.init.zeros_(style.noise_strength)  # which no truncation touches
+    spreads = [pictures(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0.0, 0.5, 1.0)]
     assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
 
 
 def test_grids_and_real_beside_fake(models, slices_dir, tmp_path, capsys):
-    assert predict.main(["--dataset_dir", slices_dir, "--model_dir", models, "--classes", "AD", "--device", "cpu",
-                         "--output_dir", str(tmp_path), "--num_images", "9"]) == 0
+    assert (
+        predict.main(
+            [
+                "--dataset_dir",
+                slices_dir,
+                "--model_dir",
+                models,
+                "--classes",
+                "AD",
+                "--device",
+                "cpu",
+                "--output_dir",
+                str(tmp_path),
+                "--num_images",
+                "9",
+            ]
+        )
+        == 0
+    )
     generated, beside = (read(tmp_path / f"AD_{name}.png")[1] for name in ("generated", "fake_vs_real"))
     assert capsys.readouterr().out.split() == [str(tmp_path / f"AD_{name}.png") for name in ("generated", "fake_vs_real")]
     assert beside.shape[0] == generated.shape[0] and beside.shape[1] > 1.8 * generated.shape[1]
-    np.testing.assert_array_equal(beside[40:, :generated.shape[1] - 20], generated[40:, :-20])
+    np.testing.assert_array_equal(beside[40:, : generated.shape[1] - 20], generated[40:, :-20])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which run
+
 
 def chosen(*flags):
     return predict.choose_runs(parse_predict([str(flag) for flag in flags]))
@@ -74,15 +94,15 @@ def chosen(*flags):
 
 def test_which_run_is_drawn(models, tmp_path):
     ad = os.path.join(models, "AD")
-    assert chosen("--model_dir", ad) == [ad]                                        # a run itself
+    assert chosen("--model_dir", ad) == [ad]  # a run itself
     assert chosen("--model_dir", models, "--classes", "AD") == [ad]
-    assert chosen("--model_dir", tmp_path, "--classes", ad) == [ad]                 # by path
+    assert chosen("--model_dir", tmp_path, "--classes", ad) == [ad]  # by path
     with pytest.raises(UserError, match="AD, NC, all-conditional: say which with --classes"):
         chosen("--model_dir", models)
     os.symlink(ad, tmp_path / "only")
-    assert chosen("--model_dir", tmp_path) == [str(tmp_path / "only")]              # the only one there
+    assert chosen("--model_dir", tmp_path) == [str(tmp_path / "only")]  # the only one there
     os.symlink(ad, tmp_path / "all")
-    assert chosen("--model_dir", tmp_path) == [str(tmp_path / "all")]               # all, among several
+    assert chosen("--model_dir", tmp_path) == [str(tmp_path / "all")]  # all, among several
     with pytest.raises(UserError, match="no run MCI: .*all, only"):
         chosen("--model_dir", tmp_path, "--classes", "MCI")
 
@@ -99,9 +119,26 @@ def two_states(models, tmp_path):
 
 def test_best_and_last_generator(models, two_states, tmp_path):
     def drawn(model_dir, name, *flags):
-        assert predict.main(["--model_dir", model_dir, "--classes", name, "--output_dir", str(tmp_path), "--num_images", "4",
-                             "--device", "cpu", *flags]) == 0
-        return read(tmp_path / f"{name}_generated.png")[1][40:]         # below the caption
+        assert (
+            predict.main(
+                [
+                    "--model_dir",
+                    model_dir,
+                    "--classes",
+                    name,
+                    "--output_dir",
+                    str(tmp_path),
+                    "--num_images",
+                    "4",
+                    "--device",
+                    "cpu",
+                    *flags,
+                ]
+            )
+            == 0
+        )
+        return read(tmp_path / f"{name}_generated.png")[1][40:]  # below the caption
+
     last, best = drawn(models, "AD"), drawn(models, "NC")
     np.testing.assert_array_equal(drawn(two_states, "run", "--which", "best"), best)
     np.testing.assert_array_equal(drawn(two_states, "run", "--which", "last"), last)
@@ -110,8 +147,9 @@ def test_best_and_last_generator(models, two_states, tmp_path):
 
 def test_umap_takes_the_styles_of_the_best_generator_too(models, two_states):
     for which, source in (("last", "AD"), ("best", "NC")):
-        expected, _ = trained.style_vectors(trained.load_model(os.path.join(models, source), "cpu").mapping,
-                                            trained.draw_z(50, 256, 0))
+        expected, _ = trained.style_vectors(
+            trained.load_model(os.path.join(models, source), "cpu").mapping, trained.draw_z(50, 256, 0)
+        )
         found = predict.style_sets({"it": os.path.join(two_states, "run")}, which, 50, 0, "cpu")
         np.testing.assert_array_equal(found["it"], expected.numpy())
 
@@ -121,8 +159,9 @@ def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models,
     folder.mkdir(parents=True)
     shutil.copy(os.path.join(models, "NC", "generator.pt"), folder)
     assert not os.path.exists(os.path.join(models, "NC", "best.pt"))
-    assert predict.main(["--model_dir", str(folder.parent), "--which", "best", "--output_dir", str(tmp_path),
-                         "--device", "cpu"]) == 0
+    assert (
+        predict.main(["--model_dir", str(folder.parent), "--which", "best", "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
+    )
     predict.style_sets({"it": str(folder)}, "best", 20, 0, "cpu")
     done = capsys.readouterr()
     assert done.err.count("\n") == 1 and done.err.startswith(f"note: {folder} holds no best.pt")
@@ -131,26 +170,30 @@ def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models,
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("flags, expected", [
-    (["--which", "worst"], "--which"),
-    (["--plot_umap", "True"], "--AD_dir and --NC_dir"),
-    (["--plot_umap", "--AD_dir", "AD"], "--NC_dir"),
-    (["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "CN"], "no run CN"),
-    (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "--NC_dir all-conditional is a conditional model"),
-    (["--plot_umap", "--conditional_dir", "AD"], "--conditional_dir AD is no conditional model"),
-    (["--plot_umap", "--conditional_dir", "all-conditional", "--control_dir", "NC"], "give both"),
-    (["--classes", "AD", "--morph"], "--morph True needs a conditional model"),
-    (["--classes", "AD", "--mix_layers", "1-2"], "belongs to --mixing"),
-    (["--classes", "AD", "--mixing", "--mix_layers", "3-8"], "AD has layers 0 to 7"),
-    (["--classes", "AD", "--mixing", "--mix_layers", "3-1"], "expected two layers"),
-    (["--classes", "AD", "--evaluate"], "--dataset_dir"),
-    (["--classes", "AD", "--project", "nowhere"], "nowhere"),
-    (["--classes", "AD", "--project", ""], "--project: expected a value"),
-    (["--model_dir", "nowhere"], "nowhere holds no run"),
-    (["--truncation", "-1"], "--truncation"),
-    (["--classes", "AD", "--num_images", "0"], "--num_images"),
-    (["--classes", "AD", "--dataset_dir", "nowhere"], "nowhere"),
-    (["--classes", "AD", "--output_dir", __file__], "--output_dir")])
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--which", "worst"], "--which"),
+        (["--plot_umap", "True"], "--AD_dir and --NC_dir"),
+        (["--plot_umap", "--AD_dir", "AD"], "--NC_dir"),
+        (["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "CN"], "no run CN"),
+        (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "--NC_dir all-conditional is a conditional model"),
+        (["--plot_umap", "--conditional_dir", "AD"], "--conditional_dir AD is no conditional model"),
+        (["--plot_umap", "--conditional_dir", "all-conditional", "--control_dir", "NC"], "give both"),
+        (["--classes", "AD", "--morph"], "--morph True needs a conditional model"),
+        (["--classes", "AD", "--mix_layers", "1-2"], "belongs to --mixing"),
+        (["--classes", "AD", "--mixing", "--mix_layers", "3-8"], "AD has layers 0 to 7"),
+        (["--classes", "AD", "--mixing", "--mix_layers", "3-1"], "expected two layers"),
+        (["--classes", "AD", "--evaluate"], "--dataset_dir"),
+        (["--classes", "AD", "--project", "nowhere"], "nowhere"),
+        (["--classes", "AD", "--project", ""], "--project: expected a value"),
+        (["--model_dir", "nowhere"], "nowhere holds no run"),
+        (["--truncation", "-1"], "--truncation"),
+        (["--classes", "AD", "--num_images", "0"], "--num_images"),
+        (["--classes", "AD", "--dataset_dir", "nowhere"], "nowhere"),
+        (["--classes", "AD", "--output_dir", __file__], "--output_dir"),
+    ],
+)
 def test_bad_input_is_one_line(refused, models, tmp_path, flags, expected):
     assert expected in refused("predict.py", "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
 
@@ -171,23 +214,52 @@ ALL_TOOLS = ["--mixing", "--sweep", "--interpolate", "--noise_map", "--pyramid",
 
 @pytest.mark.parametrize("name, more", [("AD", []), ("all-conditional", ["--morph"])])
 def test_every_tool_draws(models, tmp_path, capsys, name, more):
-    assert predict.main(["--model_dir", models, "--classes", name, "--device", "cpu", "--output_dir", str(tmp_path), *ALL_TOOLS,
-                         *more]) == 0
+    assert (
+        predict.main(
+            ["--model_dir", models, "--classes", name, "--device", "cpu", "--output_dir", str(tmp_path), *ALL_TOOLS, *more]
+        )
+        == 0
+    )
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
-    expected = ["generated.png", "mixing.png", "sweep.png", "interpolation.png", "interpolation.gif", "noise_map.png",
-                "pyramid.png", "ganspace.png", "sefa.png"] + ["morph.png", "morph_mean.png", "morph.gif"] * bool(more)
+    expected = [
+        "generated.png",
+        "mixing.png",
+        "sweep.png",
+        "interpolation.png",
+        "interpolation.gif",
+        "noise_map.png",
+        "pyramid.png",
+        "ganspace.png",
+        "sefa.png",
+    ] + ["morph.png", "morph_mean.png", "morph.gif"] * bool(more)
     assert sorted(told) == sorted(str(tmp_path / f"{name}_{end}") for end in expected)
     assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, told))
     for path in told:
         with Image.open(path) as image:
             assert (getattr(image, "n_frames", 1) > 3) == path.endswith(".gif")
-            assert np.asarray(image.convert("L")).std() > 5, path                       # something is drawn
+            assert np.asarray(image.convert("L")).std() > 5, path  # something is drawn
 
 
 def test_tools_look_at_the_truncated_slices(models, tmp_path):
     """At psi 0 every slice is the mean: nothing changes from slice to slice."""
-    assert predict.main(["--model_dir", models, "--classes", "AD", "--device", "cpu", "--output_dir", str(tmp_path),
-                         "--interpolate", "--truncation", "0"]) == 0
+    assert (
+        predict.main(
+            [
+                "--model_dir",
+                models,
+                "--classes",
+                "AD",
+                "--device",
+                "cpu",
+                "--output_dir",
+                str(tmp_path),
+                "--interpolate",
+                "--truncation",
+                "0",
+            ]
+        )
+        == 0
+    )
     with Image.open(tmp_path / "AD_interpolation.gif") as image:
         frames = []
         for i in range(image.n_frames):
@@ -199,29 +271,75 @@ def test_tools_look_at_the_truncated_slices(models, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Real slices, and judgement
 
+
 @pytest.fixture
 def quick(monkeypatch):
-    for module, values in ((classifier, {"STEPS": 4, "WIDTH": 4, "SEEDS": (0, 1)}), (intervals, {"RESAMPLED": 30}),
-                           (explore, {"DRAWN": 64, "MEANS": 20, "NOISES": 2, "FRAMES": 4}),
-                           (projector, {"DRAWN": 64, "STARTS": 16})):
+    for module, values in (
+        (classifier, {"STEPS": 4, "WIDTH": 4, "SEEDS": (0, 1)}),
+        (intervals, {"RESAMPLED": 30}),
+        (explore, {"DRAWN": 64, "MEANS": 20, "NOISES": 2, "FRAMES": 4}),
+        (projector, {"DRAWN": 64, "STARTS": 16}),
+    ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
 
 
 def test_report_of_all_there_is(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
-    assert predict.main(["--model_dir", models, "--classes", "all-conditional", "--dataset_dir", test_dir, "--report", "True",
-                         "--directions", "2", "--project", os.path.join(test_dir, "AD"), "--project_steps", "3", "--plot_umap",
-                         "--conditional_dir", "all-conditional", "--method", "pca", "--num_styles", "30", "--umap_slices", "6",
-                         "--device", "cpu", "--output_dir", str(tmp_path)]) == 0
+    assert (
+        predict.main(
+            [
+                "--model_dir",
+                models,
+                "--classes",
+                "all-conditional",
+                "--dataset_dir",
+                test_dir,
+                "--report",
+                "True",
+                "--directions",
+                "2",
+                "--project",
+                os.path.join(test_dir, "AD"),
+                "--project_steps",
+                "3",
+                "--plot_umap",
+                "--conditional_dir",
+                "all-conditional",
+                "--method",
+                "pca",
+                "--num_styles",
+                "30",
+                "--umap_slices",
+                "6",
+                "--device",
+                "cpu",
+                "--output_dir",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     with open(tmp_path / "report.json") as file:
         report = json.load(file)
     titles = [section["title"].removeprefix("all-conditional: ") for section in report["sections"]]
-    assert titles == ["generated slices", "style mixing", "truncation", "from slice to slice", "noise", "resolutions",
-                      "principal directions", "AD and NC of the same latent", "real slices projected",
-                      "the critic on unseen slices", "a classifier of AD and NC", "metrics", "Style space"]
+    assert titles == [
+        "generated slices",
+        "style mixing",
+        "truncation",
+        "from slice to slice",
+        "noise",
+        "resolutions",
+        "principal directions",
+        "AD and NC of the same latent",
+        "real slices projected",
+        "the critic on unseen slices",
+        "a classifier of AD and NC",
+        "metrics",
+        "Style space",
+    ]
     found = {section["title"].split(": ")[-1]: section for section in report["sections"]}
-    assert len(found["real slices projected"]["tables"][0]["rows"]) == 6 + 1            # and their mean
+    assert len(found["real slices projected"]["tables"][0]["rows"]) == 6 + 1  # and their mean
     assert {"one conditional model", "real slices in one conditional model"} == set(found["Style space"]["numbers"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == sum(len(section["figures"]) for section in report["sections"]) > 20
@@ -235,19 +353,25 @@ def test_two_models_of_one_class_are_judged_together(models, slices_dir, tmp_pat
     def evaluate(runs, generated, *others):
         asked.append((list(runs.values()), {name: len(slices) for name, slices in generated.items()}))
         return {}, []
+
     monkeypatch.setattr(predict.evaluate, "evaluate", evaluate)
     monkeypatch.setattr(predict.evaluate, "sections", lambda results, paths, title: [])
     args = parse_predict(["--dataset_dir", os.path.join(os.path.dirname(slices_dir), "test"), "--evaluate"])
     ad, nc, both = (trained.load_model(os.path.join(models, name), "cpu") for name in ("AD", "NC", "all-conditional"))
     for members in ([ad, nc], [nc, ad, both], [ad]):
         list(predict.judge(members, args, "cpu"))
-    together = {"AD": 9, "NC": 11}                                                      # as many as there are to train on
-    assert asked == [([("AD",), ("NC",)], together), ([("NC",), ("AD",)], together), ([("AD", "NC")], together),
-                     ([("AD",)], {"AD": 9})]
+    together = {"AD": 9, "NC": 11}  # as many as there are to train on
+    assert asked == [
+        ([("AD",), ("NC",)], together),
+        ([("NC",), ("AD",)], together),
+        ([("AD", "NC")], together),
+        ([("AD",)], {"AD": 9}),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # UMAP
+
 
 def has_dots(path):
     """The dots of AD and of NC, over white, are on the picture."""
@@ -258,11 +382,32 @@ def has_dots(path):
 def test_umap_of_both_models_and_over_epochs(models, tmp_path, script):
     for name in ("AD", "NC"):
         os.symlink(os.path.join(models, name), tmp_path / name)
-    done = script("predict.py", "--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", os.path.join(models, "NC"),
-                  "--model_dir", tmp_path, "--output_dir", tmp_path / "out", "--device", "cpu", "--num_styles", "60")
+    done = script(
+        "predict.py",
+        "--plot_umap",
+        "True",
+        "--AD_dir",
+        "AD",
+        "--NC_dir",
+        os.path.join(models, "NC"),
+        "--model_dir",
+        tmp_path,
+        "--output_dir",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--num_styles",
+        "60",
+    )
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / "out")) == ["AD_generated.png", "NC_generated.png", "umap.csv", "umap.png",
-                                                    "umap_epochs.gif", "umap_epochs.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "AD_generated.png",
+        "NC_generated.png",
+        "umap.csv",
+        "umap.png",
+        "umap_epochs.gif",
+        "umap_epochs.png",
+    ]
     assert "without --control_dir" in done.stdout
     assert has_dots(tmp_path / "out/umap.png") and has_dots(tmp_path / "out/umap_epochs.png")
 
@@ -275,12 +420,18 @@ def test_maps_with_a_control_and_one_conditional_model(models, tmp_path, capsys)
     with open(tmp_path / "pca.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["panel"], row["set"]) for row in rows} == {
-        ("AD and NC", "AD"), ("AD and NC", "NC"), ("control: NC twice", "NC"), ("control: NC twice", "NC, other seed"),
-        ("one conditional model", "AD"), ("one conditional model", "NC")}
+        ("AD and NC", "AD"),
+        ("AD and NC", "NC"),
+        ("control: NC twice", "NC"),
+        ("control: NC twice", "NC, other seed"),
+        ("one conditional model", "AD"),
+        ("one conditional model", "NC"),
+    }
     assert len(rows) == 6 * 30 and all(np.isfinite(float(row["x"])) for row in rows)
-    twins = [[float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]]
-             for name in ("NC", "NC, other seed")]
-    assert twins[0] == pytest.approx(twins[1], abs=1e-4)                # the control was the NC model itself
+    twins = [
+        [float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]] for name in ("NC", "NC, other seed")
+    ]
+    assert twins[0] == pytest.approx(twins[1], abs=1e-4)  # the control was the NC model itself
     assert has_dots(tmp_path / "pca.png")
 
 

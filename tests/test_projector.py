@@ -1,4 +1,5 @@
 """The distance and the noise term against second computations, the search against slices whose w is known, and the files."""
+
 import copy
 import functools
 import os
@@ -13,8 +14,7 @@ import projector
 from dataset import to_float, to_uint8
 from distances import random_vgg16
 from modules import NOISE_LR, build_generator
-from projector import (Distance, clean_names, move_class, nearest_starts, noise_structure, project, read_targets,
-                       save_projection)
+from projector import Distance, clean_names, move_class, nearest_starts, noise_structure, project, read_targets, save_projection
 from trained import Model, draw_z, style_vectors, synthesize
 from utils import UserError
 
@@ -33,13 +33,18 @@ def quick():
 def tiny(num_classes=0, noise=0.2):
     """An untrained model of 32x32, whose w differ enough to be found again."""
     torch.manual_seed(0)
-    networks = build_generator({"resolution": 32, "channel_base": 256, "channel_max": 16, "z_dim": 16, "w_dim": 16,
-                                "num_classes": num_classes}).eval().requires_grad_(False)
+    networks = (
+        build_generator(
+            {"resolution": 32, "channel_base": 256, "channel_max": 16, "z_dim": 16, "w_dim": 16, "num_classes": num_classes}
+        )
+        .eval()
+        .requires_grad_(False)
+    )
     for block in networks["generator"].blocks:
         for style in block.styles:
             style.noise_strength.fill_(noise / NOISE_LR)
     labels = list(range(num_classes)) or [None]
-    return Model("tiny", networks["mapping"], networks["generator"], ["AD", "NC"][:max(1, num_classes)], labels, "")
+    return Model("tiny", networks["mapping"], networks["generator"], ["AD", "NC"][: max(1, num_classes)], labels, "")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,7 @@ def rms(a, b):
 # ---------------------------------------------------------------------------------------------------------------------
 # The distance
 
+
 def test_distance_is_the_sum_written_out():
     distance, (a, b) = Distance(), torch.rand(2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     ours = (distance.embed(a) - distance.embed(b)).square().sum(1)
@@ -74,7 +80,7 @@ def test_distance_is_the_sum_written_out():
 
 
 def test_distance_does_not_look_beyond_black_and_white():
-    distance, x = Distance(), torch.full((1, 1, 32, 32), -1.)
+    distance, x = Distance(), torch.full((1, 1, 32, 32), -1.0)
     assert torch.equal(distance.embed(x), distance.embed(x - 3))
 
 
@@ -86,7 +92,8 @@ def test_gradient_of_the_distance_against_finite_differences():
 
     def value(images):
         return (distance.embed(images) - distance.embed(y)).square().sum()
-    gradient, = torch.autograd.grad(value(x.requires_grad_()), x)
+
+    (gradient,) = torch.autograd.grad(value(x.requires_grad_()), x)
     step = 1e-7
     with torch.no_grad():
         slope = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
@@ -95,6 +102,7 @@ def test_gradient_of_the_distance_against_finite_differences():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The noise term
+
 
 def test_noise_structure_of_small_maps_is_the_sum_written_out():
     noise = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -107,7 +115,7 @@ def test_noise_structure_of_small_maps_is_the_sum_written_out():
 def test_noise_structure_is_near_zero_for_white_noise_alone():
     rng = torch.Generator().manual_seed(3)
     white = torch.randn(64, 1, 32, 32, generator=rng, dtype=torch.float64)
-    expected = sum(2 / side ** 2 for side in (32, 16, 8))          # each mean of side^2 products of variance 1, squared
+    expected = sum(2 / side**2 for side in (32, 16, 8))  # each mean of side^2 products of variance 1, squared
     assert noise_structure([white]).mean().item() == pytest.approx(expected, rel=0.4)
     fine = F.avg_pool2d(white, 3, 1, 1)
     coarse = F.interpolate(white[..., :8, :8], scale_factor=4)
@@ -126,6 +134,7 @@ def test_normalise_gives_mean_zero_and_variance_one():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The search
+
 
 def test_a_generated_slice_is_found_again(model, few):
     targets, found = few
@@ -158,7 +167,7 @@ def test_a_batch_gives_what_each_alone_gives(model, few):
     together, again = (project(model, targets, [-1] * 3, 8) for _ in range(2))
     assert torch.equal(together.ws, again.ws) and np.array_equal(together.course, again.course)
     for i in range(3):
-        alone = project(model, targets[i:i + 1], [-1], 8)
+        alone = project(model, targets[i : i + 1], [-1], 8)
         torch.testing.assert_close(alone.ws[0], together.ws[i], atol=1e-3, rtol=1e-3)
         assert np.abs(alone.images[0].astype(int) - together.images[i]).max() <= 1
 
@@ -179,7 +188,7 @@ def test_noise_holds_what_white_noise_drew_and_stays_white(model, few, monkeypat
         torch.testing.assert_close(one.square().mean((2, 3)), torch.ones(3, 1))
     white = noise_structure([torch.randn_like(one) for one in found.noise]).mean()
     assert noise_structure(found.noise).max() < white
-    monkeypatch.setattr(projector, "WHITE", 0.)
+    monkeypatch.setattr(projector, "WHITE", 0.0)
     assert noise_structure(project(model, targets, [-1] * 3, STEPS).noise).mean() > 3 * noise_structure(found.noise).mean()
 
 
@@ -209,13 +218,17 @@ def test_the_way_from_class_to_class_ends_at_the_other_classes_w():
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
+
 def test_names_are_clean_and_different():
-    names = clean_names(["../../etc/passwd.png", "a b.png", "a_b.PNG", "A B.png", "é/.jpg", "", "x" * 300 + ".png",
-                         "C:\\d\ne.png", "AD/1_2.png"])
+    names = clean_names(
+        ["../../etc/passwd.png", "a b.png", "a_b.PNG", "A B.png", "é/.jpg", "", "x" * 300 + ".png", "C:\\d\ne.png", "AD/1_2.png"]
+    )
     assert names[:4] == ["etc_passwd", "a_b", "a_b_2", "A_B_3"] and names[-1] == "AD_1_2"
     assert len({name.lower() for name in names}) == len(names)
-    assert all(0 < len(name) < 100 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-               for name in names)
+    assert all(
+        0 < len(name) < 100 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+        for name in names
+    )
 
 
 def test_read_targets_knows_classes_by_their_folder(slices_dir, tmp_path):
@@ -246,20 +259,30 @@ def test_files_hold_the_projection(model, few, tmp_path):
     targets, found = few
     paths = save_projection(found, ["../../../outside", "b", "b"], str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path)) == ["out"]
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"{name}.{kind}" for name in ("outside", "b", "b_2")
-                                                          for kind in ("png", "npz", "gif"))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        f"{name}.{kind}" for name in ("outside", "b", "b_2") for kind in ("png", "npz", "gif")
+    )
     with np.load(paths[4], allow_pickle=False) as kept:
-        assert sorted(kept) == sorted(["ws", "target", "images", "rms", "perceptual", "spread", "label",
-                                       *(f"noise_{i:02d}" for i in range(model.generator.num_ws - 1))])
+        assert sorted(kept) == sorted(
+            [
+                "ws",
+                "target",
+                "images",
+                "rms",
+                "perceptual",
+                "spread",
+                "label",
+                *(f"noise_{i:02d}" for i in range(model.generator.num_ws - 1)),
+            ]
+        )
         noise = [torch.from_numpy(kept[f"noise_{i:02d}"])[None, None] for i in range(model.generator.num_ws - 1)]
         drawn = to_uint8(model.generator(torch.from_numpy(kept["ws"])[None], noise))[0].numpy().astype(int)
-        assert np.abs(drawn - kept["images"][1]).max() <= 1                     # alone, not in the batch: rounding
+        assert np.abs(drawn - kept["images"][1]).max() <= 1  # alone, not in the batch: rounding
         np.testing.assert_array_equal(kept["target"], targets[1])
         assert kept["label"] == -1 and kept["rms"].shape == kept["perceptual"].shape == (2,)
     with Image.open(paths[5]) as gif:
         assert gif.size == (2 * 256, 256) and gif.n_frames > 5
         assert np.abs(np.asarray(gif.convert("L"))[::8, :256:8].astype(int) - targets[1]).max() <= 2
-
 
 
 def test_a_conditional_projection_is_moved_and_written(tmp_path):

@@ -1,4 +1,5 @@
 """The README: its command lines parse, its flags and files exist."""
+
 import os
 import re
 import shlex
@@ -24,12 +25,12 @@ def words_of(line):
 
 @pytest.mark.parametrize("line", [line for line in LINES if re.match(r"(python|torchrun|srun) ", line.strip())])
 def test_command_lines_parse(line):
-    script, *argv = words_of(line)[next(i for i, word in enumerate(words_of(line)) if word.endswith(".py")):]
+    script, *argv = words_of(line)[next(i for i, word in enumerate(words_of(line)) if word.endswith(".py")) :]
     parse = {"train.py": parse_train, "predict.py": parse_predict}.get(script)
     if "--help" in argv:
         assert flags_of(script)
     elif parse:
-        parse(argv)                                                 # raises UserError at what it does not take
+        parse(argv)  # raises UserError at what it does not take
     else:
         assert flags_in(" ".join(argv)) <= flags_of(script), line
 
@@ -38,7 +39,7 @@ def flags_in(text):
     return set(re.findall(r"(?<![\w-])--[a-z]\w+", text, re.IGNORECASE))
 
 
-def flags_of(script, known={}):                                     # noqa: B006 (a cache)
+def flags_of(script, known={}):  # noqa: B006 (a cache)
     if script not in known:
         done = subprocess.run([sys.executable, os.path.join(ROOT, script), "--help"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

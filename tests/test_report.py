@@ -1,4 +1,5 @@
 """report.py: the page is whole, escapes what it is given, sorts, and its numbers come back."""
+
 import base64
 import json
 import math
@@ -22,13 +23,17 @@ from utils import UserError
 EVIL = """<script>document.title="owned"</script> </td>'"><img src=http://x.example/y onerror=alert(1)> $body & Ünïcode 脳"""
 VOID = {"meta", "link", "img"}
 NAN, INF = math.nan, math.inf
-SORTED = Table(["slice", "AUC", "share", "change", "mixed"], [
-    ["slice 10", (0.81, 0.77, 0.85), "12%", -3.5, "64x64"],
-    ["slice 9", (0.9, 0.8, 1.0), "-", INF, 3.0],
-    ["Slice 2", None, "9.5%", -0.25, "8x8"],
-    ["slice 1", "0.5 (0.4 to 0.6)", "101%", "−1,200", NAN],
-    ["slice 3", (NAN, NAN, NAN), "-4%", 1e-7, 20],
-], "To be sorted.")
+SORTED = Table(
+    ["slice", "AUC", "share", "change", "mixed"],
+    [
+        ["slice 10", (0.81, 0.77, 0.85), "12%", -3.5, "64x64"],
+        ["slice 9", (0.9, 0.8, 1.0), "-", INF, 3.0],
+        ["Slice 2", None, "9.5%", -0.25, "8x8"],
+        ["slice 1", "0.5 (0.4 to 0.6)", "101%", "−1,200", NAN],
+        ["slice 3", (NAN, NAN, NAN), "-4%", 1e-7, 20],
+    ],
+    "To be sorted.",
+)
 
 
 class Interval(NamedTuple):
@@ -39,6 +44,7 @@ class Interval(NamedTuple):
 
 class Page(HTMLParser):
     """Notes every tag, and that each is closed in order."""
+
     def __init__(self, text):
         super().__init__()
         self.tags, self.open, self.text = [], [], ""
@@ -77,10 +83,16 @@ def pictures(tmp_path):
 def written(tmp_path, pictures):
     """(page, JSON) of a report with an awkward name wherever a name can be."""
     sections = [
-        Section(EVIL, [EVIL, "two\nlines"], [Table([EVIL, "number"], [[EVIL, 1.5], ["b", None]], EVIL)],
-                [Figure(pictures[0], EVIL)], {EVIL: [1.5, NAN], "array": np.array([[1, 2]]), "one": np.float64(0.1),
-                                                                "path": tmp_path}),
-        Section("empty"), Section("empty", [], [SORTED, Table(["nothing"], [], "")], [Figure(pictures[1], EVIL)])]
+        Section(
+            EVIL,
+            [EVIL, "two\nlines"],
+            [Table([EVIL, "number"], [[EVIL, 1.5], ["b", None]], EVIL)],
+            [Figure(pictures[0], EVIL)],
+            {EVIL: [1.5, NAN], "array": np.array([[1, 2]]), "one": np.float64(0.1), "path": tmp_path},
+        ),
+        Section("empty"),
+        Section("empty", [], [SORTED, Table(["nothing"], [], "")], [Figure(pictures[1], EVIL)]),
+    ]
     (tmp_path / "out").mkdir()
     page, numbers = write_report(str(tmp_path / "out"), EVIL, {"command": EVIL, "seed": 20000, "none": None}, sections)
     assert sorted(os.listdir(tmp_path / "out")) == ["report.html", "report.json"]
@@ -91,11 +103,12 @@ def written(tmp_path, pictures):
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
+
 def test_page_is_whole_and_asks_for_nothing(written):
     page = Page(written[0])
     assert page.tags[0] == ("html", {"lang": "en"})
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids)) == 3 + 2 * 3 + 2                       # sections, tables and their captions, figures
+    assert len(ids) == len(set(ids)) == 3 + 2 * 3 + 2  # sections, tables and their captions, figures
     targets = [attributes["href"][1:] for attributes in page.all("a")]
     assert targets == ["section-1", "section-2", "section-3"] and set(targets) <= set(ids)
     for tag, attributes in page.tags:
@@ -114,7 +127,7 @@ def test_page_is_whole_and_asks_for_nothing(written):
 def test_names_are_escaped_and_come_back(written):
     page = Page(written[0])
     shown = " ".join(EVIL.split())
-    assert page.text.count(shown) == 3 + 3 + 3 + 2          # title, h1, fact; contents, h2, paragraph; table; captions
+    assert page.text.count(shown) == 3 + 3 + 3 + 2  # title, h1, fact; contents, h2, paragraph; table; captions
     assert all(picture["alt"] == shown for picture in page.all("img"))
     assert "<script>document" not in written[0] and "two lines" in page.text
     assert """a"b'<i> & ü.png""" in page.text
@@ -131,7 +144,7 @@ def test_pictures_come_back_byte_for_byte(written, pictures):
 @pytest.mark.parametrize("side, shown", [(64, 256), (100, 200), (128, 256), (129, 129), (600, 600)])
 def test_small_pictures_are_enlarged_by_whole_factors(tmp_path, side, shown):
     Image.new("L", (side, side // 2)).save(tmp_path / "a.png")
-    picture, = Page(report.figure_html(Figure(str(tmp_path / "a.png"), ""), 1)).all("img")
+    (picture,) = Page(report.figure_html(Figure(str(tmp_path / "a.png"), ""), 1)).all("img")
     assert picture["width"] == str(shown) and picture["height"] == str(side // 2 * shown // side)
     assert (picture.get("class") == "pixels") == (shown > side) and picture["alt"] == "a.png"
 
@@ -141,7 +154,7 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path):
     for name, reason in (("gone.png", "No such file"), ("text.png", "no PNG"), (".", "directory|Permission")):
         with pytest.raises(UserError, match=f"{re.escape(str(tmp_path / name))}: .*{reason}"):
             write_report(str(tmp_path), "", {}, [Section("a", figures=[Figure(str(tmp_path / name), "")])])
-    assert os.listdir(tmp_path) == ["text.png"]                             # nothing is half written
+    assert os.listdir(tmp_path) == ["text.png"]  # nothing is half written
 
 
 def test_file_names_that_are_no_text(tmp_path):
@@ -153,9 +166,11 @@ def test_file_names_that_are_no_text(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers
 
+
 def test_json_is_strict_and_holds_what_was_given(written, tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
+
     found = json.loads(written[1], parse_constant=refuse)
     assert found["title"] == EVIL and found["facts"] == {"command": EVIL, "seed": 20000, "none": None}
     first, second, third = found["sections"]
@@ -169,33 +184,101 @@ def test_json_is_strict_and_holds_what_was_given(written, tmp_path):
 
 
 def test_plain_takes_what_the_other_scripts_find():
-    given = {"a": Interval(0.5, NAN, INF), "b": (1, 2), 3: np.float32(0.5), "c": torch.tensor([1., -INF]), "d": np.bool_(True),
-             "e": {"f": np.int64(3), "g": "nan", "h": None}}
-    assert report.plain(given) == {"a": {"value": 0.5, "low": None, "high": None}, "b": [1, 2], "3": 0.5, "c": [1., None],
-                                   "d": True, "e": {"f": 3, "g": "nan", "h": None}}
-    assert given["b"] == (1, 2)                                             # not changed in place
+    given = {
+        "a": Interval(0.5, NAN, INF),
+        "b": (1, 2),
+        3: np.float32(0.5),
+        "c": torch.tensor([1.0, -INF]),
+        "d": np.bool_(True),
+        "e": {"f": np.int64(3), "g": "nan", "h": None},
+    }
+    assert report.plain(given) == {
+        "a": {"value": 0.5, "low": None, "high": None},
+        "b": [1, 2],
+        "3": 0.5,
+        "c": [1.0, None],
+        "d": True,
+        "e": {"f": 3, "g": "nan", "h": None},
+    }
+    assert given["b"] == (1, 2)  # not changed in place
 
 
-@pytest.mark.parametrize("value, text", [
-    (0.8123, "0.812"), (0.5, "0.500"), (1.0, "1.00"), (0.0, "0"), (-0.0, "0"), (-0.03456, "−0.0346"), (12.345, "12.3"),
-    (123.4, "123"), (1234.5, "1234"), (12345.6, "12,346"), (0.00012, "0.000120"), (0.000012, "1.20e−05"), (-2e12, "−2.00e+12"),
-    (7, "7"), (-7, "−7"), (9999, "9999"), (288500, "288,500"), (np.float32(0.25), "0.250"), (np.int64(3), "3"),
-    (None, "–"), (NAN, "–"), (np.nan, "–"), (INF, "∞"), (-INF, "−∞"), ("", "–"), ("-", "–"), (True, "yes"), ("AD", "AD"),
-    ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"), (Interval(-0.03, -0.12, 0.06), "−0.03 (−0.12 to 0.06)"),
-    ((0.999, 0.998, 1.0), "0.9990 (0.9980 to 1.0000)"), ((812.3, 790.1, 833.9), "812 (790 to 834)"),
-    ((1, 0, 2), "1.0 (0.0 to 2.0)"),
-    ((0.004, -0.0004, 0.1), "0.00 (0.00 to 0.10)"), ((1., 1., 1.), "1.00 (1.00 to 1.00)"),
-    ((1., 0.9999999, 1.), "1.0000 (1.0000 to 1.0000)"), ((3e-6, 1e-6, 5e-6), "3.00e−06 (1.00e−06 to 5.00e−06)"),
-    ((0.5, None, None), "0.500"), ((None, NAN, NAN), "–"), ((0.5, 0.4, None), "0.500 (0.400 to –)")])
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.8123, "0.812"),
+        (0.5, "0.500"),
+        (1.0, "1.00"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (-0.03456, "−0.0346"),
+        (12.345, "12.3"),
+        (123.4, "123"),
+        (1234.5, "1234"),
+        (12345.6, "12,346"),
+        (0.00012, "0.000120"),
+        (0.000012, "1.20e−05"),
+        (-2e12, "−2.00e+12"),
+        (7, "7"),
+        (-7, "−7"),
+        (9999, "9999"),
+        (288500, "288,500"),
+        (np.float32(0.25), "0.250"),
+        (np.int64(3), "3"),
+        (None, "–"),
+        (NAN, "–"),
+        (np.nan, "–"),
+        (INF, "∞"),
+        (-INF, "−∞"),
+        ("", "–"),
+        ("-", "–"),
+        (True, "yes"),
+        ("AD", "AD"),
+        ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"),
+        (Interval(-0.03, -0.12, 0.06), "−0.03 (−0.12 to 0.06)"),
+        ((0.999, 0.998, 1.0), "0.9990 (0.9980 to 1.0000)"),
+        ((812.3, 790.1, 833.9), "812 (790 to 834)"),
+        ((1, 0, 2), "1.0 (0.0 to 2.0)"),
+        ((0.004, -0.0004, 0.1), "0.00 (0.00 to 0.10)"),
+        ((1.0, 1.0, 1.0), "1.00 (1.00 to 1.00)"),
+        ((1.0, 0.9999999, 1.0), "1.0000 (1.0000 to 1.0000)"),
+        ((3e-6, 1e-6, 5e-6), "3.00e−06 (1.00e−06 to 5.00e−06)"),
+        ((0.5, None, None), "0.500"),
+        ((None, NAN, NAN), "–"),
+        ((0.5, 0.4, None), "0.500 (0.400 to –)"),
+    ],
+)
 def test_numbers_are_written_alike_everywhere(value, text):
     assert report.cell_text(value)[0] == text
 
 
-@pytest.mark.parametrize("value, key", [
-    (0.5, 0.5), (3, 3), (None, NAN), (NAN, NAN), ("–", NAN), ((0.81, 0.77, 0.85), 0.81), ((None, None, None), NAN),
-    ("0.81 (0.77 to 0.85)", 0.81), ("−0.03 (−0.12 to 0.06)", -0.03), ("-0.5", -0.5), ("+2", 2), ("12%", 0.12), ("-4.5 %", -0.045),
-    ("10,400", 10400), ("1e-7", 1e-7), ("1.5 ± 0.2", 1.5), ("64x64", None), ("218391_78.jpeg", None), ("2025-11-22", None),
-    ("1,2", None), ("AD", None), (True, None)])
+@pytest.mark.parametrize(
+    "value, key",
+    [
+        (0.5, 0.5),
+        (3, 3),
+        (None, NAN),
+        (NAN, NAN),
+        ("–", NAN),
+        ((0.81, 0.77, 0.85), 0.81),
+        ((None, None, None), NAN),
+        ("0.81 (0.77 to 0.85)", 0.81),
+        ("−0.03 (−0.12 to 0.06)", -0.03),
+        ("-0.5", -0.5),
+        ("+2", 2),
+        ("12%", 0.12),
+        ("-4.5 %", -0.045),
+        ("10,400", 10400),
+        ("1e-7", 1e-7),
+        ("1.5 ± 0.2", 1.5),
+        ("64x64", None),
+        ("218391_78.jpeg", None),
+        ("2025-11-22", None),
+        ("1,2", None),
+        ("AD", None),
+        (True, None),
+    ],
+)
 def test_numbers_are_found_where_there_are_any(value, key):
     found = report.cell_text(value)[1]
     assert found is key if key is None else found == pytest.approx(key, nan_ok=True)
@@ -238,11 +321,28 @@ def test_sorts_in_a_browser_without_an_error(written, tmp_path):
     (tmp_path / "page.html").write_text(own.replace("</body>", f"<script>{PRESS}</script>\n</body>"), encoding="utf-8")
     try:
         done = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-             (tmp_path / "page.html").as_uri()],
-            capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60)
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-sync",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--enable-logging=stderr",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=5000",
+                "--dump-dom",
+                (tmp_path / "page.html").as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+        )
     except subprocess.TimeoutExpired:
         pytest.skip("Chromium does not answer here")
     if done.returncode:
@@ -251,12 +351,16 @@ def test_sorts_in_a_browser_without_an_error(written, tmp_path):
     assert found["title"] == " ".join(EVIL.split()) and found["scripts"] == 2 and found["picture"] == 280
     up, down, no = "ascending", "descending", None
     assert found["orders"] == [
-        [[up, no, no, no, no], "1 2 3 9 10"],                               # words, but 9 before 10 and s as S
-        [[no, up, no, no, no], "1 10 9 2 3"], [[no, down, no, no, no], "9 10 1 2 3"],       # nothing is last both ways
-        [[no, no, up, no, no], "3 2 10 1 9"], [[no, no, down, no, no], "1 10 2 3 9"],
+        [[up, no, no, no, no], "1 2 3 9 10"],  # words, but 9 before 10 and s as S
+        [[no, up, no, no, no], "1 10 9 2 3"],
+        [[no, down, no, no, no], "9 10 1 2 3"],  # nothing is last both ways
+        [[no, no, up, no, no], "3 2 10 1 9"],
+        [[no, no, down, no, no], "1 10 2 3 9"],
         [[no, no, no, up, no], "1 10 2 3 9"],
-        [[no, no, no, no, up], "9 3 2 10 1"], [[no, no, no, no, down], "3 9 10 2 1"],       # numbers, words, nothing
-        [[no, no, no, no, no], "10 9 2 1 3"]]                               # as it came
+        [[no, no, no, no, up], "9 3 2 10 1"],
+        [[no, no, no, no, down], "3 9 10 2 1"],  # numbers, words, nothing
+        [[no, no, no, no, no], "10 9 2 1 3"],
+    ]  # as it came
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert console and all("127.0.0.1:9" in line and "Content Security Policy" in line for line in console), console
-    assert found["refused"]                                                 # the test's own fetch, and nothing else
+    assert found["refused"]  # the test's own fetch, and nothing else

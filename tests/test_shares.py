@@ -1,4 +1,5 @@
 """However a batch is divided, among processes or turns, a step computes the same; such runs stop, go on and fail in order."""
+
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ ALL = ["--style_mixing", 0.5, "--path_length", 2, "--augment", "fixed", "--augme
 # ---------------------------------------------------------------------------------------------------------------------
 # Dividing
 
+
 @pytest.mark.parametrize("n, shares", [(16, 2), (24, 3), (32, 4), (5, 1)])
 def test_shares_hold_every_image_once_and_whole_minibatch_groups(n, shares):
     images = torch.arange(n)
@@ -34,7 +36,7 @@ def test_shares_hold_every_image_once_and_whole_minibatch_groups(n, shares):
         np.testing.assert_array_equal(share_of(images.numpy(), shares, 0), parts[0])
         x = torch.randn(n, 3, 4, 4)
         torch.testing.assert_close(minibatch_std(x)[part], minibatch_std(x[part]))
-    if shares == 4:                                                     # turns of processes
+    if shares == 4:  # turns of processes
         again = [share_of(share_of(images, 2, i), 2, j) for i in range(2) for j in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(again, parts, strict=True))
 
@@ -45,13 +47,14 @@ def test_shares_draw_what_the_whole_batch_draws(kind):
         rng, size = Draws("cpu").divide(shares, which, 24 // shares), 24 // shares
         rng.manual_seed(3)
         return [draw(kind, (size, 2, 3), rng=rng), draw(kind, (size // 2, 5), rng=rng), draw(kind, (size,), rng=rng)]
+
     whole, half = draws(1, 0), torch.arange(24)[:12]
     for shares in (2, 3):
         for which in range(shares):
             mine = draws(shares, which)
             own = share_of(torch.arange(24), shares, which)
-            halves = own[:len(own) // 2]
-            assert set(halves.tolist()) <= set(half.tolist())           # half of a share is its share of the half
+            halves = own[: len(own) // 2]
+            assert set(halves.tolist()) <= set(half.tolist())  # half of a share is its share of the half
             for a, b, rows in zip(mine, whole, (own, halves, own)):
                 assert torch.equal(a, b[rows])
 
@@ -77,13 +80,28 @@ def test_every_process_reads_its_share_of_every_batch(slices_dir):
 @pytest.mark.parametrize("flags", [["--loss", "wgan-gp"], ["--loss", "relativistic", *ALL], ["--loss", "logistic", *ALL]])
 def test_turns_give_the_gradients_of_the_whole_batch(flags):
     real, labels = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-1, 1), torch.arange(16) % 2
-    found = {}                          # a rate near 0, for Adam makes a whole step of a gradient that is only rounding
+    found = {}  # a rate near 0, for Adam makes a whole step of a gradient that is only rounding
     for accum in (1, 2, 4):
-        args = settle(parse_train([*TINY, "--dataset_dir", "unused", "--batch_size", "16", "--grad_accum", str(accum),
-                                   "--lr", "1e-7", *map(str, flags)]), torch.device("cpu"))
+        args = settle(
+            parse_train(
+                [
+                    *TINY,
+                    "--dataset_dir",
+                    "unused",
+                    "--batch_size",
+                    "16",
+                    "--grad_accum",
+                    str(accum),
+                    "--lr",
+                    "1e-7",
+                    *map(str, flags),
+                ]
+            ),
+            torch.device("cpu"),
+        )
         training = train.Training(args, NETWORK, torch.device("cpu"), torch.float32)
         shared = {"critic": [], "model": []}
-        for k in (0, 1):                                                # k = 0 takes every penalty
+        for k in (0, 1):  # k = 0 takes every penalty
             with training.probe.watching(True):
                 term = training.step(k, real, labels)
             for name, gradients in shared.items():
@@ -94,9 +112,9 @@ def test_turns_give_the_gradients_of_the_whole_batch(flags):
             for a, b in zip(found[accum][0][name], gradients, strict=True):
                 assert (a - b).norm() < 1e-3 * b.norm() + 1e-6, name
         for name, value in found[1][1].items():
-            if name != "diversity":                                     # of pixels, over the batch: that of a turn
+            if name != "diversity":  # of pixels, over the batch: that of a turn
                 torch.testing.assert_close(found[accum][1][name], value, rtol=1e-4, atol=1e-5, msg=name)
-        assert torch.equal(found[accum][2], found[1][2])                # random numbers go on alike
+        assert torch.equal(found[accum][2], found[1][2])  # random numbers go on alike
         for i in (3, 4):
             torch.testing.assert_close(found[accum][i], found[1][i], rtol=1e-4, atol=1e-6)
 
@@ -112,11 +130,32 @@ def test_plan_counts_the_memory_of_one_turn(tmp_path, slices_dir, capsys):
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes
 
+
 def command(slices_dir, model_dir, *flags, processes=2, restarts=0):
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--max_restarts={restarts}", "--master_port=0",
-              "--standalone"]
-    return [sys.executable, *launch, os.path.join(ROOT, "train.py"), *TINY, "--dataset_dir", slices_dir, "--classes", "all",
-            "--conditional", "--model_dir", str(model_dir), "--batch_size", "8", *map(str, flags)]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        f"--max_restarts={restarts}",
+        "--master_port=0",
+        "--standalone",
+    ]
+    return [
+        sys.executable,
+        *launch,
+        os.path.join(ROOT, "train.py"),
+        *TINY,
+        "--dataset_dir",
+        slices_dir,
+        "--classes",
+        "all",
+        "--conditional",
+        "--model_dir",
+        str(model_dir),
+        "--batch_size",
+        "8",
+        *map(str, flags),
+    ]
 
 
 def torchrun(*args, **options):
@@ -149,7 +188,7 @@ def test_two_processes_give_the_trajectory_of_one(tmp_path, slices_dir, alone):
     run, flags = alone
     done = torchrun(slices_dir, tmp_path, *flags)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("6 epochs done") == 1                      # one of them speaks
+    assert done.stdout.count("6 epochs done") == 1  # one of them speaks
     assert_alike(tmp_path / "all-conditional", run)
     tables = [read_table(folder / "losses.csv") for folder in (tmp_path / "all-conditional", run)]
     for ours, theirs in zip(*tables, strict=True):
@@ -183,13 +222,15 @@ def under_way(tmp_path, slices_dir):
     started = []
 
     def begin(*flags, **options):
-        process = subprocess.Popen(command(slices_dir, tmp_path, *flags, **options), stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(slices_dir, tmp_path, *flags, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         started.append(process)
         pictures, deadline = tmp_path / "all-conditional/fake_vs_real", time.monotonic() + 120
         while not (pictures / "epoch_0004.png").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         return process
+
     yield begin
     for process in started:
         process.kill()
@@ -206,13 +247,13 @@ def test_a_killed_process_is_started_again_from_the_checkpoint(tmp_path, under_w
     state, rows = checkpoint(tmp_path / "all-conditional"), read_table(tmp_path / "all-conditional/losses.csv")
     assert state["images"] == 40 * 16
     images = [row["images"] for row in rows]
-    assert images == sorted(set(images)) and images[-1] == 640          # none twice
+    assert images == sorted(set(images)) and images[-1] == 640  # none twice
     assert sum(np.diff([0] + [row["seconds"] for row in rows]) <= 0) == 0
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the workers in /proc")
 def test_all_stop_in_order_when_one_is_told_to(tmp_path, under_way):
-    process = under_way("--epochs", 10 ** 6, "--save_every", 2)
+    process = under_way("--epochs", 10**6, "--save_every", 2)
     os.kill(worker(process, 1), signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert "stopped by SIGINT" in out and "goes on" in out and process.returncode != 0
@@ -220,9 +261,9 @@ def test_all_stop_in_order_when_one_is_told_to(tmp_path, under_way):
 
 
 def test_weights_that_differ_are_noticed(monkeypatch):
-    processes, weights = Processes(torch.device("cpu")), [torch.ones(3), torch.full([2], 2.)]
+    processes, weights = Processes(torch.device("cpu")), [torch.ones(3), torch.full([2], 2.0)]
     processes.size = 2
-    monkeypatch.setattr(processes, "greatest", lambda *values: values)                  # the other process has the same
+    monkeypatch.setattr(processes, "greatest", lambda *values: values)  # the other process has the same
     processes.check_alike(weights)
     monkeypatch.setattr(processes, "greatest", lambda *values: [value + 1e-6 * (i == 1) for i, value in enumerate(values)])
     with pytest.raises(UserError, match="no longer the same"):

@@ -1,4 +1,5 @@
 """The style space: separation against closed forms and planted truth, what is said of it, maps, and the epochs."""
+
 import os
 
 import numpy as np
@@ -15,12 +16,13 @@ from trained import draw_z
 # ---------------------------------------------------------------------------------------------------------------------
 # How far apart
 
+
 def test_neighbour_shares():
-    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)         # more than the 1024 distances at a time
+    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)  # more than the 1024 distances at a time
     one_cloud = rng.normal(size=(1400, 5))
     assert styles.neighbour_shares(one_cloud, classes).mean() == pytest.approx(0.5, abs=0.03)
     assert styles.neighbour_shares(one_cloud + 100 * classes[:, None], classes).min() == 1
-    line = np.array([[0.], [1.], [2.1], [3.3]])                             # nearest: 1, 0, 1, 2
+    line = np.array([[0.0], [1.0], [2.1], [3.3]])  # nearest: 1, 0, 1, 2
     np.testing.assert_array_equal(styles.neighbour_shares(line, np.array([0, 0, 1, 1]), k=1), [1, 1, 0, 1])
 
 
@@ -55,14 +57,18 @@ def gap(alike, auc, width=0.02):
     return Separation(*(Interval(value, value - width, value + width) for value in (alike, auc)))
 
 
-@pytest.mark.parametrize("pair, control, like, expected", [
-    (gap(0.9, 0.9), None, True, "without --control_dir"),
-    (gap(1, 1), gap(1, 1), True, "so do NC and NC"),
-    (gap(0.8, 0.9), gap(0.6, 0.7), True, "further apart than NC and NC do, by both"),
-    (gap(0.8, 0.9), gap(0.6, 0.89), True, "By one of two"),
-    (gap(0.61, 0.7), gap(0.6, 0.69), True, "no further apart"),
-    (gap(0.5, 0.5), gap(0.9, 0.9), True, "no further apart"),
-    (gap(0.61, 0.7), gap(0.9, 0.9), False, "no like comparison")])
+@pytest.mark.parametrize(
+    "pair, control, like, expected",
+    [
+        (gap(0.9, 0.9), None, True, "without --control_dir"),
+        (gap(1, 1), gap(1, 1), True, "so do NC and NC"),
+        (gap(0.8, 0.9), gap(0.6, 0.7), True, "further apart than NC and NC do, by both"),
+        (gap(0.8, 0.9), gap(0.6, 0.89), True, "By one of two"),
+        (gap(0.61, 0.7), gap(0.6, 0.69), True, "no further apart"),
+        (gap(0.5, 0.5), gap(0.9, 0.9), True, "no further apart"),
+        (gap(0.61, 0.7), gap(0.9, 0.9), False, "no like comparison"),
+    ],
+)
 def test_verdict(pair, control, like, expected):
     assert expected in styles.verdict(pair, control, like)
 
@@ -75,6 +81,7 @@ def test_conditional_verdict():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Maps and epochs
+
 
 def test_pca_keeps_the_two_widest_directions():
     rng = np.random.default_rng(0)
@@ -95,7 +102,10 @@ def test_umap_is_reproducible_and_keeps_clusters():
 def test_split_like():
     sets = {"AD": np.zeros((2, 3)), "NC": np.zeros((4, 3)), "real AD": np.zeros((1, 3))}
     assert {name: rows.tolist() for name, rows in styles.split_like(np.arange(7), sets).items()} == {
-        "AD": [0, 1], "NC": [2, 3, 4, 5], "real AD": [6]}
+        "AD": [0, 1],
+        "NC": [2, 3, 4, 5],
+        "real AD": [6],
+    }
 
 
 def test_models_of_one_seed_start_as_equals(models):
@@ -128,4 +138,4 @@ def test_maps_over_epochs(models):
     maps = styles.maps_over_epochs(kept, lambda: calls.append(1), method="pca")
     assert [epoch for epoch, *_ in maps] == [0, 1, 2] and len(calls) == 3
     assert all(np.allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-4) for _, sets, _ in maps)
-    assert maps[0][1]["AD"].shape == (512, 2) and maps[0][2] < 0.5          # at epoch 0 the nearest is a vector's twin
+    assert maps[0][1]["AD"].shape == (512, 2) and maps[0][2] < 0.5  # at epoch 0 the nearest is a vector's twin

@@ -1,4 +1,5 @@
 """Errors, devices and files that are never half written."""
+
 import os
 import platform
 import stat
@@ -37,12 +38,16 @@ def test_make_folder_names_the_flag(tmp_path):
         make_folder(tmp_path / "file" / "below", "--out")
 
 
-@pytest.mark.parametrize("body, status, line", [
-    ("return 0", 0, ""),
-    ("raise utils.UserError('--flag x: wrong')", 2, "error: --flag x: wrong"),
-    ("open('/no/such/file')", 2, "error: /no/such/file: No such file or directory"),
-    ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "stopped by SIGTERM"),
-    ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "stopped by SIGINT")])
+@pytest.mark.parametrize(
+    "body, status, line",
+    [
+        ("return 0", 0, ""),
+        ("raise utils.UserError('--flag x: wrong')", 2, "error: --flag x: wrong"),
+        ("open('/no/such/file')", 2, "error: /no/such/file: No such file or directory"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "stopped by SIGTERM"),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "stopped by SIGINT"),
+    ],
+)
 def test_run_cli_exit_status_and_line(body, status, line):
     code = f"import os, signal, time, utils\ndef main():\n    {body}\nutils.run_cli(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -50,8 +55,9 @@ def test_run_cli_exit_status_and_line(body, status, line):
 
 
 def test_run_cli_lets_our_own_faults_show():
-    done = subprocess.run([sys.executable, "-c", "import utils\nutils.run_cli(lambda: 1 / 0)"], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import utils\nutils.run_cli(lambda: 1 / 0)"], cwd=ROOT, capture_output=True, text=True
+    )
     assert "ZeroDivisionError" in done.stderr and done.returncode == 1
 
 
@@ -74,6 +80,7 @@ def test_devices(monkeypatch):
 def test_random_streams_repeat_by_purpose_and_seed_alone():
     def draw(*key):
         return torch.randn(1000, generator=random_stream(*key))
+
     weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(draw("latents", 0), draw("latents", 0))
     streams = torch.stack([weights, draw("latents", 0), draw("latents", 1), draw("noise", 0)])
@@ -82,12 +89,14 @@ def test_random_streams_repeat_by_purpose_and_seed_alone():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_memory_is_kept_for_the_next_tensor():
-    code = ("import resource, torch, utils\n"
-            "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "def allocate():\n"
-            "    before = faults()\n"
-            "    for _ in range(5): torch.ones(2 ** 24)\n"                     # 64 MiB: 16384 pages each time
-            "    return faults() - before\n"
-            "before = allocate(); utils.pick_device('cpu'); settled = [allocate() for _ in range(6)][-1]; print(before, settled)")
+    code = (
+        "import resource, torch, utils\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def allocate():\n"
+        "    before = faults()\n"
+        "    for _ in range(5): torch.ones(2 ** 24)\n"  # 64 MiB: 16384 pages each time
+        "    return faults() - before\n"
+        "before = allocate(); utils.pick_device('cpu'); settled = [allocate() for _ in range(6)][-1]; print(before, settled)"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert int(out[1]) < int(out[0]) / 20 or int(out[0]) < 500             # huge pages may leave nothing to save
+    assert int(out[1]) < int(out[0]) / 20 or int(out[0]) < 500  # huge pages may leave nothing to save
