@@ -127,10 +127,12 @@ def fit(parts, truth):
 
 
 def main(argv=None):
-    parser = ArgumentParser("Measure areas in phantoms, and hold them against the truth.")
+    parser = ArgumentParser("Measure areas in phantoms, and hold them against the truth.", "areas.py AD_NC")
     parser.add_argument("folder", help="phantoms, as phantom.py writes them")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS[1:], default=SIDE, help="that slices are read at")
-    parser.add_argument("--fit", type=boolean, default=False, help="print AMOUNT, fitted to train/; else measure test/")
+    parser.add_argument(
+        "--fit", type=boolean, default=False, metavar="True|False", help="print AMOUNT, fitted to train/; else measure test/"
+    )
     args = parser.parse_args(argv)
     truth = read_truth(args.folder)
     split = "train" if args.fit else "test"

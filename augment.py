@@ -223,7 +223,10 @@ def strongest(draws, images):
 
 
 def main(argv=None):
-    parser = ArgumentParser("Draw what adaptive augmentation shows the critic: each operation alone, and all together.")
+    parser = ArgumentParser(
+        "Draw what adaptive augmentation shows the critic: each operation alone, and all together.",
+        "augment.py --dataset_dir AD_NC/train --rows 4",
+    )
     parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
     parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to draw")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=128, help="pixels a side")

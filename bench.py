@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import train
 from dataset import Slices, batches, to_uint8
-from flags import GP_EVERY, LAMBDA_GP, LOSSES, RESOLUTIONS, ArgumentParser, boolean, number, parse_train, settle
+from flags import GP_EVERY, LAMBDA_GP, LARGEST, LOSSES, RESOLUTIONS, ArgumentParser, Group, number, parse_train, settle
 from health import memory_gib
 from losses import critic_loss, generator_loss, gradient_penalty
 from utils import UserError, pick_device, pick_dtype, run_cli
@@ -308,19 +308,24 @@ def describe(device):
 
 def main(argv=None):
     parser = ArgumentParser(
-        "Time training on this machine: images/s, where the time goes, and how near it is to what the machine can do."
+        "Time training on this machine: images/s, where the time goes, and how near it is to what the machine can do.",
+        "bench.py --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16",
+        "bench.py --against other.py",
     )
-    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
-    parser.add_argument("--channel_base", type=number(int, 32), default=8192, help="as in train.py")
-    parser.add_argument("--channel_max", type=number(int, 1), default=256, help="as in train.py")
-    parser.add_argument("--batch_size", type=number(int, 2), default=4, help="slices a step")
-    parser.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="as in train.py")
-    parser.add_argument("--gp_every", type=number(int, 1), help="as in train.py")
-    parser.add_argument("--amp", type=boolean, metavar="True|False", help="as in train.py")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--steps", type=number(int, 1), default=20, help="steps to time, at least")
-    parser.add_argument("--dataset_dir", help="slices for the loader (default: random ones)")
-    parser.add_argument(
+    run = Group(parser, "what is trained, with train.py's flags")
+    run.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
+    run.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]), default=8192, help="channels times resolution")
+    run.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), default=256, help="... and at most this many")
+    run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="slices a step")
+    run.add("--loss", choices=LOSSES, default=LOSSES[0], help="adversarial loss")
+    run.add("--gp_every", type=number(int, 1), help="steps from one gradient penalty to the next (default: as in train.py)")
+    run.add_bool("--amp", None, "activations in bfloat16 (default: where the processor has it)")
+
+    timing = Group(parser, "how it is timed")
+    timing.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    timing.add("--steps", type=number(int, 1, 10**6), default=20, help="steps to time, at least")
+    timing.add("--dataset_dir", help="slices for the loader (default: random ones)")
+    timing.add(
         "--against",
         metavar="FILE.py",
         help="other networks to run the same step on; what the file defines stands at the head of bench.py",

@@ -503,12 +503,14 @@ def save_samples(path, samples, resolution):
 
 
 def main(argv=None):
-    parser = ArgumentParser("Report on a data set: counts, sizes, damaged files, what train and test share, samples.")
+    parser = ArgumentParser(
+        "Report on a data set: counts, sizes, damaged files, what train and test share, samples.", "dataset.py --dataset_dir AD_NC"
+    )
     parser.add_argument("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
     parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="side of the sample pictures")
     parser.add_argument("--output_dir", default="dataset_report", help="folder for samples.png")
-    parser.add_argument("--num_workers", type=number(int, 0), help="decoding threads; None: one per core, up to 16")
+    parser.add_argument("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
     report(**vars(parser.parse_args(argv)))
 
 

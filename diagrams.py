@@ -15,7 +15,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path
 from PIL import Image
 
-from flags import ArgumentParser, number
+from flags import LARGEST, RESOLUTIONS, ArgumentParser, number
 from modules import RELU_GAIN, SLOPE, Discriminator, Generator, MappingNetwork, channels_at
 from utils import atomic_path, make_folder, run_cli
 
@@ -328,10 +328,14 @@ def draw_discriminator(resolution, channel_base, channel_max):
 
 
 def main(argv=None):
-    parser = ArgumentParser("Draw the networks of modules.py for the README.")
-    parser.add_argument("--resolution", type=int, choices=[2**i for i in range(5, 11)], default=256, help="pixels")
-    parser.add_argument("--channel_base", type=number(int, 32), default=8192, help="as train.py's")
-    parser.add_argument("--channel_max", type=number(int, 1), default=256, help="as train.py's")
+    parser = ArgumentParser(
+        "Draw the networks of modules.py for the README.",
+        "diagrams.py",
+        "diagrams.py --resolution 64 --channel_base 1024 --channel_max 64 --output_dir thin",
+    )
+    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels")
+    parser.add_argument("--channel_base", type=number(int, 32, LARGEST["channel_base"]), default=8192, help="as train.py's")
+    parser.add_argument("--channel_max", type=number(int, 1, LARGEST["channel_max"]), default=256, help="as train.py's")
     parser.add_argument("--output_dir", default="model_images", help="folder for the three pictures")
     args = parser.parse_args(argv)
     make_folder(args.output_dir, "--output_dir")

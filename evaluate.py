@@ -266,7 +266,8 @@ def sections(results, paths, title):
                 report.Table(
                     ["class", "train less unseen", "unseen less generated"],
                     [[one, found["train - unseen"], found["unseen - generated"]] for one, found in results["critic"].items()],
-                    "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like generated ones.",
+                    "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like "
+                    "generated ones.",
                 )
             ],
             figures=shown("critic"),
@@ -279,8 +280,8 @@ def sections(results, paths, title):
             report.Section(
                 f"{title}: a classifier of AD and NC",
                 [
-                    f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. Intervals "
-                    f"are over unseen {found['resampled']}"
+                    f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. "
+                    f"Intervals are over unseen {found['resampled']}"
                     + (": names carry no subjects, so they are too narrow." if found["resampled"] == "slices" else ".")
                 ],
                 [
@@ -350,8 +351,8 @@ def sections(results, paths, title):
                 report.Table(
                     ["", *(head for one in found for head in (one, f"{one}, floor"))],
                     rows,
-                    "Generated against unseen slices (metrics.py); the floor is between two halves of the unseen ones. memorised: share nearer "
-                    "to a training slice than 99% of unseen ones are.",
+                    "Generated against unseen slices (metrics.py); the floor is between two halves of the unseen ones. "
+                    "memorised: share nearer to a training slice than 99% of unseen ones are.",
                 )
             ],
             figures=shown("metrics") + shown("nearest"),

@@ -34,15 +34,15 @@ WEIGHTS = {"last": "generator.pt", "best": "best.pt"}  # files of a run
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, but a wrong flag gives one line (as every other error does) and defaults stand in `--help`.
 
-    example: command lines that `--help` ends with.
+    examples: command lines, without the `python`, that `--help` ends with.
     """
 
-    def __init__(self, description, example=None):
+    def __init__(self, description, *examples):
         super().__init__(
             description=description,
             formatter_class=HelpFormatter,
             allow_abbrev=False,
-            epilog=example and "example:\n" + "\n".join("  python " + line for line in example),
+            epilog="examples:\n" + "\n".join("  python " + line for line in examples) if examples else None,
         )
 
     def error(self, message):
@@ -118,11 +118,9 @@ def parse_train(argv=None):
     """The flags; what hangs on the device is None until `settle`."""
     parser = ArgumentParser(
         "Train StyleGAN2 on brain slices. A run lives in <model_dir>/<classes>; the same command goes on with it.",
-        (
-            "train.py --dataset_dir AD_NC/train --classes AD",
-            "train.py --dataset_dir AD_NC/train --classes all --conditional True",
-            "train.py --dataset_dir AD_NC/train --classes AD --loss relativistic --max_minutes 9",
-        ),
+        "train.py --dataset_dir AD_NC/train --classes AD",
+        "train.py --dataset_dir AD_NC/train --classes all --conditional True",
+        "train.py --dataset_dir AD_NC/train --classes AD --loss relativistic --max_minutes 9",
     )
     data = Group(parser, "data")
     data.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
@@ -254,14 +252,12 @@ def settle(args, device, network=()):
 def parse_predict(argv=None):
     parser = ArgumentParser(
         "Look into trained models: what they generate, what their style space holds, what both are worth.",
-        (
-            "predict.py --dataset_dir AD_NC/train",
-            "predict.py --plot_umap True --AD_dir AD --NC_dir NC --control_dir control/NC",
-            "predict.py --classes all-conditional --morph True --directions 5",
-            "predict.py --classes all-conditional --project AD_NC/test/AD/218391_78.jpeg",
-            "predict.py --classes AD --export 1000 --truncation 0.7 --output_dir out",
-            "predict.py --classes all-conditional --dataset_dir AD_NC/test --report True",
-        ),
+        "predict.py --dataset_dir AD_NC/train",
+        "predict.py --plot_umap True --AD_dir AD --NC_dir NC --control_dir control/NC",
+        "predict.py --classes all-conditional --morph True --directions 5",
+        "predict.py --classes all-conditional --project AD_NC/test/AD/218391_78.jpeg",
+        "predict.py --classes AD --export 1000 --truncation 0.7 --output_dir out",
+        "predict.py --classes all-conditional --dataset_dir AD_NC/test --report True",
     )
     models = Group(parser, "models")
     models.add("--model_dir", default="model", help="folder of the runs, or one run itself")

@@ -40,7 +40,7 @@ from distances import (
     spectrum_db,
     standardise,
 )
-from flags import CLASSES, RESOLUTIONS, ArgumentParser, number
+from flags import CLASSES, RESOLUTIONS, ArgumentParser, Group, number
 from utils import UserError, atomic_path, make_folder, pick_device, run_cli
 
 
@@ -284,29 +284,38 @@ def holds_class(folder):
 
 
 def parse_args(argv=None):
-    parser = ArgumentParser("Compare generated slices with real ones: KID, precision, recall, spectra, memorisation, ...")
-    parser.add_argument(
+    parser = ArgumentParser(
+        "Compare generated slices with real ones: KID, precision, recall, spectra, memorisation, ...",
+        "metrics.py --real AD_NC/test --fake out/AD --classes AD",
+        "metrics.py --real AD_NC/test --fake out --train AD_NC/train --resolution 64",
+    )
+    slices = Group(parser, "slices")
+    slices.add(
         "--real",
         required=True,
-        help="real slices, best those that no model was trained on: a folder of "
-        "pictures at any depth, or one that holds AD/ and NC/",
+        help="real slices, best those that no model was trained on: a folder of pictures at any depth, or one that holds AD/ "
+        "and NC/",
     )
-    parser.add_argument("--fake", required=True, help="generated slices, likewise")
-    parser.add_argument("--train", help="the training set, likewise: also look for copies of it")
-    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="of the folders that hold AD/ and NC/")
-    parser.add_argument(
+    slices.add("--fake", required=True, help="generated slices, likewise")
+    slices.add("--train", help="the training set, likewise: also look for copies of it")
+    slices.add("--classes", choices=("all", *CLASSES), default="all", help="of the folders that hold AD/ and NC/")
+    slices.add("--num_images", type=number(int, NEIGHBOURS + 1), default=2000, help="at most so many of each")
+
+    measure = Group(parser, "how they are compared")
+    measure.add(
         "--resolution", type=int, choices=RESOLUTIONS, default=256, help="what is compared; larger pictures are reduced to it"
     )
-    parser.add_argument(
+    measure.add(
         "--features",
         choices=("vgg16", "inception"),
         default="vgg16",
         help="random VGG16, or ImageNet's Inception v3, which has to be downloaded",
     )
-    parser.add_argument("--num_images", type=number(int, NEIGHBOURS + 1), default=2000, help="at most so many of each")
-    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw, the features, the patches")
-    parser.add_argument("--output_dir", default="metrics", help="where metrics.json, metrics.png and nearest.png go")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    measure.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw, the features, the patches")
+
+    other = Group(parser, "the rest")
+    other.add("--output_dir", default="metrics", help="where metrics.json, metrics.png and nearest.png go")
+    other.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
 
 

@@ -431,7 +431,7 @@ def write_phantoms(folder, subjects, seed, num_workers=1):
 
 def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.")
+    parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.", "phantom.py AD_NC --subjects 300")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
     parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="20 slices each; a fifth for testing")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")

@@ -62,7 +62,7 @@ def test_help_is_whole(parse, capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     out = capsys.readouterr().out
-    usage, flags = out.split("example:")[0].split("options:")
+    usage, flags = out.split("examples:")[0].split("options:")
     for flag in set(re.findall(r"--\w+", usage)) - {"--help"}:
         assert len(re.findall(rf"^  {flag} ", flags, re.MULTILINE)) == 1, flag
     assert "(default: None)" not in out and flags.count("(default: ") >= 7

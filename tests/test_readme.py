@@ -1,5 +1,6 @@
 """The README: its command lines parse, its flags and files exist."""
 
+import functools
 import os
 import re
 import shlex
@@ -39,12 +40,22 @@ def flags_in(text):
     return set(re.findall(r"(?<![\w-])--[a-z]\w+", text, re.IGNORECASE))
 
 
-def flags_of(script, known={}):  # noqa: B006 (a cache)
-    if script not in known:
-        done = subprocess.run([sys.executable, os.path.join(ROOT, script), "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        known[script] = flags_in(done.stdout)
-    return known[script]
+@functools.cache
+def help_of(script):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, script), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def flags_of(script):
+    return flags_in(help_of(script).split("examples:")[0])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_ends_with_examples(script):
+    lines = help_of(script).split("examples:\n")[1].rstrip().split("\n")
+    for line in lines:
+        assert words_of(line)[:2] == ["python", script] and flags_in(line) <= flags_of(script), line
 
 
 def test_every_flag_it_names_exists():
