@@ -236,12 +236,14 @@ def shrink(pixels):
 
 
 def true_means(folder, classes):
-    """{class: {tissue: mean mm^2}} of the training slices of phantoms; None where subjects.csv does not lie above them."""
+    """{class: {tissue: mean mm^2}} of the training slices of phantoms; None where no subjects.csv above them tells."""
     above = os.path.dirname(os.path.abspath(folder))
     if not os.path.isfile(os.path.join(above, "subjects.csv")):
         return None
     truth = read_truth(above)
     chosen = {one: (truth["split"] == "train") & ((truth["class"] == one) | (one == "all")) for one in classes}
+    if not all(rows.any() for rows in chosen.values()):
+        return None
     return {one: {tissue: float(truth[tissue][rows].mean()) for tissue in AMOUNT} for one, rows in chosen.items()}
 
 

@@ -114,6 +114,9 @@ def style_sets(runs, which, count, seed, device):
         networks = {name: (mapping, label) for label, name in enumerate(CLASSES)}
     else:
         networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
+    widths = {name: mapping.w_dim for name, (mapping, _) in networks.items()}
+    if len(set(widths.values())) > 1:
+        raise UserError("style vectors of different length cannot be compared: " + str(widths))
     with torch.no_grad():
         return {
             name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()

@@ -6,7 +6,6 @@ loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoc
 
 import contextlib
 import csv
-import glob
 import hashlib
 import io
 import json
@@ -100,6 +99,8 @@ class Run:
         faults = []
         for name in CHECKPOINTS:
             try:
+                if not os.path.isfile(self.path(name)):  # a pipe would be waited for
+                    raise FileNotFoundError
                 state = torch.load(self.path(name), map_location="cpu", weights_only=True)
                 whole = state.pop("digest", None) == digest(state) and state.get("images", 0) >= 0
             except Exception as error:
@@ -325,8 +326,10 @@ def hold(folder):
     lock.seek(0)
     lock.truncate()
     print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
-    for path in glob.glob(os.path.join(glob.escape(folder), "**", ".tmp-*"), recursive=True):
-        os.unlink(path)
+    for part, _, names in os.walk(folder):  # never through links
+        for name in names:
+            if name.startswith(".tmp-"):
+                os.unlink(os.path.join(part, name))
     return lock
 
 

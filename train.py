@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from augment import UNSEEN_EVERY, Strength, augment, separation
 from dataset import Slices, batches, find_splits, steps_per_epoch
-from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
+from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics, score_gap
 from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 from run import Run, check_same_run, has_checkpoint, hold, kept_network, set_aside
@@ -129,7 +129,8 @@ class Training:
         }
         if turn.unseen is not None:
             with torch.no_grad():
-                term["unseen"] = (score_real - critic(augment(turn.unseen, p, rng), turn.unseen_labels, self.dtype)).mean()
+                score_unseen = critic(augment(turn.unseen, p, rng), turn.unseen_labels, self.dtype)
+                term["unseen"] = score_gap(score_real, labels, score_unseen, turn.unseen_labels)
         if k % args.gp_every == 0:  # weighted as if it were taken at every step
             penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, real, fake, labels, rng)
             term["penalty"] = args.lambda_gp * penalty

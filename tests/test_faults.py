@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY, checkpoint, read_table, start
-from run import digest, save_tensors
+from run import digest, hold, save_tensors
 from utils import UserError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and mounts as POSIX has them")
@@ -106,7 +106,14 @@ def flip(path, share=0.5):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage, expected", [(cut, "cannot be read"), (flip, "is damaged"), (os.unlink, "cannot be read")])
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "damage, expected", [(cut, "cannot be read"), (flip, "is damaged"), (os.unlink, "cannot be read"), (pipe, "cannot be read")]
+)
 def test_damaged_checkpoint_gives_way_to_the_one_before(saved, slices_dir, tmp_path, capsys, damage, expected):
     assert checkpoint(saved)["images"] == 24
     damage(saved / "checkpoint.pt")
@@ -269,3 +276,13 @@ def test_second_run_is_refused_and_a_dead_ones_lock_is_taken(slices_dir, tmp_pat
     first.kill()
     first.communicate()
     assert start(slices_dir, tmp_path, "--epochs", 1, *flags) == 0
+
+
+def test_half_written_files_are_removed_but_not_through_links(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "styles", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / ".tmp-left.npy").touch()
+    (run / "linked").symlink_to(elsewhere)
+    hold(run).close()
+    assert not list((run / "styles").iterdir()) and (elsewhere / ".tmp-left.npy").exists()
