@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import ROOT, TINY, checkpoint, start
+from conftest import ROOT, TINY, checkpoint, read_table, start
 from run import digest
 
 
@@ -85,3 +85,26 @@ def test_places(tmp_path, slices_dir):
             del states[-1][name]
     assert len(set(map(digest, states))) == 1
     assert os.listdir(unwritable) == []
+
+
+def test_a_processor_without_avx_512_computes_the_same(tmp_path, slices_dir):
+    """Four steps in float32, with what PyTorch and oneDNN may use of the processor cut down, differ by rounding alone."""
+    found = []
+    for i, narrow in enumerate(
+        (
+            {},
+            {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+            {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+        )
+    ):
+        argv = [sys.executable, os.path.join(ROOT, "train.py"), *TINY, "--classes", "AD", "--epochs", "2", "--amp", "False"]
+        argv += ["--dataset_dir", slices_dir, "--model_dir", str(tmp_path / str(i))]
+        done = subprocess.run(argv, env={**os.environ, **narrow}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append((read_table(tmp_path / f"{i}/AD/losses.csv"), np.load(tmp_path / f"{i}/AD/styles/epoch_0002.npy")))
+    table, w = found[0]
+    for other_table, other_w in found[1:]:
+        for row, other in zip(table, other_table, strict=True):
+            for name in ("critic_loss", "generator_loss", "penalty", "critic_gradient", "generator_gradient"):
+                assert other[name] == pytest.approx(row[name], rel=1e-3, abs=1e-5), name
+        assert np.abs(other_w - w).max() < 1e-3
