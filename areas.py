@@ -25,8 +25,8 @@ from utils import UserError, run_cli
 SIDE = 64  # at which all is measured
 PIXEL = (PIXEL_MM * WIDTH / SIDE) ** 2  # mm^2
 WHITE = SIGNAL["white"]
-ELLIPSE = 0.55, 0.7, 0.1  # half axes across and along, and how far back its centre lies: shares
-# of half the brain's width and length
+# Half axes across and along, and how far back its centre lies: shares of half the brain's width and length.
+ELLIPSE = 0.55, 0.7, 0.1
 LEVELS = 0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255
 SMOOTH = 100.0  # weight of AMOUNT's second differences against the error, in mm^2
 AMOUNT = {  # at LEVELS[1:]; black is nothing

@@ -253,115 +253,69 @@ def true_means(folder, classes):
 
 def sections(results, paths, title):
     """`report.Section`s of what `evaluate` returned for the model called `title`."""
-
-    def shown(end):
-        return [
+    found = [("the critic on unseen slices", "critic", critic_tables, ["critic"])]
+    found += [("a classifier of AD and NC", "classifier", classifier_tables, ["classifier"])] if "classifier" in results else []
+    found += [("areas", "areas", area_tables, ["areas"])] if "areas" in results else []
+    found += [("metrics", "metrics", metrics_tables, ["metrics", "nearest"])]
+    made = []
+    for head, name, tables, ends in found:
+        figures = [
             report.Figure(path, CAPTIONS[end].format(os.path.basename(path).split("_")[-1][:-4]))
+            for end in ends
             for path in paths
             if os.path.basename(path).removeprefix(title + "_").startswith(end)
         ]
+        text = [classifier_text(results[name])] if name == "classifier" else []
+        made.append(report.Section(f"{title}: {head}", text, tables(results[name]), figures, results[name]))
+    return made
 
-    made = [
-        report.Section(
-            f"{title}: the critic on unseen slices",
-            tables=[
-                report.Table(
-                    ["class", "train less unseen", "unseen less generated"],
-                    [[one, found["train - unseen"], found["unseen - generated"]] for one, found in results["critic"].items()],
-                    "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like "
-                    "generated ones.",
-                )
-            ],
-            figures=shown("critic"),
-            numbers=results["critic"],
-        )
+
+def critic_tables(found):
+    rows = [[one, gaps["train - unseen"], gaps["unseen - generated"]] for one, gaps in found.items()]
+    caption = "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like generated ones."
+    return [report.Table(["class", "train less unseen", "unseen less generated"], rows, caption)]
+
+
+def classifier_text(found):
+    text = (
+        f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. "
+        f"Intervals are over unseen {found['resampled']}"
+    )
+    return text + (": names carry no subjects, so they are too narrow." if found["resampled"] == "slices" else ".")
+
+
+def classifier_tables(found):
+    rows = [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()]
+    caption = f"Mean of {len(found['train']['seeds'])} classifiers each."
+    return [report.Table(["trained on", "AUC on unseen real slices", "seeds' deviation"], rows, caption)]
+
+
+def area_tables(found):
+    columns = *KINDS, "generated / train - 1", "unseen / train - 1", "wasserstein", "floor", "truth"
+    rows = [
+        [one, tissue, *map(here.get, columns)]
+        for one, tissues in found.items()
+        if one != "AD - NC"
+        for tissue, here in tissues.items()
     ]
-    if "classifier" in results:
-        found = results["classifier"]
-        made.append(
-            report.Section(
-                f"{title}: a classifier of AD and NC",
-                [
-                    f"Trained on generated slices alone it reaches {found['ratio']:.2f} of the AUC of one trained on real ones. "
-                    f"Intervals are over unseen {found['resampled']}"
-                    + (": names carry no subjects, so they are too narrow." if found["resampled"] == "slices" else ".")
-                ],
-                [
-                    report.Table(
-                        ["trained on", "AUC on unseen real slices", "seeds' deviation"],
-                        [[name, found[key]["auc"], found[key]["spread"]] for key, name in TEACHERS.items()],
-                        f"Mean of {len(found['train']['seeds'])} classifiers each.",
-                    )
-                ],
-                shown("classifier"),
-                found,
-            )
-        )
-    if "areas" in results:
-        found = results["areas"]
-        rows = [
-            [
-                one,
-                tissue,
-                here["train"],
-                here["unseen"],
-                here["generated"],
-                here["generated / train - 1"],
-                here["unseen / train - 1"],
-                here["wasserstein"],
-                here["floor"],
-                here.get("truth"),
-            ]
-            for one, tissues in found.items()
-            if one != "AD - NC"
-            for tissue, here in tissues.items()
-        ]
-        tables = [
-            report.Table(
-                [
-                    "class",
-                    "tissue",
-                    "train",
-                    "unseen",
-                    "generated",
-                    "generated / train - 1",
-                    "unseen / train - 1",
-                    "Wasserstein",
-                    "its floor",
-                    "true train",
-                ],
-                rows,
-                "Mean areas, mm2 (nominal but on phantoms), by one measure; the floor is that of unseen slices.",
-            )
-        ]
-        if "AD - NC" in found:
-            tables.append(
-                report.Table(
-                    ["tissue", "train", "unseen", "generated"],
-                    [[tissue, *(here[kind] for kind in KINDS)] for tissue, here in found["AD - NC"].items()],
-                    "AD less NC, mm2: whether the generated classes differ as the real ones do.",
-                )
-            )
-        made.append(report.Section(f"{title}: areas", tables=tables, figures=shown("areas"), numbers=found))
-    found = results["metrics"]
+    heads = ["class", "tissue", *columns[:-3], "Wasserstein", "its floor", "true train"]
+    caption = "Mean areas, mm2 (nominal but on phantoms), by one measure; the floor is that of unseen slices."
+    tables = [report.Table(heads, rows, caption)]
+    if "AD - NC" in found:
+        rows = [[tissue, *(here[kind] for kind in KINDS)] for tissue, here in found["AD - NC"].items()]
+        caption = "AD less NC, mm2: whether the generated classes differ as the real ones do."
+        tables.append(report.Table(["tissue", *KINDS], rows, caption))
+    return tables
+
+
+def metrics_tables(found):
     names = [name for name in next(iter(found.values())) if not name.startswith("floor_")]
     rows = [[name, *(value for one in found.values() for value in (one[name], one.get(f"floor_{name}")))] for name in names]
-    made.append(
-        report.Section(
-            f"{title}: metrics",
-            tables=[
-                report.Table(
-                    ["", *(head for one in found for head in (one, f"{one}, floor"))],
-                    rows,
-                    "Generated against unseen slices (metrics.py); the floor is between two halves of the unseen ones. "
-                    "memorised: share nearer to a training slice than 99% of unseen ones are.",
-                )
-            ],
-            figures=shown("metrics") + shown("nearest"),
-            numbers=found,
-        )
+    caption = (
+        "Generated against unseen slices (metrics.py); the floor is between two halves of the unseen ones. "
+        "memorised: share nearer to a training slice than 99% of unseen ones are."
     )
-    return made
+    return [report.Table(["", *(head for one in found for head in (one, f"{one}, floor"))], rows, caption)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

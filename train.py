@@ -42,8 +42,9 @@ BETAS = 0.0, 0.99  # of Adam; no momentum, as in K18: the critic's gradients tur
 EMA_RAMP = 0.05  # the average's half-life is at most this share of the images so far: the start is forgotten
 PATH_EVERY = 8  # steps from one path length penalty to the next, on half a batch
 LOG_STEPS, LOG_SECONDS = 16, 20  # steps averaged into one row of losses.csv; fewer where they take longer than this
-MAX_SKIPPED = 5  # steps with gradients that are not finite, in a row of losses.csv (or in several that hold no
-# other steps), after which the run goes back to its checkpoint
+# Steps with gradients that are not finite, in a row of losses.csv (or in several that hold no other steps), after which
+# the run goes back to its checkpoint.
+MAX_SKIPPED = 5
 TERMS = (
     "critic_loss",
     "generator_loss",

@@ -12,22 +12,7 @@ import torch
 from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = [
-    "--resolution",
-    "32",
-    "--channel_base",
-    "128",
-    "--channel_max",
-    "8",
-    "--batch_size",
-    "4",
-    "--eval_every",
-    "0",
-    "--device",
-    "cpu",
-    "--amp",
-    "False",
-]
+TINY = "--resolution 32 --channel_base 128 --channel_max 8 --batch_size 4 --eval_every 0 --device cpu --amp False".split()
 
 
 def start(slices_dir, model_dir, *flags):
