@@ -42,6 +42,7 @@ CUTOUT = 1 / 2  # of the side
 
 TARGET = 0.6  # of the separation, to which p is driven
 UNSEEN_TARGET = 0.5  # of the overfitting share, to which p is driven where there are unseen slices to tell it
+BLIND = 0.2  # of the separation: a critic that tells less is not augmented further, whatever the overfitting share says
 SPEED_KIMG = 100  # thousand images in which p can go from 0 to 1 (K20a: 500, in runs of 25 000)
 P_MAX = 0.8  # below it K20a found leaks unlikely
 UNSEEN_EVERY = 4  # steps from one look at unseen slices to the next
@@ -149,7 +150,8 @@ class Strength:
     mode: "none" (p = 0), "fixed" (p stays as given, in [0, 1]) or "ada": p starts at 0 and grows while the critic overfits.
     What tells is the overfitting share (K20a's r_v, eq. 1), how far unseen real slices lie on the way from those of training
     to generated ones in the critic's scores, if `update` is given what it is made of; else the separation, which falls while
-    the generator learns, whether or not the critic overfits.
+    the generator learns, whether or not the critic overfits. The share says nothing when the critic hardly tells training
+    slices from generated ones: then p falls.
 
     p is a float, in mode "ada" a tensor [] on `device`, so that neither `augment` nor `update` waits for a GPU. r, gap and
     unseen, likewise, are running means: of the separation, and of the scores of training slices less those of generated and
@@ -182,7 +184,8 @@ class Strength:
                     for mean, name in ((self.gap, "wasserstein"), (self.unseen, "unseen"))
                 )
                 self.gap, self.unseen = (torch.where(mean.isfinite(), mean, 0) for mean in new)  # a bad step starts anew
-            excess = torch.where(self.gap != 0, self.unseen - UNSEEN_TARGET * self.gap, excess)
+            share_excess = self.unseen - UNSEEN_TARGET * self.gap
+            excess = torch.where(self.gap != 0, torch.minimum(share_excess, self.r - BLIND), excess)
             self.p = (self.p + excess.sign() * images * self.speed).clamp(0, self.p_max)
 
     def state_dict(self):

@@ -15,6 +15,7 @@ from augment import (
     MEMORY,
     OPERATIONS,
     P_MAX,
+    BLIND,
     UNSEEN_EVERY,
     UNSEEN_TARGET,
     Strength,
@@ -302,11 +303,11 @@ def test_strength_finds_the_p_at_which_the_separation_is_the_target():
 
 
 def test_unseen_slices_decide_where_there_are_any():
-    """p follows (training - unseen) / (training - generated) of the scores, whatever the separation says."""
+    """p follows (training - unseen) / (training - generated) of the scores, not the separation."""
     strength, number = Strength("ada", speed_kimg=4), torch.tensor
     rng, tail = seeded_rng(), []
     for step in range(3000):  # a critic whose gap to unseen slices augmentation closes, in noise
-        term = {"separation": number(0.1)}
+        term = {"separation": number(0.4)}
         if step % UNSEEN_EVERY == 0:
             unseen, gap = 2 * (0.9 - strength.p) + torch.randn([], generator=rng), 2 + torch.randn([], generator=rng)
             term |= {"unseen": unseen, "wasserstein": gap}
@@ -316,6 +317,14 @@ def test_unseen_slices_decide_where_there_are_any():
     assert strength.gap.item() == pytest.approx(2, abs=0.5)
     strength.update({"separation": number(0.1), "unseen": number(math.nan), "wasserstein": number(math.nan)}, 8)
     assert strength.gap == strength.unseen == 0 and strength.p.isfinite()
+
+
+def test_a_critic_that_cannot_tell_is_augmented_less():
+    """Separation falls with p here, as it does in training, and the share is high throughout: p settles where it is BLIND."""
+    strength, number = Strength("ada", speed_kimg=4), torch.tensor
+    for _ in range(3000):
+        strength.update({"separation": 0.6 - strength.p, "unseen": number(0.9), "wasserstein": number(1.0)}, 8)
+    assert strength.p.item() == pytest.approx(0.6 - BLIND, abs=0.02)
 
 
 def test_strength_goes_on_bit_for_bit(tmp_path):
