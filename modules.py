@@ -90,6 +90,73 @@ def upsample(x):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Convolution, and its derivatives by picture and by weight: bilinear all three, so each one's derivatives are the other two
+
+
+class _Convolve(torch.autograd.Function):
+    """F.conv2d, for higher derivatives than the first.
+
+    Autograd itself takes the weight's part of the second derivative as a convolution with a kernel as large as the picture:
+    on a CPU three to thirty times slower than a weight's gradient, and wrong there in bfloat16 for batches of up to 8.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.sizes, ctx.geometry = (x.shape, weight.shape), (stride, padding)
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x, weight), (by_x, by_weight, by_bias, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        grad_x = _GradInput.apply(grad, weight, ctx.sizes[0], *ctx.geometry) if by_x else None
+        grad_weight = _GradWeight.apply(grad, x, ctx.sizes[1], *ctx.geometry) if by_weight else None
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if by_bias else None, None, None
+
+
+class _GradInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, weight, size, stride, padding):
+        ctx.save_for_backward(grad, weight)
+        ctx.geometry = stride, padding
+        x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)  # its shape alone counts
+        return _derivatives(grad, x, weight, stride, padding, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx, grad_x):
+        grad, weight = ctx.saved_tensors
+        by_grad, by_weight, *_ = ctx.needs_input_grad
+        grad_grad = _Convolve.apply(grad_x, weight, None, *ctx.geometry) if by_grad else None
+        return grad_grad, _GradWeight.apply(grad, grad_x, weight.shape, *ctx.geometry) if by_weight else None, None, None, None
+
+
+class _GradWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad, x, size, stride, padding):
+        ctx.save_for_backward(grad, x)
+        ctx.geometry = stride, padding
+        return _derivatives(grad, x, grad.new_empty(size), stride, padding, [False, True, False])[1]
+
+    @staticmethod
+    def backward(ctx, grad_weight):
+        grad, x = ctx.saved_tensors
+        by_grad, by_x, *_ = ctx.needs_input_grad
+        grad_grad = _Convolve.apply(x, grad_weight, None, *ctx.geometry) if by_grad else None
+        return grad_grad, _GradInput.apply(grad, grad_weight, x.shape, *ctx.geometry) if by_x else None, None, None, None
+
+
+def _derivatives(grad, x, weight, stride, padding, which):
+    """PyTorch's own first derivatives: by x, by weight and by bias, None where `which` says False."""
+    geometry = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, which)
+
+
+def convolve(x, weight, bias=None, stride=1, padding=0):
+    """x [N, C_in, H, W], weight [C_out, C_in, k, k], bias [C_out] or None -> [N, C_out, H', W'], as F.conv2d gives it."""
+    return _Convolve.apply(x, weight, bias, stride, padding)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Layers with equalised learning rate (K18, section 4.1): weights are stored at unit variance and scaled at run time
 
 
@@ -132,7 +199,7 @@ class Conv2d(nn.Module):
         bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
         if weight.shape[-1] == 1:  # a matrix product of channels
             return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
-        return F.conv2d(x, weight, bias, self.stride, padding)
+        return convolve(x, weight, bias, self.stride, padding)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,7 +281,7 @@ class ModulatedConv2d(nn.Module):
         if self.up:  # zero insertion and convolution in one, then the filter (gain 4 for zeros)
             x = blur(F.conv_transpose2d(x, 4 * weight.transpose(0, 1).to(x.dtype), stride=2), padding=1)
         else:
-            x = F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
+            x = convolve(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
         if self.demodulate:
             norm = style.square() @ weight.square().sum((2, 3)).T  # [N, C_out]
             x = x * (self.gain * (norm + 1e-8).rsqrt())[:, :, None, None].to(x.dtype)
@@ -364,8 +431,8 @@ class Discriminator(nn.Module):
 
     Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer, a linear score. Labels enter by
     projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3). dtype: of the
-    activations down to 4x4 (None: that of the images). parts: equal parts of the batch, such as real and generated slices,
-    of which none is to meet another in the minibatch standard deviation.
+    activations (None: that of the images), but in blocks of up to `exact` pixels a side. parts: equal parts of the batch, such
+    as real and generated slices, of which none is to meet another in the minibatch standard deviation.
     """
 
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
@@ -380,11 +447,11 @@ class Discriminator(nn.Module):
         self.score = Linear(last, 1)
         self.embedding = nn.Embedding(num_classes, last) if num_classes else None
 
-    def forward(self, images, labels=None, dtype=None, parts=1):
+    def forward(self, images, labels=None, dtype=None, parts=1, exact=4):
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
         x = F.leaky_relu_(x, SLOPE)
         for block in self.blocks:
-            x = block(x)
+            x = block(x.to(images.dtype) if x.shape[2] <= exact else x)
         x = torch.cat([minibatch_std(part) for part in x.to(images.dtype).chunk(parts)])
         x = F.leaky_relu(self.conv(x), SLOPE)
         x = F.leaky_relu(self.linear(x.flatten(1)), SLOPE)

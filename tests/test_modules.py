@@ -19,6 +19,7 @@ from modules import (
     StyleBlock,
     blur,
     channels_at,
+    convolve,
     downsample,
     minibatch_std,
     upsample,
@@ -352,6 +353,38 @@ def test_every_block_keeps_its_scale_at_the_start(size):
     critic(image)
     assert len(table) == 7 + 6 + 1
     assert all(0.3 < std < 3 for std in table.values()), table
+
+
+@pytest.mark.parametrize("stride, padding, size", [(1, 1, 6), (2, 0, 7)])
+def test_convolution_and_its_derivatives(stride, padding, size):
+    shapes = (2, 3, size, size), (4, 3, 3, 3), (4,)
+    x, weight, bias = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
+    found, expected = convolve(x, weight, bias, stride, padding), F.conv2d(x, weight, bias, stride, padding)
+    assert torch.equal(found, expected)
+    probe = torch.randn(found.shape, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad((y * probe).sum(), (x, weight, bias)) for y in (found, expected))):
+        assert torch.allclose(a, b)
+
+    def call(x, weight, bias):
+        return convolve(x, weight, bias, stride, padding)
+
+    assert gradcheck(call, (x, weight, bias)) and gradgradcheck(call, (x, weight, bias))
+
+
+@pytest.mark.parametrize("n, channels, size", [(2, 4, 16), (4, 4, 32), (4, 16, 32), (8, 16, 16), (3, 32, 8)])
+def test_second_derivative_of_a_convolution_in_bfloat16(n, channels, size):
+    """d/dw |d/dx sum(y * probe)|^2; PyTorch's own is wrong by its whole size in small batches on some CPUs."""
+    x, probe = (torch.randn(n, channels, size, size).bfloat16() for _ in range(2))
+    weight = torch.randn(channels, channels, 3, 3).bfloat16()
+
+    def derivative(dtype):
+        w, image = weight.to(dtype).requires_grad_(), x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        slope = (convolve(image, w, padding=1) * probe.to(dtype)).sum()
+        (gradient,) = torch.autograd.grad(slope, image, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), w)[0].double()
+
+    exact = derivative(torch.float64)
+    assert (derivative(torch.bfloat16) - exact).norm() / exact.norm() < 0.02
 
 
 def test_bfloat16_activations_stay_near_float32():
