@@ -42,7 +42,7 @@ PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product show
 
 
 class Side(NamedTuple):
-    """One code base's networks; `exact` is the critic again, in float32, for the penalty."""
+    """One code base's networks; `exact` is the critic again, as the penalty wants it."""
 
     name: str
     generate: Callable  # n -> images [n, 1, R, R]
@@ -64,7 +64,7 @@ def our_side(training):
         "this one",
         generate,
         lambda images: critic(images, None, dtype),
-        critic,
+        lambda images: critic(images, None, dtype, exact=train.EXACT),
         list(training.model.parameters()),
         list(critic.parameters()),
     )

@@ -104,9 +104,8 @@ def for_each(work, items, num_workers=None, label=None):
         warnings.simplefilter("ignore")  # PIL on odd metadata; ours is the one line per run
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return list(
-                tqdm(pool.map(attempt, items), label, len(items), unit=" images", disable=None if label else True)
-            )  # None: only on a terminal
+            hidden = None if label else True  # None: shown only on a terminal
+            return list(tqdm(pool.map(attempt, items), label, len(items), unit=" images", disable=hidden))
         except BaseException:  # Ctrl-C must not wait for the thousands still queued
             pool.shutdown(wait=False, cancel_futures=True)
             raise

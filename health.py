@@ -10,11 +10,9 @@ import sys
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from dataset import to_float, to_uint8
 from distances import NEIGHBOURS, Features, kid, prdc
-from flags import CLASSES
 from utils import random_stream
 
 EVALUATED = 512  # generated slices, and at most as many real ones of each kind, in one evaluation
@@ -208,20 +206,6 @@ def mean_score(scores, labels, critic):
         return scores.mean().item()
     labels = labels[: len(scores)].to(scores.device)
     return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()
-
-
-def score_gap(scores, labels, others, other_labels):
-    """Mean of scores [N] less that of others [M], 0-dim; with labels [N] and [M], class by class, over the classes that both hold.
-
-    So that a conditional critic that scores one class above the other shows no gap where a batch holds more of it.
-    """
-    if labels is None:
-        return scores.mean() - others.mean()
-    ours, theirs = (F.one_hot(x, len(CLASSES)).float() for x in (labels, other_labels))  # [N, classes]
-    ours_n, theirs_n = ours.sum(0), theirs.sum(0)
-    gaps = scores @ ours / ours_n.clamp_min(1) - others @ theirs / theirs_n.clamp_min(1)  # [classes]
-    shared = (ours_n * theirs_n > 0).float()
-    return (gaps * shared).sum() / shared.sum().clamp_min(1)
 
 
 def memory_gib(device):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from augment import UNSEEN_EVERY, Strength, augment, separation
 from dataset import Slices, batches, find_splits, steps_per_epoch
-from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics, score_gap
+from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
 from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
 from run import Run, check_same_run, has_checkpoint, hold, kept_network, set_aside
@@ -40,6 +40,7 @@ Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
 BETAS = 0.0, 0.99  # of Adam; no momentum, as in K18: the critic's gradients turn at every step
 EMA_RAMP = 0.05  # the average's half-life is at most this share of the images so far: the start is forgotten
+EXACT = 16  # pixels a side: the critic's blocks from here down take the penalty in float32 whatever --amp says
 PATH_EVERY = 8  # steps from one path length penalty to the next, on half a batch
 LOG_STEPS, LOG_SECONDS = 16, 20  # steps averaged into one row of losses.csv; fewer where they take longer than this
 # Steps with gradients that are not finite, in a row of losses.csv (or in several that hold no other steps), after which
@@ -131,9 +132,10 @@ class Training:
         if turn.unseen is not None:
             with torch.no_grad():
                 score_unseen = critic(augment(turn.unseen, p, rng), turn.unseen_labels, self.dtype)
-                term["unseen"] = score_gap(score_real, labels, score_unseen, turn.unseen_labels)
+                term["unseen"] = score_real.mean() - score_unseen.mean()
         if k % args.gp_every == 0:  # weighted as if it were taken at every step
-            penalty, term["gradient_norm"] = gradient_penalty(args.loss, critic, real, fake, labels, rng)
+            mixed = functools.partial(critic, dtype=self.dtype, exact=EXACT)
+            penalty, term["gradient_norm"] = gradient_penalty(args.loss, mixed, real, fake, labels, rng)
             term["penalty"] = args.lambda_gp * penalty
             loss = loss + args.gp_every * term["penalty"]
         return loss, term

@@ -13,7 +13,7 @@ import health
 import train
 from conftest import checkpoint, read_table, start
 from dataset import to_float
-from health import SIGNS, Evaluator, Probe, Watch, mean_score, picture_statistics, score_gap
+from health import SIGNS, Evaluator, Probe, Watch, mean_score, picture_statistics
 from modules import Generator
 from utils import UserError
 
@@ -536,14 +536,3 @@ def test_mean_score_of_a_conditional_critic_does_not_depend_on_the_mixture():
     assert mean_score(scores, labels, Conditional) == pytest.approx((6 - 3) / 2)
     assert mean_score(scores, labels, Plain) == pytest.approx(scores.mean().item())
     assert mean_score(scores[:3], labels, Conditional) == pytest.approx(6)  # one class alone
-
-
-def test_score_gap_of_a_conditional_critic_does_not_depend_on_the_mixture():
-    rng = torch.Generator().manual_seed(0)
-    labels, others = (torch.rand(64, generator=rng) < share for share in (0.8, 0.3))
-    offset = torch.tensor([0.0, 10.0])  # a class scores so much higher
-    scores = offset[labels.long()] + 1
-    gap = score_gap(scores, labels.long(), offset[others.long()], others.long())
-    assert gap.item() == pytest.approx(1) and score_gap(scores, None, scores - 1, None).item() == pytest.approx(1)
-    assert score_gap(scores[:2], torch.tensor([0, 0]), scores[:2], torch.tensor([0, 1])).item() == 0
-    assert score_gap(scores[:2], torch.tensor([0, 0]), scores[:2], torch.tensor([1, 1])).item() == 0  # no class in common
