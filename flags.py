@@ -215,7 +215,7 @@ def parse_train(argv=None):
     machine.add_bool(
         "--amp",
         None,
-        "activations in bfloat16, but for the penalty's (default: where the processor has it, that "
+        "activations in bfloat16, the penalty's down to 32x32 (default: where the processor has it, that "
         "is a CPU with AMX or a GPU from Ampere on)",
     )
     machine.add(

@@ -485,7 +485,8 @@ def estimate_memory(config, batch_size, dtype):
         real = torch.empty(batch_size, 1, size, size, device="meta")
         for images in (real, fake.detach()):
             critic(images, labels, dtype)
-        gradient_penalty(config["flags"]["loss"], critic, real, fake.detach(), labels)
+        mixed = functools.partial(critic, dtype=dtype, exact=EXACT)
+        gradient_penalty(config["flags"]["loss"], mixed, real, fake.detach(), labels)
     return 4 * (5 * count_g + 4 * count_c) + sum(nbytes for nbytes, _ in kept.values())
 
 

@@ -150,7 +150,7 @@ def keep_freed_memory():
 def pick_dtype(amp, device):
     """The torch.dtype of activations for `--amp`; None is bfloat16 on a CPU with AMX tiles and a GPU from Ampere on.
 
-    Weights, images, scores, losses, the gradient penalty and the optimiser are float32 either way.
+    Weights, images, scores, losses, gradient norms and the optimiser are float32 either way.
     """
     import torch
 
