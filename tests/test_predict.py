@@ -58,26 +58,13 @@ def test_truncation_draws_together(model):
     assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
 
 
+def look(model_dir, output_dir, *flags):
+    """Run predict.py on the CPU in this process; returns the exit status."""
+    return predict.main(["--model_dir", str(model_dir), "--output_dir", str(output_dir), "--device", "cpu", *flags])
+
+
 def test_grids_and_real_beside_fake(models, slices_dir, tmp_path, capsys):
-    assert (
-        predict.main(
-            [
-                "--dataset_dir",
-                slices_dir,
-                "--model_dir",
-                models,
-                "--classes",
-                "AD",
-                "--device",
-                "cpu",
-                "--output_dir",
-                str(tmp_path),
-                "--num_images",
-                "9",
-            ]
-        )
-        == 0
-    )
+    assert look(models, tmp_path, "--dataset_dir", slices_dir, "--classes", "AD", "--num_images", "9") == 0
     generated, beside = (read(tmp_path / f"AD_{name}.png")[1] for name in ("generated", "fake_vs_real"))
     assert capsys.readouterr().out.split() == [str(tmp_path / f"AD_{name}.png") for name in ("generated", "fake_vs_real")]
     assert beside.shape[0] == generated.shape[0] and beside.shape[1] > 1.8 * generated.shape[1]
@@ -119,24 +106,7 @@ def two_states(models, tmp_path):
 
 def test_best_and_last_generator(models, two_states, tmp_path):
     def drawn(model_dir, name, *flags):
-        assert (
-            predict.main(
-                [
-                    "--model_dir",
-                    model_dir,
-                    "--classes",
-                    name,
-                    "--output_dir",
-                    str(tmp_path),
-                    "--num_images",
-                    "4",
-                    "--device",
-                    "cpu",
-                    *flags,
-                ]
-            )
-            == 0
-        )
+        assert look(model_dir, tmp_path, "--classes", name, "--num_images", "4", *flags) == 0
         return read(tmp_path / f"{name}_generated.png")[1][40:]  # below the caption
 
     last, best = drawn(models, "AD"), drawn(models, "NC")
@@ -214,12 +184,7 @@ ALL_TOOLS = ["--mixing", "--sweep", "--interpolate", "--noise_map", "--pyramid",
 
 @pytest.mark.parametrize("name, more", [("AD", []), ("all-conditional", ["--morph"])])
 def test_every_tool_draws(models, tmp_path, capsys, name, more):
-    assert (
-        predict.main(
-            ["--model_dir", models, "--classes", name, "--device", "cpu", "--output_dir", str(tmp_path), *ALL_TOOLS, *more]
-        )
-        == 0
-    )
+    assert look(models, tmp_path, "--classes", name, *ALL_TOOLS, *more) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
     expected = [
         "generated.png",
@@ -242,24 +207,7 @@ def test_every_tool_draws(models, tmp_path, capsys, name, more):
 
 def test_tools_look_at_the_truncated_slices(models, tmp_path):
     """At psi 0 every slice is the mean: nothing changes from slice to slice."""
-    assert (
-        predict.main(
-            [
-                "--model_dir",
-                models,
-                "--classes",
-                "AD",
-                "--device",
-                "cpu",
-                "--output_dir",
-                str(tmp_path),
-                "--interpolate",
-                "--truncation",
-                "0",
-            ]
-        )
-        == 0
-    )
+    assert look(models, tmp_path, "--classes", "AD", "--interpolate", "--truncation", "0") == 0
     with Image.open(tmp_path / "AD_interpolation.gif") as image:
         frames = []
         for i in range(image.n_frames):
@@ -286,40 +234,10 @@ def quick(monkeypatch):
 
 def test_report_of_all_there_is(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
-    assert (
-        predict.main(
-            [
-                "--model_dir",
-                models,
-                "--classes",
-                "all-conditional",
-                "--dataset_dir",
-                test_dir,
-                "--report",
-                "True",
-                "--directions",
-                "2",
-                "--project",
-                os.path.join(test_dir, "AD"),
-                "--project_steps",
-                "3",
-                "--plot_umap",
-                "--conditional_dir",
-                "all-conditional",
-                "--method",
-                "pca",
-                "--num_styles",
-                "30",
-                "--umap_slices",
-                "6",
-                "--device",
-                "cpu",
-                "--output_dir",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    flags = "--classes all-conditional --report True --directions 2 --project_steps 3 --plot_umap"
+    flags += " --conditional_dir all-conditional --method pca --num_styles 30 --umap_slices 6"
+    folders = "--dataset_dir", test_dir, "--project", os.path.join(test_dir, "AD")
+    assert look(models, tmp_path, *flags.split(), *folders) == 0
     with open(tmp_path / "report.json") as file:
         report = json.load(file)
     titles = [section["title"].removeprefix("all-conditional: ") for section in report["sections"]]
