@@ -94,10 +94,11 @@ def upsample(x):
 
 
 class _Convolve(torch.autograd.Function):
-    """F.conv2d, for higher derivatives than the first.
+    """F.conv2d, for higher derivatives than the first (as conv2d_gradfix of NVlabs/stylegan2-ada-pytorch, which is for CUDA).
 
     Autograd itself takes the weight's part of the second derivative as a convolution with a kernel as large as the picture:
-    on a CPU three to thirty times slower than a weight's gradient, and wrong there in bfloat16 for batches of up to 8.
+    on a CPU up to thirty times slower than a weight's gradient, and wrong in bfloat16 in batches of 4 and of 8 (PyTorch 2.15,
+    AMX).
     """
 
     @staticmethod
@@ -115,6 +116,8 @@ class _Convolve(torch.autograd.Function):
 
 
 class _GradInput(torch.autograd.Function):
+    """The derivative of sum(grad * conv2d(x, weight)) by x, of `size` [N, C_in, H, W]."""
+
     @staticmethod
     def forward(ctx, grad, weight, size, stride, padding):
         ctx.save_for_backward(grad, weight)
@@ -131,6 +134,8 @@ class _GradInput(torch.autograd.Function):
 
 
 class _GradWeight(torch.autograd.Function):
+    """The derivative of sum(grad * conv2d(x, weight)) by the weight, of `size` [C_out, C_in, k, k]."""
+
     @staticmethod
     def forward(ctx, grad, x, size, stride, padding):
         ctx.save_for_backward(grad, x)

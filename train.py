@@ -40,7 +40,7 @@ Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
 BETAS = 0.0, 0.99  # of Adam; no momentum, as in K18: the critic's gradients turn at every step
 EMA_RAMP = 0.05  # the average's half-life is at most this share of the images so far: the start is forgotten
-EXACT = 16  # pixels a side: the critic's blocks from here down take the penalty in float32 whatever --amp says
+EXACT = 16  # pixels a side: the critic's blocks from here down take the penalty in float32, where rounding harms it most
 PATH_EVERY = 8  # steps from one path length penalty to the next, on half a batch
 LOG_STEPS, LOG_SECONDS = 16, 20  # steps averaged into one row of losses.csv; fewer where they take longer than this
 # Steps with gradients that are not finite, in a row of losses.csv (or in several that hold no other steps), after which
