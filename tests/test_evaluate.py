@@ -137,6 +137,9 @@ def test_true_means_are_those_of_the_training_slices(tmp_path):
     assert evaluate.true_means(str(tmp_path / "train"), ["AD", "NC"])["AD"]["ventricle"] == 15
     assert evaluate.true_means(str(tmp_path / "train"), ["all"])["all"]["ventricle"] == pytest.approx(35 / 3)
     assert evaluate.true_means(str(tmp_path / "a" / "train"), ["AD"]) is None
+    lines = (tmp_path / "subjects.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "subjects.csv").write_text("".join(line for line in lines if "NC" not in line))
+    assert evaluate.true_means(str(tmp_path / "train"), ["AD", "NC"]) is None  # of one class it tells nothing
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,3 +364,9 @@ def test_latents_of_a_seed_are_as_good_as_any_to_a_model_of_that_seed():
     assert spread[0] == pytest.approx(spread[1], rel=0.05)
     rows = torch.nn.functional.normalize(mapping.layers[0].weight.detach())
     assert (torch.nn.functional.normalize(trained.draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4
+
+
+def test_style_spaces_of_different_width_are_refused(monkeypatch):
+    monkeypatch.setattr(predict, "load_model", lambda folder, *_: SimpleNamespace(mapping=MappingNetwork(16, int(folder))))
+    with pytest.raises(UserError, match="different length.*AD.*16.*NC.*32"):
+        predict.style_sets({"AD": "16", "NC": "32"}, "last", 4, 0, "cpu")
