@@ -454,7 +454,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images, labels=None, dtype=None, parts=1, exact=4):
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu_(x, SLOPE)
+        x = F.leaky_relu(x, SLOPE)  # not in place: autograd copies what is changed through a view three times over
         for block in self.blocks:
             x = block(x.to(images.dtype) if x.shape[2] <= exact else x)
         x = torch.cat([minibatch_std(part) for part in x.to(images.dtype).chunk(parts)])
