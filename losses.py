@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules import by_pictures_alone
 from shares import draw
 
 DRIFT = 1e-3  # weight of critic(real)^2 in wgan-gp, which has no other hold on the scores' level
@@ -80,7 +81,8 @@ def gradient_penalty(kind, critic, real, fake, labels=None, rng=None):
 def _gradient_norm(critic, images, labels):
     """|grad critic(x)| at every image, [N], differentiable once more."""
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(images, labels).sum(), images, create_graph=True)
+    with by_pictures_alone():
+        (gradient,) = torch.autograd.grad(critic(images, labels).sum(), images, create_graph=True)
     return (gradient.square().sum((1, 2, 3)) + 1e-20).sqrt()  # the root of 0 has no derivative
 
 
@@ -99,7 +101,8 @@ class PathLength(nn.Module):
 
     def forward(self, images, ws, rng=None):
         noise = draw(torch.randn, images.shape, images.device, rng) / math.sqrt(images[0].numel())
-        (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        with by_pictures_alone():
+            (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
         length = (gradient.square().sum(2).mean(1) + 1e-20).sqrt()  # [N]
         return (length - self.mean).square().mean(), length.mean().detach()
 

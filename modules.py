@@ -8,6 +8,7 @@ learning rate of Karras et al. 2018 (arXiv:1710.10196), called K18. Everything c
 needs of the discriminator. Shapes: N images, C channels, R = resolution, images [N, 1, R, R] with values about [-1, 1].
 """
 
+import contextlib
 import functools
 import math
 
@@ -92,6 +93,22 @@ def upsample(x):
 # ---------------------------------------------------------------------------------------------------------------------
 # Convolution, and its derivatives by picture and by weight: bilinear all three, so each one's derivatives are the other two
 
+_weights_count = True
+
+
+@contextlib.contextmanager
+def by_pictures_alone():
+    """Of derivatives taken in here nobody asks those by a convolution's weight and bias, as in a gradient penalty's first half.
+
+    Autograd tells its own operations which of a pass's derivatives are asked for, but not a Function.
+    """
+    global _weights_count
+    _weights_count = False
+    try:
+        yield
+    finally:
+        _weights_count = True
+
 
 class _Convolve(torch.autograd.Function):
     """F.conv2d, for higher derivatives than the first (as conv2d_gradfix of NVlabs/stylegan2-ada-pytorch, which is for CUDA).
@@ -111,6 +128,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx, grad):
         (x, weight), (by_x, by_weight, by_bias, *_) = ctx.saved_tensors, ctx.needs_input_grad
         grad_x = _GradInput.apply(grad, weight, ctx.sizes[0], *ctx.geometry) if by_x else None
+        by_weight, by_bias = by_weight and _weights_count, by_bias and _weights_count
         grad_weight = _GradWeight.apply(grad, x, ctx.sizes[1], *ctx.geometry) if by_weight else None
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if by_bias else None, None, None
 
@@ -122,8 +140,7 @@ class _GradInput(torch.autograd.Function):
     def forward(ctx, grad, weight, size, stride, padding):
         ctx.save_for_backward(grad, weight)
         ctx.geometry = stride, padding
-        x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)  # its shape alone counts
-        return _derivatives(grad, x, weight, stride, padding, [True, False, False])[0]
+        return _derivatives(grad, _of_shape(size, grad), weight, stride, padding, [True, False, False])[0]
 
     @staticmethod
     def backward(ctx, grad_x):
@@ -140,7 +157,7 @@ class _GradWeight(torch.autograd.Function):
     def forward(ctx, grad, x, size, stride, padding):
         ctx.save_for_backward(grad, x)
         ctx.geometry = stride, padding
-        return _derivatives(grad, x, grad.new_empty(size), stride, padding, [False, True, False])[1]
+        return _derivatives(grad, x, _of_shape(size, grad), stride, padding, [False, True, False])[1]
 
     @staticmethod
     def backward(ctx, grad_weight):
@@ -156,9 +173,36 @@ def _derivatives(grad, x, weight, stride, padding, which):
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, which)
 
 
+def _of_shape(size, like):
+    """What stands for a picture or a weight of which only the shape counts."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def convolve(x, weight, bias=None, stride=1, padding=0):
     """x [N, C_in, H, W], weight [C_out, C_in, k, k], bias [C_out] or None -> [N, C_out, H', W'], as F.conv2d gives it."""
     return _Convolve.apply(x, weight, bias, stride, padding)
+
+
+class _LeakyReLU(torch.autograd.Function):
+    """F.leaky_relu, but for its second derivative by x: that is 0, and autograd hands on a picture of zeros in its place."""
+
+    @staticmethod
+    def forward(ctx, x, in_place):
+        if in_place:
+            ctx.mark_dirty(x)
+        y = F.leaky_relu(x, SLOPE, in_place)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.leaky_relu_backward(grad, y.detach(), SLOPE, True), None  # True: y is the result, not x
+
+
+def leaky_relu(x, in_place=False):
+    """max(x, 0.2 x), for where it is differentiated twice; a view in place would make autograd copy it three times over."""
+    return _LeakyReLU.apply(x, in_place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,6 +226,11 @@ class Linear(nn.Module):
         return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
 
 
+def random_kernel(out_channels, in_channels, size):
+    """N(0, 1), [out, in, size, size], channels last as the pictures: else every convolution would lay it out anew."""
+    return torch.randn(out_channels, in_channels, size, size).contiguous(memory_format=torch.channels_last)
+
+
 class Conv2d(nn.Module):
     """Convolution, [N, C_in, H, W] -> [N, C_out, H / stride, W / stride]; with stride 2 it filters first (K20, App. B).
 
@@ -190,7 +239,7 @@ class Conv2d(nn.Module):
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, bias=True, gain=1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(random_kernel(out_channels, in_channels, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.weight_gain = gain / math.sqrt(in_channels * kernel_size**2)
         self.bias_gain = gain
@@ -275,7 +324,7 @@ class ModulatedConv2d(nn.Module):
     def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, demodulate=True, gain=1.0):
         super().__init__()
         self.affine = Linear(w_dim, in_channels, bias=1.0)  # A: a style of 1 at the start
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(random_kernel(out_channels, in_channels, kernel_size))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.up, self.demodulate, self.gain = up, demodulate, gain
 
@@ -414,8 +463,8 @@ class ResidualBlock(nn.Module):
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, gain=math.sqrt(0.5))
 
     def forward(self, x):
-        y = F.leaky_relu_(self.conv1(x), SLOPE)
-        y = F.leaky_relu_(self.conv2(y), SLOPE)
+        y = leaky_relu(self.conv1(x), in_place=True)
+        y = leaky_relu(self.conv2(y), in_place=True)
         return y + self.skip(downsample(x))
 
 
@@ -454,12 +503,12 @@ class Discriminator(nn.Module):
 
     def forward(self, images, labels=None, dtype=None, parts=1, exact=4):
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(x, SLOPE)  # not in place: autograd copies what is changed through a view three times over
+        x = leaky_relu(x)
         for block in self.blocks:
             x = block(x.to(images.dtype) if x.shape[2] <= exact else x)
         x = torch.cat([minibatch_std(part) for part in x.to(images.dtype).chunk(parts)])
-        x = F.leaky_relu(self.conv(x), SLOPE)
-        x = F.leaky_relu(self.linear(x.flatten(1)), SLOPE)
+        x = leaky_relu(self.conv(x))
+        x = leaky_relu(self.linear(x.flatten(1)))
         score = self.score(x)[:, 0]
         if self.embedding is not None:
             score = score + (self.embedding(labels) * x).sum(1) / math.sqrt(x.shape[1])
