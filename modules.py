@@ -321,12 +321,12 @@ class ModulatedConv2d(nn.Module):
     image with one kernel shared by the batch: a large saving over one grouped convolution per sample.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, demodulate=True, gain=1.0):
+    def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, gain=1.0):
         super().__init__()
         self.affine = Linear(w_dim, in_channels, bias=1.0)  # A: a style of 1 at the start
         self.weight = nn.Parameter(random_kernel(out_channels, in_channels, kernel_size))
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.up, self.demodulate, self.gain = up, demodulate, gain
+        self.up, self.gain = up, gain
 
     def forward(self, x, w):
         style = self.affine(w)  # [N, C_in]
@@ -336,10 +336,26 @@ class ModulatedConv2d(nn.Module):
             x = blur(F.conv_transpose2d(x, 4 * weight.transpose(0, 1).to(x.dtype), stride=2), padding=1)
         else:
             x = convolve(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
-        if self.demodulate:
-            norm = style.square() @ weight.square().sum((2, 3)).T  # [N, C_out]
-            x = x * (self.gain * (norm + 1e-8).rsqrt())[:, :, None, None].to(x.dtype)
-        return x
+        norm = style.square() @ weight.square().sum((2, 3)).T  # [N, C_out]
+        return x * (self.gain * (norm + 1e-8).rsqrt())[:, :, None, None].to(x.dtype)
+
+
+class ToImage(nn.Module):
+    """Weight-modulated 1x1 convolution to one channel, not demodulated (K20, section 4.1): [N, C, H, W] -> [N, 1, H, W].
+
+    Here a kernel of its own for every sample is the faster way: it is a vector, so the convolution is a matrix product.
+    """
+
+    def __init__(self, in_channels, w_dim):
+        super().__init__()
+        self.affine = Linear(w_dim, in_channels, bias=1.0)
+        self.weight = nn.Parameter(random_kernel(1, in_channels, 1))
+        self.weight_gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x, w):
+        kernel = self.affine(w) * self.weight.flatten() * self.weight_gain  # [N, C]
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N, H W, C]
+        return torch.bmm(pixels, kernel[:, :, None].to(x.dtype)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class StyleBlock(nn.Module):
@@ -393,7 +409,7 @@ class GeneratorBlock(nn.Module):
         super().__init__()
         first = [] if in_channels is None else [StyleBlock(in_channels, out_channels, resolution, w_dim, up=True)]
         self.styles = nn.ModuleList(first + [StyleBlock(out_channels, out_channels, resolution, w_dim)])
-        self.to_image = ModulatedConv2d(out_channels, 1, 1, w_dim, demodulate=False)
+        self.to_image = ToImage(out_channels, w_dim)
         self.image_bias = nn.Parameter(torch.zeros([]))
 
     def forward(self, x, image, ws, noise, rng):

@@ -74,6 +74,8 @@ class Run:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
+                if isinstance(part, torch.optim.Optimizer):
+                    lay_out(part)
             self.seconds, self.skipped, self.lr_scale = float(state["seconds"]), int(state["skipped"]), float(state["lr_scale"])
             if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1):
                 raise ValueError
@@ -282,6 +284,14 @@ def digest(state):
 
     add(state)
     return found.hexdigest()
+
+
+def lay_out(optimizer):
+    """Give loaded moments the memory layout of their weights: fused Adam goes through both as they lie, whatever their strides."""
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(value)
 
 
 def _digits(row):

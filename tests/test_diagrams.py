@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import diagrams
-from modules import Discriminator, Generator, ModulatedConv2d
+from modules import Discriminator, Generator, ModulatedConv2d, ToImage
 
 SIZE = 64, 1024, 64  # resolution, channel_base, channel_max: blocks of 64, 64, 64, 32, 16
 
@@ -52,7 +52,7 @@ def test_every_layer_is_drawn_with_the_w_that_it_gets():
     """Layer i of ws is filled with i; what reaches each modulated convolution is compared with what is drawn."""
     network, drawn, used = Generator(*SIZE), words(diagrams.draw_generator(*SIZE)), []
     for module in network.modules():
-        if isinstance(module, ModulatedConv2d):
+        if isinstance(module, (ModulatedConv2d, ToImage)):
             module.register_forward_pre_hook(lambda _, inputs: used.append(int(inputs[1][0, 0])))
     network(torch.arange(float(network.num_ws))[None, :, None].expand(1, -1, network.w_dim))
     assert sorted(text for text in drawn if text.startswith("$w_{")) == sorted(f"$w_{{{i}}}$" for i in used)

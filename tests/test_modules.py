@@ -1,5 +1,6 @@
 """The networks against float64 loops, finite differences and closed forms."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import modules
 from modules import (
@@ -17,10 +19,13 @@ from modules import (
     MappingNetwork,
     ModulatedConv2d,
     StyleBlock,
+    ToImage,
     blur,
+    by_pictures_alone,
     channels_at,
     convolve,
     downsample,
+    leaky_relu,
     minibatch_std,
     upsample,
 )
@@ -141,18 +146,22 @@ def per_sample_modulated(conv, x, w):
     outputs = []
     for image, style in zip(x, conv.affine(w)):
         weight = conv.weight * conv.weight_gain * style[None, :, None, None]
-        if conv.demodulate:
+        if isinstance(conv, ModulatedConv2d):
             weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt() * conv.gain
-        if conv.up:
+        if getattr(conv, "up", False):
             image = torch.tensor(np.array([direct_upsample(channel) for channel in image.numpy()]))
             weight = weight.flip(2, 3)  # a transposed convolution reads its kernel backwards
         outputs.append(F.conv2d(image[None], weight, padding=weight.shape[-1] // 2))
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize("kernel, up, demodulate", [(3, False, True), (3, True, True), (1, False, False)])
-def test_modulated_convolution_is_the_loop_over_samples(kernel, up, demodulate):
-    conv = ModulatedConv2d(6, 4, kernel, 5, up, demodulate, gain=1.3).double().requires_grad_(False)
+@pytest.mark.parametrize(
+    "conv, up",
+    [(ModulatedConv2d(6, 4, 3, 5, gain=1.3), False), (ModulatedConv2d(6, 4, 3, 5, up=True), True), (ToImage(6, 5), False)],
+    ids=["plain", "up", "to image"],
+)
+def test_modulated_convolution_is_the_loop_over_samples(conv, up):
+    conv.double().requires_grad_(False)
     x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     ours, loop = conv(x, w), per_sample_modulated(conv, x, w)
     assert ours.shape == loop.shape
@@ -161,9 +170,9 @@ def test_modulated_convolution_is_the_loop_over_samples(kernel, up, demodulate):
     torch.testing.assert_close(ours[..., inner, inner], loop[..., inner, inner], rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("up", [False, True])
-def test_modulated_convolution_derivatives_against_finite_differences(up):
-    conv = ModulatedConv2d(3, 2, 3, 4, up).double()
+@pytest.mark.parametrize("conv", [ModulatedConv2d(3, 2, 3, 4), ModulatedConv2d(3, 2, 3, 4, up=True), ToImage(3, 4)])
+def test_modulated_convolution_derivatives_against_finite_differences(conv):
+    conv.double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     assert gradcheck(conv, (x, w))
@@ -385,6 +394,55 @@ def test_second_derivative_of_a_convolution_in_bfloat16(n, channels, size):
 
     exact = derivative(torch.float64)
     assert (derivative(torch.bfloat16) - exact).norm() / exact.norm() < 0.02
+
+
+def test_derivatives_by_pictures_alone_are_the_same_and_spare_those_by_weights(monkeypatch):
+    critic, images = Discriminator(16, 128, 8).double(), torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+    asked, derivatives = [], modules._derivatives
+    monkeypatch.setattr(modules, "_derivatives", lambda *args: asked.append(args[-1][:2]) or derivatives(*args))
+
+    def penalty(context):
+        asked.clear()
+        with context:
+            (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+        first = list(asked)
+        return first, torch.autograd.grad(gradient.square().sum(), critic.parameters(), materialize_grads=True)
+
+    spared, found = penalty(by_pictures_alone())
+    whole, expected = penalty(contextlib.nullcontext())
+    assert spared == [[True, False]] * (len(whole) // 2) and len(spared) == 5  # a derivative for each convolution of 3x3
+    assert [False, True] in asked  # the second derivatives are by the weights
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with by_pictures_alone(), pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(critic(images).sum(), critic.conv.weight)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_leaky_relu_and_its_derivatives(in_place):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(leaky_relu(1 * x, in_place), F.leaky_relu(x, modules.SLOPE))
+
+    def call(x):
+        return leaky_relu(1 * x, in_place)
+
+    assert gradcheck(call, x) and gradgradcheck(call, x)
+
+
+def test_penalty_hands_on_no_pictures_of_zeros():
+    """Which PyTorch's own leaky ReLU does, as its second derivative by its input."""
+
+    class Zeros(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten.zeros_like.default
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(leaky_relu(x * x).sum(), x, create_graph=True)
+    with Zeros() as zeros:
+        gradient.sum().backward()
+    assert zeros.count == 0
 
 
 def test_bfloat16_activations_stay_near_float32():

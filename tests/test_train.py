@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from conftest import ROOT, TINY, checkpoint, read_table, start
 from dataset import Slices, batches
 from flags import LOSSES, parse_train, settle
 from losses import bounded, critic_loss, generator_loss, gradient_penalty
+from run import save_tensors
 from utils import UserError, random_stream
 
 BLOCKS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
@@ -402,6 +404,21 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplott
     assert same(one, two)
     assert (one["strength"]["p"] > 0.1) == ("--augment" in flags) and (one["strength"]["unseen"] > 0) == ("ada" in flags)
     assert (one["path_length"]["mean"] > 0) == ("--path_length" in flags)
+
+
+def test_moments_saved_in_another_memory_layout_are_the_same_moments(tmp_path, slices_dir, unplotted):
+    start(slices_dir, tmp_path / "one", "--epochs", 2)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    state = checkpoint(tmp_path / "two" / "AD")
+    moments = [values for name in "gc" for values in state[name]["state"].values()]
+    kernels = [values for values in moments if values["exp_avg"].is_contiguous(memory_format=torch.channels_last)]
+    assert 0 < len(kernels) < len(moments)
+    for values in kernels:
+        values.update({name: values[name].contiguous() for name in ("exp_avg", "exp_avg_sq")})
+    save_tensors(state, tmp_path / "two" / "AD" / "checkpoint.pt")
+    for name in ("one", "two"):
+        start(slices_dir, tmp_path / name, "--epochs", 4)
+    assert same(*(checkpoint(tmp_path / name / "AD") for name in ("one", "two")))
 
 
 def test_fifty_steps_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, slices_dir, unplotted):
