@@ -186,7 +186,7 @@ class Strength:
                 self.gap, self.unseen = (torch.where(mean.isfinite(), mean, 0) for mean in new)  # a bad step starts anew
             share_excess = self.unseen - UNSEEN_TARGET * self.gap
             excess = torch.where(self.gap != 0, torch.minimum(share_excess, self.r - BLIND), excess)
-            self.p = (self.p + excess.sign() * images * self.speed).clamp(0, self.p_max)
+            self.p.add_(excess.sign() * images * self.speed).clamp_(0, self.p_max)  # in place, for CUDA graphs that read it
 
     def state_dict(self):
         return {name: torch.as_tensor(getattr(self, name)) for name in ("p", "r", "gap", "unseen")}
@@ -195,7 +195,7 @@ class Strength:
         """Go on from `state` in mode "ada"; the p of other modes is what the flags say."""
         if self.mode == "ada":
             for name, value in state.items():
-                setattr(self, name, value.to(self.p))
+                getattr(self, name).copy_(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

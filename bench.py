@@ -246,7 +246,8 @@ class RandomSlices:
 
 def bench(args, device, dtype):
     """Yield the table's lines."""
-    flags = settle(parse_train(["--dataset_dir", "none", "--loss", args.loss, "--gp_every", str(args.gp_every)]), device)
+    flags = ["--dataset_dir", "none", "--loss", args.loss, "--gp_every", str(args.gp_every), "--cuda_graph", str(args.cuda_graph)]
+    flags = settle(parse_train(flags), device)
     network = {
         "resolution": args.resolution,
         "channel_base": args.channel_base,
@@ -320,6 +321,7 @@ def main(argv=None):
     run.add("--loss", choices=LOSSES, default=LOSSES[0], help="adversarial loss")
     run.add("--gp_every", type=number(int, 1), help="steps from one gradient penalty to the next (default: as in train.py)")
     run.add_bool("--amp", None, "activations in bfloat16 (default: where the processor has it)")
+    run.add_bool("--cuda_graph", False, "train.py's step as CUDA graphs")
 
     timing = Group(parser, "how it is timed")
     timing.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

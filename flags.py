@@ -218,6 +218,12 @@ def parse_train(argv=None):
         "activations in bfloat16, the penalty's down to 32x32 (default: where the processor has it, that "
         "is a CPU with AMX or a GPU from Ampere on)",
     )
+    machine.add_bool(
+        "--cuda_graph",
+        False,
+        "on a GPU, replay steps as CUDA graphs, without waiting for Python; not tried on a GPU yet: a run holds them against "
+        "plain steps first, and goes on without where they differ",
+    )
     machine.add(
         "--grad_accum",
         type=number(int, 1),
@@ -237,11 +243,16 @@ def parse_train(argv=None):
 
 
 def settle(args, device, network=()):
-    """Fill in what the flags leave open: as in the `network` (a dict) of a run that goes on, else as suits the torch.device."""
+    """Fill in what the flags leave open: as in the `network` (a dict) of a run that goes on, else as suits the torch.device.
+
+    UserError for flags that do not suit it.
+    """
     for name, value in (FOR["a CPU" if device.type == "cpu" else "a GPU"] | dict(network)).items():
         if getattr(args, name, 0) is None:
             setattr(args, name, value)
     args.lr_critic = args.lr_critic or args.lr
+    if args.cuda_graph and (device.type != "cuda" or args.grad_accum > 1):
+        raise UserError("--cuda_graph True: only on a GPU and with --grad_accum 1; leave it out")
     return args
 
 

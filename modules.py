@@ -288,7 +288,7 @@ class MappingNetwork(nn.Module):
     def sums(self, w, labels=None):
         """What `track` needs of w [N, w_dim]: their sum and number, a row a class, [classes, w_dim + 1]."""
         rows = torch.zeros(len(w), dtype=torch.long, device=w.device) if self.embedding is None else labels
-        member = F.one_hot(rows, len(self.w_mean)).to(self.w_mean)  # [N, classes]
+        member = (rows[:, None] == torch.arange(len(self.w_mean), device=w.device)).to(self.w_mean)  # [N, classes]
         return member.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.0)
 
     @torch.no_grad()

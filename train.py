@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from augment import UNSEEN_EVERY, Strength, augment, separation
 from dataset import Slices, batches, find_splits, steps_per_epoch
+from graphs import Recorder
 from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
 from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
@@ -86,6 +87,7 @@ class Training:
         self.path_length = PathLength().to(device)
         self.rng = random_stream("training", args.seed, device, Draws)
         self.probe = Probe(self.model, self.critic)
+        self.recorder = Recorder(self.rng) if args.cuda_graph else None
         self.parts = {
             "model": self.model,
             "critic": self.critic,
@@ -116,7 +118,8 @@ class Training:
     def critic_half(self, k, turn):
         """The critic's loss on the slices of a turn, and its terms."""
         args, critic, p, rng, labels = self.args, self.critic, self.strength.p, self.rng, turn.labels
-        turn.before = rng.get_state()
+        if args.grad_accum > 1:
+            turn.before = rng.get_state()
         with torch.set_grad_enabled(args.grad_accum == 1):  # both halves share one batch of generated slices
             self.make(turn)
         real, fake = augment(turn.real, p, rng), augment(turn.fake.detach(), p, rng)
@@ -161,18 +164,29 @@ class Training:
             term |= dict(zip(PICTURE, picture_statistics(turn.made, turn.real)))
         return loss, term
 
+    def derive(self, half, turn):
+        """half(turn)'s loss, with gradients left where they belong, and its terms, {name: 0-dim tensor}."""
+        loss, term = half(turn)
+        (loss / self.args.grad_accum).backward()
+        return {name: value.detach() for name, value in term.items()}
+
     def descend(self, optimizer, half, turns, before=0.0):
         """One Adam step down the mean of half(turn)'s loss over all turns and processes; returns the terms' means and the
         gradient's norm. Every turn draws, of the same random numbers, its share's."""
-        processes, accum, state, terms = self.processes, len(turns), self.rng.get_state(), []
-        optimizer.zero_grad()
-        for i, turn in enumerate(turns):
-            self.rng.set_state(state)
-            self.rng.divide(processes.size * accum, processes.rank * accum + i, len(turn.real))
-            loss, term = half(turn)
-            (loss / accum).backward()
-            terms.append(term)
-        term = {name: torch.stack([term[name].detach() for term in terms]).mean(0) for name in term}
+        processes, recorder, part = self.processes, self.recorder, half.func.__name__
+        parameters = optimizer.param_groups[0]["params"]
+        if recorder and recorder.whole:
+            term = recorder.replay(part, parameters)
+        else:
+            optimizer.zero_grad()
+            terms, state = [], self.rng.get_state()
+            for i, turn in enumerate(turns):
+                self.rng.set_state(state)
+                self.rng.divide(processes.size * len(turns), processes.rank * len(turns) + i, len(turn.real))
+                terms.append(self.derive(half, turn))
+            term = {name: torch.stack([term[name] for term in terms]).mean(0) for name in terms[0]}
+            if recorder and recorder.recording:
+                recorder.record(part, functools.partial(self.derive, half), parameters, state)
         processes.average([*gradients(optimizer), *term.values()])
         return term, adam_step(optimizer, before)
 
@@ -189,6 +203,9 @@ class Training:
             SimpleNamespace(**{name: None if x is None else share_of(x, accum, i) for name, x in batch.items()})
             for i in range(accum)
         ]
+        if self.recorder:
+            kind = k % args.gp_every == 0, args.path_length > 0 and k % PATH_EVERY == 0, unseen is not None
+            self.recorder.begin(None if self.probe.active else kind, ("critic_half", "generator_half"), batch)
         self.critic.requires_grad_(True)
         term, critic_gradient = self.descend(self.optimizer_c, functools.partial(self.critic_half, k), turns)
         self.strength.update(term, args.batch_size)
@@ -319,6 +336,9 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
                 clock = time.monotonic()
                 bar.update(step * batch - bar.n)
                 continue
+            if training.recorder and training.recorder.fault:
+                run.tell(f"goes on without CUDA graphs: {training.recorder.fault}")
+                training.recorder = None
             if skipped:
                 run.tell(f"{skipped} of the {len(terms)} steps before {step} left out: their gradients are not finite")
             seconds = time.monotonic() - clock
