@@ -81,8 +81,12 @@ class Training:
         self.args, self.dtype, self.processes = args, dtype, processes or Processes(device)
         self.model, self.critic = (network.to(device) for network in build_networks(network))
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer_g = torch.optim.Adam(self.model.parameters(), args.lr, BETAS, fused=True)
-        self.optimizer_c = torch.optim.Adam(self.critic.parameters(), args.lr_critic, BETAS, fused=True)
+        # Listed once: to look for them in all modules at every step takes as long as a layer.
+        self.weights_g, self.weights_c, self.weights_a = (
+            list(network.parameters()) for network in (self.model, self.critic, self.averaged)
+        )
+        self.optimizer_g = torch.optim.Adam(self.weights_g, args.lr, BETAS, fused=True)
+        self.optimizer_c = torch.optim.Adam(self.weights_c, args.lr_critic, BETAS, fused=True)
         self.strength = Strength(args.augment, args.augment_p, device)
         self.path_length = PathLength().to(device)
         self.rng = random_stream("training", args.seed, device, Draws)
@@ -206,18 +210,21 @@ class Training:
         if self.recorder:
             kind = k % args.gp_every == 0, args.path_length > 0 and k % PATH_EVERY == 0, unseen is not None
             self.recorder.begin(None if self.probe.active else kind, ("critic_half", "generator_half"), batch)
-        self.critic.requires_grad_(True)
+        for p in self.weights_c:
+            p.requires_grad_(True)
         term, critic_gradient = self.descend(self.optimizer_c, functools.partial(self.critic_half, k), turns)
         self.strength.update(term, args.batch_size)
 
-        self.critic.requires_grad_(False)
+        for p in self.weights_c:
+            p.requires_grad_(False)
         more, generator_gradient = self.descend(
             self.optimizer_g, functools.partial(self.generator_half, k), turns, before=critic_gradient
         )
         self.model["mapping"].track(more.pop("w"))
         if "length" in more:
             self.path_length.track(more.pop("length"))
-        update_average(self.averaged, self.model, (k + 1) * args.batch_size, args.batch_size, 1000 * args.ema_kimg)
+        update_average(self.weights_a, self.weights_g, (k + 1) * args.batch_size, args.batch_size, 1000 * args.ema_kimg)
+        self.averaged["mapping"].w_mean.copy_(self.model["mapping"].w_mean)
         return term | more | {"critic_gradient": critic_gradient, "generator_gradient": generator_gradient}
 
 
@@ -237,12 +244,9 @@ def adam_step(optimizer, before=0.0):
 
 
 @torch.no_grad()
-def update_average(averaged, model, images, batch_size, half_life):
-    """Move the averaged weights towards the model's: `half_life` in images, shorter at the start; buffers are copied."""
-    share = 1 - 0.5 ** (batch_size / min(half_life, EMA_RAMP * images))
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
-    for ours, theirs in zip(averaged.buffers(), model.buffers()):
-        ours.copy_(theirs)
+def update_average(averaged, weights, images, batch_size, half_life):
+    """Move averaged weights towards the weights, both lists of tensors: `half_life` in images, shorter at the start."""
+    torch._foreach_lerp_(averaged, weights, 1 - 0.5 ** (batch_size / min(half_life, EMA_RAMP * images)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
