@@ -247,11 +247,12 @@ def draw_style_block():
     write(
         axes,
         505,
-        622,
+        616,
         "$o$, $i$: output and input channel; $k$: tap; $p$: pixel\n"
         "$w_{oik}$: learned weight, equalised (over the root of $9\\,C_{in}$)\n"
         f"$g = {RELU_GAIN:.2f}$: keeps the scale through the leaky ReLU\n"
-        "if ↑ 2: the first layer of every block but 4 × 4's",
+        "if ↑ 2: the first layer of every block but 4 × 4's\n"
+        "In the code $d_o > 0$ passes the leaky ReLU, to the next $s$",
         align="left",
     )
     return figure

@@ -82,7 +82,7 @@ def pyramid(model, w):
     images, handles = (
         [],
         [
-            block.register_forward_hook(lambda _block, _inputs, outputs: images.append(outputs[1]))
+            block.register_forward_hook(lambda _block, _inputs, outputs: images.append(outputs[2]))
             for block in model.generator.blocks
         ],
     )

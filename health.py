@@ -58,7 +58,10 @@ class Probe:
 
     def _note(self, name, _layer, _inputs, output):
         if self.active and name not in self.noted:
-            x = (output[0] if isinstance(output, tuple) else output).detach().float()
+            if isinstance(output, tuple):  # of a generator's block
+                x, scale, _ = output
+                output = x * scale[:, :, None, None]
+            x = output.detach().float()
             self.noted[name] = torch.stack([*x.aminmax(), x.mean(), x.std()])
 
     def deviations(self):

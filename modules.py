@@ -317,8 +317,10 @@ class ModulatedConv2d(nn.Module):
     """Weight-modulated convolution (K20, section 2.2): x [N, C_in, H, W], w [N, w_dim] -> [N, C_out, H or 2H, W or 2W].
 
     With style s = A(w) the paper's weights for one sample are  w''_oik = s_i w_oik / sqrt(sum_ik (s_i w_oik)^2 + eps)
-    (eq. 1 and 3). A convolution is linear, so scaling its input by s and its output by the root's inverse gives the same
-    image with one kernel shared by the batch: a large saving over one grouped convolution per sample.
+    (eq. 1 and 3). A convolution is linear, so scaling its input by s and its output by the root's inverse d gives the same
+    image with one kernel shared by the batch: a large saving over one grouped convolution per sample. And since
+    leaky_relu(d y) = d leaky_relu(y), d can wait for the next style, and meet it before either meets a picture. So features
+    are two tensors here, x and a scale [N, C] > 0: they are x * scale[:, :, None, None], which nobody has to compute.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, gain=1.0):
@@ -328,20 +330,20 @@ class ModulatedConv2d(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.up, self.gain = up, gain
 
-    def forward(self, x, w):
+    def forward(self, x, scale, w):
         style = self.affine(w)  # [N, C_in]
         weight = self.weight * self.weight_gain  # [C_out, C_in, k, k]
-        x = x * style[:, :, None, None].to(x.dtype)
+        x = x * (style * scale)[:, :, None, None].to(x.dtype)
         if self.up:  # zero insertion and convolution in one, then the filter (gain 4 for zeros)
             x = blur(F.conv_transpose2d(x, 4 * weight.transpose(0, 1).to(x.dtype), stride=2), padding=1)
         else:
             x = convolve(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
         norm = style.square() @ weight.square().sum((2, 3)).T  # [N, C_out]
-        return x * (self.gain * (norm + 1e-8).rsqrt())[:, :, None, None].to(x.dtype)
+        return x, self.gain * (norm + 1e-8).rsqrt()
 
 
 class ToImage(nn.Module):
-    """Weight-modulated 1x1 convolution to one channel, not demodulated (K20, section 4.1): [N, C, H, W] -> [N, 1, H, W].
+    """Weight-modulated 1x1 convolution to one channel, not demodulated (K20, section 4.1): x, scale, w -> [N, 1, H, W].
 
     Here a kernel of its own for every sample is the faster way: it is a vector, so the convolution is a matrix product.
     """
@@ -352,8 +354,8 @@ class ToImage(nn.Module):
         self.weight = nn.Parameter(random_kernel(1, in_channels, 1))
         self.weight_gain = 1 / math.sqrt(in_channels)
 
-    def forward(self, x, w):
-        kernel = self.affine(w) * self.weight.flatten() * self.weight_gain  # [N, C]
+    def forward(self, x, scale, w):
+        kernel = self.affine(w) * scale * self.weight.flatten() * self.weight_gain  # [N, C]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N, H W, C]
         return torch.bmm(pixels, kernel[:, :, None].to(x.dtype)).transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -376,10 +378,10 @@ class StyleBlock(nn.Module):
         seeded = torch.Generator().manual_seed(2 * resolution + up)
         self.register_buffer("fixed_noise", torch.randn(1, 1, resolution, resolution, generator=seeded), persistent=False)
 
-    def forward(self, x, w, noise="random", rng=None):
+    def forward(self, x, scale, w, noise="random", rng=None):
         if not torch.is_tensor(noise) and noise not in ("random", "fixed", "none"):
             raise ValueError(f'noise must be "random", "fixed", "none" or a map, not {noise!r}')
-        x = self.conv(x, w)  # [N, C, H, W]
+        x, scale = self.conv(x, scale, w)  # [N, C, H, W], [N, C]
         n, c, height, width = x.shape
         maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]  # the bias: a map of ones
         if torch.is_tensor(noise):
@@ -394,9 +396,9 @@ class StyleBlock(nn.Module):
         # channels at 64x64: four times as long as the convolution).
         pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
         maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)  # [N, H W, 2]
-        strengths = torch.cat(strengths, 1).T.to(x.dtype).expand(n, -1, -1)  # [N, 2, C]
+        strengths = (torch.cat(strengths, 1).T / scale[:, None]).to(x.dtype)  # [N, 2, C]
         pixels = F.leaky_relu_(torch.baddbmm(pixels, maps, strengths), SLOPE)
-        return pixels.reshape(n, height, width, c).permute(0, 3, 1, 2)
+        return pixels.reshape(n, height, width, c).permute(0, 3, 1, 2), scale
 
 
 class GeneratorBlock(nn.Module):
@@ -412,12 +414,13 @@ class GeneratorBlock(nn.Module):
         self.to_image = ToImage(out_channels, w_dim)
         self.image_bias = nn.Parameter(torch.zeros([]))
 
-    def forward(self, x, image, ws, noise, rng):
-        """x [N, C_in, H, W], image [N, 1, H, W] or None, ws, noise: one per style block, ws one more for the image."""
+    def forward(self, x, scale, image, ws, noise, rng):
+        """x [N, C_in, H, W], scale [N, C_in], image [N, 1, H, W] or None, ws, noise: one per style block, ws one more for the
+        image. Returns the first three anew."""
         for style, w, its_noise in zip(self.styles, ws, noise):
-            x = style(x, w, its_noise, rng)
-        share = self.to_image(x, ws[-1]).float() + self.image_bias
-        return x, share if image is None else upsample(image) + share
+            x, scale = style(x, scale, w, its_noise, rng)
+        share = self.to_image(x, scale, ws[-1]).float() + self.image_bias
+        return x, scale, share if image is None else upsample(image) + share
 
 
 class Generator(nn.Module):
@@ -444,10 +447,11 @@ class Generator(nn.Module):
         ws = (w[:, None].expand(-1, self.num_ws, -1) if w.ndim == 2 else w).unbind(1)
         noises = [noise] * (self.num_ws - 1) if isinstance(noise, str) else noise
         x, image, layer = self.constant.expand(len(w), -1, -1, -1), None, 0
+        scale = w.new_ones(len(w), x.shape[1])
         x = x.to(dtype or w.dtype).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             styles = len(block.styles)
-            x, image = block(x, image, ws[layer : layer + styles + 1], noises[layer : layer + styles], rng)
+            x, scale, image = block(x, scale, image, ws[layer : layer + styles + 1], noises[layer : layer + styles], rng)
             layer += styles
         return image
 

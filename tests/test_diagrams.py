@@ -53,7 +53,7 @@ def test_every_layer_is_drawn_with_the_w_that_it_gets():
     network, drawn, used = Generator(*SIZE), words(diagrams.draw_generator(*SIZE)), []
     for module in network.modules():
         if isinstance(module, (ModulatedConv2d, ToImage)):
-            module.register_forward_pre_hook(lambda _, inputs: used.append(int(inputs[1][0, 0])))
+            module.register_forward_pre_hook(lambda _, inputs: used.append(int(inputs[2][0, 0])))
     network(torch.arange(float(network.num_ws))[None, :, None].expand(1, -1, network.w_dim))
     assert sorted(text for text in drawn if text.startswith("$w_{")) == sorted(f"$w_{{{i}}}$" for i in used)
 

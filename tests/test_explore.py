@@ -41,7 +41,7 @@ def test_layers_from_a_resolution_leave_the_style_blocks_below_alone(model, reso
     for ws in (drawn[0][:, None].repeat(1, model.generator.num_ws, 1), mixed):
         features = {}
         handles = [
-            style.register_forward_hook(lambda _block, _inputs, x: features.setdefault(len(features), x.detach()))
+            style.register_forward_hook(lambda _block, _inputs, out: features.update({len(features): out[0].detach()}))
             for block in model.generator.blocks
             for style in block.styles
         ]

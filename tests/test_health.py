@@ -42,7 +42,7 @@ def draw(model, critic):
     score = critic(image)
     for hook in hooks:
         hook.remove()
-    outputs = {name: out[0] if isinstance(out, tuple) else out for name, out in outputs.items()}
+    outputs = {name: out[0] * out[1][:, :, None, None] if isinstance(out, tuple) else out for name, out in outputs.items()}
     return {"w": w, "image": image, "score": score} | outputs
 
 

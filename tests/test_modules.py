@@ -141,6 +141,11 @@ def test_strided_convolution_is_filter_then_convolution():
     torch.testing.assert_close(conv(x), expected)
 
 
+def features(x, scale):
+    """What a picture and its scale stand for."""
+    return x * scale[:, :, None, None]
+
+
 def per_sample_modulated(conv, x, w):
     """Equations 1 and 3 of K20 as they stand there: weights of its own for every sample; upsampling before convolution."""
     outputs = []
@@ -163,7 +168,9 @@ def per_sample_modulated(conv, x, w):
 def test_modulated_convolution_is_the_loop_over_samples(conv, up):
     conv.double().requires_grad_(False)
     x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
-    ours, loop = conv(x, w), per_sample_modulated(conv, x, w)
+    scale = torch.rand(3, 6, dtype=torch.float64) + 0.5
+    ours, loop = conv(x, scale, w), per_sample_modulated(conv, features(x, scale), w)
+    ours = features(*ours) if isinstance(ours, tuple) else ours
     assert ours.shape == loop.shape
     edge = 3 if up else 0  # filter and convolution commute but for what they find beyond the edge
     inner = slice(edge, ours.shape[-1] - edge)
@@ -175,8 +182,9 @@ def test_modulated_convolution_derivatives_against_finite_differences(conv):
     conv.double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(conv, (x, w))
-    assert gradgradcheck(conv, (x, w))
+    scale = (torch.rand(2, 3, dtype=torch.float64) + 0.5).requires_grad_()
+    assert gradcheck(conv, (x, scale, w))
+    assert gradgradcheck(conv, (x, scale, w))
 
 
 def test_minibatch_std_against_numpy():
@@ -234,21 +242,21 @@ def test_truncation():
 
 def test_style_mixing_changes_only_what_comes_after():
     generator = Generator(32, 256, 8, 16).eval()
-    features = []
+    found = []
     for block in generator.blocks:
-        block.register_forward_hook(lambda module, args, output: features.append(output))
+        block.register_forward_hook(lambda module, args, output: found.append(output))
     w, other = torch.randn(2, 16), torch.randn(2, 16)
     plain = generator(w, noise="none")
     ws = w[:, None].repeat(1, generator.num_ws, 1)
     torch.testing.assert_close(generator(ws, noise="none"), plain)
     ws[:, 3:] = other[:, None]  # blocks 4 and 8 take ws 0 and 1 2, and 8's image share takes ws 3
-    features.clear()
+    found.clear()
     mixed = generator(ws, noise="none")
-    ours = list(features)
-    features.clear()
+    ours = list(found)
+    found.clear()
     generator(w, noise="none")
-    for block, ((x, image), (x_plain, image_plain)) in enumerate(zip(ours, features)):
-        assert torch.equal(x, x_plain) == (block < 2), block
+    for block, ((x, scale, image), (x_plain, scale_plain, image_plain)) in enumerate(zip(ours, found)):
+        assert torch.equal(x, x_plain) == torch.equal(scale, scale_plain) == (block < 2), block
         assert torch.equal(image, image_plain) == (block < 1), block
     assert not torch.allclose(mixed, plain)
 
@@ -290,7 +298,7 @@ def test_noise_has_the_learned_strength():
     with torch.no_grad():
         block.noise_strength.copy_(torch.tensor([0.5, 0.25, 0.0, -0.5])[:, None, None] / modules.NOISE_LR)
     x, w = torch.zeros(64, 4, 32, 32), torch.zeros(64, 8)
-    y = block(x, w)  # leaky ReLU of the noise: undo it
+    y = features(*block(x, torch.ones(64, 4), w))  # leaky ReLU of the noise: undo it
     y = torch.where(y < 0, y / modules.SLOPE, y)
     assert y[:, 0].std().item() == pytest.approx(0.5, rel=0.02)
     torch.testing.assert_close(y, y[:, :1] * torch.tensor([1, 0.5, 0, -1])[:, None, None])  # one map for all channels
@@ -350,7 +358,7 @@ def test_every_block_keeps_its_scale_at_the_start(size):
     table = {}
 
     def note(name):
-        return lambda module, args, output: table.update({name: (output[0] if isinstance(output, tuple) else output).std().item()})
+        return lambda module, args, out: table.update({name: (features(*out[:2]) if isinstance(out, tuple) else out).std().item()})
 
     mapping, generator, critic = MappingNetwork(), Generator(256, **size), Discriminator(256, **size)
     for i, block in enumerate(generator.blocks):
