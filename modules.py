@@ -91,7 +91,8 @@ def upsample(x):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Convolution, and its derivatives by picture and by weight: bilinear all three, so each one's derivatives are the other two
+# What is differentiated twice: convolution and leaky ReLU. A convolution and its derivatives by picture and by weight are
+# bilinear all three, so each one's derivatives are the other two.
 
 _weights_count = True
 
