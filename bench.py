@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 import train
 from dataset import Slices, batches, to_uint8
-from flags import GP_EVERY, LAMBDA_GP, LARGEST, LOSSES, RESOLUTIONS, ArgumentParser, Group, number, parse_train, settle
-from health import memory_gib
-from losses import critic_loss, generator_loss, gradient_penalty
-from utils import UserError, pick_device, pick_dtype, run_cli
+from train import GP_EVERY, LAMBDA_GP, LOSSES, settle
+from train import parse_args as parse_train
+from training.loss import critic_loss, generator_loss, gradient_penalty
+from training.monitor import memory_gib
+from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, number, pick_device, pick_dtype, run_cli
 
 PHASES = "generator", "critic", "penalty", "averaging"
 ROUND = 5  # steps of one code base, at least, before the other's turn

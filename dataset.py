@@ -24,9 +24,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from flags import CLASSES, RESOLUTIONS, ArgumentParser, number
-from shares import share_of
-from utils import UserError, atomic_path, make_folder, printable, run_cli
+from training.distributed import share_of
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, atomic_path, make_folder, number, printable, run_cli
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL knows more by their first bytes, scripts among them

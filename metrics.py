@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import figures
-from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
-from distances import (
+from analysis import figures
+from analysis.distances import (
     BATCH,
     NEIGHBOURS,
     PAIRS,
@@ -40,9 +39,8 @@ from distances import (
     spectrum_db,
     standardise,
 )
-from flags import CLASSES, RESOLUTIONS, ArgumentParser, Group, number
-from utils import UserError, atomic_path, make_folder, pick_device, run_cli
-
+from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, atomic_path, make_folder, number, pick_device, run_cli
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it

@@ -21,8 +21,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from flags import CLASSES, ArgumentParser, number
-from utils import UserError, atomic_path, make_folder, run_cli
+from utils import CLASSES, ArgumentParser, UserError, atomic_path, make_folder, number, run_cli
 
 HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85

@@ -9,6 +9,7 @@ map of style vectors can carry stands in styles.py, how slices are changed in ex
 projector.py, and what the slices are worth in evaluate.py.
 """
 
+import argparse
 import csv
 import math
 import os
@@ -16,25 +17,152 @@ import platform
 import sys
 import time
 
-from flags import CLASSES, answer_early, parse_predict
+from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, number
+
+METHODS = "umap", "tsne", "pca"
+SPACES = "w", "w+"
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Look into trained models: what they generate, what their style space holds, what both are worth.",
+        "predict.py --dataset_dir AD_NC/train",
+        "predict.py --plot_umap True --AD_dir AD --NC_dir NC --control_dir control/NC",
+        "predict.py --classes all-conditional --morph True --directions 5",
+        "predict.py --classes all-conditional --project AD_NC/test/AD/218391_78.jpeg",
+        "predict.py --classes AD --export 1000 --truncation 0.7 --output_dir out",
+        "predict.py --classes all-conditional --dataset_dir AD_NC/test --report True",
+    )
+    models = Group(parser, "models")
+    models.add("--model_dir", default="model", help="folder of the runs, or one run itself")
+    models.add(
+        "--classes", help="name of the run under --model_dir: AD, NC, all, all-conditional (default: all, or the only one there)"
+    )
+    models.add(
+        "--which",
+        choices=("last", "best"),
+        default="last",
+        help="the averaged generator as it is now, or as it was at the evaluation with the lowest KID",
+    )
+
+    pictures = Group(parser, "pictures of a model")
+    pictures.add("--dataset_dir", help="folder that holds AD/ and NC/: also draw real slices beside generated ones")
+    pictures.add("--num_images", type=number(int, 1, 10_000), default=16, help="slices in a grid (of each class)")
+    pictures.add(
+        "--truncation",
+        type=number(float, 0),
+        default=1.0,
+        help="psi: 1 leaves the styles as they are, less draws them to the mean: more alike, fewer faults",
+    )
+    pictures.add_bool("--mixing", False, "styles of two latents: one's coarse layers, the other's fine ones")
+    pictures.add(
+        "--mix_layers",
+        metavar="FIRST-LAST",
+        type=layers,
+        help="layers that the other gives, from 0 (default: those of 16x16 and finer)",
+    )
+    pictures.add_bool("--sweep", False, "the same slices at several truncations")
+    pictures.add_bool("--interpolate", False, "from slice to slice, as a strip and as a GIF")
+    pictures.add_bool("--noise_map", False, "what the noise alone changes")
+    pictures.add_bool("--pyramid", False, "what each resolution adds, from 4x4 on")
+    pictures.add(
+        "--directions",
+        type=number(int, 1, 64),
+        metavar="K",
+        help="slices along the first K principal directions of the style space (GANSpace, SeFa)",
+    )
+    pictures.add_bool("--morph", False, "with a conditional model: the same latents as AD and as NC, and the mean difference")
+    pictures.add(
+        "--export",
+        type=number(int, 1, 10**7),
+        metavar="N",
+        help="also write N single PNGs (of each class) with metadata.csv; goes on with an export that was stopped",
+    )
+
+    umap = Group(parser, "maps of style vectors")
+    umap.add_bool("--plot_umap", False, "draw style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
+    umap.add("--AD_dir", help="run of the AD model: a path, or its name under --model_dir")
+    umap.add("--NC_dir", help="run of the NC model, likewise")
+    umap.add(
+        "--control_dir",
+        help="run of a second NC model, trained with another --seed: what a gap between AD and NC has to be held against",
+    )
+    umap.add("--conditional_dir", help="run of a conditional model, likewise (default: all-conditional, if there is one)")
+    umap.add(
+        "--umap_slices",
+        type=number(int, 2),
+        default=50,
+        metavar="N",
+        help="with a conditional model and --dataset_dir: real slices of each class to project into its style space",
+    )
+    umap.add("--num_styles", type=number(int, 20, 10**5), default=1000, help="style vectors of each class")
+    umap.add("--method", choices=METHODS, default=METHODS[0], help="how the map is made")
+    umap.add("--umap_neighbors", type=number(int, 2), default=15, help="UMAP's n_neighbors: more show the whole, fewer the parts")
+    umap.add("--umap_min_dist", type=number(float, 0, 1), default=0.1, help="UMAP's min_dist: how closely points are packed")
+
+    project = Group(parser, "projection of real slices")
+    project.add(
+        "--project",
+        metavar="FILE|DIR",
+        help="find the styles that draw these slices; with a conditional model also move them from AD to NC",
+    )
+    project.add("--project_steps", type=number(int, 1, 10**6), default=100, help="steps of the search for styles, and for noise")
+    project.add("--space", choices=SPACES, default=SPACES[0], help="one style for all layers, or one for each")
+
+    judge = Group(parser, "judgement")
+    judge.add_bool(
+        "--evaluate",
+        False,
+        "does it carry the disease? The critic on unseen slices, classifiers trained on generated "
+        "ones, areas, metrics; needs --dataset_dir, such as AD_NC/test",
+    )
+    judge.add_bool("--report", False, "all of this, as far as the other flags allow, as one page, report.html, and report.json")
+
+    machine = Group(parser, "how")
+    machine.add("--output_dir", default="predictions", help="where everything goes")
+    machine.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of latents, noise, maps and searches")
+    machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+    args = parser.parse_args(argv)
+    missing = [flag for flag in ("AD_dir", "NC_dir") if args.plot_umap and not getattr(args, flag)]
+    if missing and not (len(missing) == 2 and args.conditional_dir):
+        raise UserError(
+            f"--plot_umap True also needs {' and '.join(f'--{flag}' for flag in missing)}: the run of that "
+            f"class's model, such as --AD_dir AD --NC_dir NC"
+        )
+    if args.control_dir and missing:
+        raise UserError("--control_dir is held against --AD_dir and --NC_dir: give both")
+    if args.mix_layers and not args.mixing:
+        raise UserError("--mix_layers belongs to --mixing True")
+    if args.evaluate and not args.dataset_dir:
+        raise UserError("--evaluate True also needs --dataset_dir: slices that the model was not trained on, such as AD_NC/test")
+    return args
+
+
+def layers(text):
+    """An argparse type: "4-9" -> range(4, 10)."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"expected two layers such as 4-9, not {text!r}")
+    return range(int(first), int(last) + 1)
+
 
 if __name__ == "__main__":
-    answer_early(parse_predict)  # before PyTorch is imported
+    answer_early(parse_args)  # before PyTorch is imported
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import evaluate
-import explore
-import figures
-import projector
-import styles
+from analysis import evaluation as evaluate
+from analysis import figures, projector
+from analysis import latents as explore
+from analysis import style_space as styles
+from analysis.export import export
+from analysis.models import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, settings, style_vectors
+from analysis.report import Figure, Section, Table, write_report
 from dataset import Slices, class_folders, find_slices, find_splits
-from export import export
-from report import Figure, Section, Table, write_report
-from trained import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, settings, style_vectors
-from utils import UserError, atomic_path, make_folder, pick_device, run_cli
+from utils import atomic_path, make_folder, pick_device, run_cli
 
 CONDITIONAL = "all-conditional"
 SHOWN = 6  # projected slices in the report
@@ -291,7 +419,7 @@ def check_styles(args, device):
 
 
 def main(argv=None):
-    args = parse_predict(argv)
+    args = parse_args(argv)
     device, began = pick_device(args.device), time.monotonic()
     if args.plot_umap:
         check_styles(args, device)

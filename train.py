@@ -19,23 +19,181 @@ import sys
 import time
 from types import SimpleNamespace
 
-from flags import CLASSES, answer_early, parse_train, settle
+from utils import CLASSES, LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number
+
+LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # weight of the gradient penalty unless --lambda_gp says,
+GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # steps between two unless --gp_every does
+LOSSES = tuple(LAMBDA_GP)
+AUGMENT = "ada", "fixed", "none"
+FOR = {
+    "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},  # unless the flags say,
+    "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 4e-3},
+}  # by device
+
+
+def by_device(name):
+    return "default: " + ", ".join(f"{values[name]:g} on {device}" for device, values in FOR.items())
+
+
+def parse_args(argv=None):
+    """The flags; what hangs on the device is None until `settle`."""
+    parser = ArgumentParser(
+        "Train StyleGAN2 on brain slices. A run lives in <model_dir>/<classes>; the same command goes on with it.",
+        "train.py --dataset_dir AD_NC/train --classes AD",
+        "train.py --dataset_dir AD_NC/train --classes all --conditional True",
+        "train.py --dataset_dir AD_NC/train --classes AD --loss relativistic --max_minutes 9",
+    )
+    data = Group(parser, "data")
+    data.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
+    data.add("--classes", choices=("all", *CLASSES), default="all", help="slices to learn from")
+    data.add_bool("--conditional", False, "with --classes all: one model that is told the class")
+    data.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
+    data.add(
+        "--test_dir",
+        help="slices that evaluations compare with beside the training slices (default: test/ beside "
+        "--dataset_dir, if there is one)",
+    )
+    data.add("--num_workers", type=number(int, 1, 1024), help="threads that decode images on the first pass (default: one a core)")
+
+    run = Group(parser, "the run")
+    run.add("--model_dir", default="model", help="folder of the runs")
+    run.add_bool("--resume", True, "go on with the run when there is one; False renames its folder and starts anew")
+    run.add("--epochs", type=number(int, 1, 10**9), default=100, help="passes over the slices")
+    run.add("--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long")
+    run.add("--save_every", type=number(int, 1), default=5, help="epochs from one save to the next")
+    run.add(
+        "--eval_every",
+        type=number(int, 0),
+        default=5,
+        help="epochs from one evaluation (KID, the critic's scores) to the next; 0: none",
+    )
+    run.add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of weights, order, latents and noise")
+    run.add_bool("--debug", False, "print what every block puts out, at the start and at every save")
+    run.add_bool("--tensorboard", False, "also write TensorBoard event files; needs the package tensorboard")
+    run.add_bool("--dry_run", False, "check everything, print the plan and exit")
+
+    network = Group(parser, "the networks")
+    network.add(
+        "--channel_base",
+        type=number(int, 32, LARGEST["channel_base"]),
+        help=f"feature maps at a resolution: channel_base / resolution ... ({by_device('channel_base')})",
+    )
+    network.add(
+        "--channel_max", type=number(int, 1, LARGEST["channel_max"]), help=f"... and at most this many ({by_device('channel_max')})"
+    )
+
+    training = Group(parser, "training")
+    training.add(
+        "--batch_size", type=number(int, 2, 2**16), help=f"slices a step, of all processes together ({by_device('batch_size')})"
+    )
+    training.add("--lr", type=number(float, 0, open_low=True), help=f"Adam's learning rate ({by_device('lr')})")
+    training.add("--lr_critic", type=number(float, 0, open_low=True), help="the critic's own (default: --lr)")
+    training.add(
+        "--lr_decay",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="share of the run, at its end, in which both rates fall to 0; the end is that of --epochs or "
+        "--max_minutes, whichever is nearer",
+    )
+    training.add(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="what the networks minimise; relativistic did better in the same time (README, Results)",
+    )
+    training.add(
+        "--lambda_gp",
+        type=number(float, 0),
+        help="weight of the gradient penalty (default: "
+        + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items())
+        + ")",
+    )
+    training.add(
+        "--gp_every",
+        type=number(int, 1, 10**6),
+        help="steps from one gradient penalty, then weighted as many times, "
+        "to the next (default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")",
+    )
+    training.add_bool("--bounded", True, "the critic sees generated slices clipped to what a picture holds, as real ones are")
+    training.add(
+        "--augment",
+        choices=AUGMENT,
+        default="none",
+        help="what the critic sees: ada augments as much as it overfits, or, without unseen slices, separates",
+    )
+    training.add("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")
+    training.add("--style_mixing", type=number(float, 0, 1), default=0.0, help="share of slices made from two latents")
+    training.add("--path_length", type=number(float, 0), default=0.0, help="weight of the path length penalty")
+    training.add(
+        "--ema_kimg",
+        type=number(float, 0, open_low=True),
+        default=10.0,
+        help="half-life of the averaged generator in thousand images, less at the start",
+    )
+
+    machine = Group(parser, "the machine")
+    machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    machine.add_bool(
+        "--amp",
+        None,
+        "activations in bfloat16, the penalty's down to 32x32 (default: where the processor has it, that "
+        "is a CPU with AMX or a GPU from Ampere on)",
+    )
+    machine.add_bool(
+        "--cuda_graph",
+        False,
+        "on a GPU, replay steps as CUDA graphs, without waiting for Python; not tried on a GPU yet: a run holds them against "
+        "plain steps first, and goes on without where they differ",
+    )
+    machine.add(
+        "--grad_accum",
+        type=number(int, 1),
+        default=1,
+        help="turns in which a batch is computed, for small cards: the same gradients from less memory",
+    )
+
+    args = parser.parse_args(argv)
+    if args.conditional and args.classes != "all":
+        raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
+    if (args.augment == "fixed") != (args.augment_p is not None):
+        raise UserError("--augment fixed and --augment_p belong together, such as --augment fixed --augment_p 0.3")
+    args.augment_p = args.augment_p or 0.0
+    args.lambda_gp = LAMBDA_GP[args.loss] if args.lambda_gp is None else args.lambda_gp
+    args.gp_every = args.gp_every or GP_EVERY[args.loss]
+    return args
+
+
+def settle(args, device, network=()):
+    """Fill in what the flags leave open: as in the `network` (a dict) of a run that goes on, else as suits the torch.device.
+
+    UserError for flags that do not suit it.
+    """
+    for name, value in (FOR["a CPU" if device.type == "cpu" else "a GPU"] | dict(network)).items():
+        if getattr(args, name, 0) is None:
+            setattr(args, name, value)
+    args.lr_critic = args.lr_critic or args.lr
+    if args.cuda_graph and (device.type != "cuda" or args.grad_accum > 1):
+        raise UserError("--cuda_graph True: only on a GPU and with --grad_accum 1; leave it out")
+    return args
+
 
 if __name__ == "__main__":
-    answer_early(parse_train)  # before PyTorch is imported
+    answer_early(parse_args)  # before PyTorch is imported
 
 import torch
 from tqdm import tqdm
 
-from augment import UNSEEN_EVERY, Strength, augment, separation
+from analysis.validation import EVALUATION, Evaluator
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from graphs import Recorder
-from health import EVALUATION, PICTURE, Evaluator, Probe, Watch, memory_gib, picture_statistics
-from losses import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
 from modules import Discriminator, build_generator
-from run import Run, check_same_run, has_checkpoint, hold, kept_network, set_aside
-from shares import Draws, Processes, check_divisible, draw, share_of
-from utils import STOPPING, Interrupted, UserError, make_folder, pick_device, pick_dtype, random_stream, run_cli
+from training.ada import UNSEEN_EVERY, Strength, separation
+from training.augment import augment
+from training.distributed import Draws, Processes, check_divisible, share_of
+from training.loss import PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
+from training.monitor import PICTURE, Probe, Watch, memory_gib, picture_statistics
+from training.run_folder import Run, check_same_run, has_checkpoint, hold, kept_network, set_aside
+from utils import STOPPING, Interrupted, make_folder, pick_device, pick_dtype, random_stream, run_cli
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
@@ -115,7 +273,7 @@ class Training:
 
     def make(self, turn):
         """Draw latents for the slices of a turn, and generate."""
-        turn.z = draw(torch.randn, (len(turn.real), Z_DIM), turn.real.device, self.rng)
+        turn.z = torch.randn(len(turn.real), Z_DIM, device=turn.real.device, generator=self.rng)
         turn.made, turn.ws = self.generate(turn.z, turn.labels, self.args.style_mixing, self.dtype)
         turn.fake = bounded(turn.made) if self.args.bounded else turn.made
 
@@ -539,7 +697,7 @@ def print_plan(args, slices, test, folder, config, device, dtype, shares):
 
 def main(argv=None):
     start = time.monotonic()
-    args = parse_train(argv)
+    args = parse_args(argv)
     device = pick_device(args.device)
     dtype = pick_dtype(args.amp, device)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))

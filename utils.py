@@ -1,12 +1,18 @@
 """What every script here shares: one-line errors, devices, files that are never half written."""
 
+import argparse
 import contextlib
 import ctypes
+import difflib
 import hashlib
 import os
 import signal
 import sys
 import tempfile
+
+CLASSES = ("AD", "NC")  # label 0, label 1
+RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
+LARGEST = {"channel_base": 2**20, "channel_max": 1024}  # beyond these no machine has the memory
 
 UMASK = os.umask(0)  # can only be read by being set, which threads must not do at once
 os.umask(UMASK)
@@ -167,3 +173,82 @@ def _has_amx():
             return "amx_bf16" in file.read()
     except OSError:
         return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command lines. PyTorch takes seconds to import, so that a command looks at its flags with `answer_early` before it imports it.
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but a wrong flag gives one line (as every other error does) and defaults stand in `--help`.
+
+    examples: command lines, without the `python`, that `--help` ends with.
+    """
+
+    def __init__(self, description, *examples):
+        super().__init__(
+            description=description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            epilog="examples:\n" + "\n".join("  python " + line for line in examples) if examples else None,
+        )
+
+    def error(self, message):
+        raise UserError(f"{message} (see python {self.prog} --help)")
+
+    def parse_args(self, argv=None):
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
+            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {near[0]}?" if near else ""))
+        for name, value in vars(args).items():
+            if value in ([], ""):  # [] is what argparse makes of --flag=--, unchecked
+                self.error(f"--{name}: expected a value")
+        return args
+
+
+class Group:
+    """Flags that stand together in `--help`."""
+
+    def __init__(self, parser, title):
+        self.group = parser.add_argument_group(title)
+        self.add = self.group.add_argument
+
+    def add_bool(self, flag, default, help):
+        """A flag that takes True or False in any letter case; standing bare it means True."""
+        self.add(flag, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def boolean(text):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+
+
+def number(kind, low, high=sys.float_info.max, open_low=False):
+    """An argparse type: an int or float within [low, high], or (low, high] with `open_low`; inf only where `high` is."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+        if not low <= value <= high or (open_low and value == low):  # also refuses nan
+            bounds = f"{'above' if open_low else 'at least'} {low}" + (f", at most {high}" if high < sys.float_info.max else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+        return value
+
+    return parse
+
+
+def answer_early(parse):
+    """Call parse() for what it refuses, or for its `--help`; either ends the process."""
+    try:
+        parse()
+    except UserError:
+        run_cli(parse)

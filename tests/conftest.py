@@ -57,12 +57,12 @@ def slices_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, slices_dir):
     """A folder of runs AD, NC and all-conditional, each trained for two epochs; NC without evaluations."""
-    import health
+    from analysis import validation
 
     folder = str(tmp_path_factory.mktemp("model"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(health, "EVALUATED", 32)
-        patch.setattr(health, "Features", functools.cache(health.Features))  # the same network for all
+        patch.setattr(validation, "EVALUATED", 32)
+        patch.setattr(validation, "Features", functools.cache(validation.Features))  # the same network for all
         for flags in (["--eval_every", 1], ["--classes", "NC"], ["--classes", "all", "--conditional", "--eval_every", 2]):
             assert start(slices_dir, folder, "--epochs", 2, "--save_every", 1, *flags) == 0
     return folder
@@ -71,14 +71,14 @@ def models(tmp_path_factory, slices_dir):
 @pytest.fixture(scope="session")
 def model(models):
     """The trained AD model."""
-    from trained import load_model
+    from analysis.models import load_model
 
     return load_model(os.path.join(models, "AD"), "cpu")
 
 
 @pytest.fixture(scope="session")
 def conditional(models):
-    from trained import load_model
+    from analysis.models import load_model
 
     return load_model(os.path.join(models, "all-conditional"), "cpu")
 

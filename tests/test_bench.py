@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import bench
 import train
 from dataset import to_float
-from flags import parse_train, settle
+from train import parse_args as parse_train
+from train import settle
 from utils import UserError
 
 TINY = [

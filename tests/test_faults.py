@@ -14,9 +14,9 @@ import time
 import numpy as np
 import pytest
 import torch
-
 from conftest import ROOT, TINY, checkpoint, read_table, start
-from run import digest, hold, save_tensors
+
+from training.run_folder import digest, hold, save_tensors
 from utils import UserError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and mounts as POSIX has them")

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
-from flags import ArgumentParser, Group, boolean, number, parse_predict, parse_train
-from utils import UserError
+
+from predict import parse_args as parse_predict
+from train import parse_args as parse_train
+from utils import ArgumentParser, Group, UserError, boolean, number
 
 
 def test_boolean_flags():

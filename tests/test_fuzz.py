@@ -24,25 +24,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, start
 from hypothesis import HealthCheck, configuration, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import areas
-import augment
 import bench
 import dataset
-import diagrams
 import metrics
 import phantom
 import predict
-import projector
-import styles
 import train
-from conftest import TINY, start
-from export import export
-from run import check_same_run, digest, kept_network, save_tensors
-from trained import load_model, weights_file
+from analysis import areas, diagrams, projector
+from analysis import style_space as styles
+from analysis.export import export
+from analysis.models import load_model, weights_file
+from training import augment
+from training.run_folder import check_same_run, digest, kept_network, save_tensors
 from utils import UserError, run_cli
 
 configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))  # nothing in the repository

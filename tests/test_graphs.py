@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphs
 import train
-from conftest import TINY
-from flags import parse_train, settle
+from train import parse_args as parse_train
+from train import settle
 from utils import UserError
 
 CPU = torch.device("cpu")

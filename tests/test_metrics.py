@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-import distances
 import metrics
+from analysis import distances
 from utils import UserError
 
 

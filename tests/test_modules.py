@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import modules
+import ops
 from modules import (
     Conv2d,
     Discriminator,
@@ -20,15 +21,10 @@ from modules import (
     ModulatedConv2d,
     StyleBlock,
     ToImage,
-    blur,
-    by_pictures_alone,
     channels_at,
-    convolve,
-    downsample,
-    leaky_relu,
     minibatch_std,
-    upsample,
 )
+from ops import blur, by_pictures_alone, convolve, downsample, leaky_relu, upsample
 
 
 @pytest.fixture(autouse=True)
@@ -406,8 +402,8 @@ def test_second_derivative_of_a_convolution_in_bfloat16(n, channels, size):
 
 def test_derivatives_by_pictures_alone_are_the_same_and_spare_those_by_weights(monkeypatch):
     critic, images = Discriminator(16, 128, 8).double(), torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    asked, derivatives = [], modules._derivatives
-    monkeypatch.setattr(modules, "_derivatives", lambda *args: asked.append(args[-1][:2]) or derivatives(*args))
+    asked, derivatives = [], ops._derivatives
+    monkeypatch.setattr(ops, "_derivatives", lambda *args: asked.append(args[-1][:2]) or derivatives(*args))
 
     def penalty(context):
         asked.clear()

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT, TINY, checkpoint, read_table, start
 from PIL import Image
 
-from conftest import ROOT, TINY, checkpoint, read_table, start
-from run import digest
+from training.run_folder import digest
 
 
 def draw(path, seed=0):

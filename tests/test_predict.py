@@ -12,14 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-import classifier
-import explore
-import intervals
 import predict
-import projector
-import trained
-from flags import parse_predict
+from analysis import bootstrap as intervals
+from analysis import classifier, projector
+from analysis import latents as explore
+from analysis import models as trained
 from modules import MappingNetwork
+from predict import parse_args as parse_predict
 from utils import UserError
 
 

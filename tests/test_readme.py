@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
-from flags import parse_predict, parse_train
+
+from predict import parse_args as parse_predict
+from train import parse_args as parse_train
 
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
     README = file.read()

@@ -16,17 +16,18 @@ import types
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY, checkpoint, read_table, start
 from PIL import Image
 
-import figures
-import health
 import train
-from augment import Strength
-from conftest import ROOT, TINY, checkpoint, read_table, start
+from analysis import figures, validation
 from dataset import Slices, batches
-from flags import LOSSES, parse_train, settle
-from losses import bounded, critic_loss, generator_loss, gradient_penalty
-from run import save_tensors
+from train import LOSSES, settle
+from train import parse_args as parse_train
+from training import monitor as health
+from training.ada import Strength
+from training.loss import bounded, critic_loss, generator_loss, gradient_penalty
+from training.run_folder import save_tensors
 from utils import UserError, random_stream
 
 BLOCKS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
@@ -61,7 +62,7 @@ def evaluations(monkeypatch, unplotted):
 
         def __call__(self, averaged, *_):
             self.seen.append({key: value.clone() for key, value in averaged.state_dict().items()})
-            return dict.fromkeys(health.EVALUATION, 0.0) | {"kid": kids.pop(0)}
+            return dict.fromkeys(validation.EVALUATION, 0.0) | {"kid": kids.pop(0)}
 
     monkeypatch.setattr(train, "Evaluator", Stub)
     return kids, Stub.seen
@@ -390,8 +391,8 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplott
             super().update(term, images)
 
     monkeypatch.setattr(train, "Strength", functools.partial(Growing, speed_kimg=0.05))
-    monkeypatch.setattr(health, "EVALUATED", 16)
-    monkeypatch.setattr(health, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
+    monkeypatch.setattr(validation, "EVALUATED", 16)
+    monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
     stops = (1, 2, 4) if "all" in flags else (1, 5, 9)
     assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0
     for epochs in stops:  # evaluations and saves change nothing either

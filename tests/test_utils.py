@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import utils
-from conftest import ROOT
 from utils import UserError, atomic_path, make_folder, pick_device, pick_dtype, random_stream
 
 

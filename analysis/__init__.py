@@ -1,0 +1,1 @@
+"""What predict.py and metrics.py are made of."""

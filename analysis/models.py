@@ -1,0 +1,166 @@
+"""Trained runs on disk, and slices from them: what every script that looks into a model begins with.
+
+model = load_model(find_run("AD", "model"), device)
+images = np.concatenate(list(generate(model, 16, seed=0, device=device)))           # uint8 [16, R, R]
+"""
+
+import functools
+import glob
+import json
+import os
+import sys
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataset import to_uint8
+from modules import Generator, MappingNetwork, build_generator
+from utils import CLASSES, RESOLUTIONS, UserError, random_stream
+
+WEIGHTS = {"last": "generator.pt", "best": "best.pt"}  # files of a run
+BATCH = 16  # images generated at once; always whole batches, so that their number changes no picture
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs on disk
+
+
+class Model(NamedTuple):
+    """The averaged networks of one run, in evaluation mode."""
+
+    name: str
+    mapping: MappingNetwork
+    generator: Generator
+    trained_on: list  # class names
+    labels: list  # those it can be told, or [None]
+    folder: str
+
+
+def find_run(name, model_dir):
+    """The folder of a run given by path or by its name under `model_dir`; UserError with the runs there are."""
+    for folder in (name, os.path.join(model_dir, name)):
+        if os.path.isfile(os.path.join(folder, "generator.pt")):
+            return os.path.normpath(folder)
+    raise UserError(
+        f"no run {name}: looked for {name}/generator.pt and {os.path.join(model_dir, name)}/generator.pt; "
+        f"{describe_runs(model_dir)}"
+    )
+
+
+def list_runs(model_dir):
+    return sorted(os.path.basename(os.path.dirname(path)) for path in glob.glob(os.path.join(model_dir, "*", "generator.pt")))
+
+
+def describe_runs(model_dir):
+    runs = list_runs(model_dir)
+    return (
+        f"--model_dir {model_dir} holds {', '.join(runs)}"
+        if runs
+        else f"--model_dir {model_dir} holds no run yet (train.py makes one)"
+    )
+
+
+def settings(folder):
+    """What config.json keeps of a run: flags, network, data; {} where there is none, without what is no dict in it."""
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            return {name: part for name, part in json.load(file).items() if isinstance(part, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+@functools.cache  # says its line once a run
+def weights_file(folder, which):
+    """The file of a run's last or best averaged generator; the last, with a note, where no best one was kept."""
+    path = os.path.join(folder, WEIGHTS[which])
+    if which == "last" or os.path.isfile(path):
+        return path
+    print(
+        f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every keeps one): its last generator is drawn", file=sys.stderr
+    )
+    return os.path.join(folder, WEIGHTS["last"])
+
+
+def check_generator(saved):
+    """Raise ValueError, or nearly anything, unless generator.pt holds a network of ours with its weights; takes no memory."""
+    network, classes = saved["network"], saved["classes"]
+    if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
+        raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
+    if classes not in (list(CLASSES), *([name] for name in CLASSES)):
+        raise ValueError("trained on other classes")
+    with torch.device("meta"):  # shapes alone
+        expected = build_generator(network).state_dict()
+    weights = saved["weights"]
+    if {name: x.shape for name, x in expected.items()} != {name: x.shape for name, x in weights.items()}:
+        raise ValueError("its weights do not fit its network")
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise ValueError("its weights are not finite")
+
+
+def load_model(folder, device, which="last"):
+    """Read the generator in <folder>; UserError when it is not one of ours."""
+    path = weights_file(folder, which)
+    try:
+        if damaged := zipfile.ZipFile(path).testzip():  # compares the checksums, which PyTorch does not
+            raise ValueError(f"{damaged} in it is damaged")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        check_generator(saved)
+        networks = build_generator(saved["network"])
+        networks.load_state_dict(saved["weights"])
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a generator that train.py saved ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]})"
+        ) from None
+    networks.to(device).eval().requires_grad_(False)
+    labels = list(range(networks["mapping"].num_classes)) or [None]
+    name = os.path.basename(os.path.abspath(folder))
+    return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels, folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generating
+
+
+def latents(z_dim, seed, batches, start=0):
+    """Batches number `start` to `batches` of the latents of a seed, each [BATCH, z_dim] on the CPU."""
+    rng = random_stream("latents", seed)
+    for batch in range(batches):
+        z = torch.randn(BATCH, z_dim, generator=rng)
+        if batch >= start:
+            yield z
+
+
+def draw_z(count, z_dim, seed):
+    """The first `count` latents of a seed [count, z_dim], on the CPU."""
+    return torch.cat(list(latents(z_dim, seed, -(-count // BATCH))))[:count]
+
+
+def style_vectors(mapping, z, label=None):
+    """w [N, w_dim] of latents z [N, z_dim], all of one class or of none (None); and their labels [N], or None."""
+    labels = None if label is None else torch.full([len(z)], label, dtype=torch.long, device=z.device)
+    return mapping(z, labels), labels
+
+
+@torch.no_grad()
+def generate(model, count, seed, truncation=1.0, label=None, device="cpu", start=0):
+    """Yield `count` generated slices in batches, uint8 [n, R, R] with n <= BATCH, from batch number `start` on.
+
+    A slice is a function of its number and of the other arguments, but for count and start.
+    """
+    batches = -(-count // BATCH)
+    for batch, z in enumerate(latents(model.mapping.z_dim, seed, batches, start), start):
+        rng = random_stream(f"noise {batch}", seed, device)
+        w, labels = style_vectors(model.mapping, z.to(device), label)
+        images = model.generator(model.mapping.truncate(w, truncation, labels), noise="random", rng=rng)
+        yield to_uint8(images).cpu().numpy()[: count - batch * BATCH]
+
+
+@torch.no_grad()
+def synthesize(model, ws, noise="fixed", rng=None):
+    """Slices of styles [N, w_dim], or one a layer [N, num_ws, w_dim], in batches: uint8 [N, R, R].
+
+    "fixed" noise is the same in all of them, so that they differ by their styles alone; see modules.StyleBlock.
+    """
+    return np.concatenate([to_uint8(model.generator(part, noise, rng)).cpu().numpy() for part in ws.split(BATCH)])

@@ -1,0 +1,105 @@
+"""Exports: what they hold, that they go on where they stopped, and that they never mix."""
+
+import copy
+import csv
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from analysis.export import export, styles
+from analysis.models import generate, synthesize
+from dataset import Slices
+from utils import UserError
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def snapshot(folder):
+    """{file: (its bytes, when it was written)}"""
+    return {name: ((folder / name).read_bytes(), os.stat(folder / name).st_mtime_ns) for name in os.listdir(folder)}
+
+
+def test_export_writes_what_generate_gives(model, tmp_path):
+    assert export(model, 18, 5, 0.8, "cpu", str(tmp_path)) == [str(tmp_path / "AD")]
+    expected = np.concatenate(list(generate(model, 18, 5, 0.8)))
+    for i, image in enumerate(expected):
+        np.testing.assert_array_equal(read(tmp_path / "AD" / f"{i:06d}.png"), image)
+    assert len(list((tmp_path / "AD").glob("*.png"))) == 18
+    with open(tmp_path / "AD/metadata.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[17] == rows[0] | {"path": "000017.png", "number": "17", "w_row": "17"}
+    assert [rows[0][name] for name in ("class", "seed", "truncation", "model", "w_file")] == ["AD", "5", "0.8", "AD", "w.npy"]
+
+
+def test_exported_styles_are_those_of_the_slices(model, tmp_path):
+    """Without noise a slice is a function of its w."""
+    model = copy.deepcopy(model)
+    for block in model.generator.blocks:
+        for style in block.styles:
+            torch.nn.init.zeros_(style.noise_strength)
+    export(model, 17, 2, 0.5, "cpu", str(tmp_path))
+    w = torch.from_numpy(np.load(tmp_path / "AD/w.npy"))
+    found = synthesize(model, w)
+    for i in range(17):
+        assert np.abs(found[i].astype(int) - read(tmp_path / f"AD/{i:06d}.png")).max() <= 1
+
+
+def test_conditional_export_is_a_labelled_set(conditional, tmp_path):
+    export(conditional, 3, 0, 1.0, "cpu", str(tmp_path))
+    slices = Slices(str(tmp_path / "all-conditional"), resolution=32, progress=False)
+    assert slices.counts == {"AD": 3, "NC": 3}
+    with open(tmp_path / "all-conditional/metadata.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == [f"{name}/00000{i}.png" for name in ("AD", "NC") for i in range(3)]
+    for row in rows:
+        assert row["class"] == row["path"][:2] and row["w_file"] == f"w_{row['class']}.npy"
+    w = [np.load(tmp_path / f"all-conditional/w_{name}.npy") for name in ("AD", "NC")]
+    assert w[0].shape == (3, 256) and not np.allclose(*w)
+    np.testing.assert_array_equal(w[1], styles(conditional, 3, 0, 1.0, 1, "cpu"))
+
+
+def test_export_goes_on(model, tmp_path):
+    """Stopped after a few, then whole, then larger: what is there is left alone, what comes is the same as in one go."""
+    whole = tmp_path / "whole"
+    export(model, 40, 0, 1.0, "cpu", str(whole))
+    parts = tmp_path / "parts"
+    export(model, 40, 0, 1.0, "cpu", str(parts))
+    for i in (3, *range(20, 40)):
+        os.unlink(parts / f"AD/{i:06d}.png")
+    kept = snapshot(parts / "AD")
+    export(model, 40, 0, 1.0, "cpu", str(parts))
+    after, once = snapshot(parts / "AD"), snapshot(whole / "AD")
+    assert {name: content for name, (content, _) in after.items()} == {name: content for name, (content, _) in once.items()}
+    assert after["metadata.csv"] == kept["metadata.csv"]
+    export(model, 50, 0, 1.0, "cpu", str(parts))
+    assert len(list((parts / "AD").glob("*.png"))) == 50
+    assert {name: snapshot(parts / "AD")[name][0] for name in once if name.endswith("png")} == {
+        name: content for name, (content, _) in once.items() if name.endswith("png")
+    }
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [({"count": 3}, "holds 5 slices"), ({"seed": 1}, "another model, --seed"), ({"truncation": 0.5}, "another model, --seed")],
+)
+def test_exports_do_not_mix(model, tmp_path, change, expected):
+    flags = {"count": 5, "seed": 0, "truncation": 1.0, "device": "cpu", "output_dir": str(tmp_path)}
+    export(model, **flags)
+    before = snapshot(tmp_path / "AD")
+    with pytest.raises(UserError, match=expected):
+        export(model, **flags | change)
+    assert snapshot(tmp_path / "AD") == before
+
+
+def test_foreign_pngs_are_left_alone(model, tmp_path):
+    (tmp_path / "AD").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "AD/mine.png")
+    with pytest.raises(UserError, match="no metadata.csv"):
+        export(model, 2, 0, 1.0, "cpu", str(tmp_path))
+    assert os.listdir(tmp_path / "AD") == ["mine.png"]

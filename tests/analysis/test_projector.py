@@ -1,0 +1,307 @@
+"""The distance and the noise term against second computations, the search against slices whose w is known, and the files."""
+
+import copy
+import functools
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from analysis import projector
+from analysis.distances import random_vgg16
+from analysis.models import Model, draw_z, style_vectors, synthesize
+from analysis.projector import (
+    Distance,
+    clean_names,
+    move_class,
+    nearest_starts,
+    noise_structure,
+    project,
+    read_targets,
+    save_projection,
+)
+from dataset import to_float, to_uint8
+from modules import NOISE_LR, build_generator
+from utils import UserError
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """One VGG16 for all tests, and fewer starting points."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projector, "Features", functools.cache(projector.Features))
+        patch.setattr(projector, "STARTS", 32)
+        yield
+
+
+def tiny(num_classes=0, noise=0.2):
+    """An untrained model of 32x32, whose w differ enough to be found again."""
+    torch.manual_seed(0)
+    networks = (
+        build_generator(
+            {"resolution": 32, "channel_base": 256, "channel_max": 16, "z_dim": 16, "w_dim": 16, "num_classes": num_classes}
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+    for block in networks["generator"].blocks:
+        for style in block.styles:
+            style.noise_strength.fill_(noise / NOISE_LR)
+    labels = list(range(num_classes)) or [None]
+    return Model("tiny", networks["mapping"], networks["generator"], ["AD", "NC"][: max(1, num_classes)], labels, "")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def few(model):
+    """Three slices of the model's own, of latents that are not among its starting points, and their projection."""
+    targets = synthesize(model, style_vectors(model.mapping, draw_z(3, 16, seed=99))[0])
+    return targets, project(model, targets, [-1] * 3, STEPS)
+
+
+def rms(a, b):
+    return np.sqrt(np.square(a.astype(float) - b).mean((-2, -1)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The distance
+
+
+def test_distance_is_the_sum_written_out():
+    distance, (a, b) = Distance(), torch.rand(2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ours = (distance.embed(a) - distance.embed(b)).square().sum(1)
+    network, expected = random_vgg16(0), projector.PIXELS * (a - b).square().mean((1, 2, 3))
+    maps = [F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)]
+    for layers in (network[:4], network[4:9]):
+        maps = [layers(x).detach() for x in maps]
+        x, y = (x / x.norm(dim=1, keepdim=True) for x in maps)
+        expected = expected + (x - y).square().sum(1).mean((1, 2))
+    torch.testing.assert_close(ours, expected)
+
+
+def test_distance_does_not_look_beyond_black_and_white():
+    distance, x = Distance(), torch.full((1, 1, 32, 32), -1.0)
+    assert torch.equal(distance.embed(x), distance.embed(x - 3))
+
+
+def test_gradient_of_the_distance_against_finite_differences():
+    distance = Distance()
+    distance.blocks = [[copy.deepcopy(layer).double() for layer in block] for block in distance.blocks]
+    rng = torch.Generator().manual_seed(1)
+    x, y, direction = (torch.rand(2, 1, 16, 16, generator=rng, dtype=torch.float64) - 0.5 for _ in range(3))
+
+    def value(images):
+        return (distance.embed(images) - distance.embed(y)).square().sum()
+
+    (gradient,) = torch.autograd.grad(value(x.requires_grad_()), x)
+    step = 1e-7
+    with torch.no_grad():
+        slope = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The noise term
+
+
+def test_noise_structure_of_small_maps_is_the_sum_written_out():
+    noise = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x = noise[:, 0].numpy()
+    right = [sum(one[i, j] * one[i, (j + 1) % 8] for i in range(8) for j in range(8)) / 64 for one in x]
+    below = [sum(one[i, j] * one[(i + 1) % 8, j] for i in range(8) for j in range(8)) / 64 for one in x]
+    np.testing.assert_allclose(noise_structure([noise]).numpy(), np.square(right) + np.square(below))
+
+
+def test_noise_structure_is_near_zero_for_white_noise_alone():
+    rng = torch.Generator().manual_seed(3)
+    white = torch.randn(64, 1, 32, 32, generator=rng, dtype=torch.float64)
+    expected = sum(2 / side**2 for side in (32, 16, 8))  # each mean of side^2 products of variance 1, squared
+    assert noise_structure([white]).mean().item() == pytest.approx(expected, rel=0.4)
+    fine = F.avg_pool2d(white, 3, 1, 1)
+    coarse = F.interpolate(white[..., :8, :8], scale_factor=4)
+    stripes = torch.ones(1, 1, 32, 32).cumsum(3).remainder(2).sub(0.5).mul(2)
+    for smooth in (fine / fine.std(), coarse / coarse.std(), stripes):
+        assert noise_structure([smooth]).min() > 10 * expected
+
+
+def test_normalise_gives_mean_zero_and_variance_one():
+    noise = [3 * torch.randn(2, 1, side, side) + 5 for side in (4, 16)]
+    projector.normalise(noise)
+    for one in noise:
+        torch.testing.assert_close(one.mean((2, 3)), torch.zeros(2, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.square().mean((2, 3)), torch.ones(2, 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search
+
+
+def test_a_generated_slice_is_found_again(model, few):
+    targets, found = few
+    others = synthesize(model, style_vectors(model.mapping, draw_z(64, 16, seed=7))[0])
+    nearest = np.array([rms(target, others).min() for target in targets])
+    assert (found.rms[:, 0] < 0.5 * nearest).all(), (found.rms, nearest)
+    assert (found.rms[:, 1] < found.rms[:, 0] + 1).all()
+    assert ((0.3 < found.spread) & (found.spread < 2)).all()
+
+
+def test_what_is_told_of_a_projection_is_so(model, few):
+    targets, found = few
+    np.testing.assert_array_equal(found.images[:, 0], synthesize(model, found.ws))
+    np.testing.assert_array_equal(found.images[:, 1], to_uint8(model.generator(found.ws, found.noise)).numpy())
+    np.testing.assert_allclose(found.rms, rms(found.images, targets[:, None]))
+    distance = Distance()
+    a, b = (distance.features(to_float(torch.from_numpy(x))) for x in (found.images[:, 1].copy(), targets))
+    np.testing.assert_allclose(found.perceptual[:, 1], (a - b).square().sum(1), rtol=1e-4, atol=1e-7)
+    w = style_vectors(model.mapping, draw_z(projector.DRAWN, 16, 0))[0]
+    size = (w - w.mean(0)).norm(dim=1).square().mean().sqrt()
+    np.testing.assert_allclose(found.spread, (found.ws[:, 0] - w.mean(0)).norm(dim=1) / size, rtol=1e-4)
+    assert found.course.shape == (3, projector.FRAMES, 32, 32)
+    np.testing.assert_array_equal(found.course[:, -1], found.images[:, 1])
+    assert (np.diff(rms(found.course, targets[:, None])[:, [0, 12]], axis=1) < 0).all()
+    assert all(torch.equal(found.ws[:, 0], w) for w in found.ws.unbind(1))
+
+
+def test_a_batch_gives_what_each_alone_gives(model, few):
+    targets, _ = few
+    together, again = (project(model, targets, [-1] * 3, 8) for _ in range(2))
+    assert torch.equal(together.ws, again.ws) and np.array_equal(together.course, again.course)
+    for i in range(3):
+        alone = project(model, targets[i : i + 1], [-1], 8)
+        torch.testing.assert_close(alone.ws[0], together.ws[i], atol=1e-3, rtol=1e-3)
+        assert np.abs(alone.images[0].astype(int) - together.images[i]).max() <= 1
+
+
+def test_w_plus_reaches_what_mixed_styles_draw(model):
+    mixed = style_vectors(model.mapping, draw_z(2 * model.generator.num_ws, 16, seed=5))[0].reshape(2, -1, 16)
+    targets = synthesize(model, mixed)
+    w, plus = (project(model, targets, [-1, -1], STEPS, space) for space in ("w", "w+"))
+    assert (plus.rms[:, 0] < 0.8 * w.rms[:, 0]).all(), (plus.rms, w.rms)
+    assert not torch.allclose(plus.ws[:, 0], plus.ws[:, -1])
+
+
+def test_noise_holds_what_white_noise_drew_and_stays_white(model, few, monkeypatch):
+    targets = synthesize(model, few[1].ws, "random", torch.Generator().manual_seed(1))
+    found = project(model, targets, [-1] * 3, STEPS)
+    assert (found.rms[:, 1] < 0.7 * found.rms[:, 0]).all(), found.rms
+    for one in found.noise:
+        torch.testing.assert_close(one.square().mean((2, 3)), torch.ones(3, 1))
+    white = noise_structure([torch.randn_like(one) for one in found.noise]).mean()
+    assert noise_structure(found.noise).max() < white
+    monkeypatch.setattr(projector, "WHITE", 0.0)
+    assert noise_structure(project(model, targets, [-1] * 3, STEPS).noise).mean() > 3 * noise_structure(found.noise).mean()
+
+
+def test_starts_are_the_nearest_of_the_class():
+    model, distance = tiny(2), Distance()
+    drawn = torch.stack([style_vectors(model.mapping, draw_z(20, 16, 0), label)[0] for label in (0, 1)])
+    images = torch.cat([model.generator(drawn[0, 17:18], "fixed"), model.generator(drawn[1, 3:4], "fixed")])
+    starts, classes = nearest_starts(model, drawn, distance, images, torch.tensor([-1, -1]))
+    torch.testing.assert_close(starts, torch.stack([drawn[0, 17], drawn[1, 3]]))
+    assert classes.tolist() == [0, 1]
+    starts, classes = nearest_starts(model, drawn, distance, images, torch.tensor([1, 1]))
+    assert classes.tolist() == [1, 1] and not torch.equal(starts[0], drawn[0, 17])
+    torch.testing.assert_close(starts[1], drawn[1, 3])
+
+
+def test_the_way_from_class_to_class_ends_at_the_other_classes_w():
+    model = tiny(2)
+    ad, nc = (style_vectors(model.mapping, draw_z(projector.DRAWN, 16, 0), label)[0].mean(0) for label in (0, 1))
+    found = project(model, synthesize(model, ad[None]), [0], 2)
+    found = found._replace(ws=ad.expand(1, model.generator.num_ws, -1))
+    moved = move_class(model, found)[0]
+    for place, w in ((2, ad), (4, nc), (3, (ad + nc) / 2)):
+        expected = to_uint8(model.generator(w[None], found.noise))[0].numpy().astype(int)
+        assert np.abs(moved[place] - expected).max() <= 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def test_names_are_clean_and_different():
+    names = clean_names(
+        ["../../etc/passwd.png", "a b.png", "a_b.PNG", "A B.png", "é/.jpg", "", "x" * 300 + ".png", "C:\\d\ne.png", "AD/1_2.png"]
+    )
+    assert names[:4] == ["etc_passwd", "a_b", "a_b_2", "A_B_3"] and names[-1] == "AD_1_2"
+    assert len({name.lower() for name in names}) == len(names)
+    assert all(
+        0 < len(name) < 100 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+        for name in names
+    )
+
+
+def test_read_targets_knows_classes_by_their_folder(slices_dir, tmp_path):
+    both = read_targets(os.path.dirname(slices_dir) + "/test", 32)
+    assert both.images.shape == (13, 32, 32) and both.images.dtype == np.uint8
+    assert both.labels.tolist() == [0] * 6 + [1] * 7 and both.names[0] == "AD_100_0"
+    assert read_targets(slices_dir + "/NC", 32).labels.tolist() == [1] * 11
+    one = read_targets(slices_dir + "/AD/103_0.png", 64)
+    assert one.images.shape == (1, 64, 64) and one.labels.tolist() == [0] and one.names == ["103_0"]
+    Image.fromarray(both.images[0]).save(tmp_path / "unknown.png")
+    assert read_targets(tmp_path, 32).labels.tolist() == [-1]
+
+
+def test_read_targets_refuses_in_one_line(tmp_path, capsys):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            read_targets(path, 32)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    for path in (tmp_path, tmp_path / "broken.png"):
+        with pytest.raises(UserError, match="no readable slice, tried broken.png"):
+            read_targets(path, 32)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "good.png")
+    assert read_targets(tmp_path, 32).names == ["good"]
+    assert "1 unreadable file left out: broken.png" in capsys.readouterr().err
+
+
+def test_files_hold_the_projection(model, few, tmp_path):
+    targets, found = few
+    paths = save_projection(found, ["../../../outside", "b", "b"], str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        f"{name}.{kind}" for name in ("outside", "b", "b_2") for kind in ("png", "npz", "gif")
+    )
+    with np.load(paths[4], allow_pickle=False) as kept:
+        assert sorted(kept) == sorted(
+            [
+                "ws",
+                "target",
+                "images",
+                "rms",
+                "perceptual",
+                "spread",
+                "label",
+                *(f"noise_{i:02d}" for i in range(model.generator.num_ws - 1)),
+            ]
+        )
+        noise = [torch.from_numpy(kept[f"noise_{i:02d}"])[None, None] for i in range(model.generator.num_ws - 1)]
+        drawn = to_uint8(model.generator(torch.from_numpy(kept["ws"])[None], noise))[0].numpy().astype(int)
+        assert np.abs(drawn - kept["images"][1]).max() <= 1  # alone, not in the batch: rounding
+        np.testing.assert_array_equal(kept["target"], targets[1])
+        assert kept["label"] == -1 and kept["rms"].shape == kept["perceptual"].shape == (2,)
+    with Image.open(paths[5]) as gif:
+        assert gif.size == (2 * 256, 256) and gif.n_frames > 5
+        assert np.abs(np.asarray(gif.convert("L"))[::8, :256:8].astype(int) - targets[1]).max() <= 2
+
+
+def test_a_conditional_projection_is_moved_and_written(tmp_path):
+    model = tiny(2)
+    targets = synthesize(model, style_vectors(model.mapping, draw_z(2, 16, 8), 1)[0])
+    found = project(model, targets, [0, 1], 2)
+    assert found.labels.tolist() == [0, 1]
+    moved = move_class(model, found)
+    assert moved.shape == (2, len(projector.SHIFTS), 32, 32)
+    np.testing.assert_array_equal(moved[:, 2], found.images[:, 1])
+    paths = save_projection(found, ["a", "b"], str(tmp_path), moved)
+    assert [os.path.basename(path) for path in paths[3::4]] == ["a_classes.png", "b_classes.png"]
+    assert all(os.path.getsize(path) for path in paths)

@@ -1,0 +1,140 @@
+"""The style space: separation against closed forms and planted truth, what is said of it, maps, and the epochs."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import style_space as styles
+from analysis.bootstrap import Interval, auc
+from analysis.models import draw_z
+from analysis.style_space import Separation
+from modules import MappingNetwork
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How far apart
+
+
+def test_neighbour_shares():
+    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)  # more than the 1024 distances at a time
+    one_cloud = rng.normal(size=(1400, 5))
+    assert styles.neighbour_shares(one_cloud, classes).mean() == pytest.approx(0.5, abs=0.03)
+    assert styles.neighbour_shares(one_cloud + 100 * classes[:, None], classes).min() == 1
+    line = np.array([[0.0], [1.0], [2.1], [3.3]])  # nearest: 1, 0, 1, 2
+    np.testing.assert_array_equal(styles.neighbour_shares(line, np.array([0, 0, 1, 1]), k=1), [1, 1, 0, 1])
+
+
+def test_separation_of_one_cloud_and_of_two():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 150, 8))
+    mixed, moved, apart = (styles.separation(a, b + shift) for shift in (0, 0.6, 30))
+    for interval in mixed:
+        assert interval.low - 0.02 < 0.5 < interval.high + 0.02
+    assert 0.7 < moved.auc.low < moved.auc.value < moved.auc.high < 1
+    assert min(apart.alike.low, apart.auc.low) == 1
+
+
+def test_twins_do_not_stand_on_both_sides_of_the_probe():
+    """Sets that are the same vectors: with a twin of the other class in the training fold, a probe would do worse than chance."""
+    a = np.random.default_rng(0).normal(size=(60, 40))
+    groups, classes = np.r_[:60, :60], np.repeat([0, 1], 60)
+    points = np.concatenate([a, a])
+    assert auc(styles.probe_scores(points, classes, groups), classes == 1) == pytest.approx(0.5, abs=1e-9)
+    assert auc(styles.probe_scores(points, classes, np.arange(120)), classes == 1) < 0.45
+
+
+def test_untrained_mapping_networks_of_two_seeds_lie_apart():
+    sets, z = [], draw_z(256, 256, 0)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sets.append(MappingNetwork().eval()(z).detach().numpy())
+    assert styles.separation(*sets).alike.low > 0.99
+
+
+def gap(alike, auc, width=0.02):
+    return Separation(*(Interval(value, value - width, value + width) for value in (alike, auc)))
+
+
+@pytest.mark.parametrize(
+    "pair, control, like, expected",
+    [
+        (gap(0.9, 0.9), None, True, "without --control_dir"),
+        (gap(1, 1), gap(1, 1), True, "so do NC and NC"),
+        (gap(0.8, 0.9), gap(0.6, 0.7), True, "further apart than NC and NC do, by both"),
+        (gap(0.8, 0.9), gap(0.6, 0.89), True, "By one of two"),
+        (gap(0.61, 0.7), gap(0.6, 0.69), True, "no further apart"),
+        (gap(0.5, 0.5), gap(0.9, 0.9), True, "no further apart"),
+        (gap(0.61, 0.7), gap(0.9, 0.9), False, "no like comparison"),
+    ],
+)
+def test_verdict(pair, control, like, expected):
+    assert expected in styles.verdict(pair, control, like)
+
+
+def test_conditional_verdict():
+    assert "would project" in styles.conditional_verdict()
+    assert "more than by chance, AUC 0.70 (0.60 to 0.80)" in styles.conditional_verdict(gap(0.5, 0.7, 0.1))
+    assert "was not shown, AUC 0.55" in styles.conditional_verdict(gap(0.5, 0.55, 0.1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Maps and epochs
+
+
+def test_pca_keeps_the_two_widest_directions():
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(300, 2)) * (9, 4)
+    points = np.c_[0.01 * rng.normal(size=(300, 3)), plane]
+    found = styles.embed(points, "pca")
+    np.testing.assert_allclose(np.abs(np.corrcoef(found.T, plane.T)[:2, 2:]), np.eye(2), atol=0.1)
+
+
+def test_umap_is_reproducible_and_keeps_clusters():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(40, 5)), 30 + rng.normal(size=(40, 5))])
+    found = styles.embed(points, "umap", seed=1)
+    np.testing.assert_array_equal(found, styles.embed(points, "umap", seed=1))
+    assert styles.neighbour_shares(found, np.repeat([0, 1], 40), k=5).mean() == 1
+
+
+def test_split_like():
+    sets = {"AD": np.zeros((2, 3)), "NC": np.zeros((4, 3)), "real AD": np.zeros((1, 3))}
+    assert {name: rows.tolist() for name, rows in styles.split_like(np.arange(7), sets).items()} == {
+        "AD": [0, 1],
+        "NC": [2, 3, 4, 5],
+        "real AD": [6],
+    }
+
+
+def test_models_of_one_seed_start_as_equals(models):
+    kept = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")})
+    assert [epoch for epoch, _ in kept] == [0, 1, 2]
+    for epoch, sets in kept:
+        assert np.array_equal(sets["AD"], sets["NC"]) == (epoch == 0)
+    (_, start), *_ = styles.history(os.path.join(models, "all-conditional"))
+    assert start["AD"].shape == (512, 256) and not np.allclose(start["AD"], start["NC"])
+
+
+def test_history_of_a_long_run_keeps_its_ends(tmp_path):
+    (tmp_path / "styles").mkdir()
+    for epoch in range(0, 101, 5):
+        np.save(tmp_path / f"styles/epoch_{epoch:04d}.npy", np.full((2, 4, 3), epoch))
+    kept = styles.history(str(tmp_path))
+    assert len(kept) == styles.FRAMES and (kept[0][0], kept[-1][0]) == (0, 100)
+    assert all((sets["NC"] == epoch).all() for epoch, sets in kept)
+
+
+def test_epochs_to_show():
+    assert styles.epochs_to_show(range(0, 81, 5)) == [0, 5, 30, 80]
+    assert styles.epochs_to_show([0]) == [0]
+    assert styles.epochs_to_show([0, 1, 2]) == [0, 1, 2]
+    assert styles.epochs_to_show([]) == []
+
+
+def test_maps_over_epochs(models):
+    kept, calls = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")}), []
+    maps = styles.maps_over_epochs(kept, lambda: calls.append(1), method="pca")
+    assert [epoch for epoch, *_ in maps] == [0, 1, 2] and len(calls) == 3
+    assert all(np.allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-4) for _, sets, _ in maps)
+    assert maps[0][1]["AD"].shape == (512, 2) and maps[0][2] < 0.5  # at epoch 0 the nearest is a vector's twin

@@ -1,0 +1,335 @@
+"""The losses and penalties in closed form and against finite differences, in float64 where rounding would hide an error."""
+
+import math
+
+import pytest
+import torch
+
+from modules import Discriminator, build_generator
+from train import LOSSES
+from training.loss import DRIFT, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
+
+REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def softplus(x):
+    return math.log(1 + math.exp(x))
+
+
+def seeded_rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_gradients(loss, module):
+    """The gradients of loss() by every parameter of `module`, along a random direction, are finite differences."""
+    module.zero_grad()
+    loss().backward()
+    for name, parameter in module.named_parameters():
+        direction, step, values = torch.randn_like(parameter), 1e-7, []  # seldom over a ReLU's kink
+        analytic = 0.0 if parameter.grad is None else (parameter.grad * direction).sum().item()
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * step * direction
+            values.append(loss().item())
+            with torch.no_grad():
+                parameter -= sign * step * direction
+        assert analytic == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4, abs=1e-6), name
+
+
+def small_networks(labelled=False):
+    """Mapping network and generator, critic, real slices, latents and labels at 16x16 in float64."""
+    torch.manual_seed(0)
+    model = build_generator(
+        {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2 if labelled else 0}
+    ).double()
+    critic = Discriminator(16, 64, 4, num_classes=2 if labelled else 0).double()
+    return (
+        model,
+        critic,
+        torch.randn(4, 1, 16, 16, dtype=torch.float64),
+        torch.randn(4, 8, dtype=torch.float64),
+        torch.tensor([0, 1, 1, 0]) if labelled else None,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures as they are saved
+
+
+def test_bounded_clips_and_lets_only_gradients_that_lead_back_inside_pass():
+    images = torch.tensor([-1.5, -1.5, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 2.0, 2.0], requires_grad=True)
+    weight = torch.tensor([3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0])  # descending moves an image against it
+    shown = bounded(images)
+    torch.testing.assert_close(shown, torch.tensor([-1.0, -1.0, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 1.0, 1.0]))
+    (weight * shown).sum().backward()
+    torch.testing.assert_close(images.grad, torch.tensor([0.0, -3.0, 0.0, -3.0, 3.0, -3.0, 3.0, 0.0, 3.0, 0.0]))
+
+
+def test_bounded_never_traps_an_image_outside():
+    target = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    images = (-3 * target).requires_grad_()
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad((bounded(images) - target).square().sum(), images)
+        images = (images - 0.1 * gradient).detach().requires_grad_()
+    torch.testing.assert_close(images.detach().clamp(-1, 1), target)
+
+
+def test_bounded_leaves_gradients_inside_exact_and_of_second_order():
+    images = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: bounded(x).pow(3), images)
+    assert torch.autograd.gradgradcheck(lambda x: bounded(x).pow(3), images)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Adversarial losses
+
+
+@pytest.mark.parametrize(
+    "kind, of_critic, of_generator",
+    [
+        ("wgan-gp", mean(FAKE) - mean(REAL) + DRIFT * mean(r * r for r in REAL), -mean(FAKE)),
+        ("logistic", mean(map(softplus, FAKE)) + mean(softplus(-r) for r in REAL), mean(softplus(-f) for f in FAKE)),
+        ("relativistic", mean(softplus(f - r) for r, f in zip(REAL, FAKE)), mean(softplus(r - f) for r, f in zip(REAL, FAKE))),
+    ],
+)
+def test_losses_in_closed_form(kind, of_critic, of_generator):
+    real, fake = torch.tensor(REAL), torch.tensor(FAKE)
+    assert critic_loss(kind, real, fake).item() == pytest.approx(of_critic, rel=1e-6)
+    assert generator_loss(kind, real, fake).item() == pytest.approx(of_generator, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_critic_and_generator_pull_scores_apart_and_together(kind):
+    real, fake = (torch.tensor(scores, requires_grad=True) for scores in (REAL, FAKE))
+    by_real, by_fake = torch.autograd.grad(critic_loss(kind, real, fake), (real, fake))
+    assert (by_real < 0).all() and (by_fake > 0).all()  # down the gradient: real up, generated down
+    (by_fake_g,) = torch.autograd.grad(generator_loss(kind, real, fake), fake)
+    assert (by_fake_g < 0).all()  # and generated up again
+
+
+def test_logistic_losses_have_the_sigmoid_as_gradient():
+    real, fake = (torch.tensor(scores, requires_grad=True) for scores in (REAL, FAKE))
+    by_real, by_fake = torch.autograd.grad(critic_loss("logistic", real, fake), (real, fake))
+    torch.testing.assert_close(by_real, -torch.sigmoid(-real) / 3)
+    torch.testing.assert_close(by_fake, torch.sigmoid(fake) / 3)
+    by_real, by_fake = torch.autograd.grad(critic_loss("relativistic", real, fake), (real, fake))
+    torch.testing.assert_close(by_fake, torch.sigmoid(fake - real) / 3)
+    torch.testing.assert_close(by_real, -by_fake)
+
+
+def test_relativistic_loss_knows_no_level_of_scores():
+    real, fake = (torch.tensor(scores, dtype=torch.float64) for scores in (REAL, FAKE))
+    for loss in (critic_loss, generator_loss):
+        assert loss("relativistic", real + 7, fake + 7).item() == pytest.approx(loss("relativistic", real, fake).item())
+        assert loss("logistic", real + 7, fake + 7).item() != pytest.approx(loss("logistic", real, fake).item(), rel=0.1)
+    drift = critic_loss("wgan-gp", real + 7, fake + 7) - critic_loss("wgan-gp", real, fake)  # its only hold on the level
+    assert drift.item() == pytest.approx(DRIFT * (49 + 14 * mean(REAL)))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_gradients_of_both_losses_against_finite_differences(kind, labelled):
+    _, critic, real, _, labels = small_networks(labelled)
+    fake = torch.nn.ParameterList([torch.randn_like(real)])
+    assert_gradients(lambda: critic_loss(kind, critic(real, labels), critic(fake[0].detach(), labels)), critic)
+    assert_gradients(lambda: generator_loss(kind, critic(real, labels), critic(fake[0], labels)), fake)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradient penalties
+
+
+@pytest.mark.parametrize(
+    "kind, penalty, derivative",
+    [  # of the slope's length, and by it
+        ("wgan-gp", lambda x: (x - 1) ** 2, lambda x: 2 * (x - 1)),
+        ("logistic", lambda x: x**2 / 2, lambda x: x),
+        ("relativistic", lambda x: x**2, lambda x: 2 * x),
+    ],
+)
+def test_penalty_of_a_linear_critic(kind, penalty, derivative):
+    slope = torch.randn(1, 8, 8, dtype=torch.float64, requires_grad=True)
+    real, fake = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)
+    found, norm = gradient_penalty(kind, lambda x, labels: (slope * x).sum((1, 2, 3)), real, fake)
+    length = slope.detach().norm()
+    assert norm.item() == pytest.approx(length.item())
+    assert found.item() == pytest.approx(penalty(length).item())
+    (by_slope,) = torch.autograd.grad(found, slope)
+    torch.testing.assert_close(by_slope, derivative(length) * slope.detach() / length)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_where_the_penalty_is_taken(kind):
+    seen, told = [], torch.tensor([0, 1, 1, 0, 0, 1])
+
+    def critic(x, labels):
+        assert labels is told
+        seen.append(x.detach())
+        return x.square().sum((1, 2, 3)) / 2  # its gradient is x
+
+    real, fake = torch.randn(2, 6, 1, 4, 4)
+    penalty, norm = gradient_penalty(kind, critic, real, fake, told, seeded_rng(1))
+    norms = [images.flatten(1).norm(dim=1) for images in seen]
+    assert norm.item() == pytest.approx(norms[0].mean().item(), rel=1e-5)
+    if kind == "wgan-gp":
+        (between,) = seen
+        share = ((between - real) / (fake - real)).flatten(1)
+        assert (share.std(1) < 1e-3).all() and (0 <= share.mean(1)).all() and (share.mean(1) <= 1).all()
+        assert share.mean(1).std() > 0.05  # a share of its own for every pair
+        assert penalty.item() == pytest.approx((norms[0] - 1).square().mean().item(), rel=1e-5)
+    else:
+        places = [real] if kind == "logistic" else [real, fake]
+        assert len(seen) == len(places) and all(map(torch.equal, seen, places))
+        assert penalty.item() == pytest.approx(sum(x.square().sum((1, 2, 3)).mean().item() / 2 for x in places), rel=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_gradients_of_the_penalty_against_finite_differences(kind, labelled):
+    _, critic, real, _, labels = small_networks(labelled)
+    fake = torch.randn_like(real)
+    assert_gradients(lambda: gradient_penalty(kind, critic, real, fake, labels, seeded_rng())[0], critic)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_flat_critic_has_a_penalty_with_a_gradient(kind):
+    slope = torch.zeros(1, 4, 4, requires_grad=True)
+    penalty, norm = gradient_penalty(kind, lambda x, labels: (slope * x).sum((1, 2, 3)), *torch.randn(2, 3, 1, 4, 4))
+    assert norm.item() < 1e-9 and penalty.item() == pytest.approx(1 if kind == "wgan-gp" else 0)
+    assert torch.autograd.grad(penalty, slope)[0].isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Path length
+
+
+class Linear(torch.nn.Module):
+    """ws [N, L, D] -> images [N, 1, 4, 4], the sum of a matrix times w over the layers."""
+
+    def __init__(self, matrices):
+        super().__init__()
+        self.matrices = torch.nn.Parameter(matrices)  # [L, 16, D]
+
+    def forward(self, ws):
+        return torch.einsum("lpd,nld->np", self.matrices, ws).reshape(-1, 1, 4, 4)
+
+
+def test_path_length_against_the_jacobian():
+    torch.manual_seed(0)
+    generator, path_length = Linear(torch.randn(3, 16, 5)), PathLength()
+    ws = torch.randn(6, 3, 5, requires_grad=True)
+
+    def images(ws):
+        return generator(ws).tanh()
+
+    path_length.mean.fill_(0.2)
+    penalty, length = path_length(images(ws), ws, seeded_rng(2))
+    y = torch.randn(6, 1, 4, 4, generator=seeded_rng(2)) / 4  # N(0, 1 / pixels)
+    lengths = []
+    for i in range(6):
+        jacobian = torch.autograd.functional.jacobian(lambda w: images(w[None])[0].flatten(), ws[i].detach())  # [16, 3, 5]
+        lengths.append(torch.einsum("p,pld->ld", y[i].flatten(), jacobian).square().sum(1).mean().sqrt())
+    lengths = torch.stack(lengths)
+    assert penalty.item() == pytest.approx((lengths - 0.2).square().mean().item(), rel=1e-4)
+    assert length.item() == pytest.approx(lengths.mean().item(), rel=1e-4)
+    path_length.track(length)
+    assert path_length.mean.item() == pytest.approx(0.2 * 0.99 + 0.01 * lengths.mean().item(), rel=1e-4)
+
+
+def test_path_length_of_an_orthogonal_generator_is_its_scale():
+    orthogonal, _ = torch.linalg.qr(torch.randn(16, 16, generator=seeded_rng()))
+    generator, path_length = Linear(3 * orthogonal[None]), PathLength(decay=0.05)
+    rng, ws = seeded_rng(1), torch.randn(4096, 1, 16, requires_grad=True)
+    for _ in range(150):
+        penalty, length = path_length(generator(ws), ws, rng)
+        path_length.track(length)
+    # |J^T y| = 3 |y|, and 4 |y| has a chi distribution with 16 degrees of freedom
+    mean = 3 * math.sqrt(2) * math.gamma(8.5) / math.gamma(8) / 4
+    assert path_length.mean.item() == pytest.approx(mean, rel=2e-3)
+    assert penalty.item() == pytest.approx(9 - mean**2, rel=0.1)  # E[|3 y|^2] = 9
+    again = PathLength()
+    again.load_state_dict(path_length.state_dict())
+    assert again.mean == path_length.mean
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_gradients_of_the_path_length_against_finite_differences(labelled):
+    model, _, _, z, labels = small_networks(labelled)
+    path_length = PathLength(decay=0).double()  # a is a constant in the derivative
+    path_length.mean.fill_(0.3)
+
+    def penalty():
+        ws = mixed_styles(model["mapping"], z, labels, model["generator"].num_ws, 0)
+        return path_length(model["generator"](ws, noise="fixed"), ws, seeded_rng(3))[0]
+
+    assert_gradients(penalty, model)
+    assert path_length.mean == 0.3
+
+
+def test_one_image_that_is_not_finite_leaves_the_mean_length():
+    generator, path_length = Linear(torch.randn(1, 16, 5)), PathLength()
+    ws = torch.randn(4, 1, 5, requires_grad=True)
+    path_length.track(path_length(generator(ws), ws)[1])
+    before = path_length.mean.clone()
+    penalty, length = path_length(generator(ws) * torch.tensor([1, 1, 1, math.nan])[:, None, None, None], ws)
+    path_length.track(length)
+    assert not penalty.isfinite() and before > 0 and path_length.mean == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Style mixing
+
+N, LAYERS = 4096, 7
+
+
+def mix(share, seed=0, labels=None):
+    """(first latents, mixed styles) of a mapping network that keeps z, or adds 100 times the label to it."""
+    z = torch.randn(N, 3, generator=seeded_rng(99))
+
+    def mapping(z, told):
+        return z if told is None else z + 100 * told[:, None]
+
+    return mapping(z, labels), mixed_styles(mapping, z, labels, LAYERS, share, seeded_rng(seed))
+
+
+def crossovers(first, ws):
+    """The layer from which on each sample leaves the first latent, [N]; LAYERS where it never does."""
+    return (ws == first[:, None]).all(2).sum(1)
+
+
+def test_no_mixing_is_the_mapping_in_every_layer():
+    first, ws = mix(0)
+    assert torch.equal(ws, first[:, None].expand(N, LAYERS, 3))
+
+
+def test_all_mixed_samples_are_of_two_latents_from_a_random_layer_on():
+    first, ws = mix(1.0)
+    crossover = crossovers(first, ws)
+    assert torch.equal(crossover.unique(), torch.arange(1, LAYERS))  # every layer but the first, each as often
+    counts = crossover.bincount()[1:]
+    assert ((counts - N / (LAYERS - 1)).abs() < 5 * math.sqrt(N / (LAYERS - 1))).all()
+    layer = torch.arange(LAYERS)
+    second = ws[:, -1]
+    expected = torch.where((layer < crossover[:, None])[..., None], first[:, None], second[:, None])
+    assert torch.equal(ws, expected)
+    assert second.mean(0).abs().max() < 5 / math.sqrt(N) and (second.std(0) - 1).abs().max() < 5 / math.sqrt(2 * N)
+    assert (torch.corrcoef(torch.cat([first, second], dim=1).T)[:3, 3:].abs() < 5 / math.sqrt(N)).all()
+
+
+def test_share_of_mixed_samples():
+    first, ws = mix(0.5)
+    mixed = (crossovers(first, ws) < LAYERS).sum().item()
+    assert abs(mixed - N / 2) < 5 * math.sqrt(N) / 2
+
+
+def test_mixing_is_a_function_of_its_generator_and_keeps_the_label():
+    labels = torch.arange(N) % 2
+    first, ws = mix(0.7, labels=labels)
+    assert torch.equal(ws, mix(0.7, labels=labels)[1])
+    assert not torch.equal(ws, mix(0.7, seed=1, labels=labels)[1])
+    assert ((ws > 50).all((1, 2)) == (labels == 1)).all() and (ws < 50).all((1, 2)).sum() == N / 2

@@ -1,0 +1,168 @@
+"""Adaptive discriminator augmentation: what the critic sees of real and of generated slices, and how often it is changed.
+
+    strength = Strength("ada", device=device)
+    critic(augment(real, strength.p, rng)), critic(augment(fake, strength.p, rng))
+    strength.update({"separation": separation(score_real, score_fake)}, batch_size)
+
+After Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv:2006.06676), called K20a here.
+A critic that knows its few training slices by heart stops teaching the generator. So all that it sees, real and generated,
+is changed at random: each operation is applied with probability p. The generator still learns unchanged slices, nothing
+leaks, as long as only one distribution of slices can give the changed ones seen (K20a, section 2.2): changing must be
+invertible, as an operator T = (1 - p) I + p A on distributions. Here all strengths are drawn so that A, the operation when
+it is applied, has no negative eigenvalue (a normal or triangular density has a Fourier transform >= 0, which a uniform one
+has not: with it T has an eigenvalue 0 at p = 0.82). T then has none below 1 - p. (This holds but for the loss by resampling
+and by what leaves the picture.)
+
+Operations are those of K20a that leave a slice of a head on black, and a gamma curve: no quarter turns, colours, stretching
+or filters, and black wherever K20a mirrors the picture at its edge or fills with grey. Run as a script, this file draws all.
+"""
+
+import math
+import os
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+from analysis import figures
+from dataset import Slices, to_float, to_uint8
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, make_folder, number, run_cli
+
+OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"  # in this order
+SHIFT = 1 / 8  # of the side, at most (triangular density, as ROTATE)
+ROTATE = math.radians(20)  # at most
+SCALE = 0.1  # standard deviations (normal densities): of log2 of the factor,
+BRIGHTNESS = 0.1  # ... of an intensity, where black is 0 and white is 1,
+CONTRAST = 0.3  # ... of log2 of the factor,
+GAMMA = 0.5  # ... of log2 of the curve's gamma,
+NOISE = 0.05  # ... of the noise's own standard deviation, an intensity
+CUTOUT = 1 / 2  # of the side
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The operations, on intensities v [N, 1, R, R]: black is 0, white is 1, nothing is clipped. Strengths come one per image.
+
+
+def move(v, mirror, shift, angle, zoom):
+    """Mirror, then shift, then turn and scale about the centre, in one bilinear resampling; outside the picture is black.
+
+    mirror [N]: -1 swaps left and right, 1 does not; shift [N, 2]: pixels right and down; angle [N]: radians, anticlockwise;
+    zoom [N]: above 1 enlarges. R is a power of two: then mirrored and shifted pixels are exact, for every coordinate that
+    they need is a float without rounding.
+    """
+    size = v.shape[-1]
+    place = (2 * torch.arange(size, device=v.device, dtype=v.dtype) + 1) / size - 1  # pixel centres; edges at -1 and 1
+    x, y = place, place[:, None]
+    cos, sin = ((f(angle) / zoom)[:, None, None] for f in (torch.cos, torch.sin))  # [N, 1, 1]
+    right, down = (2 / size * shift).T[:, :, None, None]
+    source = torch.stack([mirror[:, None, None] * (cos * x - sin * y - right), sin * x + cos * y - down], dim=3)
+    return F.grid_sample(v, source.to(v.dtype), align_corners=False)  # source: [N, R, R, 2]
+
+
+def tone(v, brightness, contrast, gamma):
+    """Add `brightness`, multiply by `contrast`, then bend mid-grey down (`gamma` above 1) or up (below), each [N].
+
+    The curve v / (v + gamma (1 - v)) keeps black and white and takes 1/2 to 1 / (1 + gamma). It is used in place of v^gamma
+    because its slope lies between gamma and 1 / gamma, also at black, and two curves in turn are again one, of the product.
+    Outside [0, 1] it goes on with slope 1: a value there, which a generator may well make, keeps its gradient.
+    """
+    brightness, contrast, gamma = (strength[:, None, None, None] for strength in (brightness, contrast, gamma))
+    v = (v + brightness) * contrast
+    inside = v.clamp(0, 1)
+    return inside / (inside + gamma * (1 - inside)) + (v - inside)
+
+
+def add_noise(v, sigma, rng=None):
+    """Add N(0, sigma^2) to every pixel; sigma [N]."""
+    return v + sigma[:, None, None, None] * torch.randn(v.shape, device=v.device, generator=rng)
+
+
+def cut_out(v, centre, side):
+    """Blacken a square around `centre` [N, 2], right and down, of `side` [N]; both in units of the picture's side."""
+    size = v.shape[-1]
+    place = (torch.arange(size, device=v.device) + 0.5) / size
+    column, row = ((place - centre[:, i, None]).abs() < side[:, None] / 2 for i in (0, 1))  # [N, R]
+    return v.masked_fill((row[:, :, None] & column[:, None, :])[:, None], 0)
+
+
+def augment(images, p, rng=None, operations=OPERATIONS):
+    """Apply each operation to each image with probability p, drawn anew: [N, 1, R, R] -> the same, about [-1, 1], black -1.
+
+    p: in [0, 1], a number or a tensor [] on the images' device, whose value is not looked at (the GPU is not waited for);
+    rng: a generator on that device, or None for PyTorch's own; operations: to choose from (the others leave the images,
+    but draw as many random numbers). A mirrored image is one in two of those drawn, as in K20a. float32 or float64;
+    differentiable once by the images. Images of p = 0 come back as they are, or with a tensor within 2e-7.
+    """
+    if isinstance(p, (int, float)) and p == 0:
+        return images
+    n, size = len(images), images.shape[-1]
+    chance = torch.rand((n, len(OPERATIONS)), device=images.device, generator=rng).T
+    uniform = torch.rand((n, 9), device=images.device, generator=rng).T
+    wide = 2 * uniform[3:] - 1  # in [-1, 1)
+    normal = torch.randn((n, 5), device=images.device, generator=rng).T
+    on = {name: (row < p if name in operations else row < 0).float() for name, row in zip(OPERATIONS, chance)}  # [N], 0 or 1
+
+    mirror = 1 - 2 * on["flip"] * (uniform[0] < 0.5)
+    shift = on["shift"] * (SHIFT / 2 * size * wide[:4]).round().unflatten(0, (2, 2)).sum(0)  # [2, N], triangular
+    angle = on["rotate"] * ROTATE / 2 * wide[4:].sum(0)
+    zoom = torch.exp2(on["scale"] * SCALE * normal[0])
+    v = move((images + 1) / 2, mirror, shift.T, angle, zoom)
+    v = tone(
+        v,
+        on["brightness"] * BRIGHTNESS * normal[1],
+        torch.exp2(on["contrast"] * CONTRAST * normal[2]),
+        torch.exp2(on["gamma"] * GAMMA * normal[3]),
+    )
+    v = add_noise(v, on["noise"] * NOISE * normal[4].abs(), rng)
+    return 2 * cut_out(v, uniform[1:3].T, on["cutout"] * CUTOUT) - 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the critic sees
+
+
+def draw_operations(slices, rows, seed, path):
+    """One picture of `rows` slices: above, each operation alone, strongly; below, all together at p = 0.2, 0.5 and 0.8."""
+    images = to_float(torch.from_numpy(figures.spread(slices, rows)))
+    rng = torch.Generator().manual_seed(seed)
+    alone = {name: strongest(torch.stack([augment(images, 1.0, rng, [name]) for _ in range(8)]), images) for name in OPERATIONS}
+    together = [(f"p = {p}", augment(images, p, rng)) for p in (0.2, 0.5, 0.8) for _ in range(3)]
+    figure = Figure(figsize=(15, 0.7 + 3 * rows), layout="constrained")
+    for axes, line in zip(figure.subplots(2), (alone.items(), together)):
+        labels, columns = zip(("real", images), *line)
+        picture = figures.tile(to_uint8(torch.stack(columns, dim=1).flatten(0, 1)).numpy(), len(columns))
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        axes.set_xticks((torch.arange(len(columns)) + 0.5) * picture.shape[1] / len(columns), labels)
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        axes.set_yticks([])
+    figures.save_figure(figure, path)
+
+
+def strongest(draws, images):
+    """Of draws [D, N, 1, R, R], for each image the one that changed it most, as it shows (clipped): [N, 1, R, R]."""
+    change = (draws.clamp(-1, 1) - images).abs().mean((2, 3, 4))  # [D, N]
+    return draws[change.argmax(0), torch.arange(len(images))]
+
+
+def main(argv=None):
+    parser = ArgumentParser(
+        "Draw what adaptive augmentation shows the critic: each operation alone, and all together.",
+        "augment.py --dataset_dir AD_NC/train --rows 4",
+    )
+    parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
+    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to draw")
+    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=128, help="pixels a side")
+    parser.add_argument("--rows", type=number(int, 1, 100), default=4, help="slices")
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the draws")
+    parser.add_argument("--output_dir", default="predictions", help="where augment.png goes")
+    args = parser.parse_args(argv)
+    slices = Slices(args.dataset_dir, args.classes, args.resolution)
+    make_folder(args.output_dir, "--output_dir")
+    path = os.path.join(args.output_dir, "augment.png")
+    draw_operations(slices, args.rows, args.seed, path)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
