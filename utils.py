@@ -5,6 +5,8 @@ import contextlib
 import ctypes
 import difflib
 import hashlib
+import json
+import operator
 import os
 import signal
 import sys
@@ -173,6 +175,34 @@ def _has_amx():
             return "amx_bf16" in file.read()
     except OSError:
         return False
+
+
+def read_config(folder):
+    """The settings in a run's config.json, {"flags": {...}, "network": {...}, ...}; {} if it is missing or unreadable.
+
+    Values that are not dictionaries are left out.
+    """
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            return {name: value for name, value in json.load(file).items() if isinstance(value, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError):  # invalid JSON, or JSON that is no dictionary
+        return {}
+
+
+def read_network(folder):
+    """The validated network settings in a run's config.json, {name: int}; {} if any is missing or impossible."""
+    names = "resolution", "channel_base", "channel_max", "z_dim", "w_dim", "num_classes"
+    try:
+        network = read_config(folder)["network"]
+        network = {name: operator.index(network[name]) for name in names}
+    except (KeyError, TypeError):
+        return {}
+    valid = (
+        network["resolution"] in RESOLUTIONS
+        and all(0 < network[name] <= largest for name, largest in LARGEST.items())
+        and network["num_classes"] in (0, len(CLASSES))
+    )
+    return network if valid else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
