@@ -2,10 +2,10 @@
 
     classify({"AD": ..., "NC": ...}, generated, unseen, subjects)["generated"]["auc"]       # uint8 [n, R, R] each
 
-It learns from real slices, from generated ones, and from both, and tells apart unseen real ones: the classification accuracy
-score of Ravuri and Vinyals 2019 (arXiv:1905.10887), with the AUC in place of the accuracy. A generator that carries the whole
-difference teaches as well as the slices that it learnt from. At 64x64 one training takes half a minute on a
-free CPU core.
+Classifiers trained on real slices, on generated slices and on both tell AD from NC on unseen real slices: the
+classification accuracy score of Ravuri and Vinyals (2019, arXiv:1905.10887), with the AUC in place of the accuracy. If generated
+slices carry the whole difference, a classifier trained on them does as well as one trained on the real slices that the generator
+learnt from. At 64x64 one training takes half a minute on an otherwise idle CPU core.
 """
 
 import numpy as np
@@ -19,30 +19,30 @@ from analysis.bootstrap import auc, bootstrap
 from dataset import to_float
 from utils import CLASSES, UserError, pick_dtype, random_stream
 
-SEEDS = 0, 1, 2  # of the classifier: its start and its batches
-STEPS, BATCH, WIDTH = 600, 32, 16  # of its training; twice the steps changed little on phantoms
-SHIFT = 2  # pixels up or down, left or right, by which its training slices are moved
-
+SEEDS = 0, 1, 2  # of the initial weights and the batches
+STEPS, BATCH, WIDTH = 600, 32, 16  # of a training; twice the steps changed little on phantoms
+SHIFT = 2  # pixels; training slices are moved by up to this much in either direction
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The classifier
 
 
 def build_classifier():
-    """Slices [N, 1, R, R] -> logit of AD [N, 1]: torchvision's residual blocks (He et al. 2016), one a level, four levels."""
+    """Slices [N, 1, R, R] -> logit of AD [N, 1]: torchvision's residual blocks (He et al. 2016), one at each of four levels."""
     layers, channels = [nn.Conv2d(1, WIDTH, 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True)], WIDTH
-    for i in range(4):
-        out, stride = WIDTH << i, 2 if i else 1
-        shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if i else None
+    for level in range(4):
+        out, stride = WIDTH << level, 2 if level else 1
+        shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if level else None
         layers.append(BasicBlock(channels, out, stride, shortcut))
         channels = out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
 
 
 def train_classifier(pixels, is_ad, seed, device="cpu", bar=None):
-    """A classifier in evaluation mode, from uint8 [N, R, R] and bool [N] in STEPS steps, so that no choice is left to make.
+    """A classifier trained on slices uint8 [N, R, R] with labels bool [N], in evaluation mode; `bar` counts steps.
 
-    AdamW on a one-cycle schedule; slices are mirrored and moved at random. `bar` counts steps.
+    AdamW on a one-cycle schedule for STEPS steps: nothing is chosen on validation slices. Batches hold both classes in equal
+    numbers; slices are mirrored and moved at random.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -51,10 +51,10 @@ def train_classifier(pixels, is_ad, seed, device="cpu", bar=None):
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
     pixels, target = torch.as_tensor(pixels), torch.as_tensor(is_ad, dtype=torch.float32)
-    sides = [target.nonzero()[:, 0], (target == 0).nonzero()[:, 0]]
+    rows_of_classes = [target.nonzero()[:, 0], (target == 0).nonzero()[:, 0]]
     dtype = pick_dtype(None, device)
     for _ in range(STEPS):
-        rows = torch.cat([side[torch.randint(len(side), [BATCH // 2], generator=rng)] for side in sides])
+        rows = torch.cat([members[torch.randint(len(members), [BATCH // 2], generator=rng)] for members in rows_of_classes])
         mirrored = torch.rand(BATCH, 1, 1, generator=rng) < 0.5
         images = torch.where(mirrored, pixels[rows].flip(-1), pixels[rows])
         shift = torch.randint(-SHIFT, SHIFT + 1, [2], generator=rng).tolist()
@@ -73,49 +73,68 @@ def train_classifier(pixels, is_ad, seed, device="cpu", bar=None):
 
 @torch.no_grad()
 def logits(network, pixels, device="cpu"):
-    """Of AD, float32 [N], for uint8 [N, R, R]."""
-    parts = torch.as_tensor(pixels).split(64)
-    return torch.cat([network(to_float(part.to(device)))[:, 0].cpu() for part in parts]).numpy()
+    """Logits of AD, float32 [N], of slices uint8 [N, R, R]."""
+    batches = torch.as_tensor(pixels).split(64)
+    return torch.cat([network(to_float(batch.to(device)))[:, 0].cpu() for batch in batches]).numpy()
 
 
-def summary(scores, is_ad, groups):
-    """The AUC of several classifiers' scores [seeds, N]: Interval of their mean, each, and their standard deviation."""
-    each = [auc(one, is_ad) for one in scores]
-    mean = bootstrap(lambda weights: np.mean([auc(one, is_ad, weights) for one in scores]), groups, is_ad)
-    return {"auc": mean, "seeds": each, "spread": float(np.std(each, ddof=1))}
+# ---------------------------------------------------------------------------------------------------------------------
+# What it learns from real and from generated slices
 
 
 def classify(train, generated, unseen, groups=None, device="cpu"):
-    """AUC of AD against NC on unseen real slices, learnt from real ones, from generated ones, and from both.
+    """AUC of AD against NC on unseen real slices after training on real slices, on generated ones, and on both together.
 
-    train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: subjects of the unseen slices [n], or None}, or None. As
-    many generated slices of a class are learnt from as real ones; "both" is both together. Returns {"train", "generated",
-    "both": {"auc": mean over SEEDS, "seeds": each, "spread": their standard deviation, "interval": of the mean, over other
-    unseen subjects}, "ratio": generated over train, "resampled": "subjects" or "slices"}.
+    train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: subjects of the unseen slices [n], or None}, or None.
+    Real and generated slices are used in equal numbers per class. Returns {"train", "generated", "both": `summary`; "ratio":
+    `above_chance`; "resampled": "subjects" or "slices", which the intervals resample}. UserError if a class has no slices.
     """
-    for name, slices in (("real", train), ("generated", generated), ("unseen", unseen)):
-        if missing := [one for one in CLASSES if one not in slices or not len(slices[one])]:
-            raise UserError(f"AD against NC needs slices of both: there are no {name} ones of {' and '.join(missing)}")
-    rng = np.random.default_rng(0)
-    count = {one: min(len(train[one]), len(generated[one])) for one in CLASSES}
-    parts = {
-        name: {one: slices[one][rng.permutation(len(slices[one]))[: count[one]]] for one in CLASSES}
-        for name, slices in (("train", train), ("generated", generated))
-    }
-    parts["both"] = {one: np.concatenate([parts["train"][one], parts["generated"][one]]) for one in CLASSES}
-    is_ad = np.repeat([True, False], [len(unseen[one]) for one in CLASSES])
-    unseen = np.concatenate([unseen[one] for one in CLASSES])
-    named = groups is not None and all(groups[one] is not None for one in CLASSES)
-    groups = np.concatenate([groups[one] for one in CLASSES]) if named else np.arange(len(unseen))
-    found = {}
-    with tqdm(total=len(parts) * len(SEEDS) * STEPS, desc="classifiers", unit=" steps", disable=None) as bar:
-        for name, part in parts.items():
-            learnt = np.concatenate([part[one] for one in CLASSES])
-            labels = np.repeat([True, False], [len(part[one]) for one in CLASSES])
-            scores = [logits(train_classifier(learnt, labels, seed, device, bar), unseen, device) for seed in SEEDS]
-            found[name] = summary(scores, is_ad, groups)
+    for kind, slices in (("real", train), ("generated", generated), ("unseen", unseen)):
+        if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:
+            raise UserError(f"AD against NC needs slices of both classes: there are no {kind} slices of {' and '.join(missing)}")
+    rng, sets = np.random.default_rng(0), {}
+    count = {name: min(len(train[name]), len(generated[name])) for name in CLASSES}
+    for kind, slices in (("train", train), ("generated", generated)):
+        sets[kind] = {name: slices[name][rng.permutation(len(slices[name]))[: count[name]]] for name in CLASSES}
+    sets["both"] = {name: np.concatenate([sets["train"][name], sets["generated"][name]]) for name in CLASSES}
+    has_subjects = groups is not None and all(groups[name] is not None for name in CLASSES)
+    unseen, is_ad = pool_classes(unseen)
+    groups = np.concatenate([groups[name] for name in CLASSES]) if has_subjects else np.arange(len(unseen))
+    results = {}
+    with tqdm(total=len(sets) * len(SEEDS) * STEPS, desc="classifiers", unit=" steps", disable=None) as bar:
+        for kind, slices in sets.items():
+            pixels, labels = pool_classes(slices)
+            scores = [logits(train_classifier(pixels, labels, seed, device, bar), unseen, device) for seed in SEEDS]
+            results[kind] = summary(scores, is_ad, groups)
     return {
-        **found,
-        "ratio": found["generated"]["auc"].value / found["train"]["auc"].value,
-        "resampled": "subjects" if named else "slices",
+        **results,
+        "ratio": above_chance(results["generated"]["auc"].value, results["train"]["auc"].value),
+        "resampled": "subjects" if has_subjects else "slices",
     }
+
+
+def pool_classes(slices):
+    """({class: uint8 [n, R, R]}) -> all slices [N, R, R], and which of them are AD, bool [N]."""
+    pixels = [slices[name] for name in CLASSES]
+    return np.concatenate(pixels), np.repeat([name == "AD" for name in CLASSES], [len(part) for part in pixels])
+
+
+def summary(scores, is_ad, groups):
+    """{"auc": Interval of the mean AUC, "seeds": the AUC of each, "spread": their standard deviation} of scores [seeds, N].
+
+    The interval is over other unseen groups (subjects), not over other trainings.
+    """
+
+    def mean_auc(weights):
+        return np.mean([auc(seed_scores, is_ad, weights) for seed_scores in scores])
+
+    aucs = [auc(seed_scores, is_ad) for seed_scores in scores]
+    return {"auc": bootstrap(mean_auc, groups, is_ad), "seeds": aucs, "spread": float(np.std(aucs, ddof=1))}
+
+
+def above_chance(generated, real):
+    """How much of a real-data classifier's AUC above chance (0.5) training on generated slices reaches; None if it has none.
+
+    0: no better than chance; 1: as well as after training on real slices; below 0: worse than chance.
+    """
+    return (generated - 0.5) / (real - 0.5) if real > 0.5 else None

@@ -1,12 +1,12 @@
-"""The classifier on planted differences, and what it is trained on."""
+"""The classifier on planted differences, which slices it is trained on, and how much of the AUC above chance it reaches."""
 
 import numpy as np
 import pytest
 import torch
 
-from analysis import bootstrap as intervals
+from analysis import bootstrap as bootstrap_module
 from analysis import classifier
-from analysis.classifier import build_classifier, classify, logits, train_classifier
+from analysis.classifier import above_chance, build_classifier, classify, logits, train_classifier
 from utils import UserError
 
 
@@ -14,12 +14,8 @@ def discs(count, radius, seed):
     """uint8 [count, 32, 32]: noisy bright discs."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-16:16, -16:16]
-    shown = np.hypot(y, x) < radius + rng.normal(0, 0.5, (count, 1, 1))
-    return np.uint8(shown * rng.uniform(120, 220, (count, 1, 1)) + rng.uniform(0, 30, (count, 32, 32)))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The classifier
+    in_disc = np.hypot(y, x) < radius + rng.normal(0, 0.5, (count, 1, 1))
+    return np.uint8(in_disc * rng.uniform(120, 220, (count, 1, 1)) + rng.uniform(0, 30, (count, 32, 32)))
 
 
 @pytest.fixture
@@ -27,46 +23,21 @@ def quick(monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 25)
     monkeypatch.setattr(classifier, "WIDTH", 8)
     monkeypatch.setattr(classifier, "SEEDS", (0, 1))
-    monkeypatch.setattr(intervals, "RESAMPLED", 100)
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 100)
 
 
-def test_it_learns_a_planted_difference_and_none_where_there_is_none(quick):
-    real = {"AD": discs(60, 8, 0), "NC": discs(60, 11, 1)}
-    unseen = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
-    alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
-    found = classify(real, real, unseen)
-    assert min(found[name]["auc"].value for name in ("train", "generated", "both")) > 0.95
-    assert found["ratio"] == pytest.approx(found["generated"]["auc"].value / found["train"]["auc"].value)
-    assert found["resampled"] == "slices"
-    unseen_alike = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
-    none = classify(alike, alike, unseen_alike)["train"]
-    assert abs(none["auc"].value - 0.5) < 0.12  # 3.6 standard deviations of an AUC
-    assert none["auc"].low < 0.56 and none["auc"].high > 0.44
+# ---------------------------------------------------------------------------------------------------------------------
+# The classifier
 
 
-def test_as_many_generated_slices_as_real_ones_and_scores_of_ad(quick, monkeypatch):
-    learnt = []
-
-    def train(pixels, is_ad, seed, device, bar):
-        learnt.append((pixels[is_ad].max(), len(pixels), int(is_ad.sum()), seed))
-        return None
-
-    monkeypatch.setattr(classifier, "train_classifier", train)
-    monkeypatch.setattr(classifier, "logits", lambda network, pixels, device: -pixels[:, 0, 0].astype(float))
-
-    def flat(count, value):
-        return np.full((count, 32, 32), value, np.uint8)
-
-    unseen = {"AD": np.concatenate([flat(2, 1), flat(2, 5)]), "NC": flat(4, 4)}  # of AD, half score above all NC
-    groups = {"AD": np.array(list("aabb")), "NC": np.array(list("ccdd"))}
-    found = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, unseen, groups)
-    assert learnt == [(1, 16, 7, 0), (1, 16, 7, 1), (3, 16, 7, 0), (3, 16, 7, 1), (3, 32, 14, 0), (3, 32, 14, 1)]
-    assert found["train"]["auc"] == (0.5, 0, 1)  # a and b: none, or both, of AD are above
-    assert found["train"]["spread"] == 0 and found["resampled"] == "subjects"
-    assert classify(unseen, unseen, unseen, {**groups, "NC": None})["resampled"] == "slices"
+def test_build_classifier_takes_any_side_and_returns_one_logit_per_slice():
+    network = build_classifier().eval()
+    for side in (32, 64):
+        assert network(torch.zeros(2, 1, side, side)).shape == (2, 1)
+    assert logits(network, np.zeros((70, 32, 32), np.uint8)).shape == (70,)
 
 
-def test_the_seed_alone_decides_and_other_random_numbers_go_on_as_before(quick):
+def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_generator(quick):
     pixels, is_ad = np.concatenate([discs(12, 8, 0), discs(12, 11, 1)]), np.arange(24) < 12
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -77,15 +48,59 @@ def test_the_seed_alone_decides_and_other_random_numbers_go_on_as_before(quick):
     assert not np.array_equal(first, logits(train_classifier(pixels, is_ad, 1), pixels))
 
 
-def test_the_network_takes_any_side_and_gives_one_number_a_slice():
-    network = build_classifier().eval()
-    for side in (32, 64):
-        assert network(torch.zeros(2, 1, side, side)).shape == (2, 1)
-    assert logits(network, np.zeros((70, 32, 32), np.uint8)).shape == (70,)
+# ---------------------------------------------------------------------------------------------------------------------
+# Real and generated slices
 
 
-@pytest.mark.parametrize("name", ["real", "generated", "unseen"])
-def test_one_class_alone_is_refused(name):
-    both, one = {"AD": discs(3, 8, 0), "NC": discs(3, 8, 0)}, {"AD": discs(3, 8, 0)}
-    with pytest.raises(UserError, match=f"no {name} ones of NC"):
-        classify(*(one if part == name else both for part in ("real", "generated", "unseen")))
+def test_classify_learns_a_planted_difference(quick):
+    real = {"AD": discs(60, 8, 0), "NC": discs(60, 11, 1)}
+    unseen = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
+    results = classify(real, real, unseen)
+    aucs = {name: results[name]["auc"].value for name in ("train", "generated", "both")}
+    assert min(aucs.values()) > 0.95
+    assert results["ratio"] == pytest.approx((aucs["generated"] - 0.5) / (aucs["train"] - 0.5))
+    assert results["resampled"] == "slices"
+
+
+def test_classify_is_at_chance_without_a_difference(quick):
+    alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
+    unseen = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
+    auc = classify(alike, alike, unseen)["train"]["auc"]
+    assert abs(auc.value - 0.5) < 0.12  # 3.6 standard deviations of an AUC
+    assert auc.low < 0.56 and auc.high > 0.44
+
+
+def test_above_chance_is_zero_for_a_worthless_classifier_and_undefined_against_one():
+    assert above_chance(0.5, 0.8) == 0 and above_chance(0.8, 0.8) == 1
+    assert above_chance(0.65, 0.8) == pytest.approx(0.5)
+    assert above_chance(0.4, 0.75) == pytest.approx(-0.4)
+    assert above_chance(0.9, 0.5) is None and above_chance(0.9, 0.45) is None
+
+
+def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_ad(quick, monkeypatch):
+    trainings = []
+
+    def train(pixels, is_ad, seed, device, bar):
+        trainings.append((pixels[is_ad].max(), len(pixels), int(is_ad.sum()), seed))
+
+    monkeypatch.setattr(classifier, "train_classifier", train)
+    monkeypatch.setattr(classifier, "logits", lambda network, pixels, device: -pixels[:, 0, 0].astype(float))
+
+    def flat(count, value):
+        return np.full((count, 32, 32), value, np.uint8)
+
+    unseen = {"AD": np.concatenate([flat(2, 1), flat(2, 5)]), "NC": flat(4, 4)}  # half of AD scores above all NC
+    groups = {"AD": np.array(list("aabb")), "NC": np.array(list("ccdd"))}
+    results = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, unseen, groups)
+    assert trainings == [(1, 16, 7, 0), (1, 16, 7, 1), (3, 16, 7, 0), (3, 16, 7, 1), (3, 32, 14, 0), (3, 32, 14, 1)]
+    assert results["train"]["auc"] == (0.5, 0, 1)  # subject a scores above all NC, subject b below
+    assert results["train"]["spread"] == 0 and results["resampled"] == "subjects"
+    assert results["ratio"] is None  # AUC of 0.5: no ratio
+    assert classify(unseen, unseen, unseen, {**groups, "NC": None})["resampled"] == "slices"
+
+
+@pytest.mark.parametrize("kind", ["real", "generated", "unseen"])
+def test_classify_refuses_a_missing_class(kind):
+    both, ad_only = {"AD": discs(3, 8, 0), "NC": discs(3, 8, 0)}, {"AD": discs(3, 8, 0)}
+    with pytest.raises(UserError, match=f"no {kind} slices of NC"):
+        classify(*(ad_only if name == kind else both for name in ("real", "generated", "unseen")))
