@@ -183,7 +183,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from analysis.validation import EVALUATION, Evaluator
+from analysis.validation import VALIDATION, Validation
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from graphs import Recorder
 from modules import Discriminator, build_generator
@@ -218,7 +218,7 @@ TERMS = (
     "generator_gradient",
 )
 COLUMNS = ("step", "epoch", "images", "seconds", "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS, *PICTURE)
-EVALUATION_COLUMNS = ("step", "epoch", "images", "seconds", *EVALUATION)
+EVALUATION_COLUMNS = ("step", "epoch", "images", "seconds", *VALIDATION)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
         run.start()
     evaluator = None
     if args.eval_every and leading:
-        evaluator = Evaluator(slices, test, Z_DIM, config["network"]["num_classes"], device)
+        evaluator = Validation(slices, test, Z_DIM, config["network"]["num_classes"], device)
     terms, bad, evaluated, begun = [], 0, step, time.monotonic()
     clock = begun
 

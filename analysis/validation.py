@@ -1,77 +1,116 @@
-"""How training goes, held against real slices: what --eval_every asks for, a row of evaluations.csv at a time."""
+"""Validation during training: every --eval_every epochs, a row of evaluations.csv compares the run with real slices.
+
+validation = Validation(train, test, z_dim=256, num_classes=0, device="cpu")
+validation(averaged, critic, batch_size=16)["kid_test"]
+"""
+
+import os
+import zipfile
 
 import numpy as np
 import torch
 
 from analysis.distances import NEIGHBOURS, Features, kid, prdc
 from dataset import to_float, to_uint8
-from utils import random_stream
+from modules import Discriminator
+from utils import UserError, random_stream, read_network
 
-EVALUATED = 512  # generated slices, and at most as many real ones of each kind, in one evaluation
-EVALUATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
+VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each split
+VALIDATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
 
 
-class Evaluator:
-    """KID, precision and recall of the averaged generator, and what the critic thinks of slices it was not trained on.
+class Validation:
+    """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of slices it has not seen.
 
-    train: Slices; test: Slices or None (its figures are nan then). The real slices' features are computed once. The latents
-    are the same every time.
+    train: Slices; test: Slices or None (columns that need it are nan then). The features of the real slices are computed once.
+    Every call uses the same latents, noise and real slices, so that only the networks change from row to row.
     """
 
     def __init__(self, train, test, z_dim, num_classes, device):
         self.device, self.features = device, Features("vgg16", device)
-        self.z = torch.randn(EVALUATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
-        self.labels = torch.arange(EVALUATED, device=device) % num_classes if num_classes else None
-        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D])}
+        self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
+        self.labels = torch.arange(VALIDATED, device=device) % num_classes if num_classes else None
+        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D]), "test": ...}
         for split, slices in (("train", train), ("test", test)):
             if slices is not None:
-                chosen = np.random.default_rng(0).permutation(len(slices))[:EVALUATED]
-                pixels = slices[chosen]
-                self.real[split] = pixels, torch.from_numpy(slices.labels[chosen]), self.features(pixels)
+                rows = np.random.default_rng(0).permutation(len(slices))[:VALIDATED]
+                pixels = slices[rows]
+                self.real[split] = pixels, torch.from_numpy(slices.labels[rows]), self.features(pixels)
 
     @torch.no_grad()
     def __call__(self, averaged, critic, batch_size):
-        """{column of EVALUATION: float}."""
-        rng = random_stream("evaluation noise", 0, self.device)
-        fake = []
-        for i in range(0, EVALUATED, batch_size):
-            labels = None if self.labels is None else self.labels[i : i + batch_size]
-            w = averaged["mapping"](self.z[i : i + batch_size], labels)
-            fake.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
-        fake = torch.cat(fake).numpy()  # [EVALUATED, R, R]
-        features = self.features(fake)
-        found = dict.fromkeys(EVALUATION, float("nan"))
-        found["kid"] = 1000 * kid(self.real["train"][2], features)
-        if len(self.real["train"][2]) > NEIGHBOURS:
-            found |= {name: value for name, value in prdc(self.real["train"][2], features).items() if name in EVALUATION}
-        kinds = {"generated": (fake, self.labels), **{split: real[:2] for split, real in self.real.items()}}
-        for kind, slices in kinds.items():
-            found[f"score_{kind}"] = mean_score(critic_scores(critic, *slices, batch_size, self.device), slices[1], critic)
+        """{column of VALIDATION: float, nan where it cannot be measured}; the networks see `batch_size` slices at a time.
+
+        overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores unseen slices like
+        those it was trained on, 1 if it scores them like generated ones.
+        """
+        generated = self.generate(averaged, batch_size)
+        features = self.features(generated)
+        row = dict.fromkeys(VALIDATION, float("nan"))
+        train_features = self.real["train"][2]
+        row["kid"] = 1000 * kid(train_features, features)
         if "test" in self.real:
-            found["kid_test"] = 1000 * kid(self.real["test"][2], features)
-            gap = found["score_train"] - found["score_generated"]
-            found["overfitting"] = (found["score_train"] - found["score_test"]) / gap if gap > 0 else float("nan")
-        return found
+            row["kid_test"] = 1000 * kid(self.real["test"][2], features)
+        if len(train_features) > NEIGHBOURS:
+            neighbourhoods = prdc(train_features, features)
+            row |= {name: neighbourhoods[name] for name in ("precision", "recall")}
+        scored = {"generated": (generated, self.labels)} | {split: real[:2] for split, real in self.real.items()}
+        for kind, (pixels, labels) in scored.items():
+            row[f"score_{kind}"] = mean_score(critic_scores(critic, pixels, labels, batch_size, self.device), labels, critic)
+        gap = row["score_train"] - row["score_generated"]
+        if gap > 0:
+            row["overfitting"] = (row["score_train"] - row["score_test"]) / gap
+        return row
+
+    def generate(self, averaged, batch_size):
+        """Slices of the fixed latents, uint8 [VALIDATED, R, R]."""
+        rng, slices = random_stream("evaluation noise", 0, self.device), []
+        for start in range(0, VALIDATED, batch_size):
+            labels = None if self.labels is None else self.labels[start : start + batch_size]
+            w = averaged["mapping"](self.z[start : start + batch_size], labels)
+            slices.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
+        return torch.cat(slices).numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The critic's scores, which predict.py --evaluate needs too
+
+
+def load_critic(folder, device):
+    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read."""
+    path, network = os.path.join(folder, "checkpoint.pt"), read_network(folder)
+    try:
+        if damaged := zipfile.ZipFile(path).testzip():  # compares checksums, which torch.load does not
+            raise ValueError(damaged)
+        critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
+        critic.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["critic"])
+    except Exception as error:
+        raise UserError(
+            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs checkpoint.pt and "
+            "config.json beside generator.pt"
+        ) from None
+    return critic.to(device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def critic_scores(critic, pixels, labels, batch_size, device):
-    """Scores, tensor [n], of uint8 pixels [N, R, R] in random order; labels [N] int64 of a conditional critic, else ignored.
+    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
 
-    Whole batches only, where there is one, since the critic also looks at the spread within a batch.
+    Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
+    rounded down to a multiple of `batch_size`, or N if there is not one full batch.
     """
     labels = labels.to(device) if critic.embedding is not None else None
     scores = []
-    for i in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
-        images = to_float(torch.as_tensor(pixels[i : i + batch_size]).to(device))
-        scores.append(critic(images, None if labels is None else labels[i : i + batch_size]))
+    for start in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
+        images = to_float(torch.as_tensor(pixels[start : start + batch_size]).to(device))
+        scores.append(critic(images, None if labels is None else labels[start : start + batch_size]))
     return torch.cat(scores)
 
 
 def mean_score(scores, labels, critic):
-    """Mean of scores [n] of slices with labels [N], N >= n: of a conditional critic that of the classes' means, as a float.
+    """Mean of scores [n], a float; for a class-conditional critic, the mean of the classes' means, by labels [N], N >= n.
 
-    Such a critic may score one class above the other by more than real above generated, and sets hold more or less of each.
+    The offset between classes can exceed that between real and generated, and the splits hold the classes in other proportions.
     """
     if critic.embedding is None:
         return scores.mean().item()

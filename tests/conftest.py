@@ -61,7 +61,7 @@ def models(tmp_path_factory, slices_dir):
 
     folder = str(tmp_path_factory.mktemp("model"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "EVALUATED", 32)
+        patch.setattr(validation, "VALIDATED", 32)
         patch.setattr(validation, "Features", functools.cache(validation.Features))  # the same network for all
         for flags in (["--eval_every", 1], ["--classes", "NC"], ["--classes", "all", "--conditional", "--eval_every", 2]):
             assert start(slices_dir, folder, "--epochs", 2, "--save_every", 1, *flags) == 0

@@ -62,9 +62,9 @@ def evaluations(monkeypatch, unplotted):
 
         def __call__(self, averaged, *_):
             self.seen.append({key: value.clone() for key, value in averaged.state_dict().items()})
-            return dict.fromkeys(validation.EVALUATION, 0.0) | {"kid": kids.pop(0)}
+            return dict.fromkeys(validation.VALIDATION, 0.0) | {"kid": kids.pop(0)}
 
-    monkeypatch.setattr(train, "Evaluator", Stub)
+    monkeypatch.setattr(train, "Validation", Stub)
     return kids, Stub.seen
 
 
@@ -344,7 +344,7 @@ def test_when_a_run_is_evaluated(tmp_path, slices_dir, evaluations, monkeypatch)
     start(slices_dir, tmp_path / "b", "--epochs", 10**6, "--eval_every", 10**6, "--max_minutes", 0.03)
     (row,) = read_table(tmp_path / "b/AD/evaluations.csv")  # when time is over, too
     assert row["images"] == checkpoint(tmp_path / "b/AD")["images"] > 0
-    monkeypatch.delattr(train, "Evaluator")
+    monkeypatch.delattr(train, "Validation")
     start(slices_dir, tmp_path / "c", "--epochs", 1, "--eval_every", 0)
     assert read_table(tmp_path / "c/AD/evaluations.csv") == [] and not (tmp_path / "c/AD/best.pt").exists()
 
@@ -391,7 +391,7 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplott
             super().update(term, images)
 
     monkeypatch.setattr(train, "Strength", functools.partial(Growing, speed_kimg=0.05))
-    monkeypatch.setattr(validation, "EVALUATED", 16)
+    monkeypatch.setattr(validation, "VALIDATED", 16)
     monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
     stops = (1, 2, 4) if "all" in flags else (1, 5, 9)
     assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0

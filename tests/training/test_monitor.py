@@ -11,7 +11,7 @@ from torch import nn
 
 import train
 from analysis import figures, validation
-from analysis.validation import Evaluator, mean_score
+from analysis.validation import Validation, mean_score
 from dataset import to_float
 from modules import Generator
 from training import monitor as health
@@ -231,13 +231,13 @@ def drawing(pixels):
 
 
 def test_slices_of_the_same_kind_have_no_distance_and_others_have(monkeypatch):
-    monkeypatch.setattr(validation, "EVALUATED", 60)
-    evaluator = Evaluator(Discs(70, 0, 0), Discs(70, 1, 0), 8, 0, torch.device("cpu"))
+    monkeypatch.setattr(validation, "VALIDATED", 60)
+    evaluator = Validation(Discs(70, 0, 0), Discs(70, 1, 0), 8, 0, torch.device("cpu"))
     noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32), dtype=np.uint8)
     alike, far, one = (
         evaluator(drawing(pixels), Corner(), 20) for pixels in (Discs(60, 2, 0).pixels, noise, Discs(70, 0, 0)[[3] * 60])
     )
-    assert set(alike) == set(validation.EVALUATION)
+    assert set(alike) == set(validation.VALIDATION)
     for name in ("kid", "kid_test"):
         assert far[name] > 100 and abs(alike[name]) < 0.03 * far[name], (name, alike[name], far[name])
         assert one[name] > 10 * abs(alike[name])  # collapsed: good, but all the same
@@ -249,13 +249,13 @@ def test_slices_of_the_same_kind_have_no_distance_and_others_have(monkeypatch):
 @pytest.fixture
 def few(monkeypatch):
     """Few slices an evaluation, and features that cost nothing, for what is not about them."""
-    monkeypatch.setattr(validation, "EVALUATED", 100)
+    monkeypatch.setattr(validation, "VALIDATED", 100)
     monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
 
 
 def evaluate(train_corner, test_corner, fake, batch_size=20, classes=0, critic=None, count=130):
     test = None if test_corner is None else Discs(count, 1, test_corner)
-    evaluator = Evaluator(Discs(count, 0, train_corner), test, 8, classes, torch.device("cpu"))
+    evaluator = Validation(Discs(count, 0, train_corner), test, 8, classes, torch.device("cpu"))
     model = drawing(fake)
     return evaluator(model, critic or Corner(bool(classes)), batch_size), model
 
@@ -302,11 +302,11 @@ def test_only_whole_batches_are_scored_where_there_is_one(few):
 def test_evaluations_use_the_same_latents_and_slices_every_time(few):
     torch.manual_seed(0)
     model, critic = train.build_networks(NETWORK)
-    evaluator = Evaluator(Discs(130, 0, 0), Discs(60, 1, 0), 16, 0, torch.device("cpu"))
+    evaluator = Validation(Discs(130, 0, 0), Discs(60, 1, 0), 16, 0, torch.device("cpu"))
     first = evaluator(model.eval(), critic, 25)
     torch.manual_seed(1)
     assert evaluator(model, critic, 25) == first
-    assert Evaluator(Discs(130, 0, 0), Discs(60, 1, 0), 16, 0, torch.device("cpu"))(model, critic, 25) == first
+    assert Validation(Discs(130, 0, 0), Discs(60, 1, 0), 16, 0, torch.device("cpu"))(model, critic, 25) == first
 
 
 def test_memory_of_this_process_is_between_what_torch_takes_and_a_terabyte():
@@ -368,9 +368,9 @@ def test_overfitting_critic_is_named(tmp_path, slices_dir, monkeypatch, unplotte
             pass
 
         def __call__(self, *_):
-            return dict.fromkeys(validation.EVALUATION, 0.0) | {"overfitting": 0.75}
+            return dict.fromkeys(validation.VALIDATION, 0.0) | {"overfitting": 0.75}
 
-    monkeypatch.setattr(train, "Evaluator", Stub)
+    monkeypatch.setattr(train, "Validation", Stub)
     start(slices_dir, tmp_path, "--epochs", 3, "--eval_every", 1)
     (line,) = told(tmp_path / "AD")
     assert line.startswith("critic overfits") and "75%" in line
