@@ -282,10 +282,10 @@ def plot_umaps(args, device):
     with tqdm(total=len(lines) + sum(map(len, kept.values())), desc=args.method, unit=" maps") as bar:
         for title, runs in lines.items():
             sets = style_sets(runs, args.which, args.num_styles, args.seed, device)
-            gap = numbers[title] = styles.separation(*sets.values(), seed=args.seed)
+            gap = numbers[title] = styles.style_separation(*sets.values(), seed=args.seed)
             if isinstance(runs, str) and args.dataset_dir:
                 real = projected_slices(runs, args, device)
-                title, gap = REAL_SLICES, styles.separation(*real.values(), paired=False, seed=args.seed)
+                title, gap = REAL_SLICES, styles.style_separation(*real.values(), paired=False, seed=args.seed)
                 numbers[title], sets = gap, sets | real
             points = styles.embed(np.concatenate(list(sets.values())), **options)
             panels.append(

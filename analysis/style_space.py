@@ -1,14 +1,14 @@
-"""The style space: how far two sets of style vectors lie apart, measured in w itself, and maps of them.
+"""The style space: how far apart two sets of style vectors are, measured in w itself, and two-dimensional maps of them.
 
-    ad, nc = ...                                        # w [n, 256] each, of the same latents
-    separation(ad, nc)                                  # neighbours alike and a linear probe's AUC, with intervals
+    ad, nc = ...                                        # w [n, 256] each, row i of both from the same latent
+    style_separation(ad, nc)                            # share of neighbours alike and a linear probe's AUC, with intervals
     embed(np.concatenate([ad, nc]), "umap")             # [2 n, 2]
 
-What a gap can carry. The w spaces of two models share nothing but what their mapping networks started with: of two seeds they
-lie wholly apart before any training, of one seed they start as equals and drift. Neither is a finding about the disease. So
-AD against NC is held against a control, NC against a second NC model, by `verdict`. One conditional model has one w space for
-both classes, but keeps them apart from its first step, since it is told the class; what it was not told is the class of real
-slices that are projected into that space.
+What a gap between AD and NC can show. Two models share no style space: if their seeds differ, their style vectors are fully
+separated before any training; if they share a seed, they start identical and drift apart. Neither says anything about the
+disease, so `verdict` compares AD and NC with a control: NC and a second NC model. One conditional model has one style space for
+both classes, but is told the class and so separates them from the first step. It is not told the class of real slices: these
+are projected into its style space, and `conditional_verdict` says whether they are separated there.
 """
 
 import glob
@@ -16,18 +16,17 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from analysis.bootstrap import Interval, auc, bootstrap
 from utils import CLASSES, UserError
 
 NEIGHBOURS, FOLDS = 15, 5
-EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1  # shares of the training in the panel over epochs: 0, 5, 30, 80 of 80
+EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1  # shares of the training in the figure over epochs: 0, 5, 30, 80 of 80
 FRAMES = 12  # epochs in the GIF, at most
-APART = 0.99  # from here on two sets lie wholly apart
+APART = 0.99  # share of neighbours alike from which on two sets count as fully separated
 EPOCHS_NOTE = (
-    "Neighbours alike: 50% when both mix, 100% when they lie apart. Models of two seeds lie apart before any "
-    "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (README)."
+    "Neighbours alike: 50% if both sets mix, 100% if they are fully separated. Models of two seeds are separated before any "
+    "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see the README)."
 )
 
 
@@ -35,22 +34,31 @@ EPOCHS_NOTE = (
 # How far apart
 
 
-class Separation(NamedTuple):
-    """How far two sets of vectors lie apart: 0.5 (both) when they mix, 1 when they lie apart."""
+class StyleSeparation(NamedTuple):
+    """How well two sets of style vectors are separated: both measures are 0.5 if they mix and 1 if they are apart."""
 
-    alike: Interval  # mean share of a vector's NEIGHBOURS nearest that are of its own set
+    alike: Interval  # mean share of a vector's NEIGHBOURS nearest neighbours that belong to its own set
     auc: Interval  # of a linear probe, on vectors that it was not fitted to
 
 
+def style_separation(a, b, paired=True, seed=0):
+    """StyleSeparation of a [n, D] and b [m, D]; `paired`: row i of both has the same latent, and they are resampled together."""
+    points, classes = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
+    groups = np.r_[: len(a), : len(b)] if paired else np.arange(len(points))
+    shares, scores = neighbour_shares(points, classes), probe_scores(points, classes, groups, seed)
+    return StyleSeparation(
+        bootstrap(lambda weights: np.average(shares, weights=weights), groups, seed=seed),
+        bootstrap(lambda weights: auc(scores, classes == 1, weights), groups, seed=seed),
+    )
+
+
 def neighbour_shares(points, classes, k=NEIGHBOURS):
-    """Share of each point's k nearest neighbours that have its own class, [N], of points [N, D] and classes [N]."""
-    points, shares = torch.as_tensor(points, dtype=torch.float64), []
-    for start in range(0, len(points), 1024):  # [1024, N] distances at a time
-        distance = torch.cdist(points[start : start + 1024], points)
-        distance[range(len(distance)), range(start, start + len(distance))] = float("inf")
-        nearest = distance.topk(min(k, len(points) - 1), largest=False).indices.numpy()
-        shares.append((classes[nearest] == classes[start : start + 1024, None]).mean(1))
-    return np.concatenate(shares)
+    """Share of each point's k nearest neighbours (without itself) that have its own class: [N], of [N, D] and classes [N]."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=min(k, len(points) - 1), algorithm="brute").fit(points)
+    nearest = search.kneighbors(return_distance=False)  # [N, k]; without a query, no point is its own neighbour
+    return (classes[nearest] == classes[:, None]).mean(1)
 
 
 def probe_scores(points, classes, groups, seed=0):
@@ -62,27 +70,16 @@ def probe_scores(points, classes, groups, seed=0):
 
     scores = np.empty(len(points))
     folds = min(FOLDS, np.bincount(classes).min())
-    for rest, fold in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(points, classes, groups):
+    for fitted, held_out in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(points, classes, groups):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-        scores[fold] = probe.fit(points[rest], classes[rest]).decision_function(points[fold])
+        scores[held_out] = probe.fit(points[fitted], classes[fitted]).decision_function(points[held_out])
     return scores
 
 
-def separation(a, b, paired=True, seed=0):
-    """Separation of a [n, D] from b [m, D]; `paired`: row i of both is of one latent, and they are drawn together."""
-    points, classes = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
-    groups = np.r_[: len(a), : len(b)] if paired else np.arange(len(points))
-    shares, scores = neighbour_shares(points, classes), probe_scores(points, classes, groups, seed)
-    return Separation(
-        bootstrap(lambda weights: np.average(shares, weights=weights), groups, seed=seed),
-        bootstrap(lambda weights: auc(scores, classes == 1, weights), groups, seed=seed),
-    )
-
-
 def verdict(pair, control=None, like=True):
-    """What the Separation of an AD and an NC model carries, given that of two NC models (None: there is none), in a sentence.
+    """One sentence: what the StyleSeparation of an AD and an NC model shows, given that of two NC models (None: no control).
 
-    like: the two pairs start alike, either both from one seed or both from two.
+    like: the pairs are comparable, each trained with one shared seed or each with two seeds.
     """
     if control is None:
         return (
@@ -90,27 +87,24 @@ def verdict(pair, control=None, like=True):
             "them says anything about AD and NC."
         )
     if min(pair.alike.value, control.alike.value) >= APART:
-        return "AD and NC lie wholly apart, but so do NC and NC: it is the models that differ, and nothing is shown of the disease."
-    further = sum(ours.low > theirs.high for ours, theirs in zip(pair, control))
+        return "AD and NC are fully separated, but so are the two NC models: the gap is one between models, not of the disease."
+    further = sum(measure.low > control_measure.high for measure, control_measure in zip(pair, control))
     text = (
-        "AD and NC lie no further apart than NC and NC do.",
-        "By one of two measures AD and NC lie further apart than NC and NC.",
-        "AD and NC lie further apart than NC and NC do, by both measures; one pair of models each.",
+        "AD and NC are no further apart than the two NC models.",
+        "By one of two measures, AD and NC are further apart than the two NC models.",
+        "By both measures, AD and NC are further apart than the two NC models (one pair of models each).",
     )[further]
-    return (
-        text
-        if like
-        else text + (" But one pair shares its seed, the other does not: no like comparison (train the three with three seeds).")
-    )
+    unlike = " But one pair shares its seed and the other does not: no fair comparison (train all three with three seeds)."
+    return text if like else text + unlike
 
 
 def conditional_verdict(real=None):
-    """The same of a conditional model, given the Separation of real AD and NC slices in its style space, or None."""
-    text = "A conditional model is told the class, so its own AD and NC lie apart from the start, whatever they are. "
+    """What a conditional model shows, given the StyleSeparation of real slices in its style space (None: none were projected)."""
+    text = "A conditional model is told the class, so its own AD and NC are separated from the start, whatever they look like. "
     if real is None:
         return text + "--dataset_dir AD_NC/test would project real slices into its style space."
-    apart = "they lie apart there more than by chance" if real.auc.low > 0.5 else "that they lie apart there was not shown"
-    return text + f"Real slices, found in its style space without their class: {apart}, AUC {real.auc}."
+    apart = "they are separated there more than by chance" if real.auc.low > 0.5 else "no separation was shown"
+    return text + f"Real slices, projected into its style space without their class: {apart}, AUC {real.auc}."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,12 +114,14 @@ def conditional_verdict(real=None):
 def embed(points, method="umap", seed=0, neighbours=15, min_dist=0.1, start="spectral"):
     """A map [N, 2] of vectors [N, D] by umap (McInnes et al. 2018), tsne (van der Maaten and Hinton 2008) or pca.
 
-    neighbours, min_dist, start: of UMAP, the last a method or the positions [N, 2] to start from. One thread, so that the
-    same seed gives the same map.
+    neighbours, min_dist and start (a method, or positions [N, 2]) are UMAP's, which runs in one thread so that the same seed
+    gives the same map. Equal vectors give a map of equal points.
     """
-    from sklearn.decomposition import PCA
-
+    if (points == points[0]).all():  # PCA and t-SNE would divide by their variance
+        return np.zeros((len(points), 2), np.float32)
     if method == "pca":
+        from sklearn.decomposition import PCA
+
         return PCA(2, random_state=seed).fit_transform(points)
     if method == "tsne":
         from sklearn.manifold import TSNE
@@ -140,21 +136,39 @@ def embed(points, method="umap", seed=0, neighbours=15, min_dist=0.1, start="spe
 
 
 def split_like(points, sets):
-    """Rows of `points` back under the names of `sets`, {name: [n, D]}, whose rows they are in order."""
+    """Rows of `points` split under the names of `sets`, {name: [n, D]}, in whose order they were concatenated."""
     return dict(zip(sets, np.split(points, np.cumsum([len(rows) for rows in sets.values()])[:-1])))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Over the epochs: what train.py kept of the same latents in styles/
+# Over the epochs: style vectors of the same latents, which train.py saves in styles/
 
 
-def read_styles(folder):
-    """{epoch: path} of a run's styles/."""
+def history(folders):
+    """[(epoch, {name: w [512, w_dim]})] at up to FRAMES of the epochs that all runs in `folders`, {name: folder}, have saved.
+
+    `folders` may also be the folder of one conditional run: its two classes are the sets then.
+    """
+    runs = {None: folders} if isinstance(folders, str) else folders
+    paths = {name: style_paths(folder) for name, folder in runs.items()}
+    epochs = sorted(set.intersection(*map(set, paths.values())))
+    shown = np.unique(np.linspace(0, len(epochs) - 1, min(FRAMES, len(epochs))).round().astype(int))
+
+    def read(epoch):
+        if isinstance(folders, str):
+            return dict(zip(CLASSES, read_styles(paths[None][epoch], axes=3)))
+        return {name: read_styles(of_run[epoch], axes=2) for name, of_run in paths.items()}
+
+    return [(epochs[i], read(epochs[i])) for i in shown]
+
+
+def style_paths(folder):
+    """{epoch: path} of the files in a run's styles/."""
     return {int(path[-8:-4]): path for path in glob.glob(os.path.join(folder, "styles", "epoch_[0-9][0-9][0-9][0-9].npy"))}
 
 
-def read_array(path, axes):
-    """w of one epoch, [512, w_dim] or, with 3 axes, [2, 512, w_dim]; UserError when the file holds no such thing."""
+def read_styles(path, axes):
+    """w of one epoch, [512, w_dim] or, with 3 axes, [2, 512, w_dim]; UserError if the file holds anything else."""
     try:
         w = np.load(path, allow_pickle=False)
         if w.ndim != axes or w.shape[:-2] not in ((), (len(CLASSES),)) or not w.size or w.dtype.kind not in "fiu":
@@ -163,49 +177,24 @@ def read_array(path, axes):
             w = w.astype(np.float32)
         if np.abs(w).max() > 1e6 or np.isnan(w).any():
             raise ValueError
-    except Exception as error:  # of a damaged file NumPy raises nearly anything
-        raise UserError(f"{path}: not the style vectors that train.py kept ({type(error).__name__}); remove it") from None
+    except Exception as error:  # NumPy raises nearly any error on a damaged file
+        raise UserError(f"{path}: these are not style vectors saved by train.py ({type(error).__name__}); remove it") from None
     return w
 
 
-def history(folders):
-    """[(epoch, {name: w [512, w_dim]})] at up to FRAMES epochs that all runs in `folders`, {name: folder}, kept.
-
-    A single folder, instead of the dict, is that of a conditional run: its two classes are the sets.
-    """
-    paths = (
-        {None: read_styles(folders)}
-        if isinstance(folders, str)
-        else {name: read_styles(folder) for name, folder in folders.items()}
-    )
-    epochs = sorted(set.intersection(*map(set, paths.values())))
-    chosen = sorted({*np.linspace(0, len(epochs) - 1, FRAMES).round().astype(int)} if len(epochs) > FRAMES else range(len(epochs)))
-    return [
-        (
-            epochs[i],
-            dict(zip(CLASSES, read_array(paths[None][epochs[i]], 3)))
-            if None in paths
-            else {name: read_array(kept[epochs[i]], 2) for name, kept in paths.items()},
-        )
-        for i in chosen
-    ]
-
-
 def epochs_to_show(epochs):
-    """Up to four of the epochs at hand, nearest to EPOCHS_SHOWN of the last."""
+    """Up to four of the epochs: those nearest to EPOCHS_SHOWN of the last."""
     epochs = sorted(epochs)
-    if not epochs:
-        return []
-    return sorted({min(epochs, key=lambda epoch: abs(epoch - share * epochs[-1])) for share in EPOCHS_SHOWN})
+    return sorted({min(epochs, key=lambda epoch: abs(epoch - share * epochs[-1])) for share in EPOCHS_SHOWN}) if epochs else []
 
 
-def maps_over_epochs(kept, done, **options):
-    """[(epoch, {name: [512, 2]}, share of alike neighbours)] of `history`; each map starts from the one before it.
+def maps_over_epochs(saved, done, **options):
+    """[(epoch, {name: [512, 2]}, share of neighbours alike)] of `history`; each map starts from the one before.
 
-    done: called after each; options: of `embed`, but for its start.
+    done: called after each map; options: of `embed`, without `start`.
     """
     maps, start = [], "spectral"
-    for epoch, sets in kept:
+    for epoch, sets in saved:
         points = np.concatenate(list(sets.values()))
         classes = np.repeat(np.arange(len(sets)), [len(rows) for rows in sets.values()])
         start = embed(points, start=start, **options)

@@ -1,4 +1,4 @@
-"""The style space: separation against closed forms and planted truth, what is said of it, maps, and the epochs."""
+"""Style space: separation against closed forms and planted truth, the sentences drawn from it, maps, and the epochs."""
 
 import os
 
@@ -9,34 +9,48 @@ import torch
 from analysis import style_space as styles
 from analysis.bootstrap import Interval, auc
 from analysis.models import draw_z
-from analysis.style_space import Separation
+from analysis.style_space import StyleSeparation
 from modules import MappingNetwork
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How far apart
 
 
-def test_neighbour_shares():
-    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)  # more than the 1024 distances at a time
+def test_neighbour_shares_of_mixed_and_of_separate_clouds():
+    rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)
     one_cloud = rng.normal(size=(1400, 5))
     assert styles.neighbour_shares(one_cloud, classes).mean() == pytest.approx(0.5, abs=0.03)
     assert styles.neighbour_shares(one_cloud + 100 * classes[:, None], classes).min() == 1
+
+
+def test_neighbour_shares_leave_out_the_point_itself():
     line = np.array([[0.0], [1.0], [2.1], [3.3]])  # nearest: 1, 0, 1, 2
     np.testing.assert_array_equal(styles.neighbour_shares(line, np.array([0, 0, 1, 1]), k=1), [1, 1, 0, 1])
 
 
-def test_separation_of_one_cloud_and_of_two():
+def test_neighbour_shares_equal_sorted_distances_also_among_duplicates():
+    rng, classes = np.random.default_rng(4), np.arange(80) % 2
+    points = np.repeat(rng.normal(size=(40, 6)), 2, axis=0)  # each twice, once in either class
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    nearest = distance.argsort(1, kind="stable")[:, :5]  # the twin and two whole pairs: no ties at the end
+    expected = (classes[nearest] == classes[:, None]).mean(1)
+    np.testing.assert_allclose(styles.neighbour_shares(points, classes, k=5), expected)
+    assert (expected == 0.4).all()
+
+
+def test_style_separation_of_one_cloud_and_of_two():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 150, 8))
-    mixed, moved, apart = (styles.separation(a, b + shift) for shift in (0, 0.6, 30))
+    mixed, moved, apart = (styles.style_separation(a, b + shift) for shift in (0, 0.6, 30))
     for interval in mixed:
         assert interval.low - 0.02 < 0.5 < interval.high + 0.02
     assert 0.7 < moved.auc.low < moved.auc.value < moved.auc.high < 1
     assert min(apart.alike.low, apart.auc.low) == 1
 
 
-def test_twins_do_not_stand_on_both_sides_of_the_probe():
-    """Sets that are the same vectors: with a twin of the other class in the training fold, a probe would do worse than chance."""
+def test_probe_scores_never_fit_to_the_twin_of_a_held_out_vector():
+    """With the same vectors in both sets, a probe fitted to the twins of held-out vectors would do worse than chance."""
     a = np.random.default_rng(0).normal(size=(60, 40))
     groups, classes = np.r_[:60, :60], np.repeat([0, 1], 60)
     points = np.concatenate([a, a])
@@ -44,61 +58,66 @@ def test_twins_do_not_stand_on_both_sides_of_the_probe():
     assert auc(styles.probe_scores(points, classes, np.arange(120)), classes == 1) < 0.45
 
 
-def test_untrained_mapping_networks_of_two_seeds_lie_apart():
+def test_untrained_mapping_networks_of_two_seeds_are_separated():
     sets, z = [], draw_z(256, 256, 0)
     for seed in (0, 1):
         torch.manual_seed(seed)
         sets.append(MappingNetwork().eval()(z).detach().numpy())
-    assert styles.separation(*sets).alike.low > 0.99
+    assert styles.style_separation(*sets).alike.low > 0.99
 
 
-def gap(alike, auc, width=0.02):
-    return Separation(*(Interval(value, value - width, value + width) for value in (alike, auc)))
+def separation(alike, auc, width=0.02):
+    return StyleSeparation(*(Interval(value, value - width, value + width) for value in (alike, auc)))
 
 
 @pytest.mark.parametrize(
     "pair, control, like, expected",
     [
-        (gap(0.9, 0.9), None, True, "without --control_dir"),
-        (gap(1, 1), gap(1, 1), True, "so do NC and NC"),
-        (gap(0.8, 0.9), gap(0.6, 0.7), True, "further apart than NC and NC do, by both"),
-        (gap(0.8, 0.9), gap(0.6, 0.89), True, "By one of two"),
-        (gap(0.61, 0.7), gap(0.6, 0.69), True, "no further apart"),
-        (gap(0.5, 0.5), gap(0.9, 0.9), True, "no further apart"),
-        (gap(0.61, 0.7), gap(0.9, 0.9), False, "no like comparison"),
+        (separation(0.9, 0.9), None, True, "without --control_dir"),
+        (separation(1, 1), separation(1, 1), True, "so are the two NC models"),
+        (separation(0.8, 0.9), separation(0.6, 0.7), True, "By both measures, AD and NC are further apart"),
+        (separation(0.8, 0.9), separation(0.6, 0.89), True, "By one of two measures"),
+        (separation(0.61, 0.7), separation(0.6, 0.69), True, "no further apart"),
+        (separation(0.5, 0.5), separation(0.9, 0.9), True, "no further apart"),
+        (separation(0.61, 0.7), separation(0.9, 0.9), False, "no fair comparison"),
     ],
 )
-def test_verdict(pair, control, like, expected):
+def test_verdict_compares_with_the_control(pair, control, like, expected):
     assert expected in styles.verdict(pair, control, like)
 
 
-def test_conditional_verdict():
+def test_conditional_verdict_depends_on_the_interval():
     assert "would project" in styles.conditional_verdict()
-    assert "more than by chance, AUC 0.70 (0.60 to 0.80)" in styles.conditional_verdict(gap(0.5, 0.7, 0.1))
-    assert "was not shown, AUC 0.55" in styles.conditional_verdict(gap(0.5, 0.55, 0.1))
+    assert "more than by chance, AUC 0.70 (0.60 to 0.80)" in styles.conditional_verdict(separation(0.5, 0.7, 0.1))
+    assert "no separation was shown, AUC 0.55" in styles.conditional_verdict(separation(0.5, 0.55, 0.1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Maps and epochs
 
 
-def test_pca_keeps_the_two_widest_directions():
+def test_embed_by_pca_keeps_the_two_widest_directions():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(300, 2)) * (9, 4)
     points = np.c_[0.01 * rng.normal(size=(300, 3)), plane]
-    found = styles.embed(points, "pca")
-    np.testing.assert_allclose(np.abs(np.corrcoef(found.T, plane.T)[:2, 2:]), np.eye(2), atol=0.1)
+    projected = styles.embed(points, "pca")
+    np.testing.assert_allclose(np.abs(np.corrcoef(projected.T, plane.T)[:2, 2:]), np.eye(2), atol=0.1)
 
 
-def test_umap_is_reproducible_and_keeps_clusters():
+@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+def test_embed_of_equal_vectors_is_one_point(method):
+    assert (styles.embed(np.full((40, 5), 0.3), method) == np.zeros((40, 2))).all()
+
+
+def test_embed_by_umap_is_reproducible_and_keeps_clusters():
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(size=(40, 5)), 30 + rng.normal(size=(40, 5))])
-    found = styles.embed(points, "umap", seed=1)
-    np.testing.assert_array_equal(found, styles.embed(points, "umap", seed=1))
-    assert styles.neighbour_shares(found, np.repeat([0, 1], 40), k=5).mean() == 1
+    embedded = styles.embed(points, "umap", seed=1)
+    np.testing.assert_array_equal(embedded, styles.embed(points, "umap", seed=1))
+    assert styles.neighbour_shares(embedded, np.repeat([0, 1], 40), k=5).mean() == 1
 
 
-def test_split_like():
+def test_split_like_undoes_concatenation():
     sets = {"AD": np.zeros((2, 3)), "NC": np.zeros((4, 3)), "real AD": np.zeros((1, 3))}
     assert {name: rows.tolist() for name, rows in styles.split_like(np.arange(7), sets).items()} == {
         "AD": [0, 1],
@@ -107,10 +126,10 @@ def test_split_like():
     }
 
 
-def test_models_of_one_seed_start_as_equals(models):
-    kept = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")})
-    assert [epoch for epoch, _ in kept] == [0, 1, 2]
-    for epoch, sets in kept:
+def test_history_of_models_of_one_seed_starts_equal(models):
+    saved = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")})
+    assert [epoch for epoch, _ in saved] == [0, 1, 2]
+    for epoch, sets in saved:
         assert np.array_equal(sets["AD"], sets["NC"]) == (epoch == 0)
     (_, start), *_ = styles.history(os.path.join(models, "all-conditional"))
     assert start["AD"].shape == (512, 256) and not np.allclose(start["AD"], start["NC"])
@@ -120,21 +139,21 @@ def test_history_of_a_long_run_keeps_its_ends(tmp_path):
     (tmp_path / "styles").mkdir()
     for epoch in range(0, 101, 5):
         np.save(tmp_path / f"styles/epoch_{epoch:04d}.npy", np.full((2, 4, 3), epoch))
-    kept = styles.history(str(tmp_path))
-    assert len(kept) == styles.FRAMES and (kept[0][0], kept[-1][0]) == (0, 100)
-    assert all((sets["NC"] == epoch).all() for epoch, sets in kept)
+    saved = styles.history(str(tmp_path))
+    assert len(saved) == styles.FRAMES and (saved[0][0], saved[-1][0]) == (0, 100)
+    assert all((sets["NC"] == epoch).all() for epoch, sets in saved)
 
 
-def test_epochs_to_show():
+def test_epochs_to_show_are_those_nearest_to_fixed_shares():
     assert styles.epochs_to_show(range(0, 81, 5)) == [0, 5, 30, 80]
     assert styles.epochs_to_show([0]) == [0]
     assert styles.epochs_to_show([0, 1, 2]) == [0, 1, 2]
     assert styles.epochs_to_show([]) == []
 
 
-def test_maps_over_epochs(models):
-    kept, calls = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")}), []
-    maps = styles.maps_over_epochs(kept, lambda: calls.append(1), method="pca")
+def test_maps_over_epochs_are_centred_and_counted(models):
+    saved, calls = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")}), []
+    maps = styles.maps_over_epochs(saved, lambda: calls.append(1), method="pca")
     assert [epoch for epoch, *_ in maps] == [0, 1, 2] and len(calls) == 3
     assert all(np.allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-4) for _, sets, _ in maps)
     assert maps[0][1]["AD"].shape == (512, 2) and maps[0][2] < 0.5  # at epoch 0 the nearest is a vector's twin
