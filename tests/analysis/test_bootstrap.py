@@ -1,15 +1,15 @@
-"""Bootstrap intervals and the AUC against closed forms and scikit-learn."""
+"""Bootstrap intervals and the AUC, compared with closed forms and scikit-learn."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from analysis import bootstrap as intervals
+from analysis import bootstrap as bootstrap_module
 from analysis.bootstrap import Interval, auc, bootstrap
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10**9])
-def test_auc_is_that_of_scikit_learn_ties_and_weights_included(levels):
+def test_auc_equals_scikit_learn_with_ties_and_weights(levels):
     rng = np.random.default_rng(levels)
     positive, weights = rng.random(300) < 0.3, rng.integers(0, 4, 300)
     scores = rng.integers(0, levels, 300) + positive * levels * 0.2
@@ -23,45 +23,52 @@ def test_auc_in_closed_form():
     assert auc(np.array([1, 2, 3, 4, 5]), positive) == 0
     assert auc(np.zeros(5), positive) == 0.5
     assert auc(np.array([3, 1, 3, 0, 2]), positive) == 3.5 / 6
-    assert np.isnan(auc(np.arange(5), np.ones(5, bool)))
     rng, many = np.random.default_rng(0), np.repeat([True, False], 20000)
     assert auc(rng.standard_normal(40000) + many, many) == pytest.approx(0.76025, abs=0.01)  # Phi(1 / sqrt(2))
 
 
-def mean(values):
+def test_auc_is_nan_without_both_classes():
+    assert np.isnan(auc(np.arange(5), np.ones(5, bool)))
+    assert np.isnan(auc(np.arange(4), np.arange(4) < 2, np.array([1.0, 2.0, 0.0, 0.0])))  # no negative was drawn
+
+
+def weighted_mean(values):
     return lambda weights: np.average(values, weights=weights)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLED", 300)
+def test_bootstrap_interval_covers_the_true_mean_in_95_percent_of_samples(monkeypatch):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 300)
     rng, covered = np.random.default_rng(1), 0
     for seed in range(100):
-        _, low, high = bootstrap(mean(rng.normal(2, 1, 50)), np.arange(50), seed=seed)
+        _, low, high = bootstrap(weighted_mean(rng.normal(2, 1, 50)), np.arange(50), seed=seed)
         covered += low <= 2 <= high
-    assert 86 <= covered <= 100  # 95, and 2.2 of standard deviation
+    assert 86 <= covered <= 100  # 95, with a standard deviation of 2.2
 
 
-def test_interval_is_around_the_value_of_all():
+def test_bootstrap_value_is_the_statistic_of_the_sample_and_lies_in_the_interval():
     x = np.random.default_rng(0).normal(5, 2, 400)
-    found = bootstrap(mean(x), np.arange(400))
-    assert found.value == pytest.approx(x.mean()) and found.low < found.value < found.high
+    interval = bootstrap(weighted_mean(x), np.arange(400))
+    assert interval.value == pytest.approx(x.mean()) and interval.low < interval.value < interval.high
+
+
+def test_interval_as_text():
     assert str(Interval(0.5, 0.444, 0.556)) == "0.50 (0.44 to 0.56)"
 
 
-def test_whole_groups_are_drawn_and_strata_keep_their_size():
-    strata, groups, seen = np.repeat([0, 1], [12, 6]), np.arange(18) // 3, []
-    bootstrap(lambda weights: seen.append(weights.copy()) or 0.0, groups, strata)
-    counts = np.array(seen[1:])  # the first is of ones
-    assert (counts.reshape(-1, 6, 3) == counts[:, ::3, None]).all()  # the slices of a subject always together
+def test_bootstrap_draws_whole_groups_and_keeps_the_size_of_strata():
+    strata, groups, drawn = np.repeat([0, 1], [12, 6]), np.arange(18) // 3, []
+    bootstrap(lambda weights: drawn.append(weights.copy()) or 0.0, groups, strata)
+    assert (drawn[0] == 1).all()  # the value itself
+    counts = np.array(drawn[1:])
+    assert (counts.reshape(-1, 6, 3) == counts[:, ::3, None]).all()  # the slices of a subject are drawn together
     assert (counts[:, :12].sum(1) == 12).all() and (counts[:, 12:].sum(1) == 6).all()
     assert counts[:, ::3].max() > 1 and counts[:, ::3].min() == 0  # with replacement
-    assert (seen[0] == 1).all()
 
 
-def test_subjects_widen_the_interval_as_they_should():
+def test_bootstrap_over_subjects_is_as_wide_as_independent_subjects_make_it():
     rng = np.random.default_rng(2)
     subjects = np.repeat([f"s{i}" for i in rng.permutation(200)], 10)
-    values = np.repeat(rng.standard_normal(200), 10)  # slices of a subject are all the same
-    by_subject, by_slice = (bootstrap(mean(values), groups) for groups in (subjects, np.arange(2000)))
+    values = np.repeat(rng.standard_normal(200), 10)  # the slices of a subject are all the same
+    by_subject, by_slice = (bootstrap(weighted_mean(values), groups) for groups in (subjects, np.arange(2000)))
     assert by_subject.high - by_subject.low == pytest.approx(2 * 1.96 * 200**-0.5, rel=0.2)
     assert by_slice.high - by_slice.low == pytest.approx(2 * 1.96 * 2000**-0.5, rel=0.2)
