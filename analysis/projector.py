@@ -170,9 +170,10 @@ def project(model, targets, labels, steps=100, space="w", seed=0, progress=False
     labels int64 [N]: the class, for a conditional model, whose w are started from and whose mean w is held near; where it is
     -1 the w of all classes compete. space: "w" or "w+". No slice's result depends on the others, but for rounding.
     """
-    device, classes = model.mapping.w_mean.device, len(model.labels)
-    images, labels = to_float(torch.from_numpy(np.array(targets))).to(device), np.array(labels)
-    distance, z = Distance(device), draw_z(DRAWN, model.mapping.z_dim, seed).to(device)
+    weights, classes = model.mapping.w_mean, len(model.labels)  # all tensors get the device and the type of these
+    device = weights.device
+    images, labels = to_float(torch.from_numpy(np.array(targets))).to(weights), np.array(labels)
+    distance, z = Distance(device), draw_z(DRAWN, model.mapping.z_dim, seed).to(weights)
     with torch.no_grad():
         drawn = torch.stack([style_vectors(model.mapping, z, label)[0] for label in model.labels])
         centres = drawn.mean(1)  # [classes, w_dim]
@@ -207,7 +208,7 @@ def nearest_starts(model, drawn, distance, images, labels):
     Memory: 0.4 MB per image at 64x64, 1.8 MB at 256x256.
     """
     targets = torch.cat([distance.embed(part) for part in images.split(BATCH)])
-    best, classes = torch.full([len(images)], math.inf, device=images.device), torch.zeros_like(labels)
+    best, classes = images.new_full([len(images)], math.inf), torch.zeros_like(labels)
     starts = drawn[0, :1].repeat(len(images), 1)
     for label, ws in enumerate(drawn):
         for part in ws.split(BATCH):
@@ -253,7 +254,7 @@ def search(model, distance, images, start, centre, size, steps, space, bar):
         ends.append(generator(w.expand(-1, generator.num_ws, -1), noise))
     ends = [to_uint8(end) for end in ends]
     features = distance.features(images)
-    perceptual = [(distance.features(to_float(end)) - features).square().sum(1) for end in ends]
+    perceptual = [(distance.features(to_float(end).to(images)) - features).square().sum(1) for end in ends]
     return (
         w.expand(-1, generator.num_ws, -1).cpu(),
         [one.cpu() for one in noise],
