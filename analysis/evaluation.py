@@ -24,8 +24,7 @@ from matplotlib.figure import Figure
 from scipy.stats import wasserstein_distance
 from tqdm import tqdm
 
-import metrics
-from analysis import figures, report
+from analysis import figures, quality, report
 from analysis.areas import AMOUNT, SIDE, measure_areas, read_truth, reduced
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
@@ -172,7 +171,7 @@ def evaluate(runs, generated, dataset_dir, output_dir, title, device="cpu"):
     runs: {folder of a run: its classes}. generated: {class: uint8 [n, R, R]}, best as many as training slices. Of a model of
     both that is not told the class, both name the one class "all". dataset_dir: holds train/ and test/, or is one of the two.
     Results, plain numbers that <title>_evaluation.json holds too: {"critic": {class: `critic_gaps`}, "classifier": `classify`
-    (given both classes), "areas": `compare_areas` (from 64x64 on), "metrics": {class: values of `metrics.study`}}.
+    (given both classes), "areas": `compare_areas` (from 64x64 on), "metrics": {class: values of `quality.measure_quality`}}.
     """
     side = next(iter(generated.values())).shape[-1]
     splits = find_splits(dataset_dir, "all" if len(generated) > 1 else next(iter(generated)))
@@ -217,10 +216,12 @@ def evaluate(runs, generated, dataset_dir, output_dir, title, device="cpu"):
 
     results["metrics"] = {}
     for one in generated:
-        found = metrics.study(some["unseen"][one], some["generated"][one], slices["train"][one], device=device, progress=True)
+        found = quality.measure_quality(
+            some["unseen"][one], some["generated"][one], slices["train"][one], device=device, progress=True
+        )
         results["metrics"][one] = found.values
-        metrics.save_metrics(found, path(f"metrics_{one}.png"))
-        metrics.save_nearest(some["generated"][one], slices["train"][one], found.memory, path(f"nearest_{one}.png"))
+        quality.plot_quality(found, path(f"metrics_{one}.png"))
+        quality.save_nearest(some["generated"][one], slices["train"][one], found.memory, path(f"nearest_{one}.png"))
         written += [path(f"metrics_{one}.png"), path(f"nearest_{one}.png")]
     with atomic_path(path("evaluation.json")) as temporary, open(temporary, "w") as file:
         json.dump(results, file, indent=2)

@@ -518,7 +518,7 @@ def saved(slices_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scripts(saved, slices_dir, tmp_path_factory):
     """{name: (main, flags that work, what stands for its workers)}."""
-    rng, real = np.random.default_rng(0), metrics.study
+    rng, real = np.random.default_rng(0), metrics.measure_quality
     study = real(*rng.integers(0, 255, (2, 12, 32, 32), dtype=np.uint8))
     row = {"path": "train/AD/000000_75.jpeg", "seed": 0}
     section = predict.Section("x")
@@ -546,8 +546,8 @@ def scripts(saved, slices_dir, tmp_path_factory):
             metrics.main,
             ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--device", "cpu"],
             [
-                (metrics, "study", lambda *_, **__: study),
-                (metrics, "save_metrics", lambda *_: None),
+                (metrics, "measure_quality", lambda *_, **__: study),
+                (metrics, "plot_quality", lambda *_: None),
                 (metrics, "save_nearest", lambda *_: None),
             ],
         ),

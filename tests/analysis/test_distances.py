@@ -1,0 +1,294 @@
+"""Each distance compared with a second way of computing it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from synthetic import blurred, brains, increases, noisy
+
+from analysis import distances
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def extract():
+    return distances.Features()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features
+
+
+def test_features_are_the_same_for_every_kind_of_image(extract):
+    images = brains(20, 0)
+    expected = extract(images)
+    assert expected.shape == (20, 512) and expected.dtype == torch.float32
+    torch.testing.assert_close(expected.norm(dim=1), torch.ones(20))
+    scaled = torch.from_numpy(images)[:, None] / 127.5 - 1
+    for other in (torch.from_numpy(images), scaled, scaled.double(), scaled.numpy()):
+        torch.testing.assert_close(extract(other), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(extract(images[17:]), expected[17:], atol=1e-5, rtol=0)
+
+
+def test_features_depend_on_the_seed_alone(extract):
+    images = brains(3, 0)
+    assert torch.equal(distances.Features(seed=0)(images), extract(images))
+    assert (distances.Features(seed=1)(images) - extract(images)).abs().max() > 0.01
+
+
+def test_features_average_large_images_down(extract):
+    small = torch.from_numpy(brains(3, 0, side=64))
+    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert extract(small).shape == (3, 2048)
+    torch.testing.assert_close(extract(large), extract(small), atol=1e-5, rtol=0)
+
+
+def test_random_vgg16_keeps_the_size_of_its_signal():
+    x = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    for layer in distances.random_vgg16(0):
+        x = layer(x)
+        assert 0.1 < x.square().mean().sqrt() < 10**1.5, layer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Standardised KID and PRDC
+
+
+def mmd_by_loops(x, y):
+    def mean(a, b, skip):
+        values = [
+            (sum(p * q for p, q in zip(u, v)) / len(u) + 1) ** 3
+            for i, u in enumerate(a)
+            for j, v in enumerate(b)
+            if not (skip and i == j)
+        ]
+        return sum(values) / len(values)
+
+    x, y = x.tolist(), y.tolist()
+    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+
+def test_polynomial_mmd_and_its_jackknife_equal_a_double_loop():
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=rng, dtype=torch.float64) + shift for n, shift in ((17, 0), (23, 0.5)))
+    value, error = distances.polynomial_mmd(x, y, blocks=4)
+    assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9)
+    parts = [[torch.cat(p[:i] + p[i + 1 :]) for p in (x.tensor_split(4), y.tensor_split(4))] for i in range(4)]
+    assert error == pytest.approx(math.sqrt(3 * np.var([mmd_by_loops(*part) for part in parts])), rel=1e-9)
+
+
+@pytest.mark.parametrize("mean, deviation", [(0, 1), (0.5, 1), (0, 1.5)])
+def test_polynomial_mmd_is_unbiased(mean, deviation):
+    """For N(0, 1) and N(m, s^2) MMD^2 is 3 m^2 + 3 (m^2 + s^2 - 1)^2 + (m^3 + 3 m s^2)^2, from their first three moments."""
+    expected = 3 * mean**2 + 3 * (mean**2 + deviation**2 - 1) ** 2 + (mean**3 + 3 * mean * deviation**2) ** 2
+    rng = torch.Generator().manual_seed(0)
+    draws = [torch.randn(2, 100, 1, generator=rng, dtype=torch.float64) for _ in range(400)]
+    values = [distances.polynomial_mmd(x, mean + deviation * y, blocks=2)[0] for x, y in draws]
+    assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / math.sqrt(len(values)))
+    assert np.std(values) / math.sqrt(len(values)) < 0.1 * max(expected, 1)
+
+
+def test_jackknife_error_matches_the_spread_of_repeated_estimates():
+    rng = torch.Generator().manual_seed(0)
+    draws = [torch.randn(2, 100, 4, generator=rng, dtype=torch.float64) for _ in range(100)]
+    found = np.array([distances.polynomial_mmd(x, 1 + y) for x, y in draws])
+    assert 0.75 < found[:, 1].mean() / found[:, 0].std() < 1.33
+
+
+def test_kid_does_not_depend_on_scale_and_offset():
+    rng = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(40, 8, generator=rng), 0.3 + torch.randn(40, 8, generator=rng)
+    assert distances.kid(100 * real + 7, 100 * fake + 7) == pytest.approx(distances.kid(real, fake), rel=1e-4)
+    standard, _ = distances.standardise(100 * real + 7, fake)
+    assert standard.mean(0).abs().max() < 1e-6 and standard.square().mean() == pytest.approx(1)
+
+
+def test_prdc_of_points_on_a_line_by_hand():
+    """The radii of the real balls are all 1, those of the generated ones 0.5, 0.5, 2, 2."""
+    real, fake = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.5], [1], [10], [12]])
+    found = distances.prdc(real, fake, k=1)
+    assert found == {"precision": 0.5, "recall": 0.5, "density": (2 + 3) / 4, "coverage": 0.75}
+
+
+def test_prdc_equals_loops_over_points():
+    rng = np.random.default_rng(0)
+    real, fake, k = rng.normal(size=(30, 2)), rng.normal(1.2, 0.6, size=(25, 2)), 3
+
+    def distance(a, b):
+        return math.dist(a, b)
+
+    def radius(points, i):
+        return sorted(distance(points[i], other) for j, other in enumerate(points) if j != i)[k - 1]
+
+    inside = [[distance(f, r) <= radius(real, i) for i, r in enumerate(real)] for f in fake]
+    recalled = [any(distance(f, r) <= radius(fake, j) for j, f in enumerate(fake)) for r in real]
+    found = distances.prdc(real, fake, k)
+    assert found["precision"] == pytest.approx(np.mean([any(row) for row in inside]))
+    assert found["recall"] == pytest.approx(np.mean(recalled))
+    assert found["density"] == pytest.approx(sum(map(sum, inside)) / (k * len(fake)))
+    assert found["coverage"] == pytest.approx(np.mean(np.any(inside, axis=0)))
+    assert 0.1 < found["recall"] < 0.9 and 0.1 < found["coverage"] < 0.95  # the comparison is not trivial
+
+
+def test_prdc_of_equal_distributions_has_its_expected_values():
+    points = np.random.default_rng(0).normal(size=(1200, 2))  # 600 fakes: more than one chunk of 512
+    found = distances.prdc(points[:600], points[600:])
+    assert found["density"] == pytest.approx(1, abs=0.1)
+    assert found["coverage"] == pytest.approx(1 - 0.5**5, abs=0.03)  # eq. 9 of Naeem et al. 2020
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sliced Wasserstein, spectrum, MS-SSIM
+
+
+def test_laplacian_pyramid_can_be_inverted():
+    images = torch.rand(2, 1, 64, 64)
+    bands = distances.laplacian_pyramid(images)
+    assert [band.shape[-1] for band in bands] == [64, 32, 16]
+    whole = bands[-1]
+    for band in bands[-2::-1]:
+        up = torch.zeros_like(band)
+        up[:, :, ::2, ::2] = 4 * whole
+        whole = band + distances.smooth(up)
+    torch.testing.assert_close(whole, images)
+    flat = distances.laplacian_pyramid(torch.full((1, 1, 64, 64), 0.5))
+    assert flat[0][..., 4:-4, 4:-4].abs().max() < 1e-6 and (flat[-1] - 0.5).abs().max() < 1e-6
+
+
+def test_draw_patches_cuts_them_out_of_the_image():
+    image = torch.arange(20.0 * 20).view(1, 1, 20, 20)
+    patches = distances.draw_patches(image, np.random.default_rng(0))
+    assert patches.shape == (1, 128, 49)
+    corner = patches[0, :, 0]
+    rows, columns = corner // 20, corner % 20
+    assert rows.min() == columns.min() == 0 and rows.max() == columns.max() == 13
+    offsets = (20 * torch.arange(7)[:, None] + torch.arange(7)).flatten()
+    assert torch.equal(patches[0], corner[:, None] + offsets)
+
+
+def test_sliced_wasserstein_in_one_dimension_is_the_integral():
+    """In one dimension every direction is +-1: the mean distance of sorted values, here of U(0, 1) and of a coin."""
+    uniform = (torch.arange(10000.0)[:, None] + 0.5) / 10000
+    coin = (torch.arange(10000)[:, None] % 2).float()
+    rng = np.random.default_rng
+    # Standardised, the uniform is sqrt(3) (2 u - 1) and the coin +-1: the integral of |sqrt(3) v - 1| over v in (0, 1).
+    expected = 1 / (2 * math.sqrt(3)) + (math.sqrt(3) - 1) ** 2 / (2 * math.sqrt(3))
+    assert distances.sliced_wasserstein(uniform, coin, rng(0)) == pytest.approx(expected, rel=1e-3)
+    assert distances.sliced_wasserstein(uniform, 5 * uniform.flip(0) - 2, rng(0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_sliced_wasserstein_detects_a_correlation():
+    """Equal marginals with correlation r or 0: along (cos t, sin t) the standard deviations are sqrt(1 + r sin 2t) and 1."""
+    rng, r = np.random.default_rng(0), 0.8
+    z = torch.from_numpy(rng.standard_normal((2, 20000, 2)))
+    mixed = z[0] @ torch.linalg.cholesky(torch.tensor([[1, r], [r, 1]], dtype=torch.float64)).T
+    angles = np.linspace(0, np.pi, 1001)
+    expected = np.abs(np.sqrt(1 + r * np.sin(2 * angles)) - 1).mean() * math.sqrt(2 / math.pi)
+    assert distances.sliced_wasserstein(mixed, z[1], rng) == pytest.approx(expected, rel=0.05)
+
+
+def test_radial_power_of_a_sinusoid_and_of_noise():
+    x = torch.arange(64.0) / 64
+    wave = 0.5 * torch.cos(2 * math.pi * 8 * x).expand(1, 1, 64, 64)
+    power = distances.radial_power(wave)
+    assert power.shape == (1, 32) and power.argmax() == 7
+    y, x = np.meshgrid(np.fft.fftfreq(64, 1 / 64), np.fft.fftfreq(64, 1 / 64))
+    on_ring = (np.rint(np.hypot(x, y)) == 8).sum()
+    assert power[0, 7].item() == pytest.approx(0.5**2 / 2 * 64**2 / on_ring, rel=1e-4)
+    assert power[0, torch.arange(32) != 7].max() < 1e-9
+    torch.testing.assert_close(distances.radial_power(wave.mT), power)
+    noise = 0.3 * torch.randn(200, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(distances.radial_power(noise).mean(0), torch.full((16,), 0.09).double(), rtol=0.06, atol=0)
+
+
+def test_spectrum_db_rises_by_six_decibels_for_twice_the_contrast():
+    noise = torch.randn(50, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    gap = distances.spectrum_db(distances.radial_power(noise)) - distances.spectrum_db(distances.radial_power(noise / 2))
+    torch.testing.assert_close(gap, torch.full((16,), 20 * math.log10(2)).double(), atol=1e-3, rtol=0)
+
+
+def ssim_by_windows(a, b, scales):
+    """MS-SSIM of two images in [0, 1] by a loop over windows in float64."""
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    weights, product = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:scales]), 1
+    for scale in range(scales):
+        terms = []
+        for y in range(a.shape[0] - 10):
+            for x in range(a.shape[1] - 10):
+                p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+                mp, mq = (window * p).sum(), (window * q).sum()
+                vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+                term = (2 * (window * (p - mp) * (q - mq)).sum() + 9e-4) / (vp + vq + 9e-4)
+                terms.append(term * (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4) if scale == scales - 1 else term)
+        product *= max(np.mean(terms), 0) ** (weights[scale] / weights.sum())
+        a, b = (image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)) for image in (a, b))
+    return product
+
+
+@pytest.mark.parametrize("side, scales", [(32, 2), (64, 3)])
+def test_ms_ssim_equals_a_loop_over_windows(side, scales):
+    images = brains(2, 0, side)
+    for other in (images[1], noisy(images[:1], 20)[0], blurred(images[:1], 2)[0]):
+        a, b = (distances.as_batch(image[None]) for image in (images[0], other))
+        assert distances.ms_ssim(a, b).item() == pytest.approx(ssim_by_windows(images[0] / 255, other / 255, scales), abs=1e-4)
+
+
+def test_ms_ssim_of_equal_images_is_one_and_of_opposites_near_zero():
+    images = distances.as_batch(brains(4, 0, side=256))
+    torch.testing.assert_close(distances.ms_ssim(images, images), torch.ones(4))
+    assert distances.ms_ssim(images, -images).max() < 0.2
+
+
+def test_ms_ssim_detects_few_modes():
+    """Two draws from n modes are equal with probability 1 / n, and then their similarity is 1."""
+    images, rng, found = distances.as_batch(brains(120, 1)), np.random.default_rng(0), {}
+    for modes in (120, 4, 2):
+        a, b = torch.from_numpy(rng.integers(modes, size=(2, 300)))
+        found[modes] = distances.ms_ssim(images[a], images[b]).mean().item()
+    assert increases(*found.values())
+    assert found[2] > found[120] + 0.3 * (1 - found[120])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memorisation
+
+
+@pytest.mark.parametrize("copies", [0, 30, 100])
+def test_memorisation_finds_copies_and_mirrored_copies(copies):
+    train, real, fake = brains(300, 0), brains(200, 1), brains(100, 2)
+    rng = np.random.default_rng(0)
+    taken = rng.permutation(300)[:copies]
+    fake[:copies] = noisy(train[taken], 3)
+    fake[:copies:2] = fake[:copies:2, :, ::-1]  # every second copy is mirrored
+    found = distances.memorisation(real, fake, train)
+    assert found.share == pytest.approx(copies / 100, abs=0.04)
+    np.testing.assert_array_equal(found.nearest[:copies], taken)
+    assert found.mirrored[:copies:2].all() and not found.mirrored[1:copies:2].any()
+
+
+def test_memorisation_does_not_take_blurred_images_for_copies():
+    train, real = brains(300, 0), brains(200, 1)
+    assert distances.memorisation(real, blurred(brains(100, 2), 3), train).share <= 0.03
+
+
+def test_nearest_images_equals_a_loop():
+    train, images = brains(80, 0).astype(float), brains(5, 1).astype(float)
+    relative, rows, mirrored = distances.nearest_images(
+        images.astype(np.uint8), distances.fit_neighbours(train.astype(np.uint8)), count=7
+    )
+    for i, image in enumerate(images):
+        found = sorted(
+            (np.sqrt(((train[j] - shown) ** 2).sum()), j, mirror)
+            for j in range(80)
+            for mirror, shown in ((False, image), (True, image[:, ::-1]))
+        )
+        assert (rows[i], mirrored[i]) == found[0][1:]
+        assert relative[i].item() == pytest.approx(found[0][0] / np.mean([distance for distance, *_ in found[:7]]), rel=1e-6)
+
+
+def test_memorisation_refuses_real_images_that_are_all_in_the_training_set():
+    train = brains(30, 0)
+    with pytest.raises(UserError, match="not in the training set"):
+        distances.memorisation(train[:10], brains(10, 1), train)

@@ -1,0 +1,133 @@
+"""Each measure in the presence of the fault that it is meant to detect, the values as a whole, and what is drawn of them."""
+
+import math
+
+import numpy as np
+import pytest
+from synthetic import blurred, brains, few, increases, noisy
+
+from analysis import distances, quality
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def extract():
+    return distances.Features()
+
+
+@pytest.fixture(scope="module")
+def measured(extract):
+    """{name: values against the same 150 real slices}: `half` is drawn from the same distribution, the others have faults."""
+    real, half = brains(150, 0), brains(150, 1)
+    sets = {
+        "half": half,
+        "blur1": blurred(half, 1),
+        "blur3": blurred(half, 3),
+        "noise25": noisy(half, 25),
+        "noise60": noisy(half, 60),
+        "modes30": few(half, 30),
+        "modes5": few(half, 5),
+        "copy": real,
+    }
+    real = quality.describe(real, extract)
+    return {name: quality.compare_sets(real, quality.describe(images, extract), 150, 150) for name, images in sets.items()}
+
+
+def test_two_draws_of_one_distribution_have_no_distance(measured):
+    half = measured["half"]
+    assert abs(half["kid_x1000"]) < 3 * half["kid_x1000_error"]
+    assert half["precision"] > 0.85 and half["recall"] > 0.85 and half["coverage"] > 0.9
+    assert 0.8 < half["density"] < 1.2
+    assert half["spectrum_db"] < 0.5
+    assert abs(half["ms_ssim"] - half["ms_ssim_real"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "metric, ladders",
+    [
+        ("kid_x1000", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"), ("half", "modes30", "modes5"))),
+        ("swd_x1000", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
+        ("swd_x1000_32", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
+        ("spectrum_db", (("half", "blur1", "blur3"), ("half", "noise25", "noise60"))),
+    ],
+)
+def test_distances_grow_with_the_fault(measured, metric, ladders):
+    for ladder in ladders:
+        values = [measured[name][metric] for name in ladder]
+        assert increases(*values) and values[-1] > 2 * values[0], (ladder, values)
+
+
+def test_precision_and_density_detect_bad_images_but_no_missing_modes(measured):
+    for ladder in (("blur3", "blur1", "half"), ("noise60", "noise25", "half")):
+        assert increases(*(measured[name]["density"] for name in ladder)), ladder
+    assert measured["noise60"]["precision"] < 0.5 * measured["half"]["precision"]
+    assert measured["modes30"]["precision"] > 0.8
+
+
+def test_recall_and_coverage_detect_missing_modes(measured):
+    for metric in ("recall", "coverage"):
+        assert increases(*(measured[name][metric] for name in ("modes5", "modes30", "half"))), metric
+    assert measured["modes5"]["recall"] < 0.1
+
+
+def test_copied_set_has_no_distance(measured):
+    copy = measured["copy"]
+    assert copy["swd_x1000"] == 0 and copy["spectrum_db"] == 0 and copy["coverage"] == copy["precision"] == 1
+
+
+def test_measure_quality_gives_finite_floats_and_the_same_ones_again():
+    real, fake, train = brains(30, 1), brains(24, 2), brains(40, 0)
+    values = quality.measure_quality(real, fake, train).values
+    assert all(type(value) is float and math.isfinite(value) for value in values.values())
+    assert {"kid_x1000", "precision", "swd_x1000_32", "swd_x1000_16", "floor_kid_x1000", "memorised"} <= set(values)
+    assert values["swd_x1000"] == pytest.approx((values["swd_x1000_32"] + values["swd_x1000_16"]) / 2)
+    assert values == quality.measure_quality(real, fake, train).values
+    assert "memorised" not in quality.measure_quality(real, fake).values
+
+
+def test_measure_quality_has_no_floor_for_few_images_and_refuses_other_sizes():
+    real, fake = brains(30, 1), brains(24, 2)
+    assert "floor_kid_x1000" not in quality.measure_quality(real[:8], fake).values
+    for images, message in ((brains(24, 2, side=64), "not of 32 and 64 pixels"), (fake[:5], "5 generated slices are too few")):
+        with pytest.raises(UserError, match=message):
+            quality.measure_quality(real, images)
+
+
+def test_halves_are_the_even_and_the_odd_images(extract):
+    images = brains(11, 0)
+    even, odd = quality.halves(quality.describe(images, extract), 10)
+    for half, start in ((even, 0), (odd, 1)):
+        np.testing.assert_allclose(half.power, distances.radial_power(distances.as_batch(images[start:10:2])), rtol=1e-4)
+        np.testing.assert_allclose(half.features, extract(images[start:10:2]), atol=1e-5)
+        assert [band.shape for band in half.patches] == [(5, 128, 49)] * 2
+
+
+def test_quality_table_shows_every_value_beside_its_floor():
+    values = {"kid_x1000": 12.3456, "kid_x1000_error": 1.5, "precision": 0.5, "recall": 0.25, "density": 1.0, "coverage": 0.75}
+    values |= {
+        "swd_x1000_32": 3.0,
+        "swd_x1000_16": 2.0,
+        "swd_x1000": 2.5,
+        "spectrum_db": 0.125,
+        "ms_ssim": 0.6,
+        "ms_ssim_real": 0.7,
+    }
+    lines = quality.quality_table(values | {"floor_kid_x1000": -0.5}).splitlines()
+    assert lines[1].split() == ["KID", "x", "1000", "12.346", "-0.500"]
+    assert lines[-1].split() == ["MS-SSIM", "of", "pairs", "0.600", "-"]
+    assert len({len(line) for line in lines}) == 1  # columns are aligned
+    lines = quality.quality_table(values | {"memorised": 0.1, "nearest_fake": 0.8, "nearest_real": 0.9}).splitlines()
+    assert [line.split()[-2:] for line in lines[-2:]] == [["0.100", "0.010"], ["0.800", "0.900"]]
+
+
+def test_save_nearest_pairs_copies_with_their_originals(tmp_path, monkeypatch):
+    train, fake = brains(60, 0), brains(24, 2)
+    fake[5], fake[9] = train[20], train[31, :, ::-1]
+    memory = distances.memorisation(brains(30, 1), fake, train)
+    monkeypatch.setattr(quality.figures, "save_grids", lambda grids, path: drawn.append((grids, path)))
+    drawn = []
+    quality.save_nearest(fake, train, memory, "nearest.png", count=2)
+    ((grids, path),) = drawn
+    generated, nearest = grids.values()
+    assert path == "nearest.png" and {bytes(image) for image in generated} == {bytes(fake[5]), bytes(fake[9])}
+    np.testing.assert_array_equal(generated, nearest)
