@@ -447,7 +447,7 @@ def train(args, slices, test, folder, config, device, dtype, processes, deadline
         """Endless arguments of Training.step, from step number `step` on; unseen slices where --augment ada is to see them."""
 
         def draw_from(slices, start_step):
-            return batches(slices, batch, device, args.seed, start_step, shares=processes.size, which=processes.rank)
+            return batches(slices, batch, device, args.seed, start_step, shards=processes.size, shard_index=processes.rank)
 
         data = draw_from(slices, step)
         unseen = draw_from(test, -(-step // UNSEEN_EVERY)) if test and args.augment == "ada" else None

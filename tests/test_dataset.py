@@ -1,4 +1,4 @@
-"""dataset.py: every pixel against a second way of computing it, and every way a folder of slices can be wrong."""
+"""The pixels against a second computation, damaged folders and caches, and the batches of a shard."""
 
 import errno
 import os
@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import dataset
-from dataset import Slices, batches, pad_and_resize, schedule, steps_per_epoch, to_float, to_grey, to_uint8
+from dataset import Slices, batches, pad_and_resize, schedule, shard, steps_per_epoch, to_float, to_grey, to_uint8
+from modules import minibatch_std
 from utils import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -71,7 +72,7 @@ def close(image, expected, tolerance=1):
     np.testing.assert_allclose(np.asarray(image, np.float64), expected, atol=tolerance)
 
 
-def test_grey_of_8_bit_modes():
+def test_to_grey_of_8_bit_modes_is_their_luma():
     grey = noise(9, 7)
     assert (np.asarray(to_grey(Image.fromarray(grey))) == grey).all()
     assert (np.asarray(to_grey(Image.fromarray(np.stack([grey] * 3, -1)))) == grey).all()
@@ -83,7 +84,7 @@ def test_grey_of_8_bit_modes():
     close(to_grey(Image.fromarray(cmyk, "CMYK")), luma(255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])), 2)
 
 
-def test_grey_of_palette_and_transparency():
+def test_to_grey_puts_palettes_and_transparency_over_black():
     palette, index = np.random.default_rng(3).integers(0, 256, (256, 3)).astype(np.uint8), noise(9, 7)
     image = Image.fromarray(index, "P")
     image.putpalette(palette.tobytes())
@@ -91,7 +92,7 @@ def test_grey_of_palette_and_transparency():
     alpha = np.arange(256, dtype=np.uint8)
     image.info["transparency"] = alpha.tobytes()
     close(to_grey(image), luma(palette[index]) * alpha[index] / 255, 2)
-    image = Image.fromarray(index, "P")  # converting gave the other's palette its alpha
+    image = Image.fromarray(index, "P")  # its own, since converting changes the palette's alpha
     image.putpalette(palette.tobytes())
     image.info["transparency"] = int(index[0, 0])
     close(to_grey(image), luma(palette[index]) * (index != index[0, 0]), 1)
@@ -101,14 +102,14 @@ def test_grey_of_palette_and_transparency():
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_grey_of_16_bit_is_scaled_and_not_clipped(mode):
+def test_to_grey_scales_16_bit_modes_without_clipping(mode):
     values = np.linspace(0, 65535, 256 * 16).round().astype(np.int64).reshape(64, 64)
     raw = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
     image = Image.frombytes(mode, (64, 64), raw.tobytes())
     assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
 
 
-def test_grey_of_16_bit_files(tmp_path):
+def test_to_grey_scales_16_bit_files(tmp_path):
     values = noise(40, 24, high=65536, dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         save(tmp_path / name, values)
@@ -116,13 +117,13 @@ def test_grey_of_16_bit_files(tmp_path):
             assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
 
 
-def test_grey_of_integers_beyond_16_bit_is_clipped_not_wrapped():
+def test_to_grey_clips_integers_beyond_16_bit():
     image = Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32))
     assert np.asarray(to_grey(image)).tolist() == [[0, 0, 255, 255]]
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535])
-def test_grey_of_float(white):
+def test_to_grey_of_floats_guesses_white_from_the_maximum(white):
     values = np.array([[0, 0.25, 0.5, 1]], np.float32) * white
     assert np.abs(np.asarray(to_grey(Image.fromarray(values)), int) - [[0, 64, 127, 255]]).max() <= 1
     broken = np.array([[np.nan, -white, white, np.inf]], np.float32)
@@ -133,7 +134,7 @@ def test_grey_of_float(white):
 
 
 @pytest.mark.parametrize("width, height", [(256, 240), (240, 256), (256, 256), (256, 241), (1, 256)])
-def test_padding_keeps_every_pixel(width, height):
+def test_pad_and_resize_keeps_every_pixel_at_the_right_size(width, height):
     pixels = noise(width, height)
     expected = np.zeros((256, 256), np.uint8)
     left, top = (256 - width) // 2, (256 - height) // 2
@@ -144,7 +145,7 @@ def test_padding_keeps_every_pixel(width, height):
 
 
 @pytest.mark.parametrize("width, height", [(400, 200), (40, 80), (99, 50)])
-def test_resizing_never_stretches(width, height):
+def test_pad_and_resize_does_not_stretch(width, height):
     y, x = np.mgrid[:height, :width]
     radius = min(width, height) * 0.4
     disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius**2).astype(np.uint8) * 255
@@ -154,7 +155,7 @@ def test_resizing_never_stretches(width, height):
     assert abs(np.ptp(np.flatnonzero(result.any(1))) + 1 - expected) < 3
 
 
-def test_shrinking_is_antialiased():
+def test_pad_and_resize_is_antialiased():
     checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     result = np.asarray(pad_and_resize(Image.fromarray(checkerboard), 32), int)
     assert np.abs(result[2:-2, 2:-2] - 127.5).max() < 4
@@ -163,7 +164,7 @@ def test_shrinking_is_antialiased():
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def test_slices_labels_counts_and_order(data):
+def test_slices_have_labels_counts_and_a_fixed_order(data):
     slices = load(data)
     assert len(slices) == 12 and slices.counts == {"AD": 5, "NC": 7}
     assert slices.labels.dtype == np.int64 and slices.labels.tolist() == [0] * 5 + [1] * 7
@@ -173,14 +174,14 @@ def test_slices_labels_counts_and_order(data):
         assert (got == noise(32, 32, seed)).all()
 
 
-def test_one_class_keeps_its_label(data):
+def test_slices_of_one_class_keep_its_label(data):
     shutil.rmtree(data / "AD")
     slices = load(data, classes="NC")
     assert slices.counts == {"NC": 7} and set(slices.labels) == {1}
     assert (slices[[6]][0] == noise(32, 32, 16)).all()
 
 
-def test_extensions_letter_case_nesting_and_hidden_files(tmp_path):
+def test_find_slices_at_any_depth_in_any_letter_case_without_hidden_files(tmp_path):
     names = ["a.JPEG", "b.jpg", "c.PnG", "d.bmp", "deep/er/e.TIF", "deep/f.tiff"]
     for name in names + [".hidden.png", "._a.JPEG", ".folder/g.png"]:
         save(tmp_path / "AD" / name, noise(32, 32))
@@ -190,7 +191,7 @@ def test_extensions_letter_case_nesting_and_hidden_files(tmp_path):
     assert load(tmp_path, classes="AD").counts == {"AD": 6}
 
 
-def test_unreadable_files_give_one_warning_in_every_run(data, capsys):
+def test_slices_warn_of_unreadable_files_in_one_line_in_every_run(data, capsys):
     image = noise(200, 200)
     save(data / "AD/truncated.jpeg", image)
     whole = (data / "AD/truncated.jpeg").read_bytes()
@@ -208,7 +209,7 @@ def test_unreadable_files_give_one_warning_in_every_run(data, capsys):
         assert (slices[np.arange(12)][[0, 4, 5, 11]] == [noise(32, 32, seed) for seed in (0, 4, 10, 16)]).all()
 
 
-def test_many_unreadable_files_are_counted_not_all_named(data, capsys):
+def test_slices_name_ten_unreadable_files_and_count_the_rest(data, capsys):
     for i in range(25):
         (data / f"NC/bad{i:02}.png").write_bytes(b"")
     load(data)
@@ -216,7 +217,7 @@ def test_many_unreadable_files_are_counted_not_all_named(data, capsys):
     assert "25 unreadable" in error and "bad09" in error and "bad10" not in error and "and 15 more" in error
 
 
-def test_a_picture_too_large_to_be_true_is_unreadable(data, capsys, monkeypatch):
+def test_slices_leave_out_images_above_the_limit_of_pixels(data, capsys, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     save(data / "NC/warns.png", noise(60, 60))
     save(data / "NC/raises.png", noise(80, 80))
@@ -224,7 +225,7 @@ def test_a_picture_too_large_to_be_true_is_unreadable(data, capsys, monkeypatch)
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_file_that_can_be_read_again_comes_back(data, capsys):
+def test_slices_include_a_file_that_became_readable_again(data, capsys):
     path = data / "AD/100_7.png"
     content, stat = path.read_bytes(), path.stat()
     path.write_bytes(b"\0" * len(content))
@@ -238,7 +239,7 @@ def test_a_file_that_can_be_read_again_comes_back(data, capsys):
 # Cache ----------------------------------------------------------------------------------------------------------------
 
 
-def test_second_load_decodes_nothing(data, cache, monkeypatch):
+def test_cache_saves_decoding(data, cache, monkeypatch):
     first = load(data)[np.arange(12)]
     forbid_decoding(monkeypatch)
     assert (load(data)[np.arange(12)] == first).all()
@@ -246,7 +247,7 @@ def test_second_load_decodes_nothing(data, cache, monkeypatch):
     assert isinstance(load(data)._pixels[0], np.memmap)
 
 
-def test_cache_is_rebuilt_on_change_and_the_old_one_removed(data, cache):
+def test_cache_is_rebuilt_after_a_change_and_the_old_one_removed(data, cache):
     load(data)
     load(data, resolution=64)
     save(data / "AD/100_7.png", noise(32, 32, 99))
@@ -278,7 +279,7 @@ def test_damaged_cache_is_rebuilt(data, cache, damage):
     np.testing.assert_array_equal(np.load(next(cache.glob("AD*")))[:5], expected[:5])
 
 
-def test_half_written_leftovers_are_removed_when_old(data, cache):
+def test_cache_removes_old_temporary_files(data, cache):
     cache.mkdir(parents=True)
     for name, age in ((".tmp-old.npy", 1e6), (".tmp-new.npy", 0)):
         (cache / name).write_bytes(b"x")
@@ -294,14 +295,14 @@ def assert_in_memory(data, capsys):
     assert (slices[[11]][0] == noise(32, 32, 16)).all() and not isinstance(slices._pixels[0], np.memmap)
 
 
-def test_unwritable_cache_folder_falls_back_to_memory(data, tmp_path, monkeypatch, capsys):
+def test_cache_in_an_unwritable_folder_falls_back_to_memory(data, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "file"))
     assert_in_memory(data, capsys)
 
 
-def test_full_disk_falls_back_to_memory_and_leaves_nothing(data, cache, monkeypatch, capsys):
+def test_cache_on_a_full_disk_falls_back_to_memory_and_leaves_no_file(data, cache, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -310,7 +311,7 @@ def test_full_disk_falls_back_to_memory_and_leaves_nothing(data, cache, monkeypa
     assert not list(cache.iterdir())
 
 
-def test_file_size_limit_falls_back_to_memory(data, capsys):
+def test_cache_above_the_file_size_limit_falls_back_to_memory(data, capsys):
     resource = pytest.importorskip("resource")
     for i in range(300):
         save(data / f"AD/9{i:03}_1.bmp", noise(32, 32, i))
@@ -324,13 +325,13 @@ def test_file_size_limit_falls_back_to_memory(data, capsys):
     assert (slices[[304]][0] == noise(32, 32, 299)).all()
 
 
-def test_data_folder_is_never_written(data):
+def test_slices_do_not_write_into_the_data_folder(data):
     before = sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*"))
     load(data)
     assert sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*")) == before
 
 
-def test_two_runs_that_start_together(data, tmp_path):
+def test_cache_of_two_processes_that_start_together(data, tmp_path):
     for i in range(300):
         save(data / f"NC/9{i:03}_1.png", noise(64, 64, i))
     code = (
@@ -350,7 +351,7 @@ def test_two_runs_that_start_together(data, tmp_path):
     assert dataset.hashlib.sha256(slices[np.arange(len(slices))]).hexdigest() in outputs[0][0]
 
 
-def test_fingerprint_follows_names_and_sizes_only(data, tmp_path):
+def test_fingerprint_depends_on_names_and_sizes_alone(data, tmp_path):
     first = load(data).fingerprint
     shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy)  # new place, new times
     assert load(tmp_path / "copy").fingerprint == first == load(data, resolution=64).fingerprint
@@ -376,7 +377,7 @@ def same(one, two):
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, two, strict=True))
 
 
-def test_float_range_and_exact_inverse():
+def test_to_uint8_is_the_inverse_of_to_float():
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
     images = to_float(values)
     assert images.shape == (1, 1, 16, 16) and images.dtype == torch.float32
@@ -396,7 +397,7 @@ def test_batches_are_the_slices_with_their_labels(data, resident):
         np.testing.assert_allclose(images[:, 0].numpy(), np.stack(expected) / 127.5 - 1, atol=1e-6)
 
 
-def test_batches_repeat_for_a_seed_and_resume_anywhere(data):
+def test_batches_repeat_for_a_seed_and_can_start_at_any_step(data):
     slices = load(data)
     straight = take(10, slices)
     assert same(straight, take(10, slices)) and same(straight, take(10, slices, resident=True))
@@ -405,25 +406,25 @@ def test_batches_repeat_for_a_seed_and_resume_anywhere(data):
         assert same(straight[k:], take(10 - k, slices, start_step=k))
 
 
-def test_every_epoch_takes_every_slice_once_in_another_order():
+def test_schedule_takes_every_slice_once_an_epoch_in_a_new_order():
     plan = schedule(12, 4, seed=0)
     epochs = [np.concatenate([next(plan)[0] for _ in range(3)]) for _ in range(3)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_the_dropped_remainder_is_another_one_each_time():
+def test_schedule_leaves_out_a_different_remainder_each_epoch():
     assert steps_per_epoch(7, 4) == 1 and steps_per_epoch(12, 4) == 3 and steps_per_epoch(3, 4) == 1
     plan = schedule(7, 4, seed=0)
     assert set(np.concatenate([next(plan)[0] for _ in range(20)])) == set(range(7))
 
 
-def test_fewer_slices_than_a_batch_holds():
+def test_schedule_of_fewer_slices_than_a_batch():
     for indices, mirrored in (next(schedule(3, 8, seed=0, start_step=k)) for k in range(5)):
         assert len(indices) == len(mirrored) == 8 and set(Counter(indices.tolist()).values()) <= {2, 3}
 
 
-def test_half_of_the_slices_are_mirrored_and_none_without_flip(data):
+def test_batches_mirror_half_of_the_slices_and_none_without_flip(data):
     mirrored = np.concatenate([mirror for _, (_, mirror) in zip(range(250), schedule(16, 16, seed=0))])
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(mirrored.size)  # five standard errors
     assert len({mirror.tobytes() for _, (_, mirror) in zip(range(50), schedule(160, 16, seed=0))}) == 50
@@ -432,8 +433,29 @@ def test_half_of_the_slices_are_mirrored_and_none_without_flip(data):
         assert (to_uint8(images).numpy() == slices[indices]).all()
 
 
+@pytest.mark.parametrize("shards", [2, 3, 4])
+def test_shard_keeps_the_groups_of_the_minibatch_standard_deviation(shards):
+    """The critic sees the same groups whether it sees the whole batch or one shard at a time."""
+    images = torch.randn(8 * shards, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = minibatch_std(images)  # 2 * shards groups of different standard deviations
+    for index in range(shards):
+        torch.testing.assert_close(minibatch_std(shard(images, shards, index)), shard(whole, shards, index))
+    blocks = images.chunk(shards)  # consecutive images would be in other groups
+    assert not torch.allclose(minibatch_std(blocks[0]), whole.chunk(shards)[0])
+
+
 @pytest.mark.parametrize("resident", [False, True])
-def test_closing_ends_the_thread(data, resident):
+def test_batches_of_the_shards_are_the_shards_of_the_batches(data, resident):
+    slices = load(data)
+    whole = take(5, slices, batch_size=8, resident=resident)
+    for index in range(2):
+        part = take(5, slices, batch_size=8, resident=resident, shards=2, shard_index=index)
+        assert same(part, [(shard(images, 2, index), shard(labels, 2, index)) for images, labels in whole])
+        assert len(part[0][0]) == 4
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_closing_batches_ends_their_thread(data, resident):
     before = set(threading.enumerate())
     stream = batches(load(data), 4, "cpu", seed=0, resident=resident)
     next(stream)
@@ -442,60 +464,7 @@ def test_closing_ends_the_thread(data, resident):
     assert not set(threading.enumerate()) - before
 
 
-# Report and errors ----------------------------------------------------------------------------------------------------
-
-
-def report(tmp_path, capsys, *flags):
-    dataset.main([*map(str, flags), "--output_dir", str(tmp_path / "report"), "--resolution", "32"])
-    return capsys.readouterr().out
-
-
-@pytest.fixture
-def splits(data):
-    for i, name in enumerate(("AD/300_1", "AD/301_1", "NC/203_9", "NC/401_1")):
-        save(data.parent / f"test/{name}.png", noise(30, 32, 50 + i))
-    save(data.parent / "test/NC/402_1.bmp", np.stack([noise(32, 32, 3)] * 3, -1))  # pixels of train/AD/103_7.png
-    save(data / "NC/299_1.png", noise(32, 32, 10))  # those of train/NC/200_7.png
-    (data / "NC/broken.jpeg").write_bytes(b"")
-    return data
-
-
-@pytest.mark.parametrize("named", ["train", "test", "."])
-def test_report(splits, tmp_path, capsys, named):
-    text = report(tmp_path, capsys, "--dataset_dir", splits.parent / named)
-    train, test = text.index("train: 5 AD + 8 NC slices"), text.index("test: 2 AD + 3 NC slices")
-    assert train < test
-    assert "13 of 32 x 32" in text[train:test] and "1 of 32 x 32" in text[test:] and "4 of 30 x 32" in text[test:]
-    assert "13 of L" in text[train:test] and "4 of L, 1 of RGB" in text[test:]
-    assert "unreadable: 1 (NC/broken.jpeg)" in text[train:test] and "unreadable: 0" in text[test:]
-    assert "more than once: 1" in text[train:test] and "more than once: 0" in text[test:]
-    assert "pixel for pixel: 1 (test/NC/402_1.bmp = train/AD/103_7.png)" in text
-    assert "subjects: 13 in train, 5 in test, in both 1 (203)" in text and "carry none" not in text
-    with Image.open(tmp_path / "report/samples.png") as picture:
-        pixels = np.asarray(picture.convert("L"))
-    assert picture.width > 1000 and np.ptp(pixels) == 255 and (pixels == 0).mean() < 0.9
-
-
-def test_report_of_one_class(splits, tmp_path, capsys):
-    text = report(tmp_path, capsys, "--dataset_dir", splits, "--classes", "AD")
-    assert "train: 5 AD slices" in text and "NC slices" not in text
-    assert "in both 0" in text and "pixel for pixel: 0\n" in text
-
-
-def test_report_without_subjects_and_without_a_test_split(data, tmp_path, capsys):
-    assert "only train is here" in report(tmp_path, capsys, "--dataset_dir", data)
-    for name in ("AD/scan1", "NC/scan2", "NC/5_1"):
-        save(data.parent / f"test/{name}.png", noise(32, 32, 77))
-    text = report(tmp_path, capsys, "--dataset_dir", data)
-    assert "subjects: 12 in train, 1 in test, in both 0" in text and "2 of 15 file names carry none" in text
-
-
-def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
-    save(data / "AD/500_1.png", noise(32, 32, high=4096, dtype=np.uint16))
-    text = report(tmp_path, capsys, "--dataset_dir", data)
-    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I" in text  # I;16, or I in older Pillows
-    save(data / "AD/500_1.png", noise(32, 32, high=65536, dtype=np.uint16))
-    assert "warning" not in report(tmp_path, capsys, "--dataset_dir", data)
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 
 def refusal(data, **options):
@@ -505,7 +474,7 @@ def refusal(data, **options):
     return str(caught.value)
 
 
-def test_errors_say_what_was_looked_for_and_where(data):
+def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
     assert str(data / "nowhere") in refusal(data / "nowhere") and "AD and NC" in refusal(data / "nowhere")
     assert f"did you mean --dataset_dir {data}?" in refusal(data.parent)
     assert f"did you mean --dataset_dir {data}?" in refusal(data / "AD")
@@ -519,33 +488,8 @@ def test_errors_say_what_was_looked_for_and_where(data):
     assert load(data, classes="AD").counts == {"AD": 5}
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [["--dataset_dir", "nowhere"], ["--dataset_dir", ".", "--resolution", "100"], ["--dataset_dir", ".", "--classes", "MCI"], []],
-)
-def test_wrong_flags_are_user_errors(tmp_path, monkeypatch, flags):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError):
-        dataset.main(flags)
-    assert not list(tmp_path.iterdir())
-
-
-def test_output_dir_that_cannot_be_made(data, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--output_dir"):
-        dataset.main(["--dataset_dir", str(data), "--output_dir", str(tmp_path / "file/report")])
-
-
-def test_an_error_is_one_line_and_status_2(tmp_path):
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "dataset.py"), "--dataset_dir", "nowhere"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 2 and run.stdout == ""
-    assert run.stderr.startswith("error: --dataset_dir nowhere") and run.stderr.count("\n") == 1
-
-
 @pytest.mark.skipif(not (REAL / "test").is_dir(), reason="needs the real slices")
-def test_real_slices():
+def test_slices_of_the_real_data_set():
     slices = Slices(str(REAL / "test"), progress=False)
     assert slices.counts == {"AD": 250, "NC": 262} and not slices.unreadable
     square = slices[[0]][0]

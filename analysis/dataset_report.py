@@ -1,0 +1,126 @@
+"""The report of dataset.py: counts, sizes, damaged files, and the images and subjects that train and test share.
+
+report("AD_NC", classes="all", resolution=256, output_dir="dataset_report")
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dataset import class_folders, decode, find_slices, find_splits, for_each, open_slice, require_readable, some_of, to_grey
+from utils import UserError, atomic_path, make_folder
+
+SAMPLES = 8  # slices of each class in samples.png
+
+
+class FileFacts(NamedTuple):
+    """The properties of one file that the report is about."""
+
+    mode: str  # PIL's
+    size: tuple  # width, height
+    peak: int  # the greatest pixel value of a 16-bit image, else None
+    digest: bytes  # SHA-256 of the grey pixels: the same for the same image in any file format
+
+
+def inspect(path):
+    """The FileFacts of the image at `path`; raises the errors of `dataset.open_slice` and PIL."""
+    with open_slice(path) as image:
+        grey = to_grey(image)
+        peak = int(np.asarray(image).max()) if image.mode.startswith("I") else None
+        return FileFacts(image.mode, image.size, peak, hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest())
+
+
+def report(dataset_dir, classes, resolution, output_dir, num_workers=None):
+    """Print a report on every split of `dataset_dir` and on what they share; write `output_dir`/samples.png.
+
+    classes: "all", "AD" or "NC"; resolution: of the samples; num_workers: decoding threads (None: one per core, up to 16).
+    UserError if a folder is missing, or a class has no readable slice.
+    """
+    splits = find_splits(dataset_dir, classes)
+    make_folder(output_dir, "--output_dir")
+    samples_path, facts_of = os.path.join(output_dir, "samples.png"), {}
+    for split, split_folder in splits.items():
+        facts, unreadable, samples, counts = {}, [], {}, {}  # facts: {"AD/file name": FileFacts} of the readable files
+        for name, folder in class_folders(split_folder, classes).items():
+            files = [file for file, *_ in find_slices(folder)]
+            results = for_each(inspect, [os.path.join(folder, file) for file in files], num_workers, f"reading {split}/{name}")
+            readable = [file for file, result in zip(files, results) if result]
+            require_readable(dataset_dir, folder, readable, files)
+            unreadable += [f"{name}/{file}" for file, result in zip(files, results) if not result]
+            facts |= {f"{name}/{file}": result for file, result in zip(files, results) if result}
+            counts[name] = len(readable)
+            shown = np.linspace(0, len(readable) - 1, min(SAMPLES, len(readable))).astype(int)
+            samples[name] = [os.path.join(folder, readable[i]) for i in shown]
+        if not facts_of:  # of the first split
+            save_samples(samples_path, samples, resolution)
+        facts_of[split] = facts
+        print(f"{split}: {' + '.join(f'{n} {name}' for name, n in counts.items())} slices in {split_folder}")
+        print_facts(facts.values(), unreadable)
+    if len(facts_of) == 2:
+        compare_splits(**facts_of)
+    else:
+        print(f"only {' '.join(facts_of)} is here, so what train and test share cannot be told")
+    print(f"samples: {samples_path}")
+
+
+def print_facts(facts, unreadable):
+    """Print what a split's files have in common: its FileFacts, and the names of the unreadable files."""
+    print(f"  width x height: {tally(f'{fact.size[0]} x {fact.size[1]}' for fact in facts)}")
+    print(f"  modes: {tally(fact.mode for fact in facts)}")
+    peak = max((fact.peak for fact in facts if fact.peak is not None), default=65535)
+    if peak < 4096:
+        print(f"  warning: no 16-bit slice exceeds {peak} of 65535, so they will look dark; rescale them first")
+    print(f"  unreadable: {count_and_names(unreadable)}")
+    print(f"  pictures that are there more than once: {len(facts) - len({fact.digest for fact in facts})}")
+
+
+def compare_splits(train, test):
+    """Print the images and the subjects that two splits {file name: FileFacts} have in common."""
+    train_files = {fact.digest: file for file, fact in train.items()}
+    shared = [f"test/{file} = train/{train_files[fact.digest]}" for file, fact in test.items() if fact.digest in train_files]
+    print(f"test slices whose picture is in train too, pixel for pixel: {count_and_names(shared)}")
+    matches = [[re.fullmatch(r"(.*/)?(\d+)_\d+\.\w+", file) for file in split] for split in (train, test)]
+    train_subjects, test_subjects = ({match[2] for match in split if match} for split in matches)
+    if train_subjects and test_subjects:
+        both = count_and_names(sorted(train_subjects & test_subjects))
+        print(f"subjects: {len(train_subjects)} in train, {len(test_subjects)} in test, in both {both}")
+    without_subject = sum(split.count(None) for split in matches)
+    if without_subject:
+        print(
+            f"subjects: {without_subject} of {len(train) + len(test)} file names carry none (218391_78.jpeg would be slice "
+            "78 of subject 218391), so it cannot be told whether train and test share theirs"
+        )
+
+
+def count_and_names(names):
+    """Text: "12 (a, b and 10 more)", or "0"."""
+    return f"{len(names)}" + (f" ({some_of(names)})" if names else "")
+
+
+def tally(values):
+    """Text that counts equal values, most common first: "3605 of L, 2 of RGB"."""
+    return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
+
+
+def save_samples(path, samples, resolution):
+    """Draw the slices in `samples`, {class: [path]}, as training sees them, one row per class."""
+    columns = max(len(paths) for paths in samples.values())
+    figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * len(samples)), facecolor="black", layout="constrained")
+    axes = figure.subplots(len(samples), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], facecolor="black")
+        axis.spines[:].set_visible(False)
+    for row, (name, paths) in zip(axes, samples.items()):
+        row[0].set_ylabel(name, color="white", fontsize=14)
+        for axis, slice_path in zip(row, paths):
+            axis.imshow(decode(slice_path, resolution), cmap="gray", vmin=0, vmax=255)
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=200)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot write {path} ({error.strerror})") from None

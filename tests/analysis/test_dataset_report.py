@@ -1,0 +1,119 @@
+"""The report of dataset.py on folders whose contents are known, and the flags that it refuses."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dataset
+from utils import UserError
+
+
+def noise(width, height, seed, high=256, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, high, (height, width)).astype(dtype)
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """AD_NC/train with five AD and seven NC slices of 32 x 32, each of another subject."""
+    for name, count, first in (("AD", 5, 100), ("NC", 7, 200)):
+        for i in range(count):
+            save(tmp_path / f"AD_NC/train/{name}/{first + i}_7.png", noise(32, 32, first + i))
+    return tmp_path / "AD_NC/train"
+
+
+@pytest.fixture
+def splits(data):
+    """The same and AD_NC/test; one subject and one image are in both, one image is twice in train, one file is damaged."""
+    for i, name in enumerate(("AD/300_1", "AD/301_1", "NC/203_9", "NC/401_1")):
+        save(data.parent / f"test/{name}.png", noise(30, 32, 50 + i))
+    save(data.parent / "test/NC/402_1.bmp", np.stack([noise(32, 32, 103)] * 3, -1))  # the pixels of train/AD/103_7.png
+    save(data / "NC/299_1.png", noise(32, 32, 200))  # those of train/NC/200_7.png
+    (data / "NC/broken.jpeg").write_bytes(b"")
+    return data
+
+
+def report(tmp_path, capsys, *flags):
+    assert dataset.main([*map(str, flags), "--output_dir", str(tmp_path / "report"), "--resolution", "32"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["train", "test", "."])
+def test_report_of_two_splits_counts_files_and_what_they_share(splits, tmp_path, capsys, folder):
+    text = report(tmp_path, capsys, "--dataset_dir", splits.parent / folder)
+    train, test = text.index("train: 5 AD + 8 NC slices"), text.index("test: 2 AD + 3 NC slices")
+    assert train < test
+    assert "13 of 32 x 32" in text[train:test] and "1 of 32 x 32" in text[test:] and "4 of 30 x 32" in text[test:]
+    assert "13 of L" in text[train:test] and "4 of L, 1 of RGB" in text[test:]
+    assert "unreadable: 1 (NC/broken.jpeg)" in text[train:test] and "unreadable: 0" in text[test:]
+    assert "more than once: 1" in text[train:test] and "more than once: 0" in text[test:]
+    assert "pixel for pixel: 1 (test/NC/402_1.bmp = train/AD/103_7.png)" in text
+    assert "subjects: 13 in train, 5 in test, in both 1 (203)" in text and "carry none" not in text
+
+
+def test_report_draws_samples_of_each_class(splits, tmp_path, capsys):
+    for name, level in (("AD", 60), ("NC", 180)):
+        for path in (splits / name).glob("*.png"):
+            save(path, np.full((32, 32), level, np.uint8))
+    report(tmp_path, capsys, "--dataset_dir", splits)
+    with Image.open(tmp_path / "report/samples.png") as image:
+        pixels = np.asarray(image.convert("L"), int)
+    upper, lower = np.array_split(pixels, 2)  # AD above NC
+    share_of = {
+        (row, level): (np.abs(values - level) <= 2).mean() for row, values in (("AD", upper), ("NC", lower)) for level in (60, 180)
+    }
+    assert image.width > 1000 and share_of["AD", 60] > 0.4 and share_of["NC", 180] > 0.7  # 5 and 8 of 8 columns
+    assert share_of["AD", 180] < 0.01 and share_of["NC", 60] < 0.01  # the letters have every grey level
+
+
+def test_report_of_one_class(splits, tmp_path, capsys):
+    text = report(tmp_path, capsys, "--dataset_dir", splits, "--classes", "AD")
+    assert "train: 5 AD slices" in text and "NC slices" not in text
+    assert "in both 0" in text and "pixel for pixel: 0\n" in text
+
+
+def test_report_without_a_test_split_or_subjects_in_file_names(data, tmp_path, capsys):
+    assert "only train is here" in report(tmp_path, capsys, "--dataset_dir", data)
+    for name in ("AD/scan1", "NC/scan2", "NC/5_1"):
+        save(data.parent / f"test/{name}.png", noise(32, 32, 77))
+    text = report(tmp_path, capsys, "--dataset_dir", data)
+    assert "subjects: 12 in train, 1 in test, in both 0" in text and "2 of 15 file names carry none" in text
+
+
+def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
+    save(data / "AD/500_1.png", noise(32, 32, 0, high=4096, dtype=np.uint16))
+    text = report(tmp_path, capsys, "--dataset_dir", data)
+    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I" in text  # I;16, or I in older Pillows
+    save(data / "AD/500_1.png", noise(32, 32, 0, high=65536, dtype=np.uint16))
+    assert "warning" not in report(tmp_path, capsys, "--dataset_dir", data)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--dataset_dir", "nowhere"], ["--dataset_dir", ".", "--resolution", "100"], ["--dataset_dir", ".", "--classes", "MCI"], []],
+)
+def test_wrong_flags_are_user_errors_and_write_no_file(tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        dataset.main(flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_dir_that_cannot_be_made_is_a_user_error(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--output_dir"):
+        dataset.main(["--dataset_dir", str(data), "--output_dir", str(tmp_path / "file/report")])
+
+
+def test_command_reports_from_another_directory_and_refuses_in_one_line(script, refused, data, tmp_path):
+    done = script("dataset.py", "--dataset_dir", os.path.relpath(data, tmp_path), cwd=tmp_path)
+    assert done.returncode == 0 and "train: 5 AD + 7 NC slices" in done.stdout, done.stderr
+    assert pathlib.Path(tmp_path / "dataset_report/samples.png").is_file()
+    assert refused("dataset.py", "--dataset_dir", "nowhere", cwd=tmp_path).startswith("error: --dataset_dir nowhere")
