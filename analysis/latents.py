@@ -222,7 +222,7 @@ def draw_mixing(scene, layers=None):
     ]
     names = scene.captions if len(scene.captions) == 2 else ["rows", "columns"]
     note = f"Every slice has the styles of its row, but in layers {layers[0]} to {layers[-1]} those of its column."
-    figures.save_table(cells, path, [f"{names[1]}:", f"{names[0]}:"] + [""] * (SHOWN - 1), [""] * (SHOWN + 1), note)
+    figures.save_image_table(cells, path, [f"{names[1]}:", f"{names[0]}:"] + [""] * (SHOWN - 1), [""] * (SHOWN + 1), note)
     return scene.section("style mixing", (path, "Coarse styles by row, fine ones by column."))
 
 
@@ -234,7 +234,7 @@ def draw_sweep(scene):
         cells += list(sweep(scene.model, w[:count], None if labels is None else labels[:count], PSIS))
         rows += [name] * count
     note = "At psi 0 all slices are the mean of their class; above 1 they go beyond what was learnt."
-    figures.save_table(cells, path, rows, [f"psi {psi:g}" for psi in PSIS], note)
+    figures.save_image_table(cells, path, rows, [f"psi {psi:g}" for psi in PSIS], note)
     return scene.section("truncation", (path, "From the mean slice to beyond the learnt ones."))
 
 
@@ -248,7 +248,7 @@ def draw_interpolation(scene):
     cells = [line for slices in frames for line in slices[::2].reshape(SHOWN, FRAMES // 2, *slices.shape[1:])[:count]]
     rows = [name for name in scene.captions for _ in range(count)]
     note = "Each row goes on a straight line in w from one latent (left) to the next, whose row comes after it."
-    figures.save_table(cells, strip, rows, [""] * (FRAMES // 2), note)
+    figures.save_image_table(cells, strip, rows, [""] * (FRAMES // 2), note)
     return scene.section("from slice to slice", (strip, "Straight lines in w."), (gif, "The same as a loop."))
 
 
@@ -265,7 +265,7 @@ def draw_noise(scene):
         f"Black to yellow: standard deviation of 0 to {top:.0f} grey levels over {NOISES} draws;\n"
         f"{inside:.1f} on average where there is any tissue."
     )
-    figures.save_table(
+    figures.save_image_table(
         cells,
         path,
         [name for name in scene.captions for _ in range(SHOWN // len(scene.w))],
@@ -285,7 +285,7 @@ def draw_pyramid(scene):
             cells.append([figures.colour(share[0], max(1e-6, float(np.abs(share).max()))) for _, _, share in levels])
             rows += [f"{name} so far".strip(), "added"]
     note = "What each resolution adds to the one before: red brighter, blue darker, each to its own greatest change."
-    figures.save_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
+    figures.save_image_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
     return scene.section("resolutions", (path, "From coarse to fine."))
 
 
@@ -300,7 +300,7 @@ def draw_directions(scene, k):
             for i in range(len(found.vectors))
         ]
         note = f"{name}: a slice moved along each direction, in standard deviations of w; r: correlation with the class (NC 1)."
-        figures.save_table(
+        figures.save_image_table(
             along(scene.model, scene.w[0][0], found),
             path,
             captions,
@@ -331,7 +331,7 @@ def draw_morph(scene):
         f"One latent a row, from label AD to label NC; last the difference: red where NC is brighter, blue where AD is,\n"
         f"to {top:.0f} grey levels."
     )
-    figures.save_table(
+    figures.save_image_table(
         [[*slices, change] for slices, change in zip(found.slices, figures.colour(difference, top))],
         strip,
         [""] * SHOWN,
@@ -353,7 +353,7 @@ def draw_morph(scene):
         f"error of that mean, black to yellow, to {found.error.max():.1f}; and the mean where it exceeds two. The error\n"
         "tells how well the model's own mean is known, not how true the model is."
     )
-    figures.save_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
+    figures.save_image_table(cells, mean, [""], ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"], about, 192)
     numbers = {
         "latents": found.latents,
         "mean_absolute_difference": float(np.abs(mean_difference).mean()),

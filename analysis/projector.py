@@ -319,7 +319,7 @@ def save_projection(projection, names, output_dir, moved=None):
             f"w lies {projection.spread[i]:.2f} from its mean; drawn w lie 1 from it on average"
         )
         cells = [target, *images, figures.colour(images[1] - target.astype(float), ERROR)]
-        figures.save_table([cells], f"{base}.png", [""], columns, note, least=160)
+        figures.save_image_table([cells], f"{base}.png", [""], columns, note, min_side=160)
         noise = {f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)}
         with atomic_path(f"{base}.npz") as temporary:
             np.savez_compressed(
@@ -343,6 +343,6 @@ def save_projection(projection, names, output_dir, moved=None):
                 f"{name}, taken for {CLASSES[projection.labels[i]]}: w moved by shares of the mean w(z, NC) - w(z, AD), "
                 "noise held\nwhat the model holds for the mean difference, not how this brain would change"
             )
-            figures.save_table([cells], f"{base}_classes.png", [""], columns, note, least=160)
+            figures.save_image_table([cells], f"{base}_classes.png", [""], columns, note, min_side=160)
             paths.append(f"{base}_classes.png")
     return paths

@@ -329,7 +329,7 @@ def test_plots_of_few_rows_without_evaluations(tmp_path, rows):
     values = np.random.default_rng(0).uniform(0.1, 9, (rows, len(columns)))
     values[:, columns.index("images")] = 64 * np.arange(1, rows + 1)
     values[0, columns.index("penalty")] = values[:, columns.index("path_length")] = np.nan
-    losses, none = figures.table(values, columns), figures.table([], train.EVALUATION_COLUMNS)
+    losses, none = figures.columns(values, columns), figures.columns([], train.EVALUATION_COLUMNS)
     figures.plot_dashboard(losses, none, tmp_path / "losses.png")
     figures.plot_loss_proportion(losses, tmp_path / "share.png")
     with Image.open(tmp_path / "share.png") as picture:  # shares fill the plot even from one row

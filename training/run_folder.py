@@ -219,7 +219,7 @@ class Run:
         self.save_generator("generator.pt", images)
         self.draw(images, epoch)
         if self.rows["losses"]:
-            tables = {name: figures.table(self.rows[name], columns) for name, columns in self.tables.items()}
+            tables = {name: figures.columns(self.rows[name], columns) for name, columns in self.tables.items()}
             figures.plot_dashboard(tables["losses"], tables["evaluations"], self.path("losses.png"))
             figures.plot_loss_proportion(tables["losses"], self.path("loss_proportion.png"))
 
