@@ -159,10 +159,10 @@ from analysis import figures, projector
 from analysis import latents as explore
 from analysis import style_space as styles
 from analysis.export import export
-from analysis.models import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, settings, style_vectors
+from analysis.models import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, style_vectors
 from analysis.report import Figure, Section, Table, write_report
 from dataset import Slices, class_folders, find_slices, find_splits
-from utils import atomic_path, make_folder, pick_device, run_cli
+from utils import atomic_path, make_folder, pick_device, read_config, run_cli
 
 CONDITIONAL = "all-conditional"
 SHOWN = 6  # projected slices in the report
@@ -297,7 +297,7 @@ def plot_umaps(args, device):
         over = {title: styles.maps_over_epochs(had, bar.update, **options) for title, had in kept.items()}
 
     if args.AD_dir:
-        seeds = [settings(folder).get("flags", {}).get("seed") for folder in (ad, nc, *([control] if args.control_dir else []))]
+        seeds = [read_config(folder).get("flags", {}).get("seed") for folder in (ad, nc, *([control] if args.control_dir else []))]
         like = len(seeds) < 3 or (seeds[0] == seeds[1]) == (seeds[1] == seeds[2])
         text.append(styles.verdict(numbers["AD and NC"], numbers.get("control: NC twice"), like))
     if "one conditional model" in lines:
@@ -393,7 +393,7 @@ def judge(models, args, device):
                     )
                 )
                 slices[name] = np.concatenate(made)
-        found = evaluate.evaluate(
+        found = evaluate.evaluate_models(
             {model.folder: classes[model.folder] for model in members}, slices, args.dataset_dir, args.output_dir, title, device
         )
         yield from evaluate.sections(*found, title)

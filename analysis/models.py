@@ -1,4 +1,4 @@
-"""Trained runs on disk, and slices from them: what every script that looks into a model begins with.
+"""Find and load trained models, and generate images from them.
 
 model = load_model(find_run("AD", "model"), device)
 images = np.concatenate(list(generate(model, 16, seed=0, device=device)))           # uint8 [16, R, R]
@@ -6,7 +6,6 @@ images = np.concatenate(list(generate(model, 16, seed=0, device=device)))       
 
 import functools
 import glob
-import json
 import os
 import sys
 import zipfile
@@ -20,7 +19,7 @@ from modules import Generator, MappingNetwork, build_generator
 from utils import CLASSES, RESOLUTIONS, UserError, random_stream
 
 WEIGHTS = {"last": "generator.pt", "best": "best.pt"}  # files of a run
-BATCH = 16  # images generated at once; always whole batches, so that their number changes no picture
+BATCH = 16  # images generated at once, always in full batches, so that the number of images does not change any of them
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -33,13 +32,13 @@ class Model(NamedTuple):
     name: str
     mapping: MappingNetwork
     generator: Generator
-    trained_on: list  # class names
-    labels: list  # those it can be told, or [None]
+    trained_on: list  # names of the classes
+    labels: list  # the labels that it takes: [0, 1] if it is conditional, else [None]
     folder: str
 
 
 def find_run(name, model_dir):
-    """The folder of a run given by path or by its name under `model_dir`; UserError with the runs there are."""
+    """The folder of the run with this path, or with this name under `model_dir`; UserError that lists the runs otherwise."""
     for folder in (name, os.path.join(model_dir, name)):
         if os.path.isfile(os.path.join(folder, "generator.pt")):
             return os.path.normpath(folder)
@@ -50,30 +49,18 @@ def find_run(name, model_dir):
 
 
 def list_runs(model_dir):
+    """Sorted names of the runs under `model_dir`."""
     return sorted(os.path.basename(os.path.dirname(path)) for path in glob.glob(os.path.join(model_dir, "*", "generator.pt")))
 
 
 def describe_runs(model_dir):
-    runs = list_runs(model_dir)
-    return (
-        f"--model_dir {model_dir} holds {', '.join(runs)}"
-        if runs
-        else f"--model_dir {model_dir} holds no run yet (train.py makes one)"
-    )
+    """A sentence that names the runs under `model_dir`, for error messages."""
+    return f"--model_dir {model_dir} holds " + (", ".join(list_runs(model_dir)) or "no run yet (train.py makes one)")
 
 
-def settings(folder):
-    """What config.json keeps of a run: flags, network, data; {} where there is none, without what is no dict in it."""
-    try:
-        with open(os.path.join(folder, "config.json")) as file:
-            return {name: part for name, part in json.load(file).items() if isinstance(part, dict)}
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-
-
-@functools.cache  # says its line once a run
+@functools.cache  # prints the note once per run
 def weights_file(folder, which):
-    """The file of a run's last or best averaged generator; the last, with a note, where no best one was kept."""
+    """Path of a run's "last" or "best" averaged generator; the last, with a note on stderr, if there is no best one."""
     path = os.path.join(folder, WEIGHTS[which])
     if which == "last" or os.path.isfile(path):
         return path
@@ -84,13 +71,13 @@ def weights_file(folder, which):
 
 
 def check_generator(saved):
-    """Raise ValueError, or nearly anything, unless generator.pt holds a network of ours with its weights; takes no memory."""
+    """Raise an error (of any type) unless `saved`, the content of generator.pt, is a generator with weights that fit it."""
     network, classes = saved["network"], saved["classes"]
     if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
         raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError("trained on other classes")
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # shapes without memory
         expected = build_generator(network).state_dict()
     weights = saved["weights"]
     if {name: x.shape for name, x in expected.items()} != {name: x.shape for name, x in weights.items()}:
@@ -100,10 +87,10 @@ def check_generator(saved):
 
 
 def load_model(folder, device, which="last"):
-    """Read the generator in <folder>; UserError when it is not one of ours."""
+    """The Model in a run's folder, its "last" or "best" weights, on `device`; UserError if the file is not a valid generator."""
     path = weights_file(folder, which)
     try:
-        if damaged := zipfile.ZipFile(path).testzip():  # compares the checksums, which PyTorch does not
+        if damaged := zipfile.ZipFile(path).testzip():  # checks the checksums, which PyTorch does not
             raise ValueError(f"{damaged} in it is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         check_generator(saved)
@@ -124,7 +111,7 @@ def load_model(folder, device, which="last"):
 
 
 def latents(z_dim, seed, batches, start=0):
-    """Batches number `start` to `batches` of the latents of a seed, each [BATCH, z_dim] on the CPU."""
+    """Yield batches number `start` to `batches` - 1 of the latents of a seed, each [BATCH, z_dim] on the CPU."""
     rng = random_stream("latents", seed)
     for batch in range(batches):
         z = torch.randn(BATCH, z_dim, generator=rng)
@@ -138,16 +125,16 @@ def draw_z(count, z_dim, seed):
 
 
 def style_vectors(mapping, z, label=None):
-    """w [N, w_dim] of latents z [N, z_dim], all of one class or of none (None); and their labels [N], or None."""
+    """The style vectors w [N, w_dim] of latents z [N, z_dim] with one label, and that label as a tensor [N], or None."""
     labels = None if label is None else torch.full([len(z)], label, dtype=torch.long, device=z.device)
     return mapping(z, labels), labels
 
 
 @torch.no_grad()
 def generate(model, count, seed, truncation=1.0, label=None, device="cpu", start=0):
-    """Yield `count` generated slices in batches, uint8 [n, R, R] with n <= BATCH, from batch number `start` on.
+    """Yield `count` generated images in batches, uint8 [n, R, R] with n <= BATCH; the batches before number `start` are skipped.
 
-    A slice is a function of its number and of the other arguments, but for count and start.
+    Image number i is the same for every `count` and `start`.
     """
     batches = -(-count // BATCH)
     for batch, z in enumerate(latents(model.mapping.z_dim, seed, batches, start), start):
@@ -159,8 +146,8 @@ def generate(model, count, seed, truncation=1.0, label=None, device="cpu", start
 
 @torch.no_grad()
 def synthesize(model, ws, noise="fixed", rng=None):
-    """Slices of styles [N, w_dim], or one a layer [N, num_ws, w_dim], in batches: uint8 [N, R, R].
+    """The images uint8 [N, R, R] of style vectors [N, w_dim], or one per layer [N, num_ws, w_dim].
 
-    "fixed" noise is the same in all of them, so that they differ by their styles alone; see modules.StyleBlock.
+    With "fixed" noise (see modules.StyleBlock) the images differ by their style vectors alone.
     """
     return np.concatenate([to_uint8(model.generator(part, noise, rng)).cpu().numpy() for part in ws.split(BATCH)])

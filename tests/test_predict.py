@@ -272,7 +272,7 @@ def test_two_models_of_one_class_are_judged_together(models, slices_dir, tmp_pat
         asked.append((list(runs.values()), {name: len(slices) for name, slices in generated.items()}))
         return {}, []
 
-    monkeypatch.setattr(predict.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(predict.evaluate, "evaluate_models", evaluate)
     monkeypatch.setattr(predict.evaluate, "sections", lambda results, paths, title: [])
     args = parse_predict(["--dataset_dir", os.path.join(os.path.dirname(slices_dir), "test"), "--evaluate"])
     ad, nc, both = (trained.load_model(os.path.join(models, name), "cpu") for name in ("AD", "NC", "all-conditional"))

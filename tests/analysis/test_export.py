@@ -1,15 +1,17 @@
-"""Exports: what they hold, that they go on where they stopped, and that they never mix."""
+"""Exports: their images and style vectors, how a stopped one is completed, and that two do not mix."""
 
 import copy
 import csv
+import functools
 import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from analysis.export import export, styles
+from analysis.export import export, exported_styles
 from analysis.models import generate, synthesize
 from dataset import Slices
 from utils import UserError
@@ -25,7 +27,7 @@ def snapshot(folder):
     return {name: ((folder / name).read_bytes(), os.stat(folder / name).st_mtime_ns) for name in os.listdir(folder)}
 
 
-def test_export_writes_what_generate_gives(model, tmp_path):
+def test_export_writes_the_images_of_generate(model, tmp_path):
     assert export(model, 18, 5, 0.8, "cpu", str(tmp_path)) == [str(tmp_path / "AD")]
     expected = np.concatenate(list(generate(model, 18, 5, 0.8)))
     for i, image in enumerate(expected):
@@ -37,17 +39,26 @@ def test_export_writes_what_generate_gives(model, tmp_path):
     assert [rows[0][name] for name in ("class", "seed", "truncation", "model", "w_file")] == ["AD", "5", "0.8", "AD", "w.npy"]
 
 
-def test_exported_styles_are_those_of_the_slices(model, tmp_path):
-    """Without noise a slice is a function of its w."""
+def test_export_without_a_progress_bar_writes_every_image(model, tmp_path, monkeypatch):
+    """As under TQDM_DISABLE=1, which many batch jobs set: a bar that is not shown does not count."""
+    monkeypatch.setattr("analysis.export.tqdm", functools.partial(tqdm, disable=True))
+    export(model, 18, 5, 0.8, "cpu", str(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "AD").glob("*.png")) == [f"{i:06d}.png" for i in range(18)]
+    for i, image in enumerate(np.concatenate(list(generate(model, 18, 5, 0.8)))):
+        np.testing.assert_array_equal(read(tmp_path / "AD" / f"{i:06d}.png"), image)
+
+
+def test_exported_styles_are_those_of_the_images(model, tmp_path):
+    """Without noise an image is a function of its w."""
     model = copy.deepcopy(model)
     for block in model.generator.blocks:
         for style in block.styles:
             torch.nn.init.zeros_(style.noise_strength)
     export(model, 17, 2, 0.5, "cpu", str(tmp_path))
     w = torch.from_numpy(np.load(tmp_path / "AD/w.npy"))
-    found = synthesize(model, w)
+    images = synthesize(model, w)
     for i in range(17):
-        assert np.abs(found[i].astype(int) - read(tmp_path / f"AD/{i:06d}.png")).max() <= 1
+        assert np.abs(images[i].astype(int) - read(tmp_path / f"AD/{i:06d}.png")).max() <= 1
 
 
 def test_conditional_export_is_a_labelled_set(conditional, tmp_path):
@@ -61,27 +72,26 @@ def test_conditional_export_is_a_labelled_set(conditional, tmp_path):
         assert row["class"] == row["path"][:2] and row["w_file"] == f"w_{row['class']}.npy"
     w = [np.load(tmp_path / f"all-conditional/w_{name}.npy") for name in ("AD", "NC")]
     assert w[0].shape == (3, 256) and not np.allclose(*w)
-    np.testing.assert_array_equal(w[1], styles(conditional, 3, 0, 1.0, 1, "cpu"))
+    np.testing.assert_array_equal(w[1], exported_styles(conditional, 3, 0, 1.0, 1, "cpu"))
 
 
-def test_export_goes_on(model, tmp_path):
-    """Stopped after a few, then whole, then larger: what is there is left alone, what comes is the same as in one go."""
-    whole = tmp_path / "whole"
+def test_export_completes_a_stopped_export_and_enlarges_it(model, tmp_path):
+    """The images that exist are not written again, and the missing ones are the same as in one export."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
     export(model, 40, 0, 1.0, "cpu", str(whole))
-    parts = tmp_path / "parts"
     export(model, 40, 0, 1.0, "cpu", str(parts))
     for i in (3, *range(20, 40)):
         os.unlink(parts / f"AD/{i:06d}.png")
-    kept = snapshot(parts / "AD")
+    before, complete = snapshot(parts / "AD"), snapshot(whole / "AD")
+    before.pop("w.npy")  # always written again
     export(model, 40, 0, 1.0, "cpu", str(parts))
-    after, once = snapshot(parts / "AD"), snapshot(whole / "AD")
-    assert {name: content for name, (content, _) in after.items()} == {name: content for name, (content, _) in once.items()}
-    assert after["metadata.csv"] == kept["metadata.csv"]
+    after = snapshot(parts / "AD")
+    assert {name: content for name, (content, _) in after.items()} == {name: content for name, (content, _) in complete.items()}
+    assert {name: after[name] for name in before} == before
     export(model, 50, 0, 1.0, "cpu", str(parts))
-    assert len(list((parts / "AD").glob("*.png"))) == 50
-    assert {name: snapshot(parts / "AD")[name][0] for name in once if name.endswith("png")} == {
-        name: content for name, (content, _) in once.items() if name.endswith("png")
-    }
+    larger = snapshot(parts / "AD")
+    assert sum(name.endswith(".png") for name in larger) == 50
+    assert all(larger[name] == after[name] for name in after if name.endswith(".png"))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +107,9 @@ def test_exports_do_not_mix(model, tmp_path, change, expected):
     assert snapshot(tmp_path / "AD") == before
 
 
-def test_foreign_pngs_are_left_alone(model, tmp_path):
+def test_export_leaves_other_pngs_alone(model, tmp_path):
     (tmp_path / "AD").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "AD/mine.png")
-    with pytest.raises(UserError, match="no metadata.csv"):
+    with pytest.raises(UserError, match="without a metadata.csv"):
         export(model, 2, 0, 1.0, "cpu", str(tmp_path))
     assert os.listdir(tmp_path / "AD") == ["mine.png"]
