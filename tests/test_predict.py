@@ -223,7 +223,7 @@ def test_tools_look_at_the_truncated_slices(models, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     for module, values in (
-        (classifier, {"STEPS": 4, "WIDTH": 4, "SEEDS": (0, 1)}),
+        (classifier, {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}),
         (intervals, {"RESAMPLED": 30}),
         (explore, {"DRAWN": 64, "MEANS": 20, "NOISES": 2, "FRAMES": 4}),
         (projector, {"DRAWN": 64, "STARTS": 16}),
