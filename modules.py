@@ -5,7 +5,7 @@
 Follows Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv:1912.04958), called K20 below:
 weight modulation and demodulation, an output-skip generator, a residual discriminator. All layers use the equalised
 learning rate of Karras et al. 2018 (arXiv:1710.10196), called K18. Everything can be differentiated twice, which WGAN-GP
-needs of the discriminator. Shapes: N images, C channels, R = resolution, images [N, 1, R, R] with values about [-1, 1].
+needs of the discriminator. Shapes: N images, C channels, R = resolution; images are [N, 1, R, R] with values of about [-1, 1].
 """
 
 import math
@@ -16,25 +16,24 @@ from torch import nn
 
 from ops import SLOPE, blur, convolve, downsample, leaky_relu, upsample
 
-GROUP = 4  # images of a minibatch standard deviation
-
-RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # keeps a unit-variance input at unit mean square
-NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: strength at the start (a signal's is 1), relative learning rate
+RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU, to keep a unit-variance input at unit mean square
+NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: initial strength (the signal has variance 1) and relative learning rate
+GROUP_SIZE = 4  # images that share one minibatch standard deviation
 
 
 def channels_at(resolution, channel_base=8192, channel_max=256):
-    """Feature maps of the layers that work at `resolution`: min(channel_max, channel_base / resolution)."""
+    """Number of feature maps at `resolution`: min(channel_max, channel_base / resolution), at least 1."""
     return max(1, min(channel_max, channel_base // resolution))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Layers with equalised learning rate (K18, section 4.1): weights are stored at unit variance and scaled at run time
+# Layers with equalised learning rate (K18, section 4.1): weights are stored with unit variance and scaled in the forward pass
 
 
 class Linear(nn.Module):
     """y = gain (W x / sqrt(in) + b), [N, in] -> [N, out].
 
-    lr_multiplier: learning rate of this layer relative to the others'. gain: of a leaky ReLU that follows, or 1.
+    lr_multiplier: learning rate relative to other layers. gain: RELU_GAIN before a leaky ReLU, else 1.
     """
 
     def __init__(self, in_features, out_features, bias=0.0, lr_multiplier=1.0, gain=1.0):
@@ -49,14 +48,14 @@ class Linear(nn.Module):
 
 
 def random_kernel(out_channels, in_channels, size):
-    """N(0, 1), [out, in, size, size], channels last as the pictures: else every convolution would lay it out anew."""
+    """N(0, 1) of shape [out, in, size, size], channels last like the features, so that no convolution has to reorder it."""
     return torch.randn(out_channels, in_channels, size, size).contiguous(memory_format=torch.channels_last)
 
 
 class Conv2d(nn.Module):
-    """Convolution, [N, C_in, H, W] -> [N, C_out, H / stride, W / stride]; with stride 2 it filters first (K20, App. B).
+    """Convolution, [N, C_in, H, W] -> [N, C_out, H / stride, W / stride]; stride 2 filters first (K20, appendix B).
 
-    gain: of a leaky ReLU that follows, or 1; since leaky_relu(g x) = g leaky_relu(x) it costs nothing here.
+    gain: RELU_GAIN before a leaky ReLU, else 1. It is part of the weights: leaky_relu(g x) = g leaky_relu(x) for g > 0.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, bias=True, gain=1.0):
@@ -73,7 +72,7 @@ class Conv2d(nn.Module):
             x, padding = blur(x, padding + 1), 0
         weight = (self.weight * self.weight_gain).to(x.dtype)
         bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
-        if weight.shape[-1] == 1:  # a matrix product of channels
+        if weight.shape[-1] == 1:  # a matrix product over channels
             return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
         return convolve(x, weight, bias, self.stride, padding)
 
@@ -85,9 +84,9 @@ class Conv2d(nn.Module):
 class MappingNetwork(nn.Module):
     """z [N, z_dim] ~ N(0, 1), labels [N] int64 in [0, num_classes) -> w [N, w_dim].
 
-    z is scaled to unit mean square; with num_classes > 0 a learned embedding of the label, scaled alike, stands beside it.
-    Eight layers at a hundredth of the learning rate (Karras et al. 2019, arXiv:1812.04948). `track` follows the mean of w, one
-    row a class (one row in all without classes), for truncation.
+    z is scaled to unit mean square. With num_classes > 0 a learned embedding of the label, scaled likewise, is concatenated.
+    Eight layers at a hundredth of the learning rate (Karras et al. 2019, arXiv:1812.04948). The buffer w_mean
+    [max(1, num_classes), w_dim] is a running mean of w per class, for truncation.
     """
 
     def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=8, lr_multiplier=0.01, mean_beta=0.995):
@@ -99,34 +98,34 @@ class MappingNetwork(nn.Module):
         self.register_buffer("w_mean", torch.zeros(max(1, num_classes), w_dim))
 
     def forward(self, z, labels=None):
-        x = _unit(z)
+        x = _unit_mean_square(z)
         if self.embedding is not None:
-            x = torch.cat([x, _unit(self.embedding(labels))], dim=1)
+            x = torch.cat([x, _unit_mean_square(self.embedding(labels))], dim=1)
         for layer in self.layers:
             x = F.leaky_relu(layer(x), SLOPE)
         return x
 
     @torch.no_grad()
-    def sums(self, w, labels=None):
-        """What `track` needs of w [N, w_dim]: their sum and number, a row a class, [classes, w_dim + 1]."""
+    def class_sums(self, w, labels=None):
+        """Per class the sum of w [N, w_dim] and, in the last column, their number: [max(1, num_classes), w_dim + 1]."""
         rows = torch.zeros(len(w), dtype=torch.long, device=w.device) if self.embedding is None else labels
-        member = (rows[:, None] == torch.arange(len(self.w_mean), device=w.device)).to(self.w_mean)  # [N, classes]
-        return member.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.0)
+        is_class = (rows[:, None] == torch.arange(len(self.w_mean), device=w.device)).to(self.w_mean)  # [N, classes]
+        return is_class.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.0)
 
     @torch.no_grad()
-    def track(self, sums):
-        """Move w_mean towards the means that `sums`, or a multiple of it, holds."""
-        total, count = sums[:, :-1], sums[:, -1:]
+    def update_w_mean(self, class_sums):
+        """Move w_mean towards the class means in `class_sums`, which may be scaled; classes without samples stay."""
+        total, count = class_sums[:, :-1], class_sums[:, -1:]
         mean = torch.where(count > 0, total / count, self.w_mean)
         self.w_mean.lerp_(mean, 1 - self.mean_beta)
 
     def truncate(self, w, psi, labels=None):
-        """Draw w [N, w_dim] towards the tracked mean (of its class): w_mean + psi (w - w_mean). psi = 1 changes nothing."""
+        """Move w [N, w_dim] towards its (class) mean: w_mean + psi (w - w_mean); psi = 1 changes nothing (K20, section 2)."""
         mean = self.w_mean if self.embedding is None else self.w_mean[labels]
         return mean + psi * (w - mean)
 
 
-def _unit(x):
+def _unit_mean_square(x):
     """Scale every row to unit mean square."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
@@ -138,11 +137,11 @@ def _unit(x):
 class ModulatedConv2d(nn.Module):
     """Weight-modulated convolution (K20, section 2.2): x [N, C_in, H, W], w [N, w_dim] -> [N, C_out, H or 2H, W or 2W].
 
-    With style s = A(w) the paper's weights for one sample are  w''_oik = s_i w_oik / sqrt(sum_ik (s_i w_oik)^2 + eps)
-    (eq. 1 and 3). A convolution is linear, so scaling its input by s and its output by the root's inverse d gives the same
-    image with one kernel shared by the batch: a large saving over one grouped convolution per sample. And since
-    leaky_relu(d y) = d leaky_relu(y), d can wait for the next style, and meet it before either meets a picture. So features
-    are two tensors here, x and a scale [N, C] > 0: they are x * scale[:, :, None, None], which nobody has to compute.
+    With style s = A(w), the paper's weights for one sample are  w''_oik = s_i w_oik / sqrt(sum_ik (s_i w_oik)^2 + eps)
+    (eq. 1 and 3). Convolution is linear: scaling its input by s and its output by d, the inverse of that root, gives the
+    same features from one kernel shared by the batch, much faster than a grouped convolution per sample. And since
+    leaky_relu(d y) = d leaky_relu(y), d can be multiplied into the next style instead of into the feature maps. Features are
+    therefore passed on as two tensors, x and scale [N, C] > 0, which stand for x * scale[:, :, None, None].
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, gain=1.0):
@@ -167,7 +166,7 @@ class ModulatedConv2d(nn.Module):
 class ToImage(nn.Module):
     """Weight-modulated 1x1 convolution to one channel, not demodulated (K20, section 4.1): x, scale, w -> [N, 1, H, W].
 
-    Here a kernel of its own for every sample is the faster way: it is a vector, so the convolution is a matrix product.
+    A kernel per sample is the faster way here: it is a vector, so the convolution is a matrix product.
     """
 
     def __init__(self, in_channels, w_dim):
@@ -185,11 +184,11 @@ class ToImage(nn.Module):
 class StyleBlock(nn.Module):
     """Modulated convolution, noise with a learned strength, bias, leaky ReLU (K20, figure 2d).
 
-    Every channel has a noise strength of its own, as in Karras et al. 2019 (section 2). They start above 0 and learn slowly.
-    K20's one strength for all channels, from 0, stayed near it in short runs, and every fold of the cortex in its place: w
-    acts alike all over a slice, noise differs from place to place.
-    noise: "random" draws it anew from `rng` (None: PyTorch's global generator), "fixed" takes the same for every image and
-    call (it is not a weight: each block seeds its own), "none" leaves it out, a tensor [N or 1, 1, H, W] is taken as it is.
+    Every channel has its own noise strength, as in Karras et al. 2019 (section 2); strengths start above 0 and learn slowly.
+    K20's single strength per layer, starting at 0, stayed near 0 in short runs, and so every cortical fold stayed in place:
+    w acts everywhere alike, while noise varies over the image.
+    noise: "random" draws it from `rng` (None: PyTorch's global generator); "fixed" uses a constant map, seeded per block,
+    for all images; "none" omits it; a tensor [N or 1, 1, H, W] is used as given.
     """
 
     def __init__(self, in_channels, out_channels, resolution, w_dim, up=False):
@@ -205,7 +204,7 @@ class StyleBlock(nn.Module):
             raise ValueError(f'noise must be "random", "fixed", "none" or a map, not {noise!r}')
         x, scale = self.conv(x, scale, w)  # [N, C, H, W], [N, C]
         n, c, height, width = x.shape
-        maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]  # the bias: a map of ones
+        maps, strengths = [x.new_ones(n, 1, height, width)], [self.bias[:, None]]  # the bias multiplies a map of ones
         if torch.is_tensor(noise):
             maps.append(noise.expand(n, 1, height, width).to(x.dtype))
         elif noise == "random":
@@ -214,8 +213,8 @@ class StyleBlock(nn.Module):
             maps.append(self.fixed_noise.expand(n, 1, height, width).to(x.dtype))
         if len(maps) == 2:
             strengths.append(NOISE_LR * self.noise_strength[:, 0])
-        # One pass over x, as a matrix product: few channels last, a [C, 1, 1] bias is slow to add in bfloat16 on a CPU (16
-        # channels at 64x64: four times as long as the convolution).
+        # Bias and noise in one pass, as a matrix product: broadcasting a [C, 1, 1] bias over channels-last features is slow in
+        # bfloat16 on a CPU (16 channels at 64x64: four times as long as the convolution).
         pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
         maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)  # [N, H W, 2]
         strengths = (torch.cat(strengths, 1).T / scale[:, None]).to(x.dtype)  # [N, 2, C]
@@ -224,9 +223,9 @@ class StyleBlock(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """One resolution of the generator: style blocks (the first upsamples), then this resolution's share of the image.
+    """One resolution of the generator: two style blocks, the first of which upsamples, and this resolution's image layer.
 
-    The 4x4 block, which nothing comes before, has one style block; the others have two.
+    The first resolution, 4x4, has nothing to upsample and one style block.
     """
 
     def __init__(self, in_channels, out_channels, resolution, w_dim):
@@ -237,22 +236,24 @@ class GeneratorBlock(nn.Module):
         self.image_bias = nn.Parameter(torch.zeros([]))
 
     def forward(self, x, scale, image, ws, noise, rng):
-        """x [N, C_in, H, W], scale [N, C_in], image [N, 1, H, W] or None, ws, noise: one per style block, ws one more for the
-        image. Returns the first three anew."""
-        for style, w, its_noise in zip(self.styles, ws, noise):
-            x, scale = style(x, scale, w, its_noise, rng)
-        share = self.to_image(x, scale, ws[-1]).float() + self.image_bias
-        return x, scale, share if image is None else upsample(image) + share
+        """Features x [N, C_in, H, W], scale [N, C_in] and image [N, 1, H, W] (or None) -> the same three at this resolution.
+
+        ws: w [N, w_dim] for every style block and for the image layer; noise: for every style block.
+        """
+        for style, w, block_noise in zip(self.styles, ws, noise):
+            x, scale = style(x, scale, w, block_noise, rng)
+        contribution = self.to_image(x, scale, ws[-1]).float() + self.image_bias
+        return x, scale, contribution if image is None else upsample(image) + contribution
 
 
 class Generator(nn.Module):
-    """w [N, w_dim], or one w per layer [N, num_ws, w_dim] (style mixing) -> images [N, 1, R, R], unbounded, about [-1, 1].
+    """w [N, w_dim], or one w per layer [N, num_ws, w_dim] (style mixing) -> images [N, 1, R, R], about [-1, 1] but unbounded.
 
-    A learned 4x4 constant, then a block per resolution; the image is the sum of every block's share, upsampled: K20's
-    replacement of progressive growing (section 4.1, "output skips"). num_ws = 2 log2(R) - 2: one w per style block and one
-    for the last image layer; the image layers before it share the w of the style block that follows them, as in K20.
-    noise, rng: see StyleBlock, noise may also be a list of maps, one per style block (num_ws - 1 of them); dtype: of the
-    activations (None: that of w); weights and image stay as they are.
+    A learned 4x4 constant, then a block per resolution. The image is the sum of all blocks' upsampled contributions, K20's
+    alternative to progressive growing (section 4.1, "output skips"). num_ws = 2 log2(R) - 2: one w per style block and one
+    for the last image layer; earlier image layers share the w of the style block that follows, as in K20.
+    noise, rng: see StyleBlock; noise may also be a list of num_ws - 1 maps, one per style block. dtype: of the activations
+    (None: that of w); weights and image keep theirs.
     """
 
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, w_dim=256):
@@ -279,7 +280,7 @@ class Generator(nn.Module):
 
 
 def build_generator(network):
-    """ModuleDict of the untrained mapping network and generator, from the settings that config.json and generator.pt keep."""
+    """Untrained ModuleDict of "mapping" and "generator" from the network settings in config.json and generator.pt."""
     return nn.ModuleDict(
         {
             "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"]),
@@ -295,7 +296,7 @@ def build_generator(network):
 class ResidualBlock(nn.Module):
     """Two convolutions beside a 1x1 skip (K20, figure 7c), [N, C_in, H, W] -> [N, C_out, H / 2, W / 2].
 
-    Each branch carries half of the variance, so that their sum keeps the scale.
+    Each branch contributes half of the variance, so that their sum keeps its scale.
     """
 
     def __init__(self, in_channels, out_channels):
@@ -310,25 +311,26 @@ class ResidualBlock(nn.Module):
         return y + self.skip(downsample(x))
 
 
-def minibatch_std(x, group_size=GROUP):
-    """Append one map with the mean standard deviation over groups of images (K18, section 3): [N, C, ...] -> [N, C+1, ...].
+def minibatch_std(x, group_size=GROUP_SIZE):
+    """Append a map of the mean standard deviation within groups of images (K18, section 3): [N, C, H, W] -> [N, C + 1, H, W].
 
-    A batch that four does not divide is grouped by three or two, or not at all (a map of zeros).
+    Image i of N belongs to group i mod N / group_size. A batch that `group_size` does not divide has smaller groups; groups
+    of one image have a map of zeros.
     """
     n, c, h, w = x.shape
     group = next(g for g in range(min(group_size, n), 0, -1) if n % g == 0)
-    spread = x.reshape(group, n // group, c, h, w)  # images n / group apart together
-    spread = ((spread - spread.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))  # [n / group]
-    return torch.cat([x, spread.repeat(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
+    groups = x.reshape(group, n // group, c, h, w)
+    std = ((groups - groups.mean(0)).square().mean(0) + 1e-8).sqrt().mean((1, 2, 3))  # [n / group]
+    return torch.cat([x, std.repeat(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
 class Discriminator(nn.Module):
-    """images [N, 1, R, R] (and labels [N] int64 when num_classes > 0) -> scores [N], unbounded; high means real.
+    """The critic: images [N, 1, R, R] (and labels [N] int64 if num_classes > 0) -> scores [N], unbounded; high means real.
 
-    Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer, a linear score. Labels enter by
-    projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3). dtype: of the
-    activations (None: that of the images), but in blocks of up to `exact` pixels a side. parts: equal parts of the batch, such
-    as real and generated slices, of which none is to meet another in the minibatch standard deviation.
+    Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer and a linear score. Labels enter
+    by projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3).
+    dtype: of the activations (None: that of the images); blocks of at most `exact` pixels a side keep that of the images.
+    parts: equal parts of the batch, such as real and generated images, that minibatch standard deviation keeps apart.
     """
 
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
@@ -355,3 +357,9 @@ class Discriminator(nn.Module):
         if self.embedding is not None:
             score = score + (self.embedding(labels) * x).sum(1) / math.sqrt(x.shape[1])
         return score
+
+
+def build_networks(network):
+    """Untrained (`build_generator(network)`, Discriminator) from the network settings in config.json."""
+    critic = Discriminator(network["resolution"], network["channel_base"], network["channel_max"], network["num_classes"])
+    return build_generator(network), critic

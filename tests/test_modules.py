@@ -24,7 +24,7 @@ from modules import (
     channels_at,
     minibatch_std,
 )
-from ops import blur, by_pictures_alone, convolve, downsample, leaky_relu, upsample
+from ops import blur, input_gradients_only, convolve, downsample, leaky_relu, upsample
 
 
 @pytest.fixture(autouse=True)
@@ -400,10 +400,10 @@ def test_second_derivative_of_a_convolution_in_bfloat16(n, channels, size):
     assert (derivative(torch.bfloat16) - exact).norm() / exact.norm() < 0.02
 
 
-def test_derivatives_by_pictures_alone_are_the_same_and_spare_those_by_weights(monkeypatch):
+def test_derivatives_input_gradients_only_are_the_same_and_spare_those_by_weights(monkeypatch):
     critic, images = Discriminator(16, 128, 8).double(), torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    asked, derivatives = [], ops._derivatives
-    monkeypatch.setattr(ops, "_derivatives", lambda *args: asked.append(args[-1][:2]) or derivatives(*args))
+    asked, derivatives = [], ops._convolution_backward
+    monkeypatch.setattr(ops, "_convolution_backward", lambda *args: asked.append(args[-1][:2]) or derivatives(*args))
 
     def penalty(context):
         asked.clear()
@@ -412,12 +412,12 @@ def test_derivatives_by_pictures_alone_are_the_same_and_spare_those_by_weights(m
         first = list(asked)
         return first, torch.autograd.grad(gradient.square().sum(), critic.parameters(), materialize_grads=True)
 
-    spared, found = penalty(by_pictures_alone())
+    spared, found = penalty(input_gradients_only())
     whole, expected = penalty(contextlib.nullcontext())
     assert spared == [[True, False]] * (len(whole) // 2) and len(spared) == 5  # a derivative for each convolution of 3x3
     assert [False, True] in asked  # the second derivatives are by the weights
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    with by_pictures_alone(), pytest.raises(RuntimeError, match="not have been used"):
+    with input_gradients_only(), pytest.raises(RuntimeError, match="not have been used"):
         torch.autograd.grad(critic(images).sum(), critic.conv.weight)
 
 

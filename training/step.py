@@ -1,0 +1,255 @@
+"""One training step: algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028), with one critic update per generator update.
+
+    state = TrainingState(Options(loss="wgan-gp"), network, device, dtype)
+    for step in range(1000):
+        terms = train_step(state, step, Batch(images, labels))
+
+The generator's moving average is that of Karras et al. 2018 (arXiv:1710.10196), the lazy regularisation of Karras et al. 2020
+(arXiv:1912.04958, appendix B). Nothing here waits for the GPU.
+"""
+
+import copy
+import functools
+from typing import NamedTuple
+
+import torch
+
+from dataset import shard
+from modules import build_networks
+from training.ada import AugmentationStrength, score_separation
+from training.augment import augment
+from training.distributed import Processes
+from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
+from training.monitor import ActivationMonitor, image_statistics
+from utils import random_stream
+
+BETAS = 0.0, 0.99  # of Adam; no momentum (Karras et al. 2018, appendix A.1)
+EMA_RAMPUP = 0.05  # the average's half-life is at most this share of all images so far, so that it forgets the start
+FLOAT32_UP_TO = 16  # pixels a side: critic blocks whose gradient penalty is computed in float32, where rounding matters most
+PATH_LENGTH_EVERY = 8  # steps between two path length penalties, each on half a batch
+
+
+class Options(NamedTuple):
+    """How to train: the flags of the same names in train.py, with their defaults for a CPU."""
+
+    batch_size: int = 16  # of all processes and micro-batches together
+    grad_accum: int = 1  # micro-batches per step and process
+    loss: str = "wgan-gp"
+    lambda_gp: float = 10.0
+    gp_every: int = 1
+    bounded: bool = True
+    augment: str = "none"
+    augment_p: float = 0.0
+    style_mixing: float = 0.0
+    path_length: float = 0.0
+    lr: float = 4e-3
+    lr_critic: float = 4e-3
+    ema_kimg: float = 10.0
+    seed: int = 0
+
+
+class Batch(NamedTuple):
+    """Real images of one step, of this process's shard or of a micro-batch."""
+
+    images: torch.Tensor  # [N, 1, R, R] in [-1, 1]
+    labels: torch.Tensor | None = None  # int64 [N], of a class-conditional model
+    held_out: torch.Tensor | None = None  # [N, 1, R, R], scored to see whether the critic overfits, never trained on
+    held_out_labels: torch.Tensor | None = None
+
+    def split(self, parts):
+        """Micro-batches of strided rows, so that each consists of whole minibatch-std groups."""
+        return [Batch(*(None if x is None else shard(x, parts, i) for x in self)) for i in range(parts)]
+
+
+class TrainingState:
+    """Everything that a step reads and changes; `parts` holds what a checkpoint keeps of it, by name.
+
+    network: the settings in config.json; dtype: of the activations (weights, images, scores and losses are float32).
+    """
+
+    def __init__(self, options, network, device, dtype, processes=None):
+        torch.manual_seed(options.seed)  # all processes start with the same weights
+        self.options, self.dtype, self.processes = options, dtype, processes or Processes(device)
+        self.model, self.critic = (module.to(device) for module in build_networks(network))
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        # Parameters are listed once: walking through all modules at every step would take as long as a layer.
+        self.model_weights, self.critic_weights, self.averaged_weights = (
+            list(module.parameters()) for module in (self.model, self.critic, self.averaged)
+        )
+        self.model_optimizer = torch.optim.Adam(self.model_weights, options.lr, BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic_weights, options.lr_critic, BETAS, fused=True)
+        self.augmentation = AugmentationStrength(options.augment, options.augment_p, device)
+        self.path_length = PathLength().to(device)
+        self.rng = self.new_random_stream("training", device)
+        self.activations = ActivationMonitor(self.model, self.critic)
+        self.parts = {
+            "model": self.model,
+            "critic": self.critic,
+            "averaged": self.averaged,
+            "model_optimizer": self.model_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "augmentation": self.augmentation,
+            "path_length": self.path_length,
+        }
+
+    def new_random_stream(self, purpose, device):
+        """A generator for latents, noise and augmentation that differs from process to process."""
+        return random_stream(f"{purpose}, process {self.processes.rank}", self.options.seed, device)
+
+    def scale_learning_rates(self, factor):
+        self.model_optimizer.param_groups[0]["lr"] = factor * self.options.lr
+        self.critic_optimizer.param_groups[0]["lr"] = factor * self.options.lr_critic
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The step
+
+
+def train_step(state, step, batch):
+    """Update critic, generator, moving average and augmentation on this process's shard of a batch; `step` counts from 0.
+
+    Returns the logged terms {name: 0-dim tensor}, means over micro-batches and processes; "penalty", "gradient_norm",
+    "path_length" and "unseen" only in steps that compute them.
+    """
+    accum = state.options.grad_accum
+    micro_batches = batch.split(accum) if accum > 1 else [batch]
+    # Both updates share the generated images, which saves a pass through the generator. Micro-batches are generated anew for
+    # either update, since the graphs of several would fill the memory that accumulation is meant to save.
+    shared = generate(state, len(batch.images), batch.labels) if accum == 1 else None
+    critic_terms = update_critic(state, step, micro_batches, shared)
+    generator_terms = update_generator(state, step, micro_batches, shared, critic_terms["critic_gradient"])
+    update_average(state, step)
+    state.augmentation.update(critic_terms, state.options.batch_size)
+    return critic_terms | generator_terms
+
+
+def update_critic(state, step, micro_batches, shared=None):
+    """One Adam step of the critic on real images and generated ones (`shared`: those of `generate`, or None to draw them)."""
+    options, critic, rng, p = state.options, state.critic, state.rng, state.augmentation.p
+    require_grad(state.critic_weights, True)
+    state.critic_optimizer.zero_grad()
+    terms = []
+    for real, labels, held_out, held_out_labels in micro_batches:
+        with torch.no_grad():
+            fake, _ = shared or generate(state, len(real), labels)
+            fake = clip_images(fake) if options.bounded else fake
+        real, fake = augment(real, p, rng), augment(fake.detach(), p, rng)
+        both_labels = None if labels is None else labels.repeat(2)
+        score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, parts=2).chunk(2)
+        loss = critic_loss(options.loss, score_real, score_fake)
+        term = {
+            "critic_loss": loss,
+            "wasserstein": score_real.mean() - score_fake.mean(),
+            "separation": score_separation(score_real, score_fake),
+        }
+        if held_out is not None:
+            with torch.no_grad():
+                score_held_out = critic(augment(held_out, p, rng), held_out_labels, state.dtype)
+                term["unseen"] = score_real.mean() - score_held_out.mean()
+        if step % options.gp_every == 0:  # lazy regularisation: weighted as if computed at every step
+            penalised = functools.partial(critic, dtype=state.dtype, exact=FLOAT32_UP_TO)
+            penalty, term["gradient_norm"] = gradient_penalty(options.loss, penalised, real, fake, labels, rng)
+            term["penalty"] = options.lambda_gp * penalty
+            loss = loss + options.gp_every * term["penalty"]
+        (loss / len(micro_batches)).backward()
+        terms.append(term)
+    terms = mean_terms(terms)
+    state.processes.average([*gradients(state.critic_weights), *terms.values()])
+    return terms | {"critic_gradient": adam_step(state.critic_optimizer, state.critic_weights)}
+
+
+def update_generator(state, step, micro_batches, shared, critic_gradient):
+    """One Adam step of mapping network and generator, left out if the critic's gradient norm was not finite."""
+    options, mapping, rng, p = state.options, state.model["mapping"], state.rng, state.augmentation.p
+    require_grad(state.critic_weights, False)
+    state.model_optimizer.zero_grad()
+    terms, w_sums, path_lengths = [], 0, []
+    for real, labels, *_ in micro_batches:
+        images, ws = shared or generate(state, len(real), labels)
+        fake = clip_images(images) if options.bounded else images
+        score_fake, score_real = state.critic(augment(fake, p, rng), labels, state.dtype), None
+        if options.loss == "relativistic":  # compares with real images, scored by the critic as it is now
+            with torch.no_grad():
+                score_real = state.critic(augment(real, p, rng), labels, state.dtype)
+        loss = generator_loss(options.loss, score_fake, score_real)
+        term = {"generator_loss": loss} | image_statistics(images, real)
+        if options.path_length and step % PATH_LENGTH_EVERY == 0:
+            half = len(real) // 2
+            half_labels = None if labels is None else labels[:half]
+            penalty, length = state.path_length(*generate(state, half, half_labels, style_mixing=0), rng)
+            term["path_length"] = options.path_length * penalty
+            loss = loss + PATH_LENGTH_EVERY * term["path_length"]
+            path_lengths.append(length)
+        (loss / len(micro_batches)).backward()
+        terms.append(term)
+        w_sums = w_sums + mapping.class_sums(ws[:, 0], labels)
+    terms = mean_terms(terms)
+    lengths = [torch.stack(path_lengths).mean()] if path_lengths else []
+    state.processes.average([*gradients(state.model_weights), *terms.values(), w_sums, *lengths])
+    terms["generator_gradient"] = adam_step(state.model_optimizer, state.model_weights, critic_gradient)
+    mapping.update_w_mean(w_sums)
+    for length in lengths:
+        state.path_length.update_mean(length)
+    return terms
+
+
+def generate(state, count, labels=None, style_mixing=None):
+    """Images [count, 1, R, R], unclipped, of new latents with these labels [count], and their w [count, num_ws, w_dim]."""
+    mapping, generator = state.model["mapping"], state.model["generator"]
+    style_mixing = state.options.style_mixing if style_mixing is None else style_mixing
+    z = torch.randn(count, mapping.z_dim, device=state.rng.device, generator=state.rng)
+    ws = mix_styles(mapping, z, labels, generator.num_ws, style_mixing, state.rng)
+    return generator(ws, rng=state.rng, dtype=state.dtype), ws
+
+
+def mix_styles(mapping, z, labels, num_ws, probability, rng=None):
+    """w of latents z [N, z_dim] for every layer, [N, num_ws, w_dim], with style mixing (Karras et al. 2019, section 3.1).
+
+    With the given probability a sample takes its layers from a random one on from a second latent.
+    """
+    first = mapping(z, labels)[:, None].expand(-1, num_ws, -1)
+    if probability == 0:
+        return first
+    second = mapping(torch.randn(z.shape, device=z.device, generator=rng), labels)[:, None]
+    mixed, place = torch.rand(len(z), 2, 1, 1, device=z.device, generator=rng).unbind(1)
+    crossover = torch.where(mixed < probability, 1 + (place * (num_ws - 1)).floor(), num_ws)
+    layer = torch.arange(num_ws, device=z.device)[:, None]
+    return torch.where(layer < crossover, first, second)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What both updates need
+
+
+def require_grad(weights, required):
+    for weight in weights:
+        weight.requires_grad_(required)
+
+
+def gradients(weights):
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def mean_terms(terms):
+    """Means over micro-batches: [{name: 0-dim tensor}, ...] -> {name: 0-dim tensor}, without graph."""
+    return {name: torch.stack([term[name].detach() for term in terms]).mean(0) for name in terms[0]}
+
+
+def adam_step(optimizer, weights, other_norm=0.0):
+    """One Adam step, left out if the gradient's norm or `other_norm` is not finite; returns the norm, 0-dim.
+
+    PyTorch's fused Adam reads `found_inf`, which a gradient scaler would set, on the device, so that nothing waits for the GPU.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients(weights))))
+    optimizer.found_inf = (~torch.isfinite(norm + other_norm)).float()
+    optimizer.step()
+    return norm
+
+
+@torch.no_grad()
+def update_average(state, step):
+    """Move the averaged weights towards the weights with a half-life of `ema_kimg` thousand images, shorter at the start."""
+    batch_size = state.options.batch_size
+    half_life = min(1000 * state.options.ema_kimg, EMA_RAMPUP * (step + 1) * batch_size)
+    torch._foreach_lerp_(state.averaged_weights, state.model_weights, 1 - 0.5 ** (batch_size / half_life))
+    state.averaged["mapping"].w_mean.copy_(state.model["mapping"].w_mean)
