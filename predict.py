@@ -160,7 +160,7 @@ from analysis import latents as explore
 from analysis import style_space as styles
 from analysis.export import export
 from analysis.models import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, style_vectors
-from analysis.report import Figure, Section, Table, write_report
+from analysis.report import ReportFigure, ReportTable, Section, write_report
 from dataset import Slices, class_folders, find_slices, find_splits
 from utils import atomic_path, make_folder, pick_device, read_config, run_cli
 
@@ -209,7 +209,8 @@ def draw_grids(model, args, device):
     return Section(
         f"{model.name}: generated slices",
         figures=[
-            Figure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.") for path in paths
+            ReportFigure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.")
+            for path in paths
         ],
     )
 
@@ -306,7 +307,7 @@ def plot_umaps(args, device):
     figures.plot_styles(panels, paths[0], "\n".join(text))
     save_points(panels, paths[1])
     shown = [
-        Figure(
+        ReportFigure(
             paths[0],
             f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are "
             "measured in w, with 95% bootstrap intervals.",
@@ -319,8 +320,8 @@ def plot_umaps(args, device):
         }
         figures.plot_epochs(chosen, paths[2], "The same 512 latents over the epochs. " + styles.EPOCHS_NOTE)
         figures.save_gif(figures.epoch_frames(over), paths[3], 500)
-        shown += [Figure(paths[2], "Over the epochs."), Figure(paths[3], "The same, in motion.")]
-    table = Table(
+        shown += [ReportFigure(paths[2], "Over the epochs."), ReportFigure(paths[3], "The same, in motion.")]
+    table = ReportTable(
         ["sets", "neighbours alike", "linear probe, AUC"],
         [[title, *gap] for title, gap in numbers.items()],
         "Both are 0.5 by chance and 1 when the sets lie apart; in brackets 95% bootstrap intervals.",
@@ -351,7 +352,7 @@ def project_slices(model, args):
     paths = projector.save_projection(found, targets.names, folder, moved)
     rows = [[name, *map(float, (*errors, spread))] for name, errors, spread in zip(targets.names, found.rms, found.spread)]
     means = [float(np.mean(column)) for column in (found.rms[:, 0], found.rms[:, 1], found.spread)]
-    table = Table(
+    table = ReportTable(
         ["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"],
         [*rows, ["mean", *means]],
         "RMS in grey levels; drawn w lie 1 from their mean on average. What noise reproduces shows nothing of the model.",
@@ -361,7 +362,7 @@ def project_slices(model, args):
     return Section(
         f"{model.name}: real slices projected",
         tables=[table],
-        figures=[Figure(path, "") for path in pictures],
+        figures=[ReportFigure(path, "") for path in pictures],
         numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]},
     )
 

@@ -16,7 +16,7 @@ import torch
 
 from analysis import figures
 from analysis.models import BATCH, draw_z, style_vectors, synthesize
-from analysis.report import Figure, Section, Table
+from analysis.report import ReportFigure, ReportTable, Section
 from ops import upsample
 from utils import CLASSES, UserError, random_stream
 
@@ -204,7 +204,7 @@ class Scene:
 
     def section(self, title, *shown, **others):
         """A report.Section of pictures given as (path, caption)."""
-        return Section(f"{self.model.name}: {title}", figures=[Figure(*one) for one in shown], **others)
+        return Section(f"{self.model.name}: {title}", figures=[ReportFigure(*one) for one in shown], **others)
 
 
 def draw_mixing(scene, layers=None):
@@ -312,7 +312,7 @@ def draw_directions(scene, k):
             [name, i + 1, float(found.weight[i]), float(found.cosine[i]), float(found.correlation[i])]
             for i in range(len(found.vectors))
         ]
-    table = Table(
+    table = ReportTable(
         ["method", "direction", "share", "cosine with AD to NC", "correlation with class"],
         rows,
         "share: of w's variance (GANSpace), of the modulation's squared gain (SeFa)",

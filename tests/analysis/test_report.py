@@ -1,4 +1,4 @@
-"""report.py: the page is whole, escapes what it is given, sorts, and its numbers come back."""
+"""The page is complete, escapes what it is given and can be sorted, and report.json gives the numbers back."""
 
 import base64
 import json
@@ -17,22 +17,22 @@ import torch
 from PIL import Image
 
 from analysis import report
-from analysis.report import Figure, Section, Table, write_report
+from analysis.report import ReportFigure, ReportTable, Section, write_report
 from utils import UserError
 
 EVIL = """<script>document.title="owned"</script> </td>'"><img src=http://x.example/y onerror=alert(1)> $body & Ünïcode 脳"""
 VOID = {"meta", "link", "img"}
 NAN, INF = math.nan, math.inf
-SORTED = Table(
+SORTED = ReportTable(
     ["slice", "AUC", "share", "change", "mixed"],
     [
-        ["slice 10", (0.81, 0.77, 0.85), "12%", -3.5, "64x64"],
-        ["slice 9", (0.9, 0.8, 1.0), "-", INF, 3.0],
-        ["Slice 2", None, "9.5%", -0.25, "8x8"],
-        ["slice 1", "0.5 (0.4 to 0.6)", "101%", "−1,200", NAN],
-        ["slice 3", (NAN, NAN, NAN), "-4%", 1e-7, 20],
+        ["slice 10", (0.81, 0.77, 0.85), 0.12, -3.5, "64x64"],
+        ["slice 9", (0.9, 0.8, 1.0), None, INF, 3.0],
+        ["Slice 2", None, 0.095, -0.25, "8x8"],
+        ["slice 1", (0.5, 0.4, 0.6), 1.01, -1200, NAN],
+        ["slice 3", (NAN, NAN, NAN), -0.04, 1e-7, 20],
     ],
-    "To be sorted.",
+    "For sorting.",
 )
 
 
@@ -43,7 +43,7 @@ class Interval(NamedTuple):
 
 
 class Page(HTMLParser):
-    """Notes every tag, and that each is closed in order."""
+    """Collects all tags and the text outside of style and script, and checks that tags are closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -71,7 +71,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A PNG and a GIF of two frames, the first with an awkward name."""
+    """Paths of a PNG with a hostile name and of a GIF of two frames."""
     grey = np.random.default_rng(0).integers(0, 256, (2, 300, 280), dtype=np.uint8)
     paths = [str(tmp_path / """a"b'<i> & ü.png"""), str(tmp_path / "moves.gif")]
     Image.fromarray(grey[0]).save(paths[0])
@@ -81,17 +81,17 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def written(tmp_path, pictures):
-    """(page, JSON) of a report with an awkward name wherever a name can be."""
+    """(page, JSON) of a report with a hostile name wherever a name can be."""
     sections = [
         Section(
             EVIL,
             [EVIL, "two\nlines"],
-            [Table([EVIL, "number"], [[EVIL, 1.5], ["b", None]], EVIL)],
-            [Figure(pictures[0], EVIL)],
+            [ReportTable([EVIL, "number"], [[EVIL, 1.5], ["b", None]], EVIL)],
+            [ReportFigure(pictures[0], EVIL)],
             {EVIL: [1.5, NAN], "array": np.array([[1, 2]]), "one": np.float64(0.1), "path": tmp_path},
         ),
         Section("empty"),
-        Section("empty", [], [SORTED, Table(["nothing"], [], "")], [Figure(pictures[1], EVIL)]),
+        Section("empty", [], [SORTED, ReportTable(["nothing"], [], "")], [ReportFigure(pictures[1], EVIL)]),
     ]
     (tmp_path / "out").mkdir()
     page, numbers = write_report(str(tmp_path / "out"), EVIL, {"command": EVIL, "seed": 20000, "none": None}, sections)
@@ -104,7 +104,7 @@ def written(tmp_path, pictures):
 # The page
 
 
-def test_page_is_whole_and_asks_for_nothing(written):
+def test_page_is_complete_and_loads_nothing(written):
     page = Page(written[0])
     assert page.tags[0] == ("html", {"lang": "en"})
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -116,24 +116,27 @@ def test_page_is_whole_and_asks_for_nothing(written):
         assert attributes.get("src", "data:").startswith("data:")
         assert tag != "link" or attributes["href"] == "data:,"
         assert set(attributes.get("aria-labelledby", ids[0]).split()) <= set(ids)
-    assert not re.search(r"url\(|@import|fetch|XMLHttp|https?:", report.STYLE + report.SCRIPT + report.PAGE)
+    with open(os.path.join(os.path.dirname(report.__file__), "report.html.j2")) as template:
+        assert not re.search(r"url\(|@import|fetch|XMLHttp|https?:", template.read())
     policy, viewport = (page.all("meta")[i]["content"] for i in (1, 2))
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'" and rules["img-src"] == "data:" and "width=device-width" in viewport
     assert not re.search("unsafe|http|\\*", policy)
+    for tag in ("style", "script"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", written[0], re.DOTALL)
+        assert rules[f"{tag}-src"] == report.policy_hash(content) and "{" in content and "&#" not in content
     assert [len(page.all(tag)) for tag in ("script", "style", "img", "figure", "table", "h1")] == [1, 1, 2, 5, 3, 1]
 
 
-def test_names_are_escaped_and_come_back(written):
+def test_hostile_names_are_escaped_and_shown_unchanged(written):
     page = Page(written[0])
-    shown = " ".join(EVIL.split())
-    assert page.text.count(shown) == 3 + 3 + 3 + 2  # title, h1, fact; contents, h2, paragraph; table; captions
-    assert all(picture["alt"] == shown for picture in page.all("img"))
-    assert "<script>document" not in written[0] and "two lines" in page.text
+    assert page.text.count(EVIL) == 3 + 3 + 3 + 2  # title, h1, fact; contents, h2, paragraph; table; captions
+    assert all(picture["alt"] == EVIL for picture in page.all("img"))
+    assert "<script>document" not in written[0] and "two\nlines" in page.text
     assert """a"b'<i> & ü.png""" in page.text
 
 
-def test_pictures_come_back_byte_for_byte(written, pictures):
+def test_figures_contain_their_files_byte_for_byte(written, pictures):
     for picture, path, kind in zip(Page(written[0]).all("img"), pictures, ("png", "gif"), strict=True):
         head, data = picture["src"].split(",", 1)
         with open(path, "rb") as file:
@@ -142,22 +145,24 @@ def test_pictures_come_back_byte_for_byte(written, pictures):
 
 
 @pytest.mark.parametrize("side, shown", [(64, 256), (100, 200), (128, 256), (129, 129), (600, 600)])
-def test_small_pictures_are_enlarged_by_whole_factors(tmp_path, side, shown):
+def test_small_images_are_enlarged_by_whole_factors(tmp_path, side, shown):
     Image.new("L", (side, side // 2)).save(tmp_path / "a.png")
-    (picture,) = Page(report.figure_html(Figure(str(tmp_path / "a.png"), ""), 1)).all("img")
+    page, _ = write_report(str(tmp_path), "", {}, [Section("a", figures=[ReportFigure(str(tmp_path / "a.png"), "")])])
+    with open(page, encoding="utf-8") as file:
+        (picture,) = Page(file.read()).all("img")
     assert picture["width"] == str(shown) and picture["height"] == str(side // 2 * shown // side)
     assert (picture.get("class") == "pixels") == (shown > side) and picture["alt"] == "a.png"
 
 
-def test_pictures_that_cannot_be_read_are_named(tmp_path):
+def test_write_report_names_images_that_cannot_be_read_and_writes_nothing(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     for name, reason in (("gone.png", "No such file"), ("text.png", "no PNG"), (".", "directory|Permission")):
         with pytest.raises(UserError, match=f"{re.escape(str(tmp_path / name))}: .*{reason}"):
-            write_report(str(tmp_path), "", {}, [Section("a", figures=[Figure(str(tmp_path / name), "")])])
-    assert os.listdir(tmp_path) == ["text.png"]  # nothing is half written
+            write_report(str(tmp_path), "", {}, [Section("a", figures=[ReportFigure(str(tmp_path / name), "")])])
+    assert os.listdir(tmp_path) == ["text.png"]
 
 
-def test_file_names_that_are_no_text(tmp_path):
+def test_write_report_takes_file_names_that_are_no_valid_text(tmp_path):
     name = os.fsdecode(b"\xff")
     page, numbers = write_report(str(tmp_path), name, {name: name}, [])
     assert json.load(open(numbers))["title"] == name and "<h1>" in open(page, encoding="utf-8").read()
@@ -167,7 +172,7 @@ def test_file_names_that_are_no_text(tmp_path):
 # Numbers
 
 
-def test_json_is_strict_and_holds_what_was_given(written, tmp_path):
+def test_json_is_strict_and_contains_what_was_given(written, tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
 
@@ -179,11 +184,11 @@ def test_json_is_strict_and_holds_what_was_given(written, tmp_path):
     assert first["tables"] == [{"caption": EVIL, "columns": [EVIL, "number"], "rows": [[EVIL, 1.5], ["b", None]]}]
     assert first["figures"][0] == {"file": """a"b'<i> & ü.png""", "caption": EVIL}
     assert second == {"title": "empty", "text": [], "tables": [], "figures": [], "numbers": {}}
-    assert third["tables"][0]["rows"][0] == ["slice 10", {"value": 0.81, "low": 0.77, "high": 0.85}, "12%", -3.5, "64x64"]
-    assert third["tables"][0]["rows"][4] == ["slice 3", {"value": None, "low": None, "high": None}, "-4%", 1e-7, 20]
+    assert third["tables"][0]["rows"][0] == ["slice 10", {"value": 0.81, "low": 0.77, "high": 0.85}, 0.12, -3.5, "64x64"]
+    assert third["tables"][0]["rows"][4] == ["slice 3", {"value": None, "low": None, "high": None}, -0.04, 1e-7, 20]
 
 
-def test_plain_takes_what_the_other_scripts_find():
+def test_plain_converts_arrays_and_named_tuples():
     given = {
         "a": Interval(0.5, NAN, INF),
         "b": (1, 2),
@@ -231,7 +236,7 @@ def test_plain_takes_what_the_other_scripts_find():
         (INF, "∞"),
         (-INF, "−∞"),
         ("", "–"),
-        ("-", "–"),
+        ("-", "-"),
         (True, "yes"),
         ("AD", "AD"),
         ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"),
@@ -248,7 +253,7 @@ def test_plain_takes_what_the_other_scripts_find():
         ((0.5, 0.4, None), "0.500 (0.400 to –)"),
     ],
 )
-def test_numbers_are_written_alike_everywhere(value, text):
+def test_cell_text_of_numbers_intervals_and_text(value, text):
     assert report.cell_text(value)[0] == text
 
 
@@ -259,34 +264,25 @@ def test_numbers_are_written_alike_everywhere(value, text):
         (3, 3),
         (None, NAN),
         (NAN, NAN),
-        ("–", NAN),
+        ("", NAN),
         ((0.81, 0.77, 0.85), 0.81),
         ((None, None, None), NAN),
-        ("0.81 (0.77 to 0.85)", 0.81),
-        ("−0.03 (−0.12 to 0.06)", -0.03),
-        ("-0.5", -0.5),
-        ("+2", 2),
-        ("12%", 0.12),
-        ("-4.5 %", -0.045),
-        ("10,400", 10400),
-        ("1e-7", 1e-7),
-        ("1.5 ± 0.2", 1.5),
+        ("0.81", None),
         ("64x64", None),
         ("218391_78.jpeg", None),
         ("2025-11-22", None),
-        ("1,2", None),
         ("AD", None),
         (True, None),
     ],
 )
-def test_numbers_are_found_where_there_are_any(value, key):
+def test_cell_text_has_a_number_to_sort_by(value, key):
     found = report.cell_text(value)[1]
     assert found is key if key is None else found == pytest.approx(key, nan_ok=True)
 
 
-def test_a_row_as_long_as_the_head_or_an_error():
+def test_a_row_that_is_not_as_long_as_the_head_is_an_error():
     with pytest.raises(ValueError):
-        report.table_html(Table(["a", "b"], [[1]], ""), 1)
+        report.table_content(ReportTable(["a", "b"], [[1]], ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -300,7 +296,7 @@ const note = () => found.orders.push([heads.map(head => head.getAttribute("aria-
 for (const column of [0, 1, 1, 2, 2, 3, 4, 4, 4]) {
   const button = heads[column].querySelector("button");
   button.focus();
-  if (document.activeElement !== button) console.error("not to be reached by keys");
+  if (document.activeElement !== button) console.error("cannot be reached with the keyboard");
   button.click();
   note();
 }
@@ -348,19 +344,19 @@ def test_sorts_in_a_browser_without_an_error(written, tmp_path):
     if done.returncode:
         pytest.skip(f"Chromium does not run here: {done.stderr[-200:]}")
     found = json.loads(unescape(re.search('<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
-    assert found["title"] == " ".join(EVIL.split()) and found["scripts"] == 2 and found["picture"] == 280
+    assert found["title"] == EVIL and found["scripts"] == 2 and found["picture"] == 280
     up, down, no = "ascending", "descending", None
     assert found["orders"] == [
-        [[up, no, no, no, no], "1 2 3 9 10"],  # words, but 9 before 10 and s as S
+        [[up, no, no, no, no], "1 2 3 9 10"],  # text, but 9 before 10 and s like S
         [[no, up, no, no, no], "1 10 9 2 3"],
-        [[no, down, no, no, no], "9 10 1 2 3"],  # nothing is last both ways
+        [[no, down, no, no, no], "9 10 1 2 3"],  # empty cells come last in both orders
         [[no, no, up, no, no], "3 2 10 1 9"],
         [[no, no, down, no, no], "1 10 2 3 9"],
         [[no, no, no, up, no], "1 10 2 3 9"],
         [[no, no, no, no, up], "9 3 2 10 1"],
-        [[no, no, no, no, down], "3 9 10 2 1"],  # numbers, words, nothing
+        [[no, no, no, no, down], "3 9 10 2 1"],  # numbers, text, empty
         [[no, no, no, no, no], "10 9 2 1 3"],
-    ]  # as it came
+    ]  # as before
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert console and all("127.0.0.1:9" in line and "Content Security Policy" in line for line in console), console
     assert found["refused"]  # the test's own fetch, and nothing else
