@@ -5,12 +5,14 @@ import contextlib
 import ctypes
 import difflib
 import hashlib
+import io
 import json
 import operator
 import os
 import signal
 import sys
 import tempfile
+import time
 
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
@@ -67,6 +69,29 @@ def run_cli(main):
         sys.exit(2)
 
 
+class StopSignals:
+    """A context in which Ctrl-C, SIGTERM and SIGUSR1 only set `signum`, so that the step under way can end and be saved.
+
+    Another signal more than two seconds after the first acts at once. An earlier one is taken for the same: `timeout` and
+    `make` signal a process and then its whole group.
+    """
+
+    def __enter__(self):
+        self.signum, self.time = None, float("inf")
+        self.previous = {signum: signal.signal(signum, self.handle) for signum in STOPPING}
+        return self
+
+    def handle(self, signum, _frame):
+        if time.monotonic() - self.time > 2:
+            raise Interrupted(signum)
+        if not self.signum:
+            self.signum, self.time = signum, time.monotonic()
+
+    def __exit__(self, *_):
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)
+
+
 def printable(text):
     """`text` in one line, what is no letter, sign or space as \\n, \\x1b, ..."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -93,6 +118,52 @@ def atomic_path(path, sync=False):
         if isinstance(error, OSError):
             error.filename = path  # a write knows none, and nobody has seen the temporary one
         raise
+
+
+def save_tensors(state, path):
+    """Write a dictionary of tensors and plain values with a checksum, which `load_tensors` verifies."""
+    import torch
+
+    content = io.BytesIO()  # on a full disk torch.save would raise an error of its own instead of OSError
+    torch.save(state | {"checksum": checksum(state)}, content)
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
+
+
+def load_tensors(path):
+    """Read what `save_tensors` wrote, onto the CPU, without running code from the file.
+
+    Raises OSError, or nearly anything else for a file that is no such dictionary; ValueError where the checksum differs.
+    """
+    import torch
+
+    if not os.path.isfile(path):  # opening a pipe would block
+        raise FileNotFoundError(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state.pop("checksum", None) not in (None, checksum(state)):
+        raise ValueError("the checksum differs")
+    return state
+
+
+def checksum(state):
+    """SHA-256, in hex, of nested dicts, lists and tuples of tensors and plain values."""
+    import torch
+
+    sha = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            sha.update(f"{type(value).__name__} of {len(value)}".encode())
+            for part in value.items() if isinstance(value, dict) else value:
+                add(part)
+        else:
+            sha.update(repr(value).encode())
+
+    add(state)
+    return sha.hexdigest()
 
 
 def make_folder(path, flag):
@@ -134,8 +205,9 @@ def pick_device(name):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # every batch has one shape: worth looking for the fastest kernel
-        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True  # all batches have one shape, so that looking for the fastest kernels pays
+        torch.set_float32_matmul_precision("highest")  # float32 means float32, never TF32
+        torch.backends.cudnn.allow_tf32 = False
     else:
         keep_freed_memory()
     torch.set_flush_denormal(True)  # on a CPU, denormal numbers cost up to a hundred times the others
@@ -156,25 +228,28 @@ def keep_freed_memory():
 
 
 def pick_dtype(amp, device):
-    """The torch.dtype of activations for `--amp`; None is bfloat16 on a CPU with AMX tiles and a GPU from Ampere on.
+    """The torch.dtype of activations for `--amp`; None means bfloat16 where the processor has instructions for it.
 
-    Weights, images, scores, losses, gradient norms and the optimiser are float32 either way.
+    These are a GPU from Ampere on, or a CPU with AMX or AVX512-BF16. Weights, images, scores, losses, gradient norms and the
+    optimiser are float32 either way.
     """
     import torch
 
-    if amp is None and device.type == "cuda":
-        amp = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif amp is None:
-        amp = device.type == "cpu" and torch.backends.mkldnn.is_available() and _has_amx()
+    if amp is None:
+        amp = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bfloat16()
     return torch.bfloat16 if amp else torch.float32
 
 
-def _has_amx():
+def cpu_has_bfloat16():
+    """Whether the CPU multiplies in bfloat16 (AMX, AVX512-BF16) and PyTorch can use it; only told on Linux."""
+    import torch
+
     try:
         with open("/proc/cpuinfo") as file:
-            return "amx_bf16" in file.read()
+            flags = file.read().split()
     except OSError:
         return False
+    return torch.backends.mkldnn.is_available() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def read_config(folder):

@@ -24,7 +24,7 @@ from modules import (
     channels_at,
     minibatch_std,
 )
-from ops import blur, input_gradients_only, convolve, downsample, leaky_relu, upsample
+from ops import blur, convolve, downsample, input_gradients_only, leaky_relu, upsample
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What a training run keeps in its folder, and how it goes on from there; `train.py` decides when.
+"""The folder of a training run: what is written into it, and how a run resumes from it. train.py decides when.
 
 config.json  checkpoint.pt  previous.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png
 loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
@@ -6,24 +6,21 @@ loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoc
 
 import contextlib
 import csv
-import hashlib
-import io
 import json
 import math
-import operator
 import os
 import socket
-import sys
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from analysis import figures
-from utils import CLASSES, LARGEST, RESOLUTIONS, UserError, atomic_path, make_folder, random_stream
+from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
+from utils import UserError, atomic_path, make_folder, random_stream, read_config, save_tensors
 
-PICTURES, STYLES = 16, 512  # fixed latents drawn in fake_vs_real/ and mapped in styles/
-CHECKPOINTS = "checkpoint.pt", "previous.pt"  # the newest, and the one before it
-LEARNING = (
+SHOWN, MAPPED = 16, 512  # fixed latents: drawn in fake_vs_real/, mapped to w in styles/
+FLAGS_THAT_MATTER = (
     "loss",
     "lambda_gp",
     "gp_every",
@@ -39,107 +36,74 @@ LEARNING = (
     "ema_kimg",
     "seed",
     "amp",
-)  # flags that change how a run goes on
-FORMAT = 1  # of a checkpoint; another one cannot be gone on from
+)  # a change of these changes how a run continues, and is reported
 
 
-class Run:
-    """The files of one run: saved so that a reader or a crash only ever meets whole ones, and read back to go on.
+class RunFolder:
+    """Writes the files of a run so that a reader or a crash never meets half of one, and reads them to resume.
 
-    parts: everything with a state_dict that goes on from a checkpoint, by name; rng: the generator of latents and noise;
-    tables: {"losses": columns of losses.csv, "evaluations": of evaluations.csv}. lr_scale: 1, or less after the run went back.
-    leading: of several processes one alone writes; the others only read.
+    config: what config.json holds; slices: real ones for fake_vs_real/; tables: {"losses": columns, "evaluations": columns};
+    processes: only the leading one writes, the others read. Counted over the whole run: seconds of training, steps skipped.
+    lr_scale: 1, or 0.5 after the run went back to a checkpoint. lr_decay: the smallest factor that --lr_decay has reached.
     """
 
-    def __init__(self, folder, config, slices, device, averaged, parts, rng, tables, tensorboard=False, leading=True):
-        self.folder, self.config, self.slices, self.device = folder, config, slices, device
-        self.averaged, self.parts, self.rng, self.tables = averaged, parts, rng, tables
-        self.seconds, self.skipped, self.lr_scale = 0.0, 0, 1.0
+    def __init__(self, folder, config, slices, tables, processes, tensorboard=False):
+        self.folder, self.config, self.slices, self.tables, self.processes = folder, config, slices, tables, processes
+        self.seconds, self.skipped, self.lr_scale, self.lr_decay = 0.0, 0, 1.0, 1.0
         self.saved_images, self.rows = None, {name: [] for name in tables}
         self.exists = has_checkpoint(folder)
-        self.leading, self.writer = leading, open_tensorboard(folder) if tensorboard and leading else None
-        fixed = random_stream("fixed latents", 0)  # the same in every run
-        self.z = torch.randn(STYLES, config["network"]["z_dim"], generator=fixed).to(device)
+        self.writer = open_tensorboard(folder) if tensorboard and processes.leading else None
 
     def path(self, *names):
         return os.path.join(self.folder, *names)
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Going on
+    # Resuming
 
-    def resume(self):
-        """Load the newest whole checkpoint into the parts and cut the tables there; returns the number of images shown so far."""
-        state = self.read_checkpoint()
+    def resume(self, state):
+        """Load the newest undamaged checkpoint into a TrainingState, cut the tables there; returns images shown so far."""
+        saved = read_checkpoint(self.folder, warn=self.processes.leading)
         try:
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-                if isinstance(part, torch.optim.Optimizer):
-                    lay_out(part)
-            self.seconds, self.skipped, self.lr_scale = float(state["seconds"]), int(state["skipped"]), float(state["lr_scale"])
-            if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1):
+            restore(state.parts, saved)
+            self.seconds, self.skipped = float(saved["seconds"]), int(saved["skipped"])
+            self.lr_scale, self.lr_decay = float(saved["lr_scale"]), float(saved["lr_decay"])
+            if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1 and 0 <= self.lr_decay <= 1):
                 raise ValueError
-            if state["rng_device"] == self.device.type:
-                self.rng.set_state(state["rng"])
-            else:
-                moved = random_stream("moved training", state["images"], self.device)  # between CPU and CUDA
-                self.rng.set_state(moved.get_state())
+            self.restore_random_stream(state, saved)
         except Exception as error:
             raise UserError(
-                f"{self.path('checkpoint.pt')} does not fit these networks ({type(error).__name__}); --resume False "
-                "starts anew and keeps the old folder under another name"
+                f"{self.path('checkpoint.pt')} does not fit these networks ({type(error).__name__}); {START_ANEW}"
             ) from None
-        self.saved_images = state["images"]
+        self.saved_images = saved["images"]
         for name in self.tables:
             self.rows[name] = self.read_table(name)
-            if self.leading:
+            if self.processes.leading:
                 self.write_table(name)
-        return state["images"]
+        return saved["images"]
 
-    def read_checkpoint(self):
-        """The newest of CHECKPOINTS that is whole; UserError when there is none, or it is of another FORMAT."""
-        faults = []
-        for name in CHECKPOINTS:
-            try:
-                if not os.path.isfile(self.path(name)):  # a pipe would be waited for
-                    raise FileNotFoundError
-                state = torch.load(self.path(name), map_location="cpu", weights_only=True)
-                whole = state.pop("digest", None) == digest(state) and state.get("images", 0) >= 0
-            except Exception as error:
-                faults.append(f"{name} cannot be read ({type(error).__name__})")
-                continue
-            if state.get("format") != FORMAT:
-                raise UserError(
-                    f"{self.path(name)} is of another version of this code (format {state.get('format')}, here "
-                    f"{FORMAT}); --resume False starts anew and keeps the old folder under another name"
-                )
-            if whole:
-                if faults and self.leading:
-                    print(
-                        f"warning: {self.folder}: {faults[0]}; going on from the checkpoint before it, at "
-                        f"{state['images'] / 1000:.1f} kimg",
-                        file=sys.stderr,
-                    )
-                return state
-            faults.append(f"{name} is damaged (its checksum is another)")
-        raise UserError(
-            f"{self.folder}: {', and '.join(faults)}; --resume False starts anew and keeps the old folder under another name"
-        )
+    def restore_random_stream(self, state, saved):
+        """Continue this process's stream; a new one if the number of processes or the kind of device has changed."""
+        streams, device = saved["rng"], state.rng.device
+        if len(streams) == self.processes.size and saved["rng_device"] == device.type:
+            state.rng.set_state(streams[self.processes.rank])
+        else:
+            new = state.new_random_stream(f"training from image {saved['images']} on {self.processes.size}", device)
+            state.rng.set_state(new.get_state())
 
-    def go_back(self, why):
-        """Return to the checkpoint at half the learning rate, once in a run's life; UserError the second time."""
+    def go_back(self, state, reason):
+        """Return to the checkpoint with half the learning rate, once in a run's life; UserError the second time."""
         if self.lr_scale < 1:
             raise UserError(
-                f"{self.folder}: {why} again, after going back once already; the state saved at "
-                f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to go on from it"
+                f"{self.folder}: {reason} again, after going back to a checkpoint once already; the checkpoint at "
+                f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to continue from it"
             )
-        images = self.resume()
+        images = self.resume(state)
         self.lr_scale = 0.5
-        self.tell(f"{why}: gone back to {images / 1000:.1f} kimg and on with half the learning rate")
+        self.report(f"{reason}: went back to {images / 1000:.1f} kimg and continues with half the learning rate")
         return images
 
     def read_table(self, name):
-        """Rows of a table up to the checkpoint; none if there is no such file, and without a row that a crash cut short or that
-        holds what no float32 does, which no picture could be drawn of."""
+        """Rows of a table up to the checkpoint, without any that a crash cut short or that no float32 could hold."""
         rows, columns, largest = [], self.tables[name], torch.finfo(torch.float32).max
         with contextlib.suppress(OSError, ValueError, csv.Error), open(self.path(name + ".csv"), newline="") as file:
             reader = csv.reader(file)
@@ -155,145 +119,101 @@ class Run:
         ]
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Logs
+    # Tables and alerts
 
     def log(self, name, row):
         """Append a row, {column: number}, to a table in memory, on disk and in TensorBoard."""
-        if not self.leading:
+        if not self.processes.leading:
             return
         values = [row[column] for column in self.tables[name]]
         self.rows[name].append(values)
         with open(self.path(name + ".csv"), "a", newline="") as file:
-            csv.writer(file).writerow(_digits(values))
+            csv.writer(file).writerow(_format(values))
         if self.writer:
             for column, value in row.items():
                 self.writer.add_scalar(f"{name}/{column}", value, row["images"])
             self.writer.flush()
 
-    def tell(self, line):
-        """Say a line about this run above the progress bar, and keep it in trouble.txt."""
-        if not self.leading:
-            return
-        tqdm.write(f"{self.folder}: {line}")
-        with open(self.path("trouble.txt"), "a") as file:
-            file.write(line + "\n")
+    def report(self, line):
+        """Print a line about this run above the progress bar, and append it to trouble.txt."""
+        if self.processes.leading:
+            tqdm.write(f"{self.folder}: {line}")
+            with open(self.path("trouble.txt"), "a") as file:
+                file.write(line + "\n")
 
     def write_table(self, name):
         with atomic_path(self.path(name + ".csv")) as path, open(path, "w", newline="") as file:
-            csv.writer(file).writerows([self.tables[name], *map(_digits, self.rows[name])])
+            csv.writer(file).writerows([self.tables[name], *map(_format, self.rows[name])])
 
     # -----------------------------------------------------------------------------------------------------------------
     # Saving
 
-    def start(self):
+    def start(self, state):
         """Make the folders of a new run and save its state before the first step."""
-        if not self.leading:
-            return
-        make_folder(self.path("fake_vs_real"), "--model_dir")
-        make_folder(self.path("styles"), "--model_dir")
-        for name in self.tables:
-            self.write_table(name)
-        with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
-            json.dump(self.config, file, indent=2)
-        self.save(0, 0)
+        if self.processes.leading:
+            make_folder(self.path("fake_vs_real"), "--model_dir")
+            make_folder(self.path("styles"), "--model_dir")
+            for name in self.tables:
+                self.write_table(name)
+            with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
+                json.dump(self.config, file, indent=2)
+        self.save(state, 0, 0)
 
-    def save(self, images, epoch):
-        """Write checkpoint, generator and pictures, these under the number of the epoch that is done or under way."""
-        before, self.saved_images = self.saved_images, images
-        if images == before or not self.leading:
+    def save(self, state, images, epoch):
+        """Write checkpoint, generator, images and plots; `epoch`: the number in their file names. Collective."""
+        self.processes.check_equal(state.averaged_weights)
+        streams = self.processes.gather(state.rng.get_state())
+        if images == self.saved_images:
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {
-            "format": FORMAT,
-            "images": images,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "lr_scale": self.lr_scale,
-            "rng": self.rng.get_state(),
-            "rng_device": self.device.type,
-        }
-        newest, before = map(self.path, CHECKPOINTS)
-        with atomic_path(newest, sync=True) as path:
-            save_tensors(state | {"digest": digest(state)}, path)
-            if os.path.exists(newest):  # a kill between the two renamings leaves the one before alone
-                os.replace(newest, before)
-        self.save_generator("generator.pt", images)
-        self.draw(images, epoch)
+        self.saved_images = images
+        if not self.processes.leading:
+            return
+        counters = {name: getattr(self, name) for name in ("seconds", "skipped", "lr_scale", "lr_decay")}
+        parts = {name: part.state_dict() for name, part in state.parts.items()}
+        rng = {"rng": streams, "rng_device": state.rng.device.type}
+        write_checkpoint(self.folder, parts | counters | rng | {"images": images})
+        self.save_generator("generator.pt", state.averaged, images)
+        self.save_samples(state.averaged, images, epoch)
         if self.rows["losses"]:
             tables = {name: figures.columns(self.rows[name], columns) for name, columns in self.tables.items()}
             figures.plot_dashboard(tables["losses"], tables["evaluations"], self.path("losses.png"))
             figures.plot_loss_proportion(tables["losses"], self.path("loss_proportion.png"))
 
-    def save_generator(self, name, images):
+    def save_generator(self, name, averaged, images):
+        state = {
+            "network": self.config["network"],
+            "classes": self.config["classes"],
+            "images": images,
+            "weights": averaged.state_dict(),
+        }
         with atomic_path(self.path(name), sync=True) as path:
-            save_tensors(
-                {
-                    "network": self.config["network"],
-                    "classes": self.config["classes"],
-                    "images": images,
-                    "weights": self.averaged.state_dict(),
-                },
-                path,
-            )
+            save_tensors(state, path)
 
-    def log_evaluation(self, row):
-        """Append a row to evaluations.csv, and keep the averaged generator as best.pt if its KID is the lowest so far."""
+    def log_evaluation(self, row, averaged):
+        """Append a row to evaluations.csv; save the averaged generator as best.pt if its KID is the lowest so far."""
         kids = [values[self.tables["evaluations"].index("kid")] for values in self.rows["evaluations"]]
         if row["kid"] < min(kids, default=math.inf):
-            self.save_generator("best.pt", row["images"])
+            self.save_generator("best.pt", averaged, row["images"])
         self.log("evaluations", row)
 
     @torch.no_grad()
-    def draw(self, images, epoch):
-        """fake_vs_real/epoch_NNNN.png and styles/epoch_NNNN.npy, float32 [512, w_dim] (conditional: [2, 512, w_dim])."""
-        mapping, generator = self.averaged["mapping"], self.averaged["generator"]
-        classes = range(len(CLASSES)) if mapping.num_classes else [None]
-        w = torch.stack(
-            [mapping(self.z, None if c is None else torch.full_like(self.z[:, 0], c, dtype=torch.long)) for c in classes]
-        )  # [classes, 512, w_dim]
+    def save_samples(self, averaged, images, epoch):
+        """fake_vs_real/epoch_NNNN.png and styles/epoch_NNNN.npy, float32 [512, w_dim] (class-conditional: [2, 512, w_dim]).
+
+        The latents are the same in every run and at every epoch.
+        """
+        mapping, generator = averaged["mapping"], averaged["generator"]
+        z = torch.randn(MAPPED, mapping.z_dim, generator=random_stream("fixed latents", 0)).to(generator.constant.device)
+        labels = [torch.full([MAPPED], label, device=z.device) for label in range(mapping.num_classes)] or [None]
+        w = torch.stack([mapping(z, label) for label in labels])  # [classes, 512, w_dim]
         figures.save_array(w.squeeze(0).cpu().numpy(), self.path("styles", f"epoch_{epoch:04d}.npy"))
-        w = w[:, : PICTURES // len(classes)].flatten(0, 1)
-        fake = torch.cat([generator(part, noise="fixed") for part in w.split(4)])
-        figures.save_fake_and_real(
-            fake, self.slices, f"epoch {epoch}, {images / 1000:.1f} kimg", self.path("fake_vs_real", f"epoch_{epoch:04d}.png")
-        )
+        shown = w[:, : SHOWN // len(labels)].flatten(0, 1)
+        fake = torch.cat([generator(part, noise="fixed") for part in shown.split(4)])
+        title = f"epoch {epoch}, {images / 1000:.1f} kimg"
+        figures.save_fake_and_real(fake, self.slices, title, self.path("fake_vs_real", f"epoch_{epoch:04d}.png"))
 
 
-def save_tensors(state, path):
-    """torch.save by way of memory: on a full disk it would raise something of its own, and not the OSError."""
-    whole = io.BytesIO()
-    torch.save(state, whole)
-    with open(path, "wb") as file:
-        file.write(whole.getbuffer())
-
-
-def digest(state):
-    """SHA-256 of nested dicts, lists and tuples of tensors and plain values; a zip file's own checksums PyTorch does not read."""
-    found = hashlib.sha256()
-
-    def add(value):
-        if isinstance(value, torch.Tensor):
-            found.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().numpy())
-        elif isinstance(value, (dict, list, tuple)):
-            found.update(f"{len(value)} of".encode())
-            for part in value.items() if isinstance(value, dict) else value:
-                add(part)
-        else:
-            found.update(repr(value).encode())
-
-    add(state)
-    return found.hexdigest()
-
-
-def lay_out(optimizer):
-    """Give loaded moments the memory layout of their weights: fused Adam goes through both as they lie, whatever their strides."""
-    for weight, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if value.shape == weight.shape:
-                moments[name] = torch.empty_like(weight).copy_(value)
-
-
-def _digits(row):
+def _format(row):
     return [f"{value:.6g}" if isinstance(value, float) else value for value in row]
 
 
@@ -309,92 +229,70 @@ def open_tensorboard(folder):
 # Which run a folder holds
 
 
-def has_checkpoint(folder):
-    return any(os.path.exists(os.path.join(folder, name)) for name in CHECKPOINTS)
+def lock_folder(folder):
+    """A FileLock on a run's folder, held by this process until it ends or releases it; UserError if another holds it.
 
-
-def hold(folder):
-    """Lock a run's folder for this process; returns the open lock file, which the caller keeps. UserError if it is taken.
-
-    The system lets go of the lock when the process ends, however it does, so that none is ever left behind. What a killed process
-    had half written is removed.
+    Removes temporary files that a killed process left behind.
     """
-    lock = open(os.path.join(folder, "lock"), "a+")
+    path = os.path.join(folder, "lock")
     try:
-        import fcntl  # not on Windows, where nothing is locked
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "just started"
+        with open(path) as file:
+            holder = file.read().strip()
+    except OSError:  # no such file, or locked (Windows)
+        holder = ""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
         raise UserError(
-            f"{folder}: another train.py is at work on this run ({holder}): wait for it, stop it, or choose another --model_dir"
+            f"{folder}: another train.py is training this run ({holder or 'just started'}): wait for it, stop it, or choose "
+            "another --model_dir"
         ) from None
-    lock.seek(0)
-    lock.truncate()
-    print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
-    for part, _, names in os.walk(folder):  # never through links
+    with contextlib.suppress(PermissionError), open(path, "w") as file:  # Windows lets nobody write to a locked file
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    for parent, _, names in os.walk(folder):  # does not follow links
         for name in names:
             if name.startswith(".tmp-"):
-                os.unlink(os.path.join(part, name))
+                os.unlink(os.path.join(parent, name))
     return lock
 
 
-UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError  # what a config.json may raise
-
-
-def kept_network(folder):
-    """The settings of the networks in `folder`, {} if there is no run or it cannot be read (`check_same_run` says so)."""
-    with contextlib.suppress(*UNREADABLE), open(os.path.join(folder, "config.json")) as file:
-        network = json.load(file)["network"]
-        network = {
-            name: operator.index(network[name])
-            for name in ("resolution", "channel_base", "channel_max", "z_dim", "w_dim", "num_classes")
-        }
-        if (
-            network["resolution"] in RESOLUTIONS
-            and all(0 < network[name] <= most for name, most in LARGEST.items())
-            and network["num_classes"] in (0, len(CLASSES))
-        ):
-            return network
-    return {}
-
-
 def check_same_run(folder, config):
-    """Raise a UserError that names the flags by which `config` differs from the run in `folder` in network or data.
+    """UserError that names the flags by which `config` asks for another network or other data than the run in `folder`.
 
-    Returns what it trains with otherwise from now on, as text: a run may go on with another learning rate, or PyTorch.
+    Returns other flags that differ, as text: a run may continue with another learning rate, say, or another PyTorch.
     """
     try:
         with open(os.path.join(folder, "config.json")) as file:
-            kept = json.load(file)
-        new, old = config["network"], kept["network"]
+            old_torch = json.load(file)["torch"]
+        saved = read_config(folder)
+        new, old = config["network"], saved["network"]
         differing = [
-            f"--{key} {new[key]} (was {old[key]})" for key in ("resolution", "channel_base", "channel_max") if new[key] != old[key]
+            f"--{name} {new[name]} (was {old[name]})"
+            for name in ("resolution", "channel_base", "channel_max")
+            if new[name] != old[name]
         ]
-        if kept["data"]["fingerprint"] != config["data"]["fingerprint"]:
+        if saved["data"]["fingerprint"] != config["data"]["fingerprint"]:
             differing.append(
-                f"--dataset_dir {config['flags']['dataset_dir']} (other slices than "
-                f"{kept['flags']['dataset_dir']} held: {kept['data']['counts']}, now {config['data']['counts']})"
+                f"--dataset_dir {config['flags']['dataset_dir']} (its slices differ from those of "
+                f"{saved['flags']['dataset_dir']}: {saved['data']['counts']}, now {config['data']['counts']})"
             )
-        new, old = config["flags"], kept["flags"]
-        changed = [f"--{key} {new[key]} (was {old.get(key)})" for key in LEARNING if new[key] != old.get(key)]
-        if config["torch"] != kept["torch"]:
-            changed.append(f"PyTorch {config['torch']} (was {kept['torch']})")
-    except UNREADABLE as error:
-        raise UserError(f"{folder}/config.json cannot be read ({error}); --resume False starts anew") from None
+        new, old = config["flags"], saved["flags"]
+        changed = [f"--{name} {new[name]} (was {old.get(name)})" for name in FLAGS_THAT_MATTER if new[name] != old.get(name)]
+        if config["torch"] != old_torch:
+            changed.append(f"PyTorch {config['torch']} (was {old_torch})")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{folder}/config.json cannot be read ({error}); {START_ANEW}") from None
     if differing:
         raise UserError(
-            f"{folder} holds another run, differing in {', '.join(differing)}: choose another --model_dir, or "
+            f"{folder} holds another run, which differs in {', '.join(differing)}: choose another --model_dir, or "
             "--resume False to set the old run aside"
         )
     return changed
 
 
 def set_aside(folder):
-    """Rename the folder of an old run to the first free <folder>.1, <folder>.2, ..."""
-    free = next(i for i in range(1, 10**6) if not os.path.exists(f"{folder}.{i}"))
-    os.rename(folder, f"{folder}.{free}")
-    print(f"the run in {folder} is now {folder}.{free}")
+    """Rename the folder of an old run to the first free one of <folder>.1, <folder>.2, ..."""
+    number = next(i for i in range(1, 10**6) if not os.path.exists(f"{folder}.{i}"))
+    os.rename(folder, f"{folder}.{number}")
+    print(f"the run in {folder} is now {folder}.{number}")
