@@ -1,59 +1,24 @@
 """predict.py: what its flags write, which runs they mean, and what is refused."""
 
-import copy
 import csv
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import predict
-from analysis import bootstrap, classifier, directions, latents, projector, style_maps
-from analysis.models import draw_z, generate, load_model, style_vectors
-from modules import MappingNetwork
+from analysis import bootstrap, classifier, directions, latents, projector
+from analysis.models import load_model
 from predict import parse_args as parse_predict
 from utils import UserError
-
-
-def generated(model, count, **options):
-    return np.concatenate(list(generate(model, count, options.pop("seed", 0), **options)))
 
 
 def read(path):
     with Image.open(path) as image:
         return image.mode, np.asarray(image)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Generating
-
-
-def test_generate_gives_the_same_images_for_a_seed_and_any_count(model):
-    twenty = generated(model, 20)
-    assert twenty.shape == (20, 32, 32) and twenty.dtype == np.uint8
-    np.testing.assert_array_equal(generated(model, 20), twenty)
-    np.testing.assert_array_equal(generated(model, 3), twenty[:3])
-    assert (generated(model, 3, seed=1) != twenty[:3]).mean() > 0.1
-
-
-def test_load_model_takes_the_averaged_weights(model, models):
-    saved = torch.load(os.path.join(models, "AD", "checkpoint.pt"), weights_only=True)["averaged"]
-    for key, value in model.generator.state_dict().items():
-        assert torch.equal(value, saved[f"generator.{key}"]), key
-
-
-def test_generate_with_truncation_reduces_variety(model):
-    model = copy.deepcopy(model)
-    for block in model.generator.blocks:
-        for style in block.styles:
-            torch.nn.init.zeros_(style.noise_strength)  # which no truncation touches
-    spreads = [generated(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0.0, 0.5, 1.0)]
-    assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
 
 
 def run(model_dir, output_dir, *flags):
@@ -113,29 +78,6 @@ def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_pa
     assert (last != best).any()
 
 
-def test_style_sets_of_the_best_and_the_last_generator(models, two_states):
-    for which, source in (("last", "AD"), ("best", "NC")):
-        expected, _ = style_vectors(load_model(os.path.join(models, source), "cpu").mapping, draw_z(50, 256, 0))
-        found = style_maps.style_sets({"it": os.path.join(two_states, "run")}, which, 50, 0, "cpu")
-        np.testing.assert_array_equal(found["it"], expected.numpy())
-
-
-def test_which_best_falls_back_to_the_last_generator_with_one_note(models, tmp_path, capsys):
-    folder = tmp_path / "models/NC"
-    folder.mkdir(parents=True)
-    shutil.copy(os.path.join(models, "NC", "generator.pt"), folder)
-    assert not os.path.exists(os.path.join(models, "NC", "best.pt"))
-    assert (
-        predict.main(["--model_dir", str(folder.parent), "--which", "best", "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
-    )
-    style_maps.style_sets({"it": str(folder)}, "best", 20, 0, "cpu")
-    done = capsys.readouterr()
-    assert done.err.count("\n") == 1 and done.err.startswith(f"note: {folder} holds no best.pt")
-    assert "NC_generated.png" in done.out
-    load_model(str(folder), "cpu", "last")
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize(
     "flags, expected",
     [
@@ -162,14 +104,6 @@ def test_which_best_falls_back_to_the_last_generator_with_one_note(models, tmp_p
 )
 def test_predict_refuses_wrong_flags_in_one_line(refused, models, tmp_path, flags, expected):
     assert expected in refused("predict.py", "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
-
-
-def test_predict_refuses_a_damaged_generator_in_one_line(refused, tmp_path):
-    (tmp_path / "AD").mkdir()
-    (tmp_path / "AD/generator.pt").write_bytes(b"not a network")
-    assert "AD/generator.pt: not a generator" in refused("predict.py", "--model_dir", tmp_path)
-    torch.save({"network": 1}, tmp_path / "AD/generator.pt")
-    assert "AD/generator.pt: not a generator" in refused("predict.py", "--model_dir", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,21 +282,3 @@ def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
     ]
     assert twins[0] == pytest.approx(twins[1], abs=1e-4)  # the control was the NC model itself
     assert has_points(tmp_path / "pca.png")
-
-
-def test_draw_z_is_independent_of_the_weights_of_a_model_with_the_same_seed():
-    """Otherwise the latents equal rows of its first weights, and their w are twice as far from the mean as others."""
-    torch.manual_seed(3)
-    mapping = MappingNetwork().eval()
-    with torch.no_grad():
-        ours, others = (mapping(draw_z(256, 256, seed)) for seed in (3, 4))
-    spread = [(w - others.mean(0)).norm(dim=1).mean().item() for w in (ours, others)]
-    assert spread[0] == pytest.approx(spread[1], rel=0.05)
-    rows = torch.nn.functional.normalize(mapping.layers[0].weight.detach())
-    assert (torch.nn.functional.normalize(draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4
-
-
-def test_style_sets_refuses_style_vectors_of_different_length(monkeypatch):
-    monkeypatch.setattr(style_maps, "load_model", lambda folder, *_: SimpleNamespace(mapping=MappingNetwork(16, int(folder))))
-    with pytest.raises(UserError, match="different length.*AD.*16.*NC.*32"):
-        style_maps.style_sets({"AD": "16", "NC": "32"}, "last", 4, 0, "cpu")
