@@ -79,7 +79,7 @@ def plot_directions(samples, k):
         rows = [f"{i + 1}" for i in range(len(directions.vectors))]
         if len(samples.model.labels) == 2:
             rows = [f"{row}\nr {correlation:+.2f}" for row, correlation in zip(rows, directions.correlation)]
-        columns = [f"{distance:+.0f} sd" for distance in np.linspace(-REACH, REACH, STEPS)]
+        columns = [f"{distance:+.0f} sd" if distance else "0" for distance in np.linspace(-REACH, REACH, STEPS)]
         note = f"{name}: an image moved along each direction, in standard deviations of w. r: correlation with the class (NC is 1)."
         images = move_along(samples.model, samples.w[0][0], directions)
         figures.save_image_table(images, path, rows, columns, note)

@@ -186,14 +186,17 @@ def plot_mixing(samples, layers=None):
     layers = layers or layers_from(16, num_ws)
     if layers[-1] >= num_ws:
         raise UserError(f"--mix_layers {layers[0]}-{layers[-1]}: {model.name} has layers 0 to {num_ws - 1}")
-    rows, columns, names = samples.w[0], samples.w[-1], samples.captions
+    rows, columns = samples.w[0], samples.w[-1]
     if len(samples.w) == 1:
-        columns, names = model.mapping.truncate(model.mapping(samples.latents(2 * SHOWN)[SHOWN:]), samples.psi), ["rows", "columns"]
+        columns = model.mapping.truncate(model.mapping(samples.latents(2 * SHOWN)[SHOWN:]), samples.psi)
     mixed = mix_styles(model, rows, columns, layers)
     cells = [[None, *synthesize(model, columns)]]
     cells += [[source, *images] for source, images in zip(synthesize(model, rows), mixed)]
-    note = f"Each image has the styles of its row, but in layers {layers[0]} to {layers[-1]} those of its column."
-    captions = [f"{names[1]}:", f"{names[0]}:"] + [""] * (SHOWN - 1)
+    note = (
+        "Above and left: the unmixed images. Each mixed image has the styles of its row, but in layers\n"
+        f"{layers[0]} to {layers[-1]} those of its column."
+    )
+    captions = [samples.captions[-1]] + [samples.captions[0]] * SHOWN
     figures.save_image_table(cells, path, captions, [""] * (SHOWN + 1), note)
     return samples.section("style mixing", (path, "Coarse styles by row, fine styles by column."))
 
@@ -217,7 +220,7 @@ def plot_interpolation(samples):
     cells = []
     for images in frames:
         cells += list(images[::2].reshape(SHOWN, FRAMES // 2, *images.shape[1:])[: samples.per_class])
-    note = "Each row is a straight line in w from one latent (left) to the next, which begins the row below."
+    note = "Each row is a straight line in w from one latent (left) to the next."
     figures.save_image_table(cells, strip, samples.row_captions, [""] * (FRAMES // 2), note)
     return samples.section("interpolation", (strip, "Straight lines in w between latents."), (gif, "The same as a loop."))
 
@@ -249,7 +252,7 @@ def plot_pyramid(samples):
             cells.append([np.uint8(np.clip((image[0] + 1) * 127.5, 0, 255)) for _, image, _ in levels])
             cells.append([figures.colour(part[0], max(1e-6, float(np.abs(part).max()))) for _, _, part in levels])
             rows += [f"{name} so far".strip(), "added"]
-    note = "Added: brighter red, darker blue, the colours of each up to its own largest change."
+    note = "Added: red brighter, blue darker, each scaled to its largest change."
     figures.save_image_table(cells, path, rows, [f"{side}x{side}" for side, _, _ in levels], note)
     return samples.section("resolutions", (path, "The image after each resolution, from coarse to fine."))
 
