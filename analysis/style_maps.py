@@ -36,7 +36,7 @@ MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
 
 
 def compared_runs(ad=None, nc=None, control=None, conditional=None):
-    """{title of a map: {legend: run folder}, or one conditional run's folder}, of run folders; None: there is none."""
+    """The runs of each map, {title: {legend: run folder} or the folder of one conditional run}, from the folders that are given."""
     runs = {}
     if ad and nc:
         runs[PAIR] = {"AD": ad, "NC": nc}
@@ -122,7 +122,7 @@ def plot_umaps(
     )
     shown = [ReportFigure(path, caption)]
     if over_epochs:
-        figures.plot_epochs(only_shown(over_epochs), epochs_path, "The same 512 latents over the epochs. " + EPOCHS_NOTE)
+        figures.plot_epochs(select_epochs(over_epochs), epochs_path, "The same 512 latents over the epochs. " + EPOCHS_NOTE)
         figures.save_gif(figures.epoch_frames(over_epochs), gif_path, 500)
         shown += [ReportFigure(epochs_path, "Over the epochs."), ReportFigure(gif_path, "Over the epochs, animated.")]
     table = ReportTable(
@@ -145,7 +145,10 @@ def conclusions(runs, separations):
 
 
 def alike_seeds(runs):
-    """Whether AD and NC, and NC and its control, both share their seed or both do not; True without a control."""
+    """Whether the pair AD and NC and the pair NC and control were trained alike: each with one shared seed, or each with two.
+
+    True without a control.
+    """
     if CONTROL not in runs:
         return True
     folders = runs[PAIR]["AD"], runs[PAIR]["NC"], runs[CONTROL]["NC, other seed"]
@@ -153,8 +156,8 @@ def alike_seeds(runs):
     return (ad == nc) == (nc == control)
 
 
-def only_shown(over_epochs):
-    """Of maps over the epochs, {title: [(epoch, ...)]}, those of `epochs_to_show`."""
+def select_epochs(over_epochs):
+    """The maps of the epochs to show in a figure, of maps over all epochs {title: [(epoch, ...)]}."""
     shown = {}
     for title, maps in over_epochs.items():
         epochs = epochs_to_show([epoch for epoch, *_ in maps])
