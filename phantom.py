@@ -1,25 +1,26 @@
-"""Phantom brains: drawn T1 slices in the layout of the ADNI AD_NC set, for whoever cannot have the real ones.
+"""Phantom brains: synthetic T1 slices in the layout of the ADNI AD_NC set, for anyone who has no access to the real ones.
 
     python phantom.py AD_NC --subjects 100 --seed 0
 
 A subject is one three-dimensional anatomy (functions of x, y, z in mm) cut at 20 neighbouring axial levels. AD and NC
-differ by overlapping distributions of ventricle size, sulcal width and cortical thickness; what was drawn and what it
-measures stand in `subjects.csv`, so that what a model learnt can be checked against the truth. It is nobody's brain
-and has no clinical meaning. Coordinates: x right, y forward and z up of the anterior commissure.
+differ by overlapping distributions of ventricle size, sulcal width and cortical thickness. `subjects.csv` lists each subject's
+parameters and the true areas in each slice, so that what a model learnt can be checked against the truth. The phantoms are
+nobody's brain and have no clinical meaning. Coordinates: x right, y forward and z up of the anterior commissure.
 """
 
 import contextlib
 import csv
 import functools
+import itertools
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from utils import CLASSES, ArgumentParser, UserError, atomic_path, make_folder, number, run_cli
 
@@ -27,13 +28,13 @@ HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
 SLICES, FIRST_SLICE, SPACING_MM = 20, 75, 1.5
 SPLITS = "train", "test"
-CENTRE_Y = -16.0  # the middle of the brain lies behind the anterior commissure
+CENTRE_Y = -16.0  # the middle of the brain is behind the anterior commissure
 WAVELENGTH_MM = 27.0  # of the cortical folds: two sulci each
 
-# Mean and standard deviation of what differs between the classes, then of what does not (`noise` in grey levels, `bias`
-# as a fraction of the signal).
+# Mean and standard deviation of each parameter: those that differ between the classes, then those that do not (`noise` in
+# grey levels, `bias` as a fraction of the signal).
 DISEASE = {
-    "ventricle_scale": {"AD": (1.40, 0.20), "NC": (1.05, 0.16)},  # times the radius of a young adult's
+    "ventricle_scale": {"AD": (1.40, 0.20), "NC": (1.05, 0.16)},  # times a young adult's radius
     "sulcal_width_mm": {"AD": (2.20, 0.45), "NC": (1.50, 0.35)},
     "cortical_thickness_mm": {"AD": (2.60, 0.22), "NC": (3.00, 0.22)},
 }
@@ -70,7 +71,7 @@ GREY = ("cortex", "caudate", "putamen", "pallidum", "thalamus")
 def draw_subject(rng, label):
     """Draw the parameters of one subject of class `label` ("AD" or "NC"): a dict of names to numbers.
 
-    Normal distributions cut at 2.5 standard deviations; `anatomy_seed` fixes the folds and all other individual shape.
+    Normal distributions, clipped at 2.5 standard deviations; `anatomy_seed` fixes the folds and all other individual shape.
     """
     ranges = {**{name: by_class[label] for name, by_class in DISEASE.items()}, **SHARED}
     params = {name: mean + sd * float(np.clip(rng.normal(), -2.5, 2.5)) for name, (mean, sd) in ranges.items()}
@@ -78,7 +79,7 @@ def draw_subject(rng, label):
 
 
 def draw_waves(rng, count, wavelength):
-    """Plane waves for `wave_field`: rows of wave vector (3, rad/mm), phase and left-right difference of phase."""
+    """Plane waves for `wave_field` [count, 5]: wave vector (3, rad/mm), phase, and phase difference between left and right."""
     direction = rng.normal(size=(count, 3))
     direction *= 2 * np.pi / np.linalg.norm(direction, axis=1, keepdims=True)
     vector = direction / (wavelength * rng.uniform(0.8, 1.25, (count, 1)))
@@ -86,7 +87,7 @@ def draw_waves(rng, count, wavelength):
 
 
 def draw_fold_waves(rng, around, wavelength, count=12):
-    """As `draw_waves`, but over (way around the hemisphere, distance from its core, z): whole waves fit `around`."""
+    """As `draw_waves`, but over (way around the hemisphere, distance from its core, z); `around` holds a whole number of waves."""
     turns = np.round(around / wavelength * rng.uniform(0.65, 1.35, count))
     return np.stack(
         [
@@ -101,13 +102,14 @@ def draw_fold_waves(rng, around, wavelength, count=12):
 
 
 def wave_phases(waves, point, side):
+    """Yield the phase (rad) of each wave at `point`."""
     x, y, z = point
     for kx, ky, kz, phase, asymmetry in waves.tolist():  # Python floats keep the arrays in float32
         yield kx * x + ky * y + kz * z + (asymmetry * side + phase)
 
 
 def wave_field(waves, point, side=0):
-    """Smooth noise of unit variance at `point` (x, y, z arrays, mm); `side` (-1 left, 1 right) makes halves differ."""
+    """Smooth noise of unit variance at `point` (x, y, z arrays, mm); `side` (-1 left, 1 right) makes the halves differ."""
     return sum(np.cos(phase) for phase in wave_phases(waves, point, side)) * (2 / len(waves)) ** 0.5
 
 
@@ -130,7 +132,7 @@ def tube(point, knots, flatten):
     """
     x, y, z = point
     distance = None
-    for (x0, y0, z0, radius0), (x1, y1, z1, radius1) in zip(knots, knots[1:]):
+    for (x0, y0, z0, radius0), (x1, y1, z1, radius1) in itertools.pairwise(knots):
         px, py, pz = x - x0, y - y0, flatten * (z - z0)
         dx, dy, dz = x1 - x0, y1 - y0, flatten * (z1 - z0)
         along = np.clip((px * dx + py * dy + pz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
@@ -141,7 +143,7 @@ def tube(point, knots, flatten):
 
 
 def brain_point(params, z, rng):
-    """Where each pixel of the slice at height `z` lies in the subject's brain: x, y, z in mm, float32 [240, 256]."""
+    """Position of each pixel of the slice at height `z` in the subject's brain: x, y, z in mm, float32 [240, 256] each."""
     across = (np.arange(WIDTH) - (WIDTH - 1) / 2)[None, :] * PIXEL_MM - params["shift_x_mm"]
     up = ((HEIGHT - 1) / 2 - np.arange(HEIGHT))[:, None] * PIXEL_MM - params["shift_y_mm"]
     yaw, pitch, roll = (np.radians(params[name]) for name in ("yaw_deg", "pitch_deg", "roll_deg"))
@@ -154,14 +156,14 @@ def brain_point(params, z, rng):
 
 
 def depth_below_surface(params, point):
-    """Distance (mm, about) of each pixel of a slice from the outer surface of the brain, positive inside."""
+    """Approximate distance (mm) of each pixel of a slice from the outer surface of the brain, positive inside."""
     x, y, z = point
     forward = (y - CENTRE_Y) / (params["brain_length_mm"] / 2)
     half_width = params["brain_width_mm"] / 2 * (1 - 0.04 * forward - 0.08 * np.maximum(forward, 0) ** 2)
     outward = np.abs(x) / half_width
     radius = (outward**2.4 + np.abs(forward) ** 2.4 + np.abs(z / params["brain_height_mm"]) ** 2.4) ** (1 / 2.4)
-    radius += 0.035 * np.abs(forward) * np.exp(-((x / 7) ** 2))  # notches of the long fissure
-    radius += 0.05 * outward**2 * np.exp(-(((y - 24) / 9) ** 2) - (np.maximum(z, 0) / 14) ** 2)  # frontal from temporal
+    radius += 0.035 * np.abs(forward) * np.exp(-((x / 7) ** 2))  # notches of the longitudinal fissure
+    radius += 0.05 * outward**2 * np.exp(-(((y - 24) / 9) ** 2) - (np.maximum(z, 0) / 14) ** 2)  # between frontal and temporal lobe
     slope = np.hypot(*np.gradient(radius, PIXEL_MM))
     return (1 - radius) / np.maximum(slope, 1e-3)
 
@@ -178,13 +180,13 @@ def cortex_depth(params, point, depth, side, rng):
     arch = 24 * (1 - np.sqrt(((y + 5) / 37) ** 2 + ((z - 7) / 23) ** 2))
     fissure = np.hypot(x + 0.9 * jitter_x, np.maximum(arch, 0))
 
-    # The Sylvian fissure: a sheet over the insula, and a stem to the surface that moves back as it rises.
+    # The Sylvian fissure: a sheet over the insula, and a stem to the surface that runs backwards as it rises.
     jittered = (lateral + 1.8 * jitter_x, y + 1.8 * jitter_y)
     insula = tube((*jittered, z), [(37.5, 19, 0, 0), (40, 5, 0, 0), (40, -9, 0, 0)], 0)
     stem = tube((jittered[0], jittered[1] - 10 + 1.1 * z, z), [(40, 0, 0, 0), (80, -8, 0, 0)], 0)
     sylvian = np.hypot(np.minimum(insula, stem), np.maximum(np.maximum(z - 19, -6 - z), 0))
 
-    # Sulci run inward from the surface: waves over the way around a core line at x = 28 within the hemisphere.
+    # Sulci run inwards from the surface: waves along the way around a core line at x = 28 in each hemisphere.
     back, front, radius = -60.0, 26.0, 36.0
     around = 2 * (front - back) + 2 * np.pi * radius
     out, along = lateral - 28 + 2.6 * jitter_x, y + 2.6 * jitter_y
@@ -197,7 +199,7 @@ def cortex_depth(params, point, depth, side, rng):
     real = imaginary = 0
     for phase in wave_phases(draw_fold_waves(rng, around, wavelength), (way, core, z), side):
         real, imaginary = real + np.cos(phase), imaginary + np.sin(phase)
-    # A sulcus wherever the real part vanishes; the phase gives the distance to it, even where waves cancel.
+    # A sulcus is where the real part is zero; the phase gives the distance to it, even where waves cancel.
     crowding = np.where(along == on_core, 1, radius / np.maximum(core, 14)) ** 0.5
     sheet = np.arctan2(np.abs(real), np.abs(imaginary)) * (wavelength / (2 * np.pi)) / crowding
     every_other = imaginary / np.hypot(real, imaginary)  # deep and shallow sulci alternate
@@ -217,11 +219,11 @@ def cortex_depth(params, point, depth, side, rng):
 
 
 def deep_structures(params, point, rng):
-    """Signed distances (mm, negative inside) to ventricles, choroid plexus, cistern and nuclei: a dict."""
+    """{structure: signed distance (mm, negative inside)} of ventricles, choroid plexus, cistern and nuclei."""
     x, y, z = point
     lateral, scale = np.abs(x), params["ventricle_scale"]
     rough_x, rough_y = (wave_field(draw_waves(rng, 6, 35.0), point) for _ in range(2))
-    push = 4 * (scale - 1)  # large ventricles shift what lies beside them
+    push = 4 * (scale - 1)  # mm by which large ventricles shift the structures beside them
     caudate_knots = [(13.5, 22, 4, 5.5), (14.5, 8, 12, 4.5), (15.5, -8, 18, 2.5), (20, -21, 18, 1.5)]
     thalamus_knots = [(7.5, -4, 3, 6), (13, -19, 2, 8.5)]
     knots = [
@@ -236,7 +238,7 @@ def deep_structures(params, point, rng):
     horns = tube(
         (lateral + 0.4 * rough_x, y + 0.4 * rough_y, z), [(kx, ky, kz, scale * radius) for kx, ky, kz, radius in knots], 0.6
     )
-    # The nuclei bulge into the horns, and what lies to their outer side is no ventricle.
+    # The nuclei bulge into the horns; nothing lateral of them belongs to a ventricle.
     wall = smooth_min(
         tube((np.minimum(lateral - push, 14), y, z), caudate_knots, 0.8),
         tube((np.minimum(lateral - 0.5 * push, 13), y, z), thalamus_knots, 0.8),
@@ -257,14 +259,14 @@ def deep_structures(params, point, rng):
 
 
 def slice_tissue(params, z):
-    """Cut the subject `params` at height `z` (mm): a dict of the names in SIGNAL to float32 [240, 256] in [0, 1].
+    """Cut the subject `params` at height `z` (mm): {tissue: fraction of each pixel that it fills, float32 [240, 256]}.
 
-    Each is the fraction of a pixel that the tissue fills; they sum to 1 in the brain and to 0 outside it.
+    The tissues are those of SIGNAL; their fractions add up to 1 inside the brain and to 0 outside it.
     """
     rng = np.random.default_rng(params["anatomy_seed"])
     point = brain_point(params, z, rng)
     depth = depth_below_surface(params, point)
-    within = depth > -1  # everything else is computed for these pixels only: twice as fast
+    within = depth > -1  # computing only these pixels is twice as fast
     point, depth = [part[within] for part in point], depth[within]
     pial, thickness = cortex_depth(params, point, depth, np.tanh(point[0] / 2), rng)
     distance = deep_structures(params, point, rng)
@@ -281,7 +283,7 @@ def slice_tissue(params, z):
         "white": 1,
     }
     tissue, rest = {}, inside(-depth, 0.6)
-    for name, fraction in layers.items():  # each takes its part of what those before it left
+    for name, fraction in layers.items():  # each fills its fraction of what the layers before it left
         tissue[name] = np.zeros((HEIGHT, WIDTH), np.float32)
         tissue[name][within] = rest * fraction
         rest = rest * (1 - fraction)
@@ -289,14 +291,14 @@ def slice_tissue(params, z):
 
 
 def add_rician_noise(image, sigma, rng):
-    """The magnitude of `image` with Gaussian noise of deviation `sigma` on its real and imaginary channels."""
+    """The magnitude of `image` after Gaussian noise of standard deviation `sigma` in its real and imaginary channels."""
     return np.hypot(image + rng.normal(0, sigma, image.shape), rng.normal(0, sigma, image.shape))
 
 
 def render(params, tissue, z, rng=None):
-    """The T1 picture of `tissue` (from `slice_tissue` at the same `z`): uint8 [240, 256]; noiseless without `rng`.
+    """The T1 image of `tissue` (from `slice_tissue` at the same `z`): uint8 [240, 256]; without noise if `rng` is None.
 
-    Blurred by the scanner's point spread, shaded by its bias field, noisy, and stripped of all that is not brain.
+    Blurred by the scanner's point spread, shaded by its bias field, noisy, and black outside the brain (skull-stripped).
     """
     image = sum(SIGNAL[name] * fraction for name, fraction in tissue.items())
     for _ in range(2):  # both axes
@@ -314,8 +316,8 @@ def render(params, tissue, z, rng=None):
     return np.uint8(np.clip(np.where(brain, image, 0) + 0.5, 0, 255))
 
 
-def measure_areas(tissue):
-    """Areas (mm^2) of ventricles (with their choroid plexus), sulcal CSF, grey and white matter in a slice: a dict."""
+def true_areas(tissue):
+    """{column of subjects.csv: mm^2} of ventricles (with choroid plexus), sulcal CSF, grey and white matter in `tissue`."""
     area = {name: float(fraction.sum(dtype=np.float64)) * PIXEL_MM**2 for name, fraction in tissue.items()}
     return {
         "ventricle_mm2": area["ventricle"] + area["choroid"],
@@ -326,12 +328,12 @@ def measure_areas(tissue):
 
 
 def place(subject):
-    """The split and class of subject number `subject`: classes alternate, every fifth of each is for testing."""
+    """Split and class of subject number `subject`: classes alternate, every fifth subject of each is for testing."""
     return SPLITS[subject // 2 % 5 == 1], CLASSES[subject % 2]
 
 
 def write_subject(folder, seed, subject):
-    """Draw subject number `subject` of `seed`, write its slices below `folder`; returns their rows of subjects.csv."""
+    """Draw subject number `subject` of `seed` and write its slices below `folder`; returns their rows of subjects.csv."""
     split, label = place(subject)
     rng = np.random.default_rng([seed, subject])
     params = draw_subject(rng, label)
@@ -341,7 +343,7 @@ def write_subject(folder, seed, subject):
         tissue = slice_tissue(params, z)
         path = f"{split}/{label}/{subject:06d}_{number_in_scan}.jpeg"
         Image.fromarray(render(params, tissue, z, rng)).save(os.path.join(folder, path), quality=95)
-        measured = {name: round(value, 4) for name, value in {"z_mm": z, **measure_areas(tissue), **params}.items()}
+        numbers = {name: round(value, 4) for name, value in {"z_mm": z, **true_areas(tissue), **params}.items()}
         rows.append(
             {
                 "path": path,
@@ -351,38 +353,38 @@ def write_subject(folder, seed, subject):
                 "class": label,
                 "slice": number_in_scan,
                 "pixel_mm": PIXEL_MM,
-                **measured,
+                **numbers,
             }
         )
     return rows
 
 
 def write_subjects(folder, subjects, seed, num_workers):
-    """Yield the rows of one subject after the other, drawn by `num_workers` processes."""
+    """Yield the rows of each subject in order; `num_workers` processes draw them."""
     write = functools.partial(write_subject, folder, seed)
-    num_workers = min(num_workers, subjects, 61)  # Windows can wait for no more
+    num_workers = min(num_workers, subjects, 61)  # the most that Windows can wait for
     if num_workers == 1:
         yield from map(write, range(subjects))
         return
-    # The workers leave Ctrl-C to this process, which then ends them.
+    # The workers ignore Ctrl-C: this process handles it and ends them.
     with multiprocessing.get_context("spawn").Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap(write, range(subjects))
 
 
 def already_written(folder, subjects, seed):
-    """True if `folder` holds exactly these phantoms, False if it is empty; a UserError if it holds anything else."""
+    """True if `folder` holds exactly these phantoms, False if it is empty; UserError if it holds anything else."""
     seeds = None
     try:
-        found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-        if "subjects.csv" in found:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        if "subjects.csv" in names:
             with open(os.path.join(folder, "subjects.csv"), newline="") as file:
                 seeds = [row.get("seed") for row in csv.DictReader(file)]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{folder}: cannot be read ({error}); choose another folder") from None
-    if not found:
+    if not names:
         return False
     if seeds is None:
-        raise UserError(f"{folder}: holds other files ({found[0]}, ...) and is left as it is; choose another folder")
+        raise UserError(f"{folder}: holds other files ({names[0]}, ...) and is left as it is; choose another folder")
     if len(seeds) != subjects * SLICES or set(seeds) != {str(seed)}:
         raise UserError(f"{folder}: holds phantoms of other --subjects or --seed and is left as it is; choose another folder")
     return True
@@ -391,30 +393,25 @@ def already_written(folder, subjects, seed):
 def write_phantoms(folder, subjects, seed, num_workers=1):
     """Write `folder`/{train,test}/{AD,NC}/<subject>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
 
-    On one machine the same bytes for the same `subjects` and `seed`, whatever `num_workers`. Returns the number of
-    pictures written: 0 if they were there before. Below 4 `subjects` a folder stays empty. UserError if `folder` cannot
-    be written or holds other files; what is stopped half way is removed again.
+    On one machine, equal `subjects` and `seed` give equal bytes, whatever `num_workers`. Returns the number of slices written:
+    0 if they were there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot be written or holds
+    other files; whatever stops it half way, the slices written so far are removed.
     """
     make_folder(folder, "folder")
     if already_written(folder, subjects, seed):
         return 0
-    rows, start = [], time.monotonic()
+    rows = []
     try:
         for split in SPLITS:
             for label in CLASSES:
                 make_folder(os.path.join(folder, split, label), "folder")
-        with contextlib.closing(write_subjects(folder, subjects, seed, num_workers)) as drawn:
-            for of_subject in drawn:
-                rows += of_subject
-                rate = len(rows) / (time.monotonic() - start)
-                if sys.stderr.isatty():
-                    left = (subjects * SLICES - len(rows)) / rate
-                    print(
-                        f"\r{len(rows)} of {subjects * SLICES} slices, {rate:.0f} a second, {left:.0f} s left ",
-                        end="",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+        with (
+            tqdm(total=subjects * SLICES, desc="drawing", unit=" slices", disable=None) as bar,
+            contextlib.closing(write_subjects(folder, subjects, seed, num_workers)) as drawn,
+        ):
+            for subject_rows in drawn:
+                rows += subject_rows
+                bar.update(len(subject_rows))
         with atomic_path(os.path.join(folder, "subjects.csv")) as path, open(path, "w", newline="") as file:
             table = csv.DictWriter(file, rows[0])
             table.writeheader()
@@ -432,7 +429,7 @@ def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.", "phantom.py AD_NC --subjects 300")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
-    parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="20 slices each; a fifth for testing")
+    parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="20 slices each; a fifth are for testing")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
     args = parser.parse_args(argv)
@@ -441,8 +438,6 @@ def main(argv=None):
     if not written:
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
     print(
         f"wrote {written} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: "
         f"{written / (time.monotonic() - start):.0f} slices a second"

@@ -1,17 +1,14 @@
-"""Look into trained models: what they generate, what their style space holds, and how far either can be trusted.
+"""Analyse trained models: what they generate, what their style space holds, and how far either can be trusted.
 
     python predict.py --dataset_dir AD_NC/train --model_dir model
     python predict.py --plot_umap True --AD_dir AD --NC_dir NC
     python predict.py --classes all-conditional --dataset_dir AD_NC/test --report True
 
-This is the command line; every part of it gives a `report.Section`, whose pictures it has written to --output_dir. What a
-map of style vectors can carry stands in styles.py, how slices are changed in explore.py, how real ones are found again in
-projector.py, and what the slices are worth in evaluate.py.
+The command: its flags, which runs they mean, and in `main` what each flag calls. The work is done in analysis/: images of a model
+in latents.py and directions.py, maps in style_maps.py, projection in projector.py, --evaluate in evaluation.py.
 """
 
 import argparse
-import csv
-import math
 import os
 import platform
 import sys
@@ -25,7 +22,7 @@ SPACES = "w", "w+"
 
 def parse_args(argv=None):
     parser = ArgumentParser(
-        "Look into trained models: what they generate, what their style space holds, what both are worth.",
+        "Analyse trained models: what they generate, what their style space holds, and how far either can be trusted.",
         "predict.py --dataset_dir AD_NC/train",
         "predict.py --plot_umap True --AD_dir AD --NC_dir NC --control_dir control/NC",
         "predict.py --classes all-conditional --morph True --directions 5",
@@ -42,50 +39,49 @@ def parse_args(argv=None):
         "--which",
         choices=("last", "best"),
         default="last",
-        help="the averaged generator as it is now, or as it was at the evaluation with the lowest KID",
+        help="the averaged generator of the last checkpoint, or of the evaluation with the lowest KID",
     )
 
-    pictures = Group(parser, "pictures of a model")
-    pictures.add("--dataset_dir", help="folder that holds AD/ and NC/: also draw real slices beside generated ones")
-    pictures.add("--num_images", type=number(int, 1, 10_000), default=16, help="slices in a grid (of each class)")
-    pictures.add(
+    images = Group(parser, "images of a model")
+    images.add("--dataset_dir", help="folder that holds AD/ and NC/: also show real slices beside generated images")
+    images.add("--num_images", type=number(int, 1, 10_000), default=16, help="images in a grid (of each class)")
+    images.add(
         "--truncation",
         type=number(float, 0),
         default=1.0,
-        help="psi: 1 leaves the styles as they are, less draws them to the mean: more alike, fewer faults",
+        help="psi: below 1, style vectors are moved towards their mean: less variety, fewer artefacts",
     )
-    pictures.add_bool("--mixing", False, "styles of two latents: one's coarse layers, the other's fine ones")
-    pictures.add(
+    images.add_bool("--mixing", False, "style mixing: coarse layers of one latent, fine layers of another")
+    images.add(
         "--mix_layers",
         metavar="FIRST-LAST",
         type=layers,
-        help="layers that the other gives, from 0 (default: those of 16x16 and finer)",
+        help="layers that the other latent gives, counted from 0 (default: those of 16x16 and finer)",
     )
-    pictures.add_bool("--sweep", False, "the same slices at several truncations")
-    pictures.add_bool("--interpolate", False, "from slice to slice, as a strip and as a GIF")
-    pictures.add_bool("--noise_map", False, "what the noise alone changes")
-    pictures.add_bool("--pyramid", False, "what each resolution adds, from 4x4 on")
-    pictures.add(
+    images.add_bool("--sweep", False, "the same latents at several truncations")
+    images.add_bool("--interpolate", False, "interpolation between latents, as a figure and a GIF")
+    images.add_bool("--noise_map", False, "what random noise changes at the same style vector")
+    images.add_bool("--pyramid", False, "what each resolution adds to the image, from 4x4 on")
+    images.add(
         "--directions",
         type=number(int, 1, 64),
         metavar="K",
-        help="slices along the first K principal directions of the style space (GANSpace, SeFa)",
+        help="images along the first K principal directions of the style space (GANSpace, SeFa)",
     )
-    pictures.add_bool("--morph", False, "with a conditional model: the same latents as AD and as NC, and the mean difference")
-    pictures.add(
+    images.add_bool("--morph", False, "with a conditional model: the same latents as AD and as NC, and the mean difference")
+    images.add(
         "--export",
         type=number(int, 1, 10**7),
         metavar="N",
-        help="also write N single PNGs (of each class) with metadata.csv; goes on with an export that was stopped",
+        help="also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped",
     )
 
     umap = Group(parser, "maps of style vectors")
-    umap.add_bool("--plot_umap", False, "draw style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
+    umap.add_bool("--plot_umap", False, "plot the style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
     umap.add("--AD_dir", help="run of the AD model: a path, or its name under --model_dir")
     umap.add("--NC_dir", help="run of the NC model, likewise")
     umap.add(
-        "--control_dir",
-        help="run of a second NC model, trained with another --seed: what a gap between AD and NC has to be held against",
+        "--control_dir", help="run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
     )
     umap.add("--conditional_dir", help="run of a conditional model, likewise (default: all-conditional, if there is one)")
     umap.add(
@@ -96,30 +92,40 @@ def parse_args(argv=None):
         help="with a conditional model and --dataset_dir: real slices of each class to project into its style space",
     )
     umap.add("--num_styles", type=number(int, 20, 10**5), default=1000, help="style vectors of each class")
-    umap.add("--method", choices=METHODS, default=METHODS[0], help="how the map is made")
-    umap.add("--umap_neighbors", type=number(int, 2), default=15, help="UMAP's n_neighbors: more show the whole, fewer the parts")
-    umap.add("--umap_min_dist", type=number(float, 0, 1), default=0.1, help="UMAP's min_dist: how closely points are packed")
+    umap.add("--method", choices=METHODS, default=METHODS[0], help="method of the map")
+    umap.add(
+        "--umap_neighbors",
+        type=number(int, 2),
+        default=15,
+        help="UMAP's n_neighbors: larger for global structure, smaller for local",
+    )
+    umap.add("--umap_min_dist", type=number(float, 0, 1), default=0.1, help="UMAP's min_dist: smaller packs points more closely")
 
     project = Group(parser, "projection of real slices")
     project.add(
         "--project",
         metavar="FILE|DIR",
-        help="find the styles that draw these slices; with a conditional model also move them from AD to NC",
+        help="find the style vectors that reproduce these slices; with a conditional model also move them from AD to NC",
     )
-    project.add("--project_steps", type=number(int, 1, 10**6), default=100, help="steps of the search for styles, and for noise")
-    project.add("--space", choices=SPACES, default=SPACES[0], help="one style for all layers, or one for each")
+    project.add(
+        "--project_steps",
+        type=number(int, 1, 10**6),
+        default=100,
+        help="steps of the search for style vectors, and as many for noise",
+    )
+    project.add("--space", choices=SPACES, default=SPACES[0], help="one style vector for all layers, or one for each")
 
-    judge = Group(parser, "judgement")
-    judge.add_bool(
+    evaluation = Group(parser, "evaluation")
+    evaluation.add_bool(
         "--evaluate",
         False,
-        "does it carry the disease? The critic on unseen slices, classifiers trained on generated "
-        "ones, areas, metrics; needs --dataset_dir, such as AD_NC/test",
+        "does the model carry the disease? The critic on unseen slices, classifiers trained on generated images, tissue areas "
+        "and image quality; needs --dataset_dir, such as AD_NC/test",
     )
-    judge.add_bool("--report", False, "all of this, as far as the other flags allow, as one page, report.html, and report.json")
+    evaluation.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
 
     machine = Group(parser, "how")
-    machine.add("--output_dir", default="predictions", help="where everything goes")
+    machine.add("--output_dir", default="predictions", help="folder for everything that is written")
     machine.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of latents, noise, maps and searches")
     machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
@@ -128,10 +134,10 @@ def parse_args(argv=None):
     if missing and not (len(missing) == 2 and args.conditional_dir):
         raise UserError(
             f"--plot_umap True also needs {' and '.join(f'--{flag}' for flag in missing)}: the run of that "
-            f"class's model, such as --AD_dir AD --NC_dir NC"
+            "class's model, such as --AD_dir AD --NC_dir NC"
         )
     if args.control_dir and missing:
-        raise UserError("--control_dir is held against --AD_dir and --NC_dir: give both")
+        raise UserError("--control_dir is compared with --AD_dir and --NC_dir: give both")
     if args.mix_layers and not args.mixing:
         raise UserError("--mix_layers belongs to --mixing True")
     if args.evaluate and not args.dataset_dir:
@@ -154,25 +160,108 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis import evaluation as evaluate
-from analysis import figures, projector
-from analysis import latents as explore
-from analysis import style_space as styles
+from analysis import evaluation
+from analysis.directions import plot_directions
 from analysis.export import export
-from analysis.models import BATCH, describe_runs, draw_z, find_run, generate, list_runs, load_model, style_vectors
-from analysis.report import ReportFigure, ReportTable, Section, write_report
-from dataset import Slices, class_folders, find_slices, find_splits
-from utils import atomic_path, make_folder, pick_device, read_config, run_cli
+from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixing, plot_morph, plot_noise, plot_pyramid, plot_sweep
+from analysis.models import BATCH, describe_runs, find_run, generate, list_runs, load_model
+from analysis.projector import project_files
+from analysis.report import write_report
+from analysis.style_maps import compared_runs, plot_umaps
+from dataset import class_folders, find_slices, find_splits
+from utils import make_folder, pick_device, run_cli
 
-CONDITIONAL = "all-conditional"
-SHOWN = 6  # projected slices in the report
-DIRECTIONS = 5  # of each kind, in the report
-REAL_SLICES = "real slices in one conditional model"
-MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
+CONDITIONAL = "all-conditional"  # name of the run of a conditional model
+DIRECTIONS = 5  # of each method, in the report
+
+
+def main(argv=None):
+    """Do what the flags ask for; print every path as soon as its file is written."""
+    args = parse_args(argv)
+    device, start = pick_device(args.device), time.monotonic()
+    if args.plot_umap:
+        check_map_runs(args, device)
+    models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
+    if args.morph and not all(is_conditional(model) for model in models):
+        raise UserError(
+            f"--morph True needs a conditional model (train.py --classes all --conditional True), such as --classes {CONDITIONAL}"
+        )
+    make_folder(args.output_dir, "--output_dir")
+    sections = []  # of the report
+
+    def show(section):
+        sections.append(section)
+        print("\n".join([*section.text, *(figure.path for figure in section.figures)]), flush=True)
+
+    for model in models:
+        show(plot_grids(model, args.num_images, args.seed, args.truncation, args.output_dir, args.dataset_dir))
+        for section in plot_latents(model, args):
+            show(section)
+        if args.export:
+            folders = export(model, args.export, args.seed, args.truncation, device, args.output_dir)
+            print("\n".join(folders))
+        if args.project:
+            show(project_files(model, args.project, args.output_dir, args.project_steps, args.space, args.seed))
+    if args.evaluate or args.report and args.dataset_dir:
+        for section in evaluate(models, args, device):
+            show(section)
+    if args.plot_umap:
+        section = plot_umaps(
+            map_runs(args),
+            args.output_dir,
+            method=args.method,
+            which=args.which,
+            count=args.num_styles,
+            neighbours=args.umap_neighbors,
+            min_dist=args.umap_min_dist,
+            seed=args.seed,
+            device=device,
+            dataset_dir=args.dataset_dir,
+            real_count=args.umap_slices,
+        )
+        show(section)
+    if args.report:
+        facts = {
+            "models": ", ".join(model.folder for model in models),
+            "weights": args.which,
+            "command": "python predict.py " + " ".join(argv or sys.argv[1:]),
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "seconds": round(time.monotonic() - start),
+            "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        }
+        print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
+    return 0
+
+
+def plot_latents(model, args):
+    """Yield a report.Section for each flag that asks for images of the model's latents; --report asks for all of them."""
+    samples = Samples(model, args.seed, args.truncation, args.output_dir)
+    if args.mixing or args.report:
+        yield plot_mixing(samples, args.mix_layers)
+    if args.sweep or args.report:
+        yield plot_sweep(samples)
+    if args.interpolate or args.report:
+        yield plot_interpolation(samples)
+    if args.noise_map or args.report:
+        yield plot_noise(samples)
+    if args.pyramid or args.report:
+        yield plot_pyramid(samples)
+    if args.directions or args.report:
+        yield plot_directions(samples, args.directions or DIRECTIONS)
+    if args.morph or args.report and is_conditional(model):
+        yield plot_morph(samples)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which runs
+
+
+def is_conditional(model):
+    return model.labels != [None]
 
 
 def choose_runs(args):
-    """Folders of the runs to draw: --model_dir itself, --classes, the two of the UMAP, `all`, or the only one there."""
+    """Folders of the runs to analyse: --model_dir itself, --classes, those of the map, "all", or the only one there is."""
     if os.path.isfile(os.path.join(args.model_dir, "generator.pt")) and not args.classes:
         return [os.path.normpath(args.model_dir)]
     if args.classes:
@@ -185,282 +274,60 @@ def choose_runs(args):
     return [find_run("all" if "all" in runs else runs[0], args.model_dir)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Slices of a model
+def map_runs(args):
+    """The runs of the maps of --plot_umap, as `style_maps.compared_runs` gives them."""
+    conditional = args.conditional_dir or (CONDITIONAL if CONDITIONAL in list_runs(args.model_dir) else None)
+    folders = [run and find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.control_dir, conditional)]
+    return compared_runs(*folders)
 
 
-def draw_grids(model, args, device):
-    """Generated slices and, given --dataset_dir, real beside them; each class of a conditional model under its caption."""
-    grids, reals = {}, {}
-    for label in model.labels:
-        classes = model.trained_on if label is None else [CLASSES[label]]
-        name = " and ".join(classes)
-        grids[f"generated, {name}"] = np.concatenate(
-            list(generate(model, args.num_images, args.seed, args.truncation, label, device))
-        )
-        if args.dataset_dir:
-            slices = Slices(args.dataset_dir, "all" if len(classes) > 1 else classes[0], model.generator.resolution)
-            reals[f"real, {name}"] = figures.spread(slices, args.num_images)
-    columns = max(4, math.ceil(math.sqrt(args.num_images)))
-    pictures = {"generated": grids, "fake_vs_real": grids | reals} if args.dataset_dir else {"generated": grids}
-    paths = [os.path.join(args.output_dir, f"{model.name}_{name}.png") for name in pictures]
-    for path, shown in zip(paths, pictures.values()):
-        figures.save_grids(shown, path, columns)
-    return Section(
-        f"{model.name}: generated slices",
-        figures=[
-            ReportFigure(path, f"{args.num_images} latents of seed {args.seed}, psi {args.truncation:g}, not chosen.")
-            for path in paths
-        ],
-    )
-
-
-def explore_model(model, args):
-    """Sections of the tools that the flags ask for; --report asks for all that the model can show."""
-    scene = explore.Scene(model, args.seed, args.truncation, args.output_dir)
-    tools = {
-        "mixing": lambda: explore.draw_mixing(scene, args.mix_layers),
-        "sweep": lambda: explore.draw_sweep(scene),
-        "interpolate": lambda: explore.draw_interpolation(scene),
-        "noise_map": lambda: explore.draw_noise(scene),
-        "pyramid": lambda: explore.draw_pyramid(scene),
-        "directions": lambda: explore.draw_directions(scene, args.directions or DIRECTIONS),
-        "morph": lambda: explore.draw_morph(scene),
-    }
-    for name, draw in tools.items():
-        if getattr(args, name) or args.report and (name != "morph" or len(model.labels) == 2):
-            yield draw()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Maps of style vectors
-
-
-def style_sets(runs, which, count, seed, device):
-    """{legend: w [count, w_dim]} of the trained models {legend: folder}, or of each class of one conditional run (a folder)."""
-    if isinstance(runs, str):
-        mapping = load_model(runs, device, which).mapping
-        networks = {name: (mapping, label) for label, name in enumerate(CLASSES)}
-    else:
-        networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
-    widths = {name: mapping.w_dim for name, (mapping, _) in networks.items()}
-    if len(set(widths.values())) > 1:
-        raise UserError("style vectors of different length cannot be compared: " + str(widths))
-    with torch.no_grad():
-        return {
-            name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
-            for name, (mapping, label) in networks.items()
-        }
-
-
-def projected_slices(folder, args, device):
-    """{"real AD": w [n, w_dim], "real NC": ...} of --dataset_dir, each found without being told its class."""
-    model, found = load_model(folder, device, args.which), {}
-    slices = {name: Slices(args.dataset_dir, name, model.generator.resolution) for name in CLASSES}
-    shown = {name: figures.spread(some, min(args.umap_slices, len(some))) for name, some in slices.items()}
-    pixels = np.concatenate(list(shown.values()))
-    ws = projector.project(model, pixels, np.full(len(pixels), -1), seed=args.seed, progress=True).ws[:, 0].numpy()
-    for name, pixels in shown.items():
-        found[f"real {name}"], ws = ws[: len(pixels)], ws[len(pixels) :]
-    return found
-
-
-def plot_umaps(args, device):
-    """Maps of the models' style vectors (umap.png, .csv) and of what the runs kept over the epochs (umap_epochs.png, .gif)."""
-    lines, text, numbers = {}, [], {}  # lines: {title: {legend: folder}, or a conditional run's folder}
-    if args.AD_dir:
-        ad, nc = (find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir))
-        lines["AD and NC"] = {"AD": ad, "NC": nc}
-        if args.control_dir:
-            control = find_run(args.control_dir, args.model_dir)
-            lines["control: NC twice"] = {"NC": nc, "NC, other seed": control}
-    shared = args.conditional_dir or CONDITIONAL
-    if args.conditional_dir or shared in list_runs(args.model_dir):
-        lines["one conditional model"] = find_run(shared, args.model_dir)
-
-    options = {"method": args.method, "seed": args.seed, "neighbours": args.umap_neighbors, "min_dist": args.umap_min_dist}
-    panels, kept = [], {title: had for title, runs in lines.items() if (had := styles.history(runs))}
-    with tqdm(total=len(lines) + sum(map(len, kept.values())), desc=args.method, unit=" maps") as bar:
-        for title, runs in lines.items():
-            sets = style_sets(runs, args.which, args.num_styles, args.seed, device)
-            gap = numbers[title] = styles.style_separation(*sets.values(), seed=args.seed)
-            if isinstance(runs, str) and args.dataset_dir:
-                real = projected_slices(runs, args, device)
-                title, gap = REAL_SLICES, styles.style_separation(*real.values(), paired=False, seed=args.seed)
-                numbers[title], sets = gap, sets | real
-            points = styles.embed(np.concatenate(list(sets.values())), **options)
-            panels.append(
-                figures.Panel(
-                    title, styles.split_like(points, sets), {MEASURES[name]: value for name, value in gap._asdict().items()}
-                )
-            )
-            bar.update()
-        over = {title: styles.maps_over_epochs(had, bar.update, **options) for title, had in kept.items()}
-
-    if args.AD_dir:
-        seeds = [read_config(folder).get("flags", {}).get("seed") for folder in (ad, nc, *([control] if args.control_dir else []))]
-        like = len(seeds) < 3 or (seeds[0] == seeds[1]) == (seeds[1] == seeds[2])
-        text.append(styles.verdict(numbers["AD and NC"], numbers.get("control: NC twice"), like))
-    if "one conditional model" in lines:
-        text.append(styles.conditional_verdict(numbers.get(REAL_SLICES)))
-    paths = [os.path.join(args.output_dir, f"{args.method}{name}") for name in (".png", ".csv", "_epochs.png", "_epochs.gif")]
-    figures.plot_styles(panels, paths[0], "\n".join(text))
-    save_points(panels, paths[1])
-    shown = [
-        ReportFigure(
-            paths[0],
-            f"{args.num_styles} style vectors a class, of the same latents, by {args.method}. The numbers are "
-            "measured in w, with 95% bootstrap intervals.",
-        )
-    ]
-    if over:
-        chosen = {
-            title: [one for one in maps if one[0] in styles.epochs_to_show([epoch for epoch, *_ in maps])]
-            for title, maps in over.items()
-        }
-        figures.plot_epochs(chosen, paths[2], "The same 512 latents over the epochs. " + styles.EPOCHS_NOTE)
-        figures.save_gif(figures.epoch_frames(over), paths[3], 500)
-        shown += [ReportFigure(paths[2], "Over the epochs."), ReportFigure(paths[3], "The same, in motion.")]
-    table = ReportTable(
-        ["sets", "neighbours alike", "linear probe, AUC"],
-        [[title, *gap] for title, gap in numbers.items()],
-        "Both are 0.5 by chance and 1 when the sets lie apart; in brackets 95% bootstrap intervals.",
-    )
-    return Section("Style space", text, [table], shown, {title: gap._asdict() for title, gap in numbers.items()})
-
-
-def save_points(panels, path):
-    """Write the maps as a table: panel, set, number, x, y."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["panel", "set", "number", "x", "y"])
-        for panel in panels:
-            for name, points in panel.sets.items():
-                table.writerows([panel.title, name, i, *map(float, point)] for i, point in enumerate(points))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Real slices, and judgement
-
-
-def project_slices(model, args):
-    """Projections of --project into <run>_projected/: per slice a picture, a GIF, what was found, and AD to NC."""
-    folder = os.path.join(args.output_dir, f"{model.name}_projected")
-    targets = projector.read_targets(args.project, model.generator.resolution)
-    found = projector.project(model, targets.images, targets.labels, args.project_steps, args.space, args.seed, progress=True)
-    moved = projector.move_class(model, found, args.seed) if len(model.labels) == 2 else None
-    paths = projector.save_projection(found, targets.names, folder, moved)
-    rows = [[name, *map(float, (*errors, spread))] for name, errors, spread in zip(targets.names, found.rms, found.spread)]
-    means = [float(np.mean(column)) for column in (found.rms[:, 0], found.rms[:, 1], found.spread)]
-    table = ReportTable(
-        ["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"],
-        [*rows, ["mean", *means]],
-        "RMS in grey levels; drawn w lie 1 from their mean on average. What noise reproduces shows nothing of the model.",
-    )
-    print(f"{len(rows)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
-    pictures = [path for path in paths if path.endswith(".png")][: 2 * SHOWN]
-    return Section(
-        f"{model.name}: real slices projected",
-        tables=[table],
-        figures=[ReportFigure(path, "") for path in pictures],
-        numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]},
-    )
-
-
-def judge(models, args, device):
-    """Sections of evaluate.py: of each conditional model, of a pair of an AD and an NC model, or of each model alone."""
-    classes = {
-        model.folder: (
-            tuple(CLASSES) if len(model.labels) == 2 else tuple(model.trained_on) if len(model.trained_on) == 1 else ("all",)
-        )
-        for model in models
-    }
-    single = [model for model in models if len(model.labels) == 1]
-    pair = sorted(classes[model.folder] for model in single) == [(name,) for name in CLASSES]
-    for members in ([single] if pair else []) + [[model] for model in models if not (pair and model in single)]:
-        title = "_and_".join(model.name for model in members)
-        train = find_splits(args.dataset_dir, classes[members[0].folder][0]).get("train", args.dataset_dir)
-        slices = {}
-        for model in members:
-            for label, name in zip(model.labels, classes[model.folder]):
-                count = sum(len(find_slices(folder)) for folder in class_folders(train, name).values())
-                made = list(
-                    tqdm(
-                        generate(model, count, args.seed, args.truncation, label, device),
-                        f"{count} {name} slices",
-                        -(-count // BATCH),
-                        unit=" batches",
-                        disable=None,
-                    )
-                )
-                slices[name] = np.concatenate(made)
-        found = evaluate.evaluate_models(
-            {model.folder: classes[model.folder] for model in members}, slices, args.dataset_dir, args.output_dir, title, device
-        )
-        yield from evaluate.sections(*found, title)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
-
-
-def check_styles(args, device):
-    """UserError unless every run of the map is of its kind: a wrong name is better found before the work than after it."""
+def check_map_runs(args, device):
+    """UserError if a run of the maps is conditional and should not be, or the reverse: before any work is done."""
     for flag, conditional in (("AD_dir", False), ("NC_dir", False), ("control_dir", False), ("conditional_dir", True)):
         run = getattr(args, flag)
-        if run and bool(load_model(find_run(run, args.model_dir), device, args.which).mapping.num_classes) != conditional:
+        if not run or is_conditional(load_model(find_run(run, args.model_dir), device, args.which)) == conditional:
+            continue
+        if conditional:
             raise UserError(
-                f"--{flag} {run} is {'no' if conditional else 'a'} conditional model: "
-                + (
-                    "it takes one that is told the class (train.py --conditional True)"
-                    if conditional
-                    else "it takes a model of one class (a conditional one goes to --conditional_dir)"
-                )
+                f"--{flag} {run} is no conditional model: it takes one that is given the class (train.py --conditional True)"
             )
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    device, began = pick_device(args.device), time.monotonic()
-    if args.plot_umap:
-        check_styles(args, device)
-    models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
-    if args.morph and [None] in (model.labels for model in models):
         raise UserError(
-            f"--morph True needs a conditional model (train.py --classes all --conditional True), such as --classes {CONDITIONAL}"
+            f"--{flag} {run} is a conditional model: it takes a model of one class (--conditional_dir takes conditional ones)"
         )
-    make_folder(args.output_dir, "--output_dir")
-    sections = []
 
-    def tell(section):
-        """Print what was written as soon as it is there."""
-        sections.append(section)
-        print("\n".join([*section.text, *(figure.path for figure in section.figures)]), flush=True)
 
-    for model in models:
-        tell(draw_grids(model, args, device))
-        for section in explore_model(model, args):
-            tell(section)
-        if args.export:
-            print("\n".join(export(model, args.export, args.seed, args.truncation, device, args.output_dir)))
-        if args.project:
-            tell(project_slices(model, args))
-    if args.evaluate or args.report and args.dataset_dir:
-        for section in judge(models, args, device):
-            tell(section)
-    if args.plot_umap:
-        tell(plot_umaps(args, device))
-    if args.report:
-        facts = {
-            "models": ", ".join(model.folder for model in models),
-            "weights": args.which,
-            "command": "python predict.py " + " ".join(argv or sys.argv[1:]),
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-            "seconds": round(time.monotonic() - began),
-            "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
-        }
-        print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
-    return 0
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+def evaluate(models, args, device):
+    """Yield the report.Sections of --evaluate: of an AD and an NC model together, if there is one of each, and of each other model.
+
+    As many images are generated of each class as there are training slices.
+    """
+    single = [model for model in models if not is_conditional(model)]
+    pair = single if sorted(model.trained_on for model in single) == [[name] for name in CLASSES] else []
+    groups = [[model] for model in models if model not in pair]
+    for group in [pair, *groups] if pair else groups:
+        title = "_and_".join(model.name for model in group)
+        runs, generated = {}, {}
+        train = find_splits(args.dataset_dir, evaluated_classes(group[0])[0]).get("train", args.dataset_dir)
+        for model in group:
+            runs[model.folder] = evaluated_classes(model)
+            for label, classes in zip(model.labels, runs[model.folder]):
+                count = sum(len(find_slices(folder)) for folder in class_folders(train, classes).values())
+                batches = generate(model, count, args.seed, args.truncation, label, device)
+                bar = tqdm(batches, f"{count} {classes} slices", -(-count // BATCH), unit=" batches", disable=None)
+                generated[classes] = np.concatenate(list(bar))
+        results = evaluation.evaluate_models(runs, generated, args.dataset_dir, args.output_dir, title, device)
+        yield from evaluation.sections(*results, title)
+
+
+def evaluated_classes(model):
+    """The classes of which a model generates images: one for each of its labels, "all" for both without labels."""
+    if is_conditional(model):
+        return CLASSES
+    return tuple(model.trained_on) if len(model.trained_on) == 1 else ("all",)
 
 
 if __name__ == "__main__":

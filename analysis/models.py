@@ -65,7 +65,8 @@ def weights_file(folder, which):
     if which == "last" or os.path.isfile(path):
         return path
     print(
-        f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every keeps one): its last generator is drawn", file=sys.stderr
+        f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every writes it): the last generator is used instead",
+        file=sys.stderr,
     )
     return os.path.join(folder, WEIGHTS["last"])
 

@@ -1,18 +1,17 @@
-"""Find a real slice in a trained generator: the style w, then the noise, from which it draws that slice.
+"""Project real slices into a trained generator: find the style vector w, then the noise, that reproduce each of them.
 
     targets = read_targets("AD_NC/test", model.generator.resolution)
     projection = project(model, targets.images, targets.labels, steps=100, space="w", seed=0, progress=True)
     save_projection(projection, targets.names, "out")
 
-Follows Karras et al. 2020 (arXiv:1912.04958), appendix D, called K20 below; space "w+" gives every layer a w of its own, as
-Abdal et al. 2019 (arXiv:1904.03189) do. What no w reaches, the generator has not learned to draw. Noise, which differs from
-place to place, reproduces more, and so does w+; neither shows that the generator would ever draw such a slice by itself.
+Follows Karras et al. 2020 (arXiv:1912.04958), appendix D, called K20 below; in the space "w+" every layer has its own w, as in
+Abdal et al. 2019 (arXiv:1904.03189). What cannot be reproduced by w is what the generator has not learned. Noise maps and w+
+have many more degrees of freedom and reproduce more, but do not show that the generator would ever generate such a slice.
 """
 
 import math
 import os
 import re
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -24,15 +23,17 @@ from tqdm import tqdm
 from analysis import figures
 from analysis.distances import FEATURE_SIDE, Features
 from analysis.models import BATCH, draw_z, style_vectors
-from dataset import EXTENSIONS, decode, find_slices, for_each, some_of, to_float, to_uint8
+from analysis.report import ReportFigure, ReportTable, Section
+from dataset import EXTENSIONS, decode, find_slices, for_each, some_of, to_float, to_uint8, warn_of_unreadable
 from utils import CLASSES, UserError, atomic_path, make_folder
 
-DRAWN, STARTS = 4096, 512  # styles of each class drawn for mean and spread, and of these as starting points
+LATENTS, STARTS = 4096, 512  # latents per class: for the mean and spread of w, and, the first of them, as starting points
 RATE_W, RATE_NOISE = 0.1, 0.1  # Adam's learning rates
-LAYERS, PIXELS = 2, 5.0  # blocks of VGG16 in the distance; weight of the pixels in it
-NEAR, WHITE = 0.02, 0.1  # weights of the distance of w from its mean, and of structure in the noise
-FRAMES, HOLD = 25, 10  # pictures of the course, and how many times more the last is shown
-SHIFTS = -1.0, -0.5, 0.0, 0.5, 1.0  # of a class strip, in mean differences between the classes
+BLOCKS, PIXEL_WEIGHT = 2, 5.0  # blocks of VGG16 in the distance; weight of the pixels in it
+SPREAD_WEIGHT, STRUCTURE_WEIGHT = 0.02, 0.1  # weights of the distance of w from its mean, and of structure in the noise
+FRAMES, HOLD = 25, 10  # frames of the GIF, and extra frames that show the last image
+SHIFTS = -1.0, -0.5, 0.0, 0.5, 1.0  # from AD to NC, in mean differences between the classes
+SHOWN = 12  # figures in the report
 ERROR = 64  # grey levels at which the colours of an error map end
 
 
@@ -44,12 +45,15 @@ class Targets(NamedTuple):
     """Slices to project."""
 
     images: np.ndarray  # uint8 [N, R, R]
-    labels: np.ndarray  # int64 [N]: place of the class in CLASSES, -1 where no folder tells it
-    names: list  # N different file names without ending, safe to write
+    labels: np.ndarray  # int64 [N]: index of the class in CLASSES, -1 if it is unknown
+    names: list  # N different names for files, without extension
 
 
 def read_targets(path, resolution):
-    """`Targets` of a file, or of all slices at any depth in a folder; the innermost folder AD or NC tells the class."""
+    """The Targets in a file, or in a folder at any depth; the innermost folder named AD or NC gives the class.
+
+    UserError if there is no readable slice; one line on stderr names unreadable files beside readable ones.
+    """
     path = os.path.abspath(path)
     if os.path.isdir(path):
         folder = path
@@ -58,83 +62,82 @@ def read_targets(path, resolution):
         except UserError as error:
             raise UserError(str(error).removeprefix("--dataset_dir: ")) from None
     elif os.path.isfile(path):
-        folder, name = os.path.split(path)
-        files = [name]
+        folder, file = os.path.split(path)
+        files = [file]
     else:
         raise UserError(f"{path}: no such file or folder of slices ({', '.join(EXTENSIONS)})")
-    images = for_each(lambda file: decode(os.path.join(folder, file), resolution), files)
-    unreadable = [file for file, image in zip(files, images) if image is None]
-    files = [file for file, image in zip(files, images) if image is not None]
-    if not files:
+    decoded = dict(zip(files, for_each(lambda file: decode(os.path.join(folder, file), resolution), files)))
+    readable = [file for file in files if decoded[file] is not None]
+    unreadable = [file for file in files if decoded[file] is None]
+    if not readable:
         raise UserError(f"{path}: no readable slice, tried {some_of(unreadable)}")
-    if unreadable:
-        print(
-            f"warning: {len(unreadable)} unreadable file{'s' * (len(unreadable) > 1)} left out: {some_of(unreadable)}",
-            file=sys.stderr,
-        )
-    outer = os.path.basename(folder)
-    labels = [
-        next((CLASSES.index(part) for part in reversed([outer, *file.split("/")[:-1]]) if part in CLASSES), -1) for file in files
-    ]
-    return Targets(np.stack([image for image in images if image is not None]), np.array(labels), clean_names(files))
+    warn_of_unreadable(unreadable)
+    labels = np.array([class_of(f"{os.path.basename(folder)}/{file}") for file in readable])
+    return Targets(np.stack([decoded[file] for file in readable]), labels, clean_names(readable))
+
+
+def class_of(path):
+    """The index in CLASSES of the innermost folder of `path` (with /) that is named like a class; -1 if none is."""
+    return next((CLASSES.index(folder) for folder in reversed(path.split("/")[:-1]) if folder in CLASSES), -1)
 
 
 def clean_names(files):
-    """One name each, of letters, digits, "_" and "-" alone, and all different (in lower case too, for disks that say so)."""
-    names, taken = [], set()
+    """Names made of letters, digits, "_" and "-" alone, all different, also for file systems that ignore case."""
+    names, used = [], set()
     for file in files:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", os.path.splitext(file)[0]).strip("_")[-80:] or "slice"
         name, count = stem, 1
-        while name.lower() in taken:
+        while name.lower() in used:
             count += 1
             name = f"{stem}_{count}"
-        taken.add(name.lower())
+        used.add(name.lower())
         names.append(name)
     return names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The distance
+# The loss
 
 
 class Distance:
-    """|embed(x) - embed(y)|^2 between images in [-1, 1]: PIXELS times the mean squared difference, plus that of features.
+    """A distance |embed(x) - embed(y)|^2 between images: PIXEL_WEIGHT times the mean squared pixel difference, plus features'.
 
-    Features are the maps before the first LAYERS poolings of the random VGG16 of distances.Features, at half the resolution,
-    scaled to length 1 at each place and averaged over places (Zhang et al. 2018, arXiv:1801.03924, eq. 1, with weights 1).
-    On real slices of 64x64, all five blocks at full resolution took nearly seven times as long a step and told little more.
+    Features are the maps before the first BLOCKS poolings of the random VGG16 of distances.Features, at half the resolution,
+    scaled to length 1 at each position; their squared difference is averaged over positions (Zhang et al. 2018,
+    arXiv:1801.03924, eq. 1, with all weights 1). With all five blocks at full resolution, a step on real slices of 64x64 took
+    nearly seven times as long, for little benefit.
     """
 
     def __init__(self, device="cpu"):
-        self.blocks = [[]]  # the layers up to each pooling, and from there on to the next
+        self.blocks = [[]]  # each a list of layers; all but the first begin with a pooling
         for layer in Features("vgg16", device).network:
             if isinstance(layer, nn.MaxPool2d):
                 self.blocks.append([])
             self.blocks[-1].append(layer)
-        self.blocks = self.blocks[:LAYERS]
+        self.blocks = self.blocks[:BLOCKS]
 
     def features(self, images):
-        """Float [N, 1, R, R] -> [N, D], differentiable."""
+        """Images [N, 1, R, R] in [-1, 1] -> features [N, D], differentiable."""
         side = min(FEATURE_SIDE, images.shape[-1] // 2)
         x = F.adaptive_avg_pool2d(images.clamp(-1, 1), side).contiguous(memory_format=torch.channels_last)
-        found = []
+        maps = []
         for block in self.blocks:
             for layer in block:
                 x = layer(x)
-            found.append(F.normalize(x, dim=1, eps=1e-8).flatten(1) / x.shape[-1])
-        return torch.cat(found, 1)
+            maps.append(F.normalize(x, dim=1, eps=1e-8).flatten(1) / x.shape[-1])
+        return torch.cat(maps, 1)
 
     def embed(self, images):
-        """Float [N, 1, R, R] -> [N, D]. Clipped, as a picture is: beyond black and white a generator draws what it likes."""
-        pixels = images.clamp(-1, 1).flatten(1) * (math.sqrt(PIXELS) / images.shape[-1])
+        """Images [N, 1, R, R], clipped to [-1, 1] as they are when saved -> [N, D]: the pixels and the features."""
+        pixels = images.clamp(-1, 1).flatten(1) * (math.sqrt(PIXEL_WEIGHT) / images.shape[-1])
         return torch.cat([pixels, self.features(images)], 1)
 
 
 def noise_structure(maps):
-    """Squared correlation of noise maps [N, 1, r, r] with their neighbours to the right and below, summed over maps: [N].
+    """How far noise maps [N, 1, r, r] are from white noise: squared correlations of neighbouring pixels, summed over maps, [N].
 
-    K20, appendix D: each map again at half the size, down to 8x8, so that coarse structure counts as well. Near 0 for white
-    noise (2 / r^2 a map on average); without it the noise would simply hold the picture.
+    K20, appendix D: each map counts again at half the size, down to 8x8, for coarse structure. Near 0 for white noise (2 / r^2
+    per map on average). Without this term, the noise maps would become a copy of the image.
     """
     total = 0.0
     for noise in maps:
@@ -151,131 +154,132 @@ def noise_structure(maps):
 
 
 class Projection(NamedTuple):
-    """What was found for N slices. Where two stand for each: with w alone (and fixed noise), and with w and noise."""
+    """The projections of N slices. [N, 2]: of w alone (with fixed noise), and of w with the noise that was found."""
 
     targets: np.ndarray  # uint8 [N, R, R]
-    labels: np.ndarray  # int64 [N], of a conditional model the class that was taken
+    labels: np.ndarray  # int64 [N]; for a conditional model, the class in whose style vectors the search began
     ws: torch.Tensor  # [N, num_ws, w_dim] on the CPU
     noise: list  # num_ws - 1 maps [N, 1, r, r] on the CPU
     images: np.ndarray  # uint8 [N, 2, R, R]
     rms: np.ndarray  # [N, 2], root mean square difference in grey levels
     perceptual: np.ndarray  # [N, 2], squared distance of features
-    spread: np.ndarray  # [N], distance of w from its class's mean; the root mean square of drawn w is 1
-    course: np.ndarray  # uint8 [N, frames, R, R], from the starting point to the end
+    spread: np.ndarray  # [N], distance of w from the mean of its class, over the root mean square distance of generated w
+    course: np.ndarray  # uint8 [N, frames, R, R], from the starting point to the result
 
 
 def project(model, targets, labels, steps=100, space="w", seed=0, progress=False):
-    """Project `targets` uint8 [N, R, R]: `steps` for w from the nearest of STARTS drawn ones, then as many for the noise.
+    """Project `targets` uint8 [N, R, R]: `steps` steps for w, from the nearest of STARTS generated ones, and for the noise.
 
-    labels int64 [N]: the class, for a conditional model, whose w are started from and whose mean w is held near; where it is
-    -1 the w of all classes compete. space: "w" or "w+". No slice's result depends on the others, but for rounding.
+    labels int64 [N], for a conditional model: the class that gives the starting points and the mean that w is kept near; -1: the
+    class of the nearest starting point. space: "w" or "w+". A slice's result does not depend on the other slices.
     """
-    weights, classes = model.mapping.w_mean, len(model.labels)  # all tensors get the device and the type of these
-    device = weights.device
+    weights, conditional = model.mapping.w_mean, len(model.labels) > 1  # tensors get the device and the type of the weights
     images, labels = to_float(torch.from_numpy(np.array(targets))).to(weights), np.array(labels)
-    distance, z = Distance(device), draw_z(DRAWN, model.mapping.z_dim, seed).to(weights)
+    distance, z = Distance(weights.device), draw_z(LATENTS, model.mapping.z_dim, seed).to(weights)
     with torch.no_grad():
-        drawn = torch.stack([style_vectors(model.mapping, z, label)[0] for label in model.labels])
-        centres = drawn.mean(1)  # [classes, w_dim]
-        sizes = (drawn - centres[:, None]).square().sum(2).mean(1).sqrt()  # [classes]
-        rows = torch.from_numpy(labels if classes > 1 else np.zeros_like(labels)).to(device)
-        starts, rows = nearest_starts(model, drawn[:, :STARTS], distance, images, rows)
+        ws = torch.stack([style_vectors(model.mapping, z, label)[0] for label in model.labels])  # [classes, LATENTS, w_dim]
+        means = ws.mean(1)  # [classes, w_dim]
+        sizes = (ws - means[:, None]).square().sum(2).mean(1).sqrt()  # [classes], root mean square distance from the mean
+        classes = torch.from_numpy(labels if conditional else np.zeros_like(labels)).to(weights.device)
+        starts, classes = nearest_starts(model, ws[:, :STARTS], distance, images, classes)
+    batches = zip(*(x.split(BATCH) for x in (images, starts, means[classes], sizes[classes])))
     with tqdm(total=2 * steps * -(-len(images) // BATCH), desc="project", unit=" steps", disable=None if progress else True) as bar:
-        found = [
-            search(model, distance, *part, steps, space, bar)
-            for part in zip(*(x.split(BATCH) for x in (images, starts, centres[rows], sizes[rows])))
-        ]
-    ws, noise, pictures, perceptual, spread, course = zip(*found)
-    pictures = torch.cat(pictures).numpy()
-    rms = np.sqrt(np.square(pictures - np.array(targets, float)[:, None]).mean((2, 3)))
+        results = [search(model, distance, *batch, steps, space, bar) for batch in batches]
+    ws, noise, reproduced, perceptual, spread, course = zip(*results)
+    reproduced = torch.cat(reproduced).numpy()
     return Projection(
-        np.array(targets),
-        rows.cpu().numpy() if classes > 1 else labels,
-        torch.cat(ws),
-        [torch.cat(maps) for maps in zip(*noise)],
-        pictures,
-        rms,
-        torch.cat(perceptual).numpy(),
-        torch.cat(spread).numpy(),
-        torch.cat(course).numpy(),
+        targets=np.array(targets),
+        labels=classes.cpu().numpy() if conditional else labels,
+        ws=torch.cat(ws),
+        noise=[torch.cat(maps) for maps in zip(*noise)],
+        images=reproduced,
+        rms=np.sqrt(np.square(reproduced - np.array(targets, float)[:, None]).mean((2, 3))),
+        perceptual=torch.cat(perceptual).numpy(),
+        spread=torch.cat(spread).numpy(),
+        course=torch.cat(course).numpy(),
     )
 
 
 @torch.no_grad()
-def nearest_starts(model, drawn, distance, images, labels):
-    """The w [N, w_dim] of `drawn` [classes, *, w_dim] that draws each image best among its class (-1: all); its class [N].
+def nearest_starts(model, ws, distance, images, classes):
+    """For each image, the w among `ws` [classes, M, w_dim] whose image is nearest: [N, w_dim], and its class [N].
 
-    Memory: 0.4 MB per image at 64x64, 1.8 MB at 256x256.
+    classes [N]: the class to search in, -1 for all. Memory: 0.4 MB per image at 64x64, 1.8 MB at 256x256.
     """
-    targets = torch.cat([distance.embed(part) for part in images.split(BATCH)])
-    best, classes = images.new_full([len(images)], math.inf), torch.zeros_like(labels)
-    starts = drawn[0, :1].repeat(len(images), 1)
-    for label, ws in enumerate(drawn):
-        for part in ws.split(BATCH):
-            apart = torch.cdist(targets, distance.embed(model.generator(part, "fixed")))  # [N, BATCH]
-            apart[(labels >= 0) & (labels != label)] = math.inf
-            apart, row = apart.min(1)
-            better = apart < best
-            best[better], starts[better], classes[better] = apart[better], part[row[better]], label
-    return starts, classes
+    targets = torch.cat([distance.embed(batch) for batch in images.split(BATCH)])
+    least, nearest = images.new_full([len(images)], math.inf), torch.zeros_like(classes)
+    starts = ws[0, :1].repeat(len(images), 1)
+    for label, of_class in enumerate(ws):
+        for batch in of_class.split(BATCH):
+            distances = torch.cdist(targets, distance.embed(model.generator(batch, "fixed")))  # [N, BATCH]
+            distances[(classes >= 0) & (classes != label)] = math.inf
+            distances, index = distances.min(1)
+            nearer = distances < least
+            least[nearer], starts[nearer], nearest[nearer] = distances[nearer], batch[index[nearer]], label
+    return starts, nearest
 
 
-def search(model, distance, images, start, centre, size, steps, space, bar):
-    """Project one batch [N, 1, R, R]; ws, noise, images, perceptual, spread, course of a `Projection`, as CPU tensors.
+def search(model, distance, images, start, mean, size, steps, space, bar):
+    """Project one batch of images [N, 1, R, R]: ws, noise, images, perceptual, spread, course of a Projection, on the CPU.
 
-    start, centre [N, w_dim]: where w begins and what it is held near; size [N]: how far drawn w lie from `centre`.
+    start [N, w_dim]: the first w; mean [N, w_dim] and size [N]: of generated w, and their root mean square distance from it.
     """
     generator, target = model.generator, distance.embed(images)
     w = start[:, None].repeat(1, generator.num_ws if space == "w+" else 1, 1)
     noise = [style.fixed_noise.repeat(len(images), 1, 1, 1) for block in generator.blocks for style in block.styles]
-    moments = set(np.linspace(0, 2 * steps, FRAMES).astype(int).tolist())
-    course, ends = [], []
+    frame_steps = set(np.linspace(0, 2 * steps, FRAMES).astype(int).tolist())
+    course, reproduced = [], []  # reproduced: by w alone, then with noise
 
-    def spread():  # [N], squared; 1 on average for drawn w
-        return (w - centre[:, None]).square().sum(2).mean(1) / size.square()
+    def generate():
+        return generator(w.expand(-1, generator.num_ws, -1), noise)
+
+    def squared_spread():  # [N]
+        return (w - mean[:, None]).square().sum(2).mean(1) / size.square()
 
     for parameters, rate in ([w], RATE_W), (noise, RATE_NOISE):
         optimiser = torch.optim.Adam([parameter.requires_grad_() for parameter in parameters], betas=(0.9, 0.99))
         for step in range(steps):
-            drawn = generator(w.expand(-1, generator.num_ws, -1), noise)
-            if len(ends) * steps + step in moments:
-                course.append(to_uint8(drawn.detach()))
-            loss = (distance.embed(drawn) - target).square().sum(1)
-            loss = loss + (NEAR * spread() if parameters is not noise else WHITE * noise_structure(noise))
+            generated = generate()
+            if len(reproduced) * steps + step in frame_steps:
+                course.append(to_uint8(generated.detach()))
+            loss = (distance.embed(generated) - target).square().sum(1)
+            if parameters is noise:
+                loss = loss + STRUCTURE_WEIGHT * noise_structure(noise)
+            else:
+                loss = loss + SPREAD_WEIGHT * squared_spread()
             optimiser.param_groups[0]["lr"] = rate * ramp(step / steps)
             optimiser.zero_grad()
-            loss.sum().backward()  # a sum: no slice's gradient depends on its neighbours
+            loss.sum().backward()  # the sum, so that the gradients of a slice do not depend on the batch
             optimiser.step()
             if parameters is noise:
                 normalise(noise)
             bar.update()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        ends.append(generator(w.expand(-1, generator.num_ws, -1), noise))
-    ends = [to_uint8(end) for end in ends]
+        reproduced.append(to_uint8(generate()))
     features = distance.features(images)
-    perceptual = [(distance.features(to_float(end).to(images)) - features).square().sum(1) for end in ends]
+    perceptual = [(distance.features(to_float(result).to(images)) - features).square().sum(1) for result in reproduced]
     return (
         w.expand(-1, generator.num_ws, -1).cpu(),
-        [one.cpu() for one in noise],
-        torch.stack(ends, 1).cpu(),
+        [noise_map.cpu() for noise_map in noise],
+        torch.stack(reproduced, 1).cpu(),
         torch.stack(perceptual, 1).cpu(),
-        spread().sqrt().cpu(),
-        torch.stack([*course, ends[-1]], 1).cpu(),
+        squared_spread().sqrt().cpu(),
+        torch.stack([*course, reproduced[-1]], 1).cpu(),
     )
 
 
 def ramp(done):
-    """Learning rate at a share `done` of the steps: linear up over the first 5%, a cosine down over the last 40% (K20: 25)."""
+    """Factor of the learning rate after a share `done` of the steps: it rises over 5%, and falls over the last 40% (K20: 25)."""
     return min(1, done / 0.05 + 0.02) * (0.5 - 0.5 * math.cos(math.pi * min(1, (1 - done) / 0.4)))
 
 
 @torch.no_grad()
 def normalise(noise):
-    """Bring every map to mean 0 and variance 1 (K20, after every step)."""
-    for one in noise:
-        one.sub_(one.mean((2, 3), keepdim=True))
-        one.mul_((one.square().mean((2, 3), keepdim=True) + 1e-8).rsqrt())
+    """Bring every noise map to mean 0 and variance 1, in place (K20, after every step)."""
+    for noise_map in noise:
+        noise_map.sub_(noise_map.mean((2, 3), keepdim=True))
+        noise_map.mul_((noise_map.square().mean((2, 3), keepdim=True) + 1e-8).rsqrt())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,17 +288,18 @@ def normalise(noise):
 
 @torch.no_grad()
 def move_class(model, projection, seed=0):
-    """Slices as projected into a conditional model, moved by SHIFTS times the mean of w(z, NC) - w(z, AD), their noise held.
+    """Move projections in a conditional model between the classes: uint8 [N, len(SHIFTS), R, R].
 
-    Returns uint8 [N, len(SHIFTS), R, R]: what the model holds for the mean difference, not how this brain would change.
+    SHIFTS times the mean of w(z, NC) - w(z, AD) is added to w; the noise stays. The result shows what the model takes for the
+    mean difference between the classes, not how this brain would change.
     """
     device = model.mapping.w_mean.device
-    z = draw_z(DRAWN, model.mapping.z_dim, seed).to(device)
+    z = draw_z(LATENTS, model.mapping.z_dim, seed).to(device)
     ad, nc = (style_vectors(model.mapping, z, label)[0].mean(0) for label in model.labels)
     moved = []
     for shift in SHIFTS:
-        parts = zip(*(x.to(device).split(BATCH) for x in (projection.ws, *projection.noise)))
-        moved.append(torch.cat([to_uint8(model.generator(ws + shift * (nc - ad), noise)).cpu() for ws, *noise in parts]))
+        batches = zip(*(x.to(device).split(BATCH) for x in (projection.ws, *projection.noise)))
+        moved.append(torch.cat([to_uint8(model.generator(ws + shift * (nc - ad), noise)).cpu() for ws, *noise in batches]))
     return torch.stack(moved, 1).numpy()
 
 
@@ -302,47 +307,87 @@ def move_class(model, projection, seed=0):
 # Files
 
 
-def save_projection(projection, names, output_dir, moved=None):
-    """Write <name>.png, .npz, .gif of every slice, and <name>_classes.png given `move_class`'s pictures; returns the paths.
+def project_files(model, path, output_dir, steps=100, space="w", seed=0):
+    """Project the slices in a file or folder into <output_dir>/<model>_projected; returns a report.Section.
 
-    .npz: ws [num_ws, w_dim], noise_00 ... [r, r], target [R, R], images [2, R, R], rms, perceptual [2], spread, label.
+    Writes the files of `save_projection`; with a conditional model also moves the slices between the classes.
+    """
+    folder = os.path.join(output_dir, f"{model.name}_projected")
+    targets = read_targets(path, model.generator.resolution)
+    projection = project(model, targets.images, targets.labels, steps, space, seed, progress=True)
+    moved = move_class(model, projection, seed) if len(model.labels) == 2 else None
+    images = [path for path in save_projection(projection, targets.names, folder, moved) if path.endswith(".png")]
+    errors = np.column_stack([projection.rms, projection.spread]).astype(float)  # [N, 3]
+    means = errors.mean(0).tolist()
+    table = ReportTable(
+        ["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"],
+        [*([name, *row] for name, row in zip(targets.names, errors.tolist())), ["mean", *means]],
+        "RMS in grey levels. Generated w are 1 from their mean on average. What the noise reproduces says nothing about the model.",
+    )
+    print(f"{len(errors)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
+    return Section(
+        f"{model.name}: real slices projected",
+        tables=[table],
+        figures=[ReportFigure(path, "") for path in images[:SHOWN]],
+        numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]},
+    )
+
+
+def save_projection(projection, names, output_dir, moved=None):
+    """Write <name>.png, .npz and .gif of every slice, and <name>_classes.png if `moved`, of `move_class`, is given.
+
+    Returns the paths. .npz: ws [num_ws, w_dim], noise_00 ... [r, r], target [R, R], images [2, R, R], rms [2], perceptual [2],
+    spread, label.
     """
     make_folder(output_dir, "--output_dir")
-    paths, scale = [], f"\u00b1{ERROR} grey levels"
-    towards = [f"{-shift:g} to AD" if shift < 0 else f"{shift:g} to NC" if shift else "as projected" for shift in SHIFTS]
+    paths = []
     for i, name in enumerate(clean_names(names)):
         base = os.path.join(output_dir, name)
-        target, images, rms = projection.targets[i], projection.images[i], projection.rms[i]
-        columns = ["real", f"w alone\nRMS {rms[0]:.1f}", f"w and noise\nRMS {rms[1]:.1f}", f"less the real one\n{scale}"]
-        note = (
-            f"{name}: RMS error in grey levels of 255\n"
-            f"w lies {projection.spread[i]:.2f} from its mean; drawn w lie 1 from it on average"
-        )
-        cells = [target, *images, figures.colour(images[1] - target.astype(float), ERROR)]
-        figures.save_image_table([cells], f"{base}.png", [""], columns, note, min_side=160)
-        noise = {f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)}
-        with atomic_path(f"{base}.npz") as temporary:
-            np.savez_compressed(
-                temporary,
-                ws=projection.ws[i].numpy(),
-                target=target,
-                images=images,
-                rms=rms,
-                perceptual=projection.perceptual[i],
-                spread=projection.spread[i],
-                label=projection.labels[i],
-                **noise,
-            )
-        frames = [np.hstack([target, frame]) for frame in projection.course[i]]
+        plot_projection(projection, i, name, f"{base}.png")
+        save_arrays(projection, i, f"{base}.npz")
+        frames = [np.hstack([projection.targets[i], frame]) for frame in projection.course[i]]
         figures.save_gif(frames + [frames[-1]] * HOLD, f"{base}.gif", 120)
         paths += [f"{base}.png", f"{base}.npz", f"{base}.gif"]
         if moved is not None:
-            columns = [*towards, f"right less left\n{scale}"]
-            cells = [*moved[i], figures.colour(moved[i, -1].astype(float) - moved[i, 0], ERROR)]
-            note = (
-                f"{name}, taken for {CLASSES[projection.labels[i]]}: w moved by shares of the mean w(z, NC) - w(z, AD), "
-                "noise held\nwhat the model holds for the mean difference, not how this brain would change"
-            )
-            figures.save_image_table([cells], f"{base}_classes.png", [""], columns, note, min_side=160)
+            plot_moved(moved[i], name, CLASSES[projection.labels[i]], f"{base}_classes.png")
             paths.append(f"{base}_classes.png")
     return paths
+
+
+def plot_projection(projection, i, name, path):
+    """Draw slice number `i`, its reproductions by w and by w and noise, and the error of the last."""
+    target, images, rms = projection.targets[i], projection.images[i], projection.rms[i]
+    captions = ["real", f"w alone\nRMS {rms[0]:.1f}", f"w and noise\nRMS {rms[1]:.1f}", f"error\n\u00b1{ERROR} grey levels"]
+    note = (
+        f"{name}: RMS error in grey levels of 255. Error: w and noise less real,\nred brighter, blue darker. "
+        f"w is {projection.spread[i]:.2f} from its mean; generated w are 1 from it on average."
+    )
+    cells = [target, *images, figures.colour(images[1] - target.astype(float), ERROR)]
+    figures.save_image_table([cells], path, [""], captions, note, min_side=160)
+
+
+def plot_moved(images, name, class_name, path):
+    """Draw a slice moved by SHIFTS, images [len(SHIFTS), R, R], and the difference of the ends."""
+    captions = [f"{-shift:g} to AD" if shift < 0 else f"{shift:g} to NC" if shift else "as projected" for shift in SHIFTS]
+    cells = [*images, figures.colour(images[-1].astype(float) - images[0], ERROR)]
+    note = (
+        f"{name}, projected as {class_name}: w moved by multiples of the mean of w(z, NC) - w(z, AD), with the same noise.\n"
+        "This is what the model takes for the mean difference, not how this brain would change."
+    )
+    figures.save_image_table([cells], path, [""], [*captions, f"right less left\n\u00b1{ERROR} grey levels"], note, min_side=160)
+
+
+def save_arrays(projection, i, path):
+    """Write the arrays of slice number `i` as an .npz file."""
+    with atomic_path(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            ws=projection.ws[i].numpy(),
+            target=projection.targets[i],
+            images=projection.images[i],
+            rms=projection.rms[i],
+            perceptual=projection.perceptual[i],
+            spread=projection.spread[i],
+            label=projection.labels[i],
+            **{f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)},
+        )

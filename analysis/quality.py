@@ -43,7 +43,7 @@ class Description(NamedTuple):
     features: torch.Tensor  # [N, D]
     patches: list  # of each band of the Laplacian pyramid, finest first: [N, PATCHES, 49]
     power: torch.Tensor  # from `radial_power`, [N, R/2]
-    similarity: torch.Tensor  # MS-SSIM of images 0 and 1, 2 and 3, ...: [N // 2], but at least PAIRS are enough
+    similarity: torch.Tensor  # MS-SSIM of images 0 and 1, 2 and 3, ...: [min(N // 2, PAIRS)]
 
 
 class Quality(NamedTuple):
@@ -89,8 +89,8 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     rng, swd = np.random.default_rng(seed), []
     for a, b in zip(real.patches, fake.patches):
         swd.append(1000 * sliced_wasserstein(a[:swd_size].flatten(0, 1), b[:swd_size].flatten(0, 1), rng))
-    coarsest = 16
-    values |= {f"swd_x1000_{coarsest << len(swd) - 1 - i}": value for i, value in enumerate(swd)}
+    finest = 16 << (len(swd) - 1)
+    values |= {f"swd_x1000_{finest >> i}": value for i, value in enumerate(swd)}
     values["swd_x1000"] = sum(swd) / len(swd)
     values["spectrum_db"] = (spectrum_db(real.power) - spectrum_db(fake.power)).abs().mean().item()
     return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
@@ -186,10 +186,11 @@ def _draw_spectra(axes, quality):
 def _draw_swd(axes, values):
     sides = [name.removeprefix("swd_x1000_") for name in values if name.startswith("swd_x1000_")]
     x = np.arange(len(sides))
-    axes.bar(x - 0.2, [values[f"swd_x1000_{side}"] for side in sides], 0.4, color=figures.FAKE, label="generated and real")
-    if "floor_swd_x1000" in values:
-        floor = [values[f"floor_swd_x1000_{side}"] for side in sides]
-        axes.bar(x + 0.2, floor, 0.4, color=figures.NEUTRAL, label="two halves of the real set")
+    series = [("swd_x1000", figures.FAKE, "generated and real"), ("floor_swd_x1000", figures.NEUTRAL, "two halves of the real set")]
+    series = [row for row in series if row[0] in values]
+    for i, (name, colour, label) in enumerate(series):
+        heights = [values[f"{name}_{side}"] for side in sides]
+        axes.bar(x + 0.4 * (i - (len(series) - 1) / 2), heights, 0.4, color=colour, label=label)
     axes.margins(y=0.25)
     axes.set(xlabel="band of the Laplacian pyramid, pixels", ylabel="SWD x 1000", title="Sliced Wasserstein distance")
     axes.set(xticks=x, xticklabels=sides)

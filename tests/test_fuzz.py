@@ -39,6 +39,8 @@ from analysis import areas, diagrams, projector
 from analysis import style_space as styles
 from analysis.export import export
 from analysis.models import load_model, weights_file
+from analysis.report import Section
+from analysis.validation import load_critic
 from training import augment
 from training.run_folder import check_same_run, digest, kept_network, save_tensors
 from utils import UserError, read_config, run_cli
@@ -521,7 +523,7 @@ def scripts(saved, slices_dir, tmp_path_factory):
     rng, real = np.random.default_rng(0), metrics.measure_quality
     study = real(*rng.integers(0, 255, (2, 12, 32, 32), dtype=np.uint8))
     row = {"path": "train/AD/000000_75.jpeg", "seed": 0}
-    section = predict.Section("x")
+    section = Section("x")
     figure = diagrams.Figure(figsize=(1, 1))
     drawn = phantoms(tmp_path_factory.mktemp("phantoms"))
     return {
@@ -534,12 +536,12 @@ def scripts(saved, slices_dir, tmp_path_factory):
             predict.main,
             ["--model_dir", saved, "--classes", "AD", "--device", "cpu", "--output_dir", "out"],
             [
-                (predict, "draw_grids", lambda *_: section),
-                (predict, "explore_model", lambda *_: []),
+                (predict, "plot_grids", lambda *_: section),
+                (predict, "plot_latents", lambda *_: []),
                 (predict, "export", lambda *_: []),
-                (predict, "judge", lambda *_: []),
-                (predict, "plot_umaps", lambda *_: section),
-                (predict, "project_slices", lambda *_: section),
+                (predict, "evaluate", lambda *_: []),
+                (predict, "plot_umaps", lambda *_, **__: section),
+                (predict, "project_files", lambda *_: section),
             ],
         ),
         "metrics": (
@@ -765,7 +767,7 @@ def test_configs(saved, slices_dir, data):
         assert isinstance(kept_network(str(folder / "AD")), dict)
         assert all(isinstance(value, dict) for value in read_config(str(folder / "AD")).values())
         refused_or_fine(check_same_run, str(folder / "AD"), json.loads((saved / "AD/config.json").read_text()))
-        refused_or_fine(predict.evaluate.load_critic, str(folder / "AD"), "cpu")
+        refused_or_fine(load_critic, str(folder / "AD"), "cpu")
 
 
 TABLE = st.lists(
@@ -941,7 +943,7 @@ def test_a_malicious_pickle_never_runs(saved, slices_dir, zipped, protocol):
         code, _, err = go_on(slices_dir, folder)
         assert code == 0 and "checkpoint.pt cannot be read" in err
         plant("checkpoint.pt")
-        assert refused_or_fine(predict.evaluate.load_critic, str(folder / "AD"), "cpu") is None
+        assert refused_or_fine(load_critic, str(folder / "AD"), "cpu") is None
         plant("previous.pt")
         assert go_on(slices_dir, folder)[0] == 2
         for name, which in (("best.pt", "best"), ("generator.pt", "last")):

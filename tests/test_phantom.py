@@ -1,4 +1,4 @@
-"""phantom.py: the layout, the truth in subjects.csv against a second way of measuring it, and what may not happen."""
+"""phantom.py: the layout, the truth in subjects.csv measured in a second way, and files that must stay as they are."""
 
 import csv
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import phantom
-from phantom import PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, measure_areas, place, render, slice_tissue, write_phantoms
+from phantom import PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, place, render, slice_tissue, true_areas, write_phantoms
 from utils import UserError
 
 
@@ -35,11 +35,11 @@ def rows(written):
         return list(csv.DictReader(file))
 
 
-def test_layout_sizes_and_twenty_neighbouring_slices_a_subject(written, rows):
-    pictures = sorted(path.relative_to(written).as_posix() for path in written.rglob("*.jpeg"))
-    assert pictures == sorted(row["path"] for row in rows) and len(pictures) == 80
+def test_phantoms_have_the_layout_of_the_real_set_and_twenty_neighbouring_slices_per_subject(written, rows):
+    paths = sorted(path.relative_to(written).as_posix() for path in written.rglob("*.jpeg"))
+    assert paths == sorted(row["path"] for row in rows) and len(paths) == 80
     slices = {}
-    for path in pictures:
+    for path in paths:
         split, label, name = path.split("/")
         number, cut = name.removesuffix(".jpeg").split("_")
         slices.setdefault((split, label, number), []).append(int(cut))
@@ -50,14 +50,14 @@ def test_layout_sizes_and_twenty_neighbouring_slices_a_subject(written, rows):
     assert {path.name for path in written.iterdir()} == {"train", "test", "subjects.csv"}
 
 
-def test_bytes_depend_on_the_seed_and_not_on_the_workers(written, tmp_path):
+def test_written_bytes_depend_on_the_seed_and_not_on_num_workers(written, tmp_path):
     write_phantoms(str(tmp_path / "again"), subjects=4, seed=0, num_workers=2)
     assert contents(tmp_path / "again") == contents(written)
     other = phantom.draw_subject(np.random.default_rng([1, 0]), "AD")
     assert other != phantom.draw_subject(np.random.default_rng([0, 0]), "AD")
 
 
-def test_a_subject_does_not_depend_on_how_many_there_are(written, tmp_path):
+def test_a_subject_does_not_depend_on_the_number_of_subjects(written, tmp_path):
     for split, label in {place(i) for i in range(4)}:
         (tmp_path / split / label).mkdir(parents=True)
     split, label = place(3)
@@ -67,33 +67,33 @@ def test_a_subject_does_not_depend_on_how_many_there_are(written, tmp_path):
 
 
 @pytest.mark.parametrize("subjects, in_test", [(4, 2), (10, 2), (100, 20)])
-def test_a_fifth_is_for_testing_and_no_subject_is_on_both_sides(subjects, in_test):
+def test_place_gives_a_fifth_to_testing_and_alternates_classes(subjects, in_test):
     places = [place(i) for i in range(subjects)]
     assert sum(split == "test" for split, _ in places) == in_test
     assert sum(label == "AD" for _, label in places) == subjects / 2
     assert len(set(places)) == 4
 
 
-def test_each_subject_number_is_in_one_folder(rows):
+def test_each_subject_is_in_one_split_and_class(rows):
     folders = {}
     for row in rows:
         folders.setdefault(pathlib.PurePath(row["path"]).name.split("_")[0], set()).add((row["split"], row["class"]))
-    assert len(folders) == 4 and all(len(where) == 1 for where in folders.values())
+    assert len(folders) == 4 and all(len(places) == 1 for places in folders.values())
 
 
-def test_neighbouring_slices_look_more_alike_than_distant_ones_or_other_people():
+def test_neighbouring_slices_correlate_more_than_distant_ones_or_other_subjects():
     def cut(number, z):
         params = subject(number)
         return render(params, slice_tissue(params, z), z).ravel()
 
-    here = cut(0, 12.0)
-    neighbour, distant, other = (np.corrcoef(here, there)[0, 1] for there in (cut(0, 13.5), cut(0, 24.0), cut(1, 12.0)))
+    middle = cut(0, 12.0)
+    neighbour, distant, other = (np.corrcoef(middle, pixels)[0, 1] for pixels in (cut(0, 13.5), cut(0, 24.0), cut(1, 12.0)))
     assert neighbour > 0.93
     assert neighbour > distant + 0.05 and neighbour > other + 0.05
 
 
 @pytest.mark.parametrize("name, sign", [("ventricle_scale", 1), ("sulcal_width_mm", 1), ("cortical_thickness_mm", -1)])
-def test_the_classes_differ_in_the_right_direction_and_overlap(name, sign):
+def test_classes_differ_in_the_right_direction_and_overlap(name, sign):
     rng = np.random.default_rng(0)
     ad, nc = (sign * np.array([draw_subject(rng, label)[name] for _ in range(1000)]) for label in ("AD", "NC"))
     ad_is_larger = (ad[:, None] > nc[None, :]).mean()  # the area under the ROC curve
@@ -101,20 +101,20 @@ def test_the_classes_differ_in_the_right_direction_and_overlap(name, sign):
     assert ad.min() < np.median(nc) and nc.max() > np.median(ad)
 
 
-def test_brain_size_says_nothing_about_the_class():
+def test_brain_size_does_not_depend_on_the_class():
     rng = np.random.default_rng(0)
     ad, nc = ([draw_subject(rng, label)["brain_width_mm"] for _ in range(1000)] for label in ("AD", "NC"))
     assert abs(np.mean(ad) - np.mean(nc)) < 0.6  # 3.4 standard errors
 
 
-def test_areas_in_the_table_are_those_of_the_tissue_that_its_parameters_give(rows):
+def test_areas_in_the_table_equal_counted_pixels_of_each_tissue(rows):
     for row in rows[::9]:
         params = {name: float(row[name]) for name in draw_subject(np.random.default_rng(0), "AD")}
         params["anatomy_seed"] = int(row["anatomy_seed"])
         tissue = slice_tissue(params, float(row["z_mm"]))
         names = list(tissue)
         filled = np.sum(list(tissue.values()), axis=0) > 0.5
-        labels = np.where(filled, np.argmax(list(tissue.values()), axis=0), -1)  # whole pixels, no fractions
+        labels = np.where(filled, np.argmax(list(tissue.values()), axis=0), -1)  # whole pixels instead of fractions
         parts = {"ventricle_mm2": ("ventricle", "choroid"), "grey_mm2": phantom.GREY, "white_mm2": ("white",)}
         for column, members in parts.items():
             counted = sum((labels == names.index(member)).sum() for member in members) * PIXEL_MM**2
@@ -123,19 +123,19 @@ def test_areas_in_the_table_are_those_of_the_tissue_that_its_parameters_give(row
         assert total == pytest.approx(filled.sum() * PIXEL_MM**2, rel=0.01)
 
 
-def test_ventricle_area_in_the_table_is_that_of_the_dark_pixels_in_the_written_picture(written, rows):
-    seen = 0
+def test_ventricle_area_in_the_table_equals_the_dark_pixels_of_the_written_image(written, rows):
+    compared = 0
     for row in rows:
         middle = [float(row[name]) for name in ("shift_x_mm", "shift_y_mm")]
         if not 13 < float(row["z_mm"]) < 17:  # the ventricles are in one piece, the cortex far from them
             continue
-        picture = np.asarray(Image.open(written / row["path"]))
+        image = np.asarray(Image.open(written / row["path"]))
         column, line = 127.5 + middle[0] / PIXEL_MM, 119.5 - middle[1] / PIXEL_MM
-        box = picture[int(line - 55) : int(line + 40), int(column - 40) : int(column + 41)]
+        box = image[int(line - 55) : int(line + 40), int(column - 40) : int(column + 41)]
         dark = (box < 90).sum() * PIXEL_MM**2
         assert dark == pytest.approx(float(row["ventricle_mm2"]), rel=0.1), row["path"]
-        seen += 1
-    assert seen >= 6
+        compared += 1
+    assert compared >= 6
 
 
 @pytest.mark.parametrize("z", [6.0, 18.0])
@@ -147,12 +147,12 @@ def test_ventricle_area_in_the_table_is_that_of_the_dark_pixels_in_the_written_p
         ("cortical_thickness_mm", (2.1, 2.7, 3.3), "grey_mm2"),
     ],
 )
-def test_an_area_grows_with_its_parameter(z, name, values, column):
-    areas = [measure_areas(slice_tissue(subject(**{name: value}), z))[column] for value in values]
+def test_true_areas_grow_with_their_parameters(z, name, values, column):
+    areas = [true_areas(slice_tissue(subject(**{name: value}), z))[column] for value in values]
     assert all(b > 1.05 * a for a, b in zip(areas, areas[1:])), areas
 
 
-def test_tissue_fractions_fill_the_brain_and_nothing_else():
+def test_tissue_fractions_fill_the_brain_and_nothing_outside_it():
     for number, label in ((0, "AD"), (1, "NC")):
         params = subject(number, label)
         tissue = slice_tissue(params, 5.0)
@@ -166,19 +166,19 @@ def test_tissue_fractions_fill_the_brain_and_nothing_else():
         assert (tissue["white"] > 0.9).sum() > 4000 and (tissue["ventricle"] > 0.9).sum() > 200
 
 
-def test_contrast_is_that_of_t1_and_the_background_is_black():
+def test_render_has_the_contrast_of_t1_and_a_black_background():
     params = subject()
     tissue = slice_tissue(params, 8.0)
     for rng in (None, np.random.default_rng(0)):
-        picture = render(params, tissue, 8.0, rng)
-        assert picture.dtype == np.uint8 and picture.shape == (240, 256)
-        csf, cortex, putamen, white = (picture[tissue[name] > 0.97].mean() for name in ("ventricle", "cortex", "putamen", "white"))
+        image = render(params, tissue, 8.0, rng)
+        assert image.dtype == np.uint8 and image.shape == (240, 256)
+        csf, cortex, putamen, white = (image[tissue[name] > 0.97].mean() for name in ("ventricle", "cortex", "putamen", "white"))
         assert csf + 40 < cortex < putamen - 10 and putamen + 20 < white
-        assert (picture[sum(tissue.values()) == 0] == 0).all()
+        assert (image[sum(tissue.values()) == 0] == 0).all()
     assert (render(params, tissue, 8.0) == render(params, tissue, 8.0)).all()
 
 
-def test_rician_noise_has_the_moments_of_rice():
+def test_rician_noise_has_the_moments_of_the_rice_distribution():
     rng, sigma = np.random.default_rng(0), 4.0
     background = add_rician_noise(np.zeros(400_000), sigma, rng)
     assert background.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=0.005)
@@ -187,7 +187,7 @@ def test_rician_noise_has_the_moments_of_rice():
     assert (signal**2).mean() == pytest.approx(10.0**2 + 2 * sigma**2, rel=0.005)
 
 
-def test_the_same_again_does_nothing_and_anything_else_is_refused(written):
+def test_write_phantoms_leaves_equal_phantoms_and_refuses_others(written):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
     assert write_phantoms(str(written), subjects=4, seed=0) == 0
     for subjects, seed in ((4, 1), (5, 0)):
@@ -197,7 +197,7 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(written):
 
 
 @pytest.mark.parametrize("name", ["thesis.docx", "train/AD/1.jpeg", "subjects.csv"])
-def test_foreign_files_stay_as_they_are(tmp_path, name):
+def test_write_phantoms_refuses_folders_with_other_files(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine,all mine\n1,2\n")
@@ -206,13 +206,13 @@ def test_foreign_files_stay_as_they_are(tmp_path, name):
     assert contents(tmp_path) == {str(path.relative_to(tmp_path)): b"mine,all mine\n1,2\n"}
 
 
-def test_a_table_that_is_no_text_is_a_user_error(tmp_path):
+def test_write_phantoms_refuses_an_unreadable_table(tmp_path):
     (tmp_path / "subjects.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         write_phantoms(str(tmp_path), 4, 0)
 
 
-def test_a_file_in_the_way_is_a_user_error(tmp_path):
+def test_write_phantoms_refuses_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "AD_NC").write_text("")
     with pytest.raises(UserError, match="AD_NC"):
         write_phantoms(str(tmp_path / "AD_NC"), 4, 0)
@@ -221,7 +221,7 @@ def test_a_file_in_the_way_is_a_user_error(tmp_path):
 @pytest.mark.parametrize(
     "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
 )
-def test_what_stops_it_leaves_nothing_half_done(tmp_path, monkeypatch, error, expected):
+def test_write_phantoms_removes_its_files_when_stopped(tmp_path, monkeypatch, error, expected):
     def write_subject(folder, seed, subject):
         (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
         raise error
@@ -232,7 +232,7 @@ def test_what_stops_it_leaves_nothing_half_done(tmp_path, monkeypatch, error, ex
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line(tmp_path, monkeypatch, capsys):
+def test_command_refuses_few_subjects_and_says_when_nothing_is_to_do(tmp_path, monkeypatch, capsys):
     argv = [str(tmp_path / "few"), "--subjects", "3"]
     with pytest.raises(UserError, match="at least 4"):
         phantom.main(argv)

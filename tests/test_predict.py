@@ -1,29 +1,19 @@
-"""What predict.py draws, which run it takes, and what it refuses."""
+"""predict.py: what its flags write, which runs they mean, and what is refused."""
 
-import copy
 import csv
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import predict
-from analysis import bootstrap as intervals
-from analysis import classifier, projector
-from analysis import latents as explore
-from analysis import models as trained
-from modules import MappingNetwork
+from analysis import bootstrap, classifier, directions, latents, projector
+from analysis.models import load_model
 from predict import parse_args as parse_predict
 from utils import UserError
-
-
-def pictures(model, count, **options):
-    return np.concatenate(list(trained.generate(model, count, options.pop("seed", 0), **options)))
 
 
 def read(path):
@@ -31,40 +21,13 @@ def read(path):
         return image.mode, np.asarray(image)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Generating
-
-
-def test_same_seed_same_pictures_however_many(model):
-    twenty = pictures(model, 20)
-    assert twenty.shape == (20, 32, 32) and twenty.dtype == np.uint8
-    np.testing.assert_array_equal(pictures(model, 20), twenty)
-    np.testing.assert_array_equal(pictures(model, 3), twenty[:3])
-    assert (pictures(model, 3, seed=1) != twenty[:3]).mean() > 0.1
-
-
-def test_pictures_come_from_the_averaged_weights(model, models):
-    saved = torch.load(os.path.join(models, "AD", "checkpoint.pt"), weights_only=True)["averaged"]
-    for key, value in model.generator.state_dict().items():
-        assert torch.equal(value, saved[f"generator.{key}"]), key
-
-
-def test_truncation_draws_together(model):
-    model = copy.deepcopy(model)
-    for block in model.generator.blocks:
-        for style in block.styles:
-            torch.nn.init.zeros_(style.noise_strength)  # which no truncation touches
-    spreads = [pictures(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0.0, 0.5, 1.0)]
-    assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
-
-
-def look(model_dir, output_dir, *flags):
+def run(model_dir, output_dir, *flags):
     """Run predict.py on the CPU in this process; returns the exit status."""
     return predict.main(["--model_dir", str(model_dir), "--output_dir", str(output_dir), "--device", "cpu", *flags])
 
 
-def test_grids_and_real_beside_fake(models, slices_dir, tmp_path, capsys):
-    assert look(models, tmp_path, "--dataset_dir", slices_dir, "--classes", "AD", "--num_images", "9") == 0
+def test_predict_writes_grids_of_generated_images_and_beside_real_ones(models, slices_dir, tmp_path, capsys):
+    assert run(models, tmp_path, "--dataset_dir", slices_dir, "--classes", "AD", "--num_images", "9") == 0
     generated, beside = (read(tmp_path / f"AD_{name}.png")[1] for name in ("generated", "fake_vs_real"))
     assert capsys.readouterr().out.split() == [str(tmp_path / f"AD_{name}.png") for name in ("generated", "fake_vs_real")]
     assert beside.shape[0] == generated.shape[0] and beside.shape[1] > 1.8 * generated.shape[1]
@@ -79,7 +42,7 @@ def chosen(*flags):
     return predict.choose_runs(parse_predict([str(flag) for flag in flags]))
 
 
-def test_which_run_is_drawn(models, tmp_path):
+def test_choose_runs(models, tmp_path):
     ad = os.path.join(models, "AD")
     assert chosen("--model_dir", ad) == [ad]  # a run itself
     assert chosen("--model_dir", models, "--classes", "AD") == [ad]
@@ -104,40 +67,15 @@ def two_states(models, tmp_path):
     return str(run.parent)
 
 
-def test_best_and_last_generator(models, two_states, tmp_path):
+def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_path):
     def drawn(model_dir, name, *flags):
-        assert look(model_dir, tmp_path, "--classes", name, "--num_images", "4", *flags) == 0
+        assert run(model_dir, tmp_path, "--classes", name, "--num_images", "4", *flags) == 0
         return read(tmp_path / f"{name}_generated.png")[1][40:]  # below the caption
 
     last, best = drawn(models, "AD"), drawn(models, "NC")
     np.testing.assert_array_equal(drawn(two_states, "run", "--which", "best"), best)
     np.testing.assert_array_equal(drawn(two_states, "run", "--which", "last"), last)
     assert (last != best).any()
-
-
-def test_umap_takes_the_styles_of_the_best_generator_too(models, two_states):
-    for which, source in (("last", "AD"), ("best", "NC")):
-        expected, _ = trained.style_vectors(
-            trained.load_model(os.path.join(models, source), "cpu").mapping, trained.draw_z(50, 256, 0)
-        )
-        found = predict.style_sets({"it": os.path.join(two_states, "run")}, which, 50, 0, "cpu")
-        np.testing.assert_array_equal(found["it"], expected.numpy())
-
-
-def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models, tmp_path, capsys):
-    folder = tmp_path / "models/NC"
-    folder.mkdir(parents=True)
-    shutil.copy(os.path.join(models, "NC", "generator.pt"), folder)
-    assert not os.path.exists(os.path.join(models, "NC", "best.pt"))
-    assert (
-        predict.main(["--model_dir", str(folder.parent), "--which", "best", "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
-    )
-    predict.style_sets({"it": str(folder)}, "best", 20, 0, "cpu")
-    done = capsys.readouterr()
-    assert done.err.count("\n") == 1 and done.err.startswith(f"note: {folder} holds no best.pt")
-    assert "NC_generated.png" in done.out
-    trained.load_model(str(folder), "cpu", "last")
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -164,16 +102,8 @@ def test_run_without_a_best_generator_is_drawn_as_it_is_and_says_so_once(models,
         (["--classes", "AD", "--output_dir", __file__], "--output_dir"),
     ],
 )
-def test_bad_input_is_one_line(refused, models, tmp_path, flags, expected):
+def test_predict_refuses_wrong_flags_in_one_line(refused, models, tmp_path, flags, expected):
     assert expected in refused("predict.py", "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
-
-
-def test_broken_generator_is_one_line(refused, tmp_path):
-    (tmp_path / "AD").mkdir()
-    (tmp_path / "AD/generator.pt").write_bytes(b"not a network")
-    assert "AD/generator.pt: not a generator" in refused("predict.py", "--model_dir", tmp_path)
-    torch.save({"network": 1}, tmp_path / "AD/generator.pt")
-    assert "AD/generator.pt: not a generator" in refused("predict.py", "--model_dir", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,8 +113,8 @@ ALL_TOOLS = ["--mixing", "--sweep", "--interpolate", "--noise_map", "--pyramid",
 
 
 @pytest.mark.parametrize("name, more", [("AD", []), ("all-conditional", ["--morph"])])
-def test_every_tool_draws(models, tmp_path, capsys, name, more):
-    assert look(models, tmp_path, "--classes", name, *ALL_TOOLS, *more) == 0
+def test_every_flag_writes_its_figures(models, tmp_path, capsys, name, more):
+    assert run(models, tmp_path, "--classes", name, *ALL_TOOLS, *more) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
     expected = [
         "generated.png",
@@ -205,9 +135,9 @@ def test_every_tool_draws(models, tmp_path, capsys, name, more):
             assert np.asarray(image.convert("L")).std() > 5, path  # something is drawn
 
 
-def test_tools_look_at_the_truncated_slices(models, tmp_path):
-    """At psi 0 every slice is the mean: nothing changes from slice to slice."""
-    assert look(models, tmp_path, "--classes", "AD", "--interpolate", "--truncation", "0") == 0
+def test_truncation_applies_to_figures_of_latents(models, tmp_path):
+    """At psi 0 every image is the mean, so that all frames are equal."""
+    assert run(models, tmp_path, "--classes", "AD", "--interpolate", "--truncation", "0") == 0
     with Image.open(tmp_path / "AD_interpolation.gif") as image:
         frames = []
         for i in range(image.n_frames):
@@ -224,32 +154,33 @@ def test_tools_look_at_the_truncated_slices(models, tmp_path):
 def quick(monkeypatch):
     for module, values in (
         (classifier, {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}),
-        (intervals, {"RESAMPLED": 30}),
-        (explore, {"DRAWN": 64, "MEANS": 20, "NOISES": 2, "FRAMES": 4}),
-        (projector, {"DRAWN": 64, "STARTS": 16}),
+        (bootstrap, {"RESAMPLED": 30}),
+        (directions, {"LATENTS": 64}),
+        (latents, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4}),
+        (projector, {"LATENTS": 64, "STARTS": 16}),
     ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
 
 
-def test_report_of_all_there_is(models, slices_dir, tmp_path, quick):
+def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     flags = "--classes all-conditional --report True --directions 2 --project_steps 3 --plot_umap"
     flags += " --conditional_dir all-conditional --method pca --num_styles 30 --umap_slices 6"
     folders = "--dataset_dir", test_dir, "--project", os.path.join(test_dir, "AD")
-    assert look(models, tmp_path, *flags.split(), *folders) == 0
+    assert run(models, tmp_path, *flags.split(), *folders) == 0
     with open(tmp_path / "report.json") as file:
         report = json.load(file)
     titles = [section["title"].removeprefix("all-conditional: ") for section in report["sections"]]
     assert titles == [
-        "generated slices",
+        "generated images",
         "style mixing",
         "truncation",
-        "from slice to slice",
+        "interpolation",
         "noise",
         "resolutions",
         "principal directions",
-        "AD and NC of the same latent",
+        "AD and NC of the same latents",
         "real slices projected",
         "the critic on unseen slices",
         "a classifier of AD and NC",
@@ -265,19 +196,19 @@ def test_report_of_all_there_is(models, slices_dir, tmp_path, quick):
         assert kept["target"].shape == (32, 32)
 
 
-def test_two_models_of_one_class_are_judged_together(models, slices_dir, tmp_path, quick, monkeypatch):
+def test_evaluate_takes_an_ad_and_an_nc_model_together(models, slices_dir, tmp_path, quick, monkeypatch):
     asked = []
 
     def evaluate(runs, generated, *others):
         asked.append((list(runs.values()), {name: len(slices) for name, slices in generated.items()}))
         return {}, []
 
-    monkeypatch.setattr(predict.evaluate, "evaluate_models", evaluate)
-    monkeypatch.setattr(predict.evaluate, "sections", lambda results, paths, title: [])
+    monkeypatch.setattr(predict.evaluation, "evaluate_models", evaluate)
+    monkeypatch.setattr(predict.evaluation, "sections", lambda results, paths, title: [])
     args = parse_predict(["--dataset_dir", os.path.join(os.path.dirname(slices_dir), "test"), "--evaluate"])
-    ad, nc, both = (trained.load_model(os.path.join(models, name), "cpu") for name in ("AD", "NC", "all-conditional"))
+    ad, nc, both = (load_model(os.path.join(models, name), "cpu") for name in ("AD", "NC", "all-conditional"))
     for members in ([ad, nc], [nc, ad, both], [ad]):
-        list(predict.judge(members, args, "cpu"))
+        list(predict.evaluate(members, args, "cpu"))
     together = {"AD": 9, "NC": 11}  # as many as there are to train on
     assert asked == [
         ([("AD",), ("NC",)], together),
@@ -291,13 +222,13 @@ def test_two_models_of_one_class_are_judged_together(models, slices_dir, tmp_pat
 # UMAP
 
 
-def has_dots(path):
-    """The dots of AD and of NC, over white, are on the picture."""
+def has_points(path):
+    """Whether the image has points in the colours of AD and of NC over white."""
     picture = read(path)[1][..., :3].astype(int)
     return all((np.abs(picture - colour).sum(-1) < 60).sum() > 40 for colour in ((222, 153, 138), (127, 169, 193)))
 
 
-def test_umap_of_both_models_and_over_epochs(models, tmp_path, script):
+def test_plot_umap_writes_maps_of_two_models_and_over_epochs(models, tmp_path, script):
     for name in ("AD", "NC"):
         os.symlink(os.path.join(models, name), tmp_path / name)
     done = script(
@@ -327,10 +258,10 @@ def test_umap_of_both_models_and_over_epochs(models, tmp_path, script):
         "umap_epochs.png",
     ]
     assert "without --control_dir" in done.stdout
-    assert has_dots(tmp_path / "out/umap.png") and has_dots(tmp_path / "out/umap_epochs.png")
+    assert has_points(tmp_path / "out/umap.png") and has_points(tmp_path / "out/umap_epochs.png")
 
 
-def test_maps_with_a_control_and_one_conditional_model(models, tmp_path, capsys):
+def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--num_styles", "30", "--method", "pca"]
     assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", "NC", *flags]) == 0
     out = capsys.readouterr().out
@@ -350,22 +281,4 @@ def test_maps_with_a_control_and_one_conditional_model(models, tmp_path, capsys)
         [float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]] for name in ("NC", "NC, other seed")
     ]
     assert twins[0] == pytest.approx(twins[1], abs=1e-4)  # the control was the NC model itself
-    assert has_dots(tmp_path / "pca.png")
-
-
-def test_latents_of_a_seed_are_as_good_as_any_to_a_model_of_that_seed():
-    """They were once the rows of its first weights, and their styles lay twice as far from the mean as all others."""
-    torch.manual_seed(3)
-    mapping = MappingNetwork().eval()
-    with torch.no_grad():
-        ours, others = (mapping(trained.draw_z(256, 256, seed)) for seed in (3, 4))
-    spread = [(w - others.mean(0)).norm(dim=1).mean().item() for w in (ours, others)]
-    assert spread[0] == pytest.approx(spread[1], rel=0.05)
-    rows = torch.nn.functional.normalize(mapping.layers[0].weight.detach())
-    assert (torch.nn.functional.normalize(trained.draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4
-
-
-def test_style_spaces_of_different_width_are_refused(monkeypatch):
-    monkeypatch.setattr(predict, "load_model", lambda folder, *_: SimpleNamespace(mapping=MappingNetwork(16, int(folder))))
-    with pytest.raises(UserError, match="different length.*AD.*16.*NC.*32"):
-        predict.style_sets({"AD": "16", "NC": "32"}, "last", 4, 0, "cpu")
+    assert has_points(tmp_path / "pca.png")

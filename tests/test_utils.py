@@ -1,5 +1,6 @@
 """Errors, devices and files that are never half written."""
 
+import json
 import os
 import platform
 import stat
@@ -11,7 +12,7 @@ import torch
 from conftest import ROOT
 
 import utils
-from utils import UserError, atomic_path, make_folder, pick_device, pick_dtype, random_stream
+from utils import UserError, atomic_path, make_folder, pick_device, pick_dtype, random_stream, read_config, read_network
 
 
 def test_atomic_path_replaces_or_leaves_alone(tmp_path):
@@ -36,6 +37,24 @@ def test_make_folder_names_the_flag(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--out .*file"):
         make_folder(tmp_path / "file" / "below", "--out")
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "3", "{", "[" * 100_000, "\xff\xfe"])
+def test_read_config_of_an_unreadable_file_is_empty(tmp_path, content):
+    assert read_config(str(tmp_path)) == read_network(str(tmp_path)) == {}  # there is no file yet
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    assert read_config(str(tmp_path)) == read_network(str(tmp_path)) == {}
+
+
+def test_read_network_gives_possible_settings_only(tmp_path):
+    network = {"resolution": 64, "channel_base": 4096, "channel_max": 128, "z_dim": 64, "w_dim": 64, "num_classes": 2}
+    config = {"flags": {"seed": 3}, "network": network, "torch": "2.14"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(str(tmp_path)) == {"flags": {"seed": 3}, "network": network}
+    assert read_network(str(tmp_path)) == network
+    for wrong in ({"resolution": 65}, {"channel_max": 2**30}, {"channel_base": 0}, {"num_classes": 3}, {"channel_max": 1.5}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"network": network | wrong}))
+        assert read_network(str(tmp_path)) == {}, wrong
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
-"""Areas measured from pictures against the truth that phantoms come with."""
+"""Areas measured from images, compared with the truth that phantoms come with."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,19 +19,19 @@ def subject(number, label="AD", **changes):
     return phantom.draw_subject(np.random.default_rng([77, number]), label) | {"roll_deg": 0.0, **changes}
 
 
-def picture(params, z, noise=None):
+def draw(params, z, noise=None):
     """A slice as uint8 [256, 256], and its true areas by the names of AMOUNT."""
     tissue = phantom.slice_tissue(params, z)
     image = np.asarray(pad_and_resize(Image.fromarray(phantom.render(params, tissue, z, noise)), 256))
-    truth = phantom.measure_areas(tissue)
+    truth = phantom.true_areas(tissue)
     return image, {name: truth[f"{name}_mm2"] for name in areas.AMOUNT}
 
 
 @pytest.fixture(scope="module")
-def some():
+def slices():
     """Slices of 12 subjects at four heights, uint8 [48, 256, 256], and the truth {tissue: [48]}."""
     rng = np.random.default_rng(0)
-    drawn = [picture(subject(i, ("AD", "NC")[i % 2]), z, rng) for i in range(12) for z in (3.0, 10.0, 17.0, 24.0)]
+    drawn = [draw(subject(i, ("AD", "NC")[i % 2]), z, rng) for i in range(12) for z in (3.0, 10.0, 17.0, 24.0)]
     return np.stack([image for image, _ in drawn]), {name: np.array([truth[name] for _, truth in drawn]) for name in areas.AMOUNT}
 
 
@@ -39,30 +42,35 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_constants_are_those_of_phantom():
+    assert (areas.PIXEL_MM, areas.WIDTH, areas.WHITE) == (phantom.PIXEL_MM, phantom.WIDTH, phantom.SIGNAL["white"])
+
+
 @pytest.mark.parametrize("tissue, correlation, bias", [("ventricle", 0.97, 0.08), ("grey", 0.93, 0.04), ("white", 0.96, 0.04)])
-def test_areas_are_those_of_people_it_was_not_fitted_to(some, tissue, correlation, bias):
-    pixels, truth = some
+def test_measured_areas_agree_with_the_truth_of_subjects_not_fitted_to(slices, tissue, correlation, bias):
+    pixels, truth = slices
     measured = areas.measure_areas(pixels)[tissue]
     assert np.corrcoef(measured, truth[tissue])[0, 1] > correlation
     assert abs(measured.mean() / truth[tissue].mean() - 1) < bias
 
 
-def test_larger_ventricles_measure_larger_by_as_much():
-    drawn = [picture(subject(3, ventricle_scale=scale), 12.0) for scale in (0.8, 1.0, 1.2, 1.4, 1.6)]
+def test_measured_ventricles_grow_by_as_much_as_the_true_ones():
+    drawn = [draw(subject(3, ventricle_scale=scale), 12.0) for scale in (0.8, 1.0, 1.2, 1.4, 1.6)]
     measured = areas.measure_areas(np.stack([image for image, _ in drawn]))["ventricle"]
     truth = np.array([truth["ventricle"] for _, truth in drawn])
     assert (np.diff(measured) > 0).all()
     assert np.polyfit(truth, measured, 1)[0] == pytest.approx(1, abs=0.2)
 
 
-def test_a_thinner_cortex_measures_smaller():
-    images = [picture(subject(3, cortical_thickness_mm=width), 20.0)[0] for width in (2.2, 2.6, 3.0, 3.4)]
+def test_measured_grey_matter_shrinks_with_the_cortex():
+    images = [draw(subject(3, cortical_thickness_mm=width), 20.0)[0] for width in (2.2, 2.6, 3.0, 3.4)]
     assert (np.diff(areas.measure_areas(np.stack(images))["grey"]) > 0).all()
 
 
-def test_the_resolution_changes_little(some):
+def test_measured_areas_depend_little_on_the_resolution(slices):
     def resized(side):
-        return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.LANCZOS)) for one in some[0][:8]])
+        images = [Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS) for pixels in slices[0][:8]]
+        return np.stack([np.asarray(image) for image in images])
 
     at_256, at_128, at_64 = (areas.measure_areas(resized(side)) for side in (256, 128, 64))
     for tissue in areas.AMOUNT:
@@ -70,28 +78,28 @@ def test_the_resolution_changes_little(some):
         np.testing.assert_allclose(at_128[tissue], at_256[tissue], rtol=0.03, atol=20)
 
 
-def test_shading_and_brightness_are_divided_out(some):
+def test_remove_shading_divides_out_shading_and_brightness(slices):
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    pixels = areas.reduced(some[0][:8])
+    pixels = areas.reduce_to_side(slices[0][:8])
     shaded = np.uint8(np.clip(pixels * 0.85 * (1 + 0.12 * x - 0.1 * y + 0.1 * x * x), 0, 255))
     plain, measured = areas.measure_areas(pixels), areas.measure_areas(shaded)
     for tissue in areas.AMOUNT:
         np.testing.assert_allclose(measured[tissue], plain[tissue], rtol=0.06, atol=40)
-    assert np.median(areas.flatten(shaded)[pixels > 185]) == pytest.approx(areas.WHITE, rel=0.03)
+    assert np.median(areas.remove_shading(shaded)[pixels > 185]) == pytest.approx(areas.WHITE, rel=0.03)
 
 
-def test_a_mirrored_slice_measures_the_same_and_parts_do_not_depend_on_each_other(some):
-    pixels = areas.reduced(some[0][:6])
+def test_measured_areas_of_a_slice_depend_neither_on_mirroring_nor_on_other_slices(slices):
+    pixels = areas.reduce_to_side(slices[0][:6])
     plain, mirrored, alone = (areas.measure_areas(p) for p in (pixels, pixels[:, :, ::-1], pixels[2:3]))
     for tissue in areas.AMOUNT:
         np.testing.assert_allclose(mirrored[tissue], plain[tissue], rtol=1e-6)
         np.testing.assert_allclose(alone[tissue], plain[tissue][2:3], rtol=1e-6)
 
 
-def test_the_ellipse_stands_in_the_middle_of_the_brain_wherever_that_is():
+def test_central_ellipse_moves_with_the_brain():
     flat = np.zeros((2, 64, 64))
     flat[0, 10:50, 20:40], flat[1, 14:54, 15:35] = 190, 190  # the same brain, moved
-    within = areas.middle(flat)
+    within = areas.central_ellipse(flat)
     np.testing.assert_array_equal(within[1], np.roll(within[0], (4, -5), (0, 1)))
     across, along, back = areas.ELLIPSE
     assert within[0].sum() == pytest.approx(np.pi * across * 10 * along * 20, rel=0.06)
@@ -99,7 +107,7 @@ def test_the_ellipse_stands_in_the_middle_of_the_brain_wherever_that_is():
     assert (y.mean(), x.mean()) == pytest.approx((29.5 + back * 20, 29.5), abs=0.6)
 
 
-def test_pictures_without_a_brain_give_numbers_too():
+def test_measured_areas_of_blank_images_are_finite_and_small_images_are_refused():
     empty = np.stack([np.zeros((64, 64), np.uint8), np.full((64, 64), 255, np.uint8)])
     measured = areas.measure_areas(empty)
     assert all(np.isfinite(values).all() for values in measured.values())
@@ -108,19 +116,41 @@ def test_pictures_without_a_brain_give_numbers_too():
         areas.measure_areas(empty[:, :32, :32])
 
 
-def test_the_fit_finds_planted_amounts():
+def test_fit_amount_finds_planted_amounts():
     rng = np.random.default_rng(0)
-    parts, amount = rng.uniform(0, 1000, (200, 11)), np.linspace(-0.2, 1.3, 11)  # straight: smoothing leaves it alone
-    np.testing.assert_allclose(areas.fit(parts, parts @ amount), amount, rtol=1e-9)
+    by_level, amount = rng.uniform(0, 1000, (200, 11)), np.linspace(-0.2, 1.3, 11)  # straight: smoothing leaves it alone
+    np.testing.assert_allclose(areas.fit_amount(by_level, by_level @ amount), amount, rtol=1e-9)
 
 
-def test_the_table_of_phantoms_is_read_and_its_slices_measured(folder, capsys):
+def test_true_means_are_those_of_the_training_slices(tmp_path):
+    header = "path,split,class,ventricle_mm2,grey_mm2,white_mm2\n"
+    (tmp_path / "subjects.csv").write_text(header + "a,train,AD,10,1,1\nb,train,AD,20,1,1\nc,test,AD,90,1,1\nd,train,NC,5,1,1\n")
+    assert areas.true_means(str(tmp_path / "train"), ["AD", "NC"])["AD"]["ventricle"] == 15
+    assert areas.true_means(str(tmp_path / "train"), ["all"])["all"]["ventricle"] == pytest.approx(35 / 3)
+    assert areas.true_means(str(tmp_path / "a" / "train"), ["AD"]) is None
+    lines = (tmp_path / "subjects.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "subjects.csv").write_text("".join(line for line in lines if "NC" not in line))
+    assert areas.true_means(str(tmp_path / "train"), ["AD", "NC"]) is None  # no row of NC
+
+
+def test_accuracy_table_in_closed_form_and_nan_for_constant_areas():
+    true = np.array([100.0, 200.0, 300.0, 400.0])
+    truth = {"class": np.array(["AD", "AD", "NC", "NC"]), **dict.fromkeys(areas.AMOUNT, true)}
+    measured = {"ventricle": true + 30, "grey": 2 * true, "white": np.full(4, 250.0)}
+    ventricle, grey, white = areas.accuracy_table(measured, truth).splitlines()[1:]
+    assert ventricle.split() == "ventricle 1.0000 30 mm2 AD +20.0% NC +8.6%".split()
+    assert grey.split() == "grey 1.0000 274 mm2 AD +100.0% NC +100.0%".split()
+    assert white.split()[:2] == ["white", "nan"]
+    assert "NC" not in areas.accuracy_table(*({name: x[:2] for name, x in table.items()} for table in (measured, truth)))
+
+
+def test_command_measures_phantoms_and_fits_amounts(folder, capsys):
     truth = areas.read_truth(folder)
     assert len(truth["path"]) == 80 and set(truth["class"]) == {"AD", "NC"}
-    chosen = (truth["split"] == "train") & (truth["class"] == "AD")
-    slices = Slices(f"{folder}/train", "AD", 64)
-    measured = areas.measure_areas(slices[np.arange(len(slices))])["ventricle"]  # both sorted by name
-    assert np.corrcoef(measured, truth["ventricle"][chosen])[0, 1] > 0.95
+    rows = (truth["split"] == "train") & (truth["class"] == "AD")
+    training = Slices(f"{folder}/train", "AD", 64)
+    measured = areas.measure_areas(training[np.arange(len(training))])["ventricle"]  # both sorted by name
+    assert np.corrcoef(measured, truth["ventricle"][rows])[0, 1] > 0.95
     assert areas.main([folder]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(areas.AMOUNT)
@@ -130,7 +160,18 @@ def test_the_table_of_phantoms_is_read_and_its_slices_measured(folder, capsys):
     assert len(np.loadtxt(io.StringIO(ventricle.split("(")[1].rstrip("),")), delimiter=",")) == len(areas.LEVELS) - 1
 
 
-def test_what_is_no_phantom_folder_is_refused(refused, tmp_path):
-    assert "subjects.csv" in refused("areas.py", tmp_path)
-    (tmp_path / "subjects.csv").write_text("path,split\n1,2\n")
-    assert "not the table of phantom.py" in refused("areas.py", tmp_path)
+@pytest.mark.parametrize("text, message", [(None, "subjects.csv"), ("path,split\n1,2\n", "not the table of phantom.py")])
+def test_command_refuses_a_folder_without_phantoms(tmp_path, text, message):
+    if text:
+        (tmp_path / "subjects.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        areas.main([str(tmp_path)])
+
+
+def test_command_runs_as_a_module_from_the_root(tmp_path):
+    root = os.path.dirname(os.path.dirname(areas.__file__))
+    command = [sys.executable, "-m", "analysis.areas"]
+    usage = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True)
+    assert usage.returncode == 0 and "python -m analysis.areas AD_NC" in usage.stdout
+    refused = subprocess.run([*command, str(tmp_path), "--fitt"], cwd=root, capture_output=True, text=True)
+    assert refused.returncode == 2 and "see python -m analysis.areas --help" in refused.stderr

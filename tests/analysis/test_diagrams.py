@@ -1,4 +1,4 @@
-"""diagrams.py: the pictures get written, and what they say of widths and weights holds for the built networks."""
+"""The diagrams get written, and the sizes and numbers of parameters in them are those of the networks."""
 
 import pytest
 import torch
@@ -7,15 +7,15 @@ from PIL import Image
 from analysis import diagrams
 from modules import Discriminator, Generator, ModulatedConv2d, ToImage
 
-SIZE = 64, 1024, 64  # resolution, channel_base, channel_max: blocks of 64, 64, 64, 32, 16
+SIZE = 64, 1024, 64  # resolution, channel_base, channel_max: blocks of 64, 64, 64, 32, 16 channels
 
 
-def words(figure):
+def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
 def widths(drawn, name):
-    """What stands as in → out in the boxes whose text starts with `name`, in the order of drawing."""
+    """The "in → out" of the boxes whose text starts with `name`, in the order of drawing."""
     return [text.split(",  ")[1] for text in drawn if text.startswith(name)]
 
 
@@ -23,20 +23,20 @@ def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def test_the_command_writes_three_whole_pictures(tmp_path):
+def test_command_writes_three_complete_images(tmp_path):
     folder = tmp_path / "model_images"
     diagrams.main(["--resolution", "64", "--channel_base", "1024", "--channel_max", "64", "--output_dir", str(folder)])
     assert sorted(path.name for path in folder.iterdir()) == ["discriminator.png", "generator.png", "style_block.png"]
     for path in folder.iterdir():
-        with Image.open(path) as picture:
-            picture.load()
-            assert abs(picture.width - 2 * diagrams.WIDTH) <= 1
-            assert len(picture.getcolors()) > 8  # not one flat colour
+        with Image.open(path) as image:
+            image.load()
+            assert abs(image.width - 2 * diagrams.WIDTH) <= 1
+            assert len(image.getcolors()) > 8  # not a single flat colour
         assert path.stat().st_size < 150_000
 
 
-def test_generator_is_drawn_with_the_widths_of_the_built_one():
-    network, drawn = Generator(*SIZE), words(diagrams.draw_generator(*SIZE))
+def test_generator_diagram_has_the_sizes_of_the_network():
+    network, drawn = Generator(*SIZE), texts(diagrams.draw_generator(*SIZE))
     lasts = [block.styles[-1] for block in network.blocks]
     built = [(last.fixed_noise.shape[-1], last.conv.weight.shape[0]) for last in lasts]
     assert diagrams.block_table(*SIZE) == built
@@ -48,9 +48,9 @@ def test_generator_is_drawn_with_the_widths_of_the_built_one():
     assert f"Generator: {count(network) / 1e6:.2f} M parameters" in drawn
 
 
-def test_every_layer_is_drawn_with_the_w_that_it_gets():
+def test_generator_diagram_shows_the_w_that_each_layer_gets():
     """Layer i of ws is filled with i; what reaches each modulated convolution is compared with what is drawn."""
-    network, drawn, used = Generator(*SIZE), words(diagrams.draw_generator(*SIZE)), []
+    network, drawn, used = Generator(*SIZE), texts(diagrams.draw_generator(*SIZE)), []
     for module in network.modules():
         if isinstance(module, (ModulatedConv2d, ToImage)):
             module.register_forward_pre_hook(lambda _, inputs: used.append(int(inputs[2][0, 0])))
@@ -58,8 +58,8 @@ def test_every_layer_is_drawn_with_the_w_that_it_gets():
     assert sorted(text for text in drawn if text.startswith("$w_{")) == sorted(f"$w_{{{i}}}$" for i in used)
 
 
-def test_discriminator_is_drawn_with_the_widths_of_the_built_one():
-    network, drawn = Discriminator(*SIZE), words(diagrams.draw_discriminator(*SIZE))
+def test_discriminator_diagram_has_the_sizes_of_the_network():
+    network, drawn = Discriminator(*SIZE), texts(diagrams.draw_discriminator(*SIZE))
     shapes = [block.conv2.weight.shape for block in network.blocks]
     assert widths(drawn, "residual block") == [f"{i} → {o}" for o, i, *_ in shapes]
     for name, layer in (("convolution 3 × 3", network.conv), ("flatten, linear", network.linear)):
@@ -68,7 +68,7 @@ def test_discriminator_is_drawn_with_the_widths_of_the_built_one():
 
 
 @pytest.mark.parametrize("resolution", [32, 256, 1024])
-def test_nothing_is_drawn_outside_the_picture(resolution):
+def test_nothing_is_drawn_outside_the_page(resolution):
     for figure in (diagrams.draw_generator(resolution, 1024, 16), diagrams.draw_discriminator(resolution, 1024, 16)):
         figure.draw_without_rendering()
         page = figure.bbox

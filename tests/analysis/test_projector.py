@@ -1,4 +1,4 @@
-"""The distance and the noise term against second computations, the search against slices whose w is known, and the files."""
+"""The terms of the loss against a second computation, the search against images whose w is known, and the files."""
 
 import copy
 import functools
@@ -40,7 +40,7 @@ def quick():
 
 
 def tiny(num_classes=0, noise=0.2):
-    """An untrained model of 32x32, whose w differ enough to be found again."""
+    """An untrained model of 32x32, whose w differ enough for the search to tell them apart."""
     torch.manual_seed(0)
     networks = (
         build_generator(
@@ -76,10 +76,10 @@ def rms(a, b):
 # The distance
 
 
-def test_distance_is_the_sum_written_out():
+def test_distance_is_the_sum_over_pixels_and_features():
     distance, (a, b) = Distance(), torch.rand(2, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     ours = (distance.embed(a) - distance.embed(b)).square().sum(1)
-    network, expected = random_vgg16(0), projector.PIXELS * (a - b).square().mean((1, 2, 3))
+    network, expected = random_vgg16(0), projector.PIXEL_WEIGHT * (a - b).square().mean((1, 2, 3))
     maps = [F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)]
     for layers in (network[:4], network[4:9]):
         maps = [layers(x).detach() for x in maps]
@@ -88,12 +88,12 @@ def test_distance_is_the_sum_written_out():
     torch.testing.assert_close(ours, expected)
 
 
-def test_distance_does_not_look_beyond_black_and_white():
+def test_distance_clips_to_black_and_white():
     distance, x = Distance(), torch.full((1, 1, 32, 32), -1.0)
     assert torch.equal(distance.embed(x), distance.embed(x - 3))
 
 
-def test_gradient_of_the_distance_against_finite_differences():
+def test_distance_gradient_equals_finite_differences():
     distance = Distance()
     distance.blocks = [[copy.deepcopy(layer).double() for layer in block] for block in distance.blocks]
     rng = torch.Generator().manual_seed(1)
@@ -113,15 +113,15 @@ def test_gradient_of_the_distance_against_finite_differences():
 # The noise term
 
 
-def test_noise_structure_of_small_maps_is_the_sum_written_out():
+def test_noise_structure_of_small_maps_is_the_sum_over_neighbours():
     noise = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     x = noise[:, 0].numpy()
-    right = [sum(one[i, j] * one[i, (j + 1) % 8] for i in range(8) for j in range(8)) / 64 for one in x]
-    below = [sum(one[i, j] * one[(i + 1) % 8, j] for i in range(8) for j in range(8)) / 64 for one in x]
+    right = [sum(map8[i, j] * map8[i, (j + 1) % 8] for i in range(8) for j in range(8)) / 64 for map8 in x]
+    below = [sum(map8[i, j] * map8[(i + 1) % 8, j] for i in range(8) for j in range(8)) / 64 for map8 in x]
     np.testing.assert_allclose(noise_structure([noise]).numpy(), np.square(right) + np.square(below))
 
 
-def test_noise_structure_is_near_zero_for_white_noise_alone():
+def test_noise_structure_is_near_zero_only_for_white_noise():
     rng = torch.Generator().manual_seed(3)
     white = torch.randn(64, 1, 32, 32, generator=rng, dtype=torch.float64)
     expected = sum(2 / side**2 for side in (32, 16, 8))  # each mean of side^2 products of variance 1, squared
@@ -136,39 +136,39 @@ def test_noise_structure_is_near_zero_for_white_noise_alone():
 def test_normalise_gives_mean_zero_and_variance_one():
     noise = [3 * torch.randn(2, 1, side, side) + 5 for side in (4, 16)]
     projector.normalise(noise)
-    for one in noise:
-        torch.testing.assert_close(one.mean((2, 3)), torch.zeros(2, 1), atol=1e-5, rtol=0)
-        torch.testing.assert_close(one.square().mean((2, 3)), torch.ones(2, 1))
+    for noise_map in noise:
+        torch.testing.assert_close(noise_map.mean((2, 3)), torch.zeros(2, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(noise_map.square().mean((2, 3)), torch.ones(2, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The search
 
 
-def test_a_generated_slice_is_found_again(model, few):
-    targets, found = few
+def test_project_recovers_generated_images(model, few):
+    targets, projection = few
     others = synthesize(model, style_vectors(model.mapping, draw_z(64, 16, seed=7))[0])
     nearest = np.array([rms(target, others).min() for target in targets])
-    assert (found.rms[:, 0] < 0.5 * nearest).all(), (found.rms, nearest)
-    assert (found.rms[:, 1] < found.rms[:, 0] + 1).all()
-    assert ((0.3 < found.spread) & (found.spread < 2)).all()
+    assert (projection.rms[:, 0] < 0.5 * nearest).all(), (projection.rms, nearest)
+    assert (projection.rms[:, 1] < projection.rms[:, 0] + 1).all()
+    assert ((0.3 < projection.spread) & (projection.spread < 2)).all()
 
 
-def test_what_is_told_of_a_projection_is_so(model, few):
-    targets, found = few
-    np.testing.assert_array_equal(found.images[:, 0], synthesize(model, found.ws))
-    np.testing.assert_array_equal(found.images[:, 1], to_uint8(model.generator(found.ws, found.noise)).numpy())
-    np.testing.assert_allclose(found.rms, rms(found.images, targets[:, None]))
+def test_project_reports_errors_and_spread_of_its_own_images(model, few):
+    targets, projection = few
+    np.testing.assert_array_equal(projection.images[:, 0], synthesize(model, projection.ws))
+    np.testing.assert_array_equal(projection.images[:, 1], to_uint8(model.generator(projection.ws, projection.noise)).numpy())
+    np.testing.assert_allclose(projection.rms, rms(projection.images, targets[:, None]))
     distance = Distance()
-    a, b = (distance.features(to_float(torch.from_numpy(x))) for x in (found.images[:, 1].copy(), targets))
-    np.testing.assert_allclose(found.perceptual[:, 1], (a - b).square().sum(1), rtol=1e-4, atol=1e-7)
-    w = style_vectors(model.mapping, draw_z(projector.DRAWN, 16, 0))[0]
+    a, b = (distance.features(to_float(torch.from_numpy(x))) for x in (projection.images[:, 1].copy(), targets))
+    np.testing.assert_allclose(projection.perceptual[:, 1], (a - b).square().sum(1), rtol=1e-4, atol=1e-7)
+    w = style_vectors(model.mapping, draw_z(projector.LATENTS, 16, 0))[0]
     size = (w - w.mean(0)).norm(dim=1).square().mean().sqrt()
-    np.testing.assert_allclose(found.spread, (found.ws[:, 0] - w.mean(0)).norm(dim=1) / size, rtol=1e-4)
-    assert found.course.shape == (3, projector.FRAMES, 32, 32)
-    np.testing.assert_array_equal(found.course[:, -1], found.images[:, 1])
-    assert (np.diff(rms(found.course, targets[:, None])[:, [0, 12]], axis=1) < 0).all()
-    assert all(torch.equal(found.ws[:, 0], w) for w in found.ws.unbind(1))
+    np.testing.assert_allclose(projection.spread, (projection.ws[:, 0] - w.mean(0)).norm(dim=1) / size, rtol=1e-4)
+    assert projection.course.shape == (3, projector.FRAMES, 32, 32)
+    np.testing.assert_array_equal(projection.course[:, -1], projection.images[:, 1])
+    assert (np.diff(rms(projection.course, targets[:, None])[:, [0, 12]], axis=1) < 0).all()
+    assert all(torch.equal(projection.ws[:, 0], w) for w in projection.ws.unbind(1))
 
 
 def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(few, monkeypatch):
@@ -183,13 +183,13 @@ def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(few, monkeyp
     assert torch.equal(together.ws, again.ws) and np.array_equal(together.course, again.course)
     for i in range(3):
         alone = project(model, targets[i : i + 1], [-1], 8)
-        for one, batch in ((alone.ws, together.ws), *zip(alone.noise, together.noise)):
-            assert one.dtype == torch.float64
-            torch.testing.assert_close(one[0], batch[i], atol=1e-7, rtol=0)
+        for of_one, of_batch in ((alone.ws, together.ws), *zip(alone.noise, together.noise)):
+            assert of_one.dtype == torch.float64
+            torch.testing.assert_close(of_one[0], of_batch[i], atol=1e-7, rtol=0)
         assert np.abs(alone.images[0].astype(int) - together.images[i]).max() <= 1
 
 
-def test_w_plus_reaches_what_mixed_styles_draw(model):
+def test_project_into_w_plus_reproduces_mixed_styles_better_than_w(model):
     mixed = style_vectors(model.mapping, draw_z(2 * model.generator.num_ws, 16, seed=5))[0].reshape(2, -1, 16)
     targets = synthesize(model, mixed)
     w, plus = (project(model, targets, [-1, -1], STEPS, space) for space in ("w", "w+"))
@@ -197,19 +197,20 @@ def test_w_plus_reaches_what_mixed_styles_draw(model):
     assert not torch.allclose(plus.ws[:, 0], plus.ws[:, -1])
 
 
-def test_noise_holds_what_white_noise_drew_and_stays_white(model, few, monkeypatch):
+def test_project_finds_random_noise_and_keeps_it_white(model, few, monkeypatch):
     targets = synthesize(model, few[1].ws, "random", torch.Generator().manual_seed(1))
-    found = project(model, targets, [-1] * 3, STEPS)
-    assert (found.rms[:, 1] < 0.7 * found.rms[:, 0]).all(), found.rms
-    for one in found.noise:
-        torch.testing.assert_close(one.square().mean((2, 3)), torch.ones(3, 1))
-    white = noise_structure([torch.randn_like(one) for one in found.noise]).mean()
-    assert noise_structure(found.noise).max() < white
-    monkeypatch.setattr(projector, "WHITE", 0.0)
-    assert noise_structure(project(model, targets, [-1] * 3, STEPS).noise).mean() > 3 * noise_structure(found.noise).mean()
+    projection = project(model, targets, [-1] * 3, STEPS)
+    assert (projection.rms[:, 1] < 0.7 * projection.rms[:, 0]).all(), projection.rms
+    for noise_map in projection.noise:
+        torch.testing.assert_close(noise_map.square().mean((2, 3)), torch.ones(3, 1))
+    rng = torch.Generator().manual_seed(2)
+    white = noise_structure([torch.randn(noise_map.shape, generator=rng) for noise_map in projection.noise]).mean()
+    assert noise_structure(projection.noise).max() < white
+    monkeypatch.setattr(projector, "STRUCTURE_WEIGHT", 0.0)
+    assert noise_structure(project(model, targets, [-1] * 3, STEPS).noise).mean() > 3 * noise_structure(projection.noise).mean()
 
 
-def test_starts_are_the_nearest_of_the_class():
+def test_nearest_starts_are_the_nearest_of_the_class():
     model, distance = tiny(2), Distance()
     drawn = torch.stack([style_vectors(model.mapping, draw_z(20, 16, 0), label)[0] for label in (0, 1)])
     images = torch.cat([model.generator(drawn[0, 17:18], "fixed"), model.generator(drawn[1, 3:4], "fixed")])
@@ -221,14 +222,14 @@ def test_starts_are_the_nearest_of_the_class():
     torch.testing.assert_close(starts[1], drawn[1, 3])
 
 
-def test_the_way_from_class_to_class_ends_at_the_other_classes_w():
+def test_move_class_from_one_mean_ends_at_the_other():
     model = tiny(2)
-    ad, nc = (style_vectors(model.mapping, draw_z(projector.DRAWN, 16, 0), label)[0].mean(0) for label in (0, 1))
-    found = project(model, synthesize(model, ad[None]), [0], 2)
-    found = found._replace(ws=ad.expand(1, model.generator.num_ws, -1))
-    moved = move_class(model, found)[0]
+    ad, nc = (style_vectors(model.mapping, draw_z(projector.LATENTS, 16, 0), label)[0].mean(0) for label in (0, 1))
+    projection = project(model, synthesize(model, ad[None]), [0], 2)
+    projection = projection._replace(ws=ad.expand(1, model.generator.num_ws, -1))
+    moved = move_class(model, projection)[0]
     for place, w in ((2, ad), (4, nc), (3, (ad + nc) / 2)):
-        expected = to_uint8(model.generator(w[None], found.noise))[0].numpy().astype(int)
+        expected = to_uint8(model.generator(w[None], projection.noise))[0].numpy().astype(int)
         assert np.abs(moved[place] - expected).max() <= 1
 
 
@@ -236,7 +237,7 @@ def test_the_way_from_class_to_class_ends_at_the_other_classes_w():
 # Files
 
 
-def test_names_are_clean_and_different():
+def test_clean_names_are_safe_and_different():
     names = clean_names(
         ["../../etc/passwd.png", "a b.png", "a_b.PNG", "A B.png", "é/.jpg", "", "x" * 300 + ".png", "C:\\d\ne.png", "AD/1_2.png"]
     )
@@ -248,7 +249,7 @@ def test_names_are_clean_and_different():
     )
 
 
-def test_read_targets_knows_classes_by_their_folder(slices_dir, tmp_path):
+def test_read_targets_takes_classes_from_folder_names(slices_dir, tmp_path):
     both = read_targets(os.path.dirname(slices_dir) + "/test", 32)
     assert both.images.shape == (13, 32, 32) and both.images.dtype == np.uint8
     assert both.labels.tolist() == [0] * 6 + [1] * 7 and both.names[0] == "AD_100_0"
@@ -259,7 +260,7 @@ def test_read_targets_knows_classes_by_their_folder(slices_dir, tmp_path):
     assert read_targets(tmp_path, 32).labels.tolist() == [-1]
 
 
-def test_read_targets_refuses_in_one_line(tmp_path, capsys):
+def test_read_targets_refuses_folders_without_readable_slices(tmp_path, capsys):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError, match=str(path)):
             read_targets(path, 32)
@@ -272,9 +273,9 @@ def test_read_targets_refuses_in_one_line(tmp_path, capsys):
     assert "1 unreadable file left out: broken.png" in capsys.readouterr().err
 
 
-def test_files_hold_the_projection(model, few, tmp_path):
-    targets, found = few
-    paths = save_projection(found, ["../../../outside", "b", "b"], str(tmp_path / "out"))
+def test_save_projection_writes_the_projection(model, few, tmp_path):
+    targets, projection = few
+    paths = save_projection(projection, ["../../../outside", "b", "b"], str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path)) == ["out"]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(
         f"{name}.{kind}" for name in ("outside", "b", "b_2") for kind in ("png", "npz", "gif")
@@ -302,14 +303,14 @@ def test_files_hold_the_projection(model, few, tmp_path):
         assert np.abs(np.asarray(gif.convert("L"))[::8, :256:8].astype(int) - targets[1]).max() <= 2
 
 
-def test_a_conditional_projection_is_moved_and_written(tmp_path):
+def test_move_class_with_shift_zero_is_the_projection_and_is_saved(tmp_path):
     model = tiny(2)
     targets = synthesize(model, style_vectors(model.mapping, draw_z(2, 16, 8), 1)[0])
-    found = project(model, targets, [0, 1], 2)
-    assert found.labels.tolist() == [0, 1]
-    moved = move_class(model, found)
+    projection = project(model, targets, [0, 1], 2)
+    assert projection.labels.tolist() == [0, 1]
+    moved = move_class(model, projection)
     assert moved.shape == (2, len(projector.SHIFTS), 32, 32)
-    np.testing.assert_array_equal(moved[:, 2], found.images[:, 1])
-    paths = save_projection(found, ["a", "b"], str(tmp_path), moved)
+    np.testing.assert_array_equal(moved[:, 2], projection.images[:, 1])
+    paths = save_projection(projection, ["a", "b"], str(tmp_path), moved)
     assert [os.path.basename(path) for path in paths[3::4]] == ["a_classes.png", "b_classes.png"]
     assert all(os.path.getsize(path) for path in paths)

@@ -1,0 +1,175 @@
+"""Maps of style vectors (UMAP, t-SNE or PCA): of AD and NC models, of a conditional model, and over the epochs of training.
+
+    runs = compared_runs(ad="model/AD", nc="model/NC", control="control/NC")
+    section = plot_umaps(runs, "predictions", method="umap")
+
+What a gap between AD and NC in these maps can show, and how it is measured, is in style_space.py.
+"""
+
+import csv
+import os
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from analysis import figures, projector
+from analysis.models import draw_z, load_model, style_vectors
+from analysis.report import ReportFigure, ReportTable, Section
+from analysis.style_space import (
+    EPOCHS_NOTE,
+    conditional_verdict,
+    embed,
+    epochs_to_show,
+    history,
+    maps_over_epochs,
+    split_like,
+    style_separation,
+    verdict,
+)
+from dataset import Slices
+from utils import CLASSES, UserError, atomic_path, read_config
+
+PAIR, CONTROL, CONDITIONAL = "AD and NC", "control: NC twice", "one conditional model"  # titles of maps
+REAL = "real slices in one conditional model"
+MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
+
+
+def compared_runs(ad=None, nc=None, control=None, conditional=None):
+    """The runs of each map, {title: {legend: run folder} or the folder of one conditional run}, from the folders that are given."""
+    runs = {}
+    if ad and nc:
+        runs[PAIR] = {"AD": ad, "NC": nc}
+        if control:
+            runs[CONTROL] = {"NC": nc, "NC, other seed": control}
+    if conditional:
+        runs[CONDITIONAL] = conditional
+    return runs
+
+
+def style_sets(runs, which, count, seed, device):
+    """Style vectors {legend: w [count, w_dim]} of the same latents: of each model in {legend: run folder}, or, given the folder of
+    one conditional run, of each of its classes. UserError if their lengths differ."""
+    if isinstance(runs, str):
+        mapping = load_model(runs, device, which).mapping
+        networks = {name: (mapping, label) for label, name in enumerate(CLASSES)}
+    else:
+        networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
+    lengths = {name: mapping.w_dim for name, (mapping, _) in networks.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"style vectors of different length cannot be compared: {lengths}")
+    with torch.no_grad():
+        return {
+            name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
+            for name, (mapping, label) in networks.items()
+        }
+
+
+def projected_slices(folder, which, dataset_dir, count, seed, device):
+    """{"real AD": w [n, w_dim], "real NC": ...}: `count` slices of each class in `dataset_dir`, or all if there are fewer,
+    projected into a conditional model without being given their class."""
+    model = load_model(folder, device, which)
+    slices = {name: Slices(dataset_dir, name, model.generator.resolution) for name in CLASSES}
+    pixels = {f"real {name}": figures.spread(of_class, min(count, len(of_class))) for name, of_class in slices.items()}
+    targets = np.concatenate(list(pixels.values()))
+    unknown = np.full(len(targets), -1)
+    ws = projector.project(model, targets, unknown, seed=seed, progress=True).ws[:, 0].numpy()
+    return split_like(ws, pixels)
+
+
+def plot_umaps(
+    runs,
+    output_dir,
+    method="umap",
+    which="last",
+    count=1000,
+    neighbours=15,
+    min_dist=0.1,
+    seed=0,
+    device="cpu",
+    dataset_dir=None,
+    real_count=50,
+):
+    """Plot a map for each of `runs` (of `compared_runs`) and maps over the epochs; returns a report.Section.
+
+    Writes <method>.png and .csv, and <method>_epochs.png and .gif if the runs have saved style vectors. count: style vectors of
+    each class; real_count: slices of each class in `dataset_dir` to project into the conditional model (None: no slices).
+    """
+    options = {"method": method, "seed": seed, "neighbours": neighbours, "min_dist": min_dist}
+    saved = {title: epochs for title, of_title in runs.items() if (epochs := history(of_title))}
+    panels, separations = [], {}
+    with tqdm(total=len(runs) + sum(map(len, saved.values())), desc=method, unit=" maps") as bar:
+        for title, of_title in runs.items():
+            sets = style_sets(of_title, which, count, seed, device)
+            separations[title] = style_separation(*sets.values(), seed=seed)
+            if title == CONDITIONAL and dataset_dir:
+                real = projected_slices(of_title, which, dataset_dir, real_count, seed, device)
+                title = REAL
+                separations[title] = style_separation(*real.values(), paired=False, seed=seed)
+                sets |= real
+            points = split_like(embed(np.concatenate(list(sets.values())), **options), sets)
+            measures = {MEASURES[name]: interval for name, interval in separations[title]._asdict().items()}
+            panels.append(figures.Panel(title, points, measures))
+            bar.update()
+        over_epochs = {title: maps_over_epochs(epochs, bar.update, **options) for title, epochs in saved.items()}
+
+    text = conclusions(runs, separations)
+    path, epochs_path, gif_path = (os.path.join(output_dir, method + end) for end in (".png", "_epochs.png", "_epochs.gif"))
+    figures.plot_styles(panels, path, "\n".join(text))
+    save_points(panels, os.path.join(output_dir, f"{method}.csv"))
+    caption = (
+        f"{count} style vectors of each class, of the same latents, by {method}. The measures are taken in w, with 95% intervals."
+    )
+    shown = [ReportFigure(path, caption)]
+    if over_epochs:
+        figures.plot_epochs(select_epochs(over_epochs), epochs_path, "The same 512 latents over the epochs. " + EPOCHS_NOTE)
+        figures.save_gif(figures.epoch_frames(over_epochs), gif_path, 500)
+        shown += [ReportFigure(epochs_path, "Over the epochs."), ReportFigure(gif_path, "Over the epochs, animated.")]
+    table = ReportTable(
+        ["sets", "neighbours alike", "linear probe, AUC"],
+        [[title, *separation] for title, separation in separations.items()],
+        "Both are 0.5 by chance and 1 if the sets are fully separated; in brackets 95% bootstrap intervals.",
+    )
+    numbers = {title: separation._asdict() for title, separation in separations.items()}
+    return Section("Style space", text, [table], shown, numbers)
+
+
+def conclusions(runs, separations):
+    """Sentences on what the maps of `runs` show, given {title: StyleSeparation}."""
+    sentences = []
+    if PAIR in runs:
+        sentences.append(verdict(separations[PAIR], separations.get(CONTROL), alike_seeds(runs)))
+    if CONDITIONAL in runs:
+        sentences.append(conditional_verdict(separations.get(REAL)))
+    return sentences
+
+
+def alike_seeds(runs):
+    """Whether the pair AD and NC and the pair NC and control were trained alike: each with one shared seed, or each with two.
+
+    True without a control.
+    """
+    if CONTROL not in runs:
+        return True
+    folders = runs[PAIR]["AD"], runs[PAIR]["NC"], runs[CONTROL]["NC, other seed"]
+    ad, nc, control = (read_config(folder).get("flags", {}).get("seed") for folder in folders)
+    return (ad == nc) == (nc == control)
+
+
+def select_epochs(over_epochs):
+    """The maps of the epochs to show in a figure, of maps over all epochs {title: [(epoch, ...)]}."""
+    shown = {}
+    for title, maps in over_epochs.items():
+        epochs = epochs_to_show([epoch for epoch, *_ in maps])
+        shown[title] = [epoch_map for epoch_map in maps if epoch_map[0] in epochs]
+    return shown
+
+
+def save_points(panels, path):
+    """Write the points of maps as a table with the columns panel, set, number, x, y."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["panel", "set", "number", "x", "y"])
+        for panel in panels:
+            for name, points in panel.sets.items():
+                table.writerows([panel.title, name, i, *map(float, point)] for i, point in enumerate(points))

@@ -1,0 +1,98 @@
+"""Finding and loading runs, and generating images from them."""
+
+import copy
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.models import draw_z, find_run, generate, list_runs, load_model
+from modules import MappingNetwork
+from utils import UserError
+
+
+def generated(model, count, **options):
+    return np.concatenate(list(generate(model, count, options.pop("seed", 0), **options)))
+
+
+def test_find_run_by_path_and_by_name(models, tmp_path):
+    ad = os.path.join(models, "AD")
+    assert find_run("AD", models) == find_run(ad, str(tmp_path)) == ad
+    assert list_runs(models) == ["AD", "NC", "all-conditional"] and list_runs(str(tmp_path)) == []
+    with pytest.raises(UserError, match="no run MCI: .*holds AD, NC, all-conditional"):
+        find_run("MCI", models)
+
+
+def test_load_model_takes_the_averaged_weights(model, models):
+    saved = torch.load(os.path.join(models, "AD", "checkpoint.pt"), weights_only=True)["averaged"]
+    for key, value in model.generator.state_dict().items():
+        assert torch.equal(value, saved[f"generator.{key}"]), key
+
+
+def test_load_model_best_falls_back_to_the_last_generator_with_one_note(models, tmp_path, capsys):
+    folder = tmp_path / "NC"
+    folder.mkdir()
+    shutil.copy(os.path.join(models, "NC", "generator.pt"), folder)  # and no best.pt
+    last, best, _ = (load_model(str(folder), "cpu", which) for which in ("last", "best", "best"))
+    assert capsys.readouterr().err.startswith(f"note: {folder} holds no best.pt")
+    load_model(str(folder), "cpu", "best")
+    assert capsys.readouterr().err == ""
+    assert torch.equal(best.generator.constant, last.generator.constant)
+
+
+def test_load_model_refuses_files_that_hold_no_generator(models, tmp_path):
+    path = tmp_path / "generator.pt"
+    saved = torch.load(os.path.join(models, "AD", "generator.pt"), weights_only=True)
+    for change in ({"classes": ["MCI"]}, {"network": saved["network"] | {"resolution": 64}}, {"weights": {}}):
+        torch.save(saved | change, path)
+        with pytest.raises(UserError, match="generator.pt: not a generator that train.py saved"):
+            load_model(str(tmp_path), "cpu")
+    path.write_bytes(b"not a network")
+    with pytest.raises(UserError, match="generator.pt: not a generator that train.py saved"):
+        load_model(str(tmp_path), "cpu")
+
+
+def test_load_model_refuses_a_changed_byte(models, tmp_path):
+    """PyTorch does not check the checksums of its zip files."""
+    content = bytearray(open(os.path.join(models, "AD", "generator.pt"), "rb").read())
+    weights = load_model(os.path.join(models, "AD"), "cpu").generator.blocks[0].styles[0].conv.weight
+    content[content.index(weights.permute(0, 2, 3, 1).numpy().tobytes()[:16])] ^= 1
+    (tmp_path / "generator.pt").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(str(tmp_path), "cpu")
+
+
+def test_generate_gives_the_same_images_for_a_seed_and_any_count(model):
+    twenty = generated(model, 20)
+    assert twenty.shape == (20, 32, 32) and twenty.dtype == np.uint8
+    np.testing.assert_array_equal(generated(model, 20), twenty)
+    np.testing.assert_array_equal(generated(model, 3), twenty[:3])
+    assert (generated(model, 3, seed=1) != twenty[:3]).mean() > 0.1
+
+
+def test_generate_with_truncation_reduces_variety(model):
+    model = copy.deepcopy(model)
+    for block in model.generator.blocks:
+        for style in block.styles:
+            torch.nn.init.zeros_(style.noise_strength)  # which no truncation touches
+    spreads = [generated(model, 32, truncation=psi).astype(float).std(0).mean() for psi in (0.0, 0.5, 1.0)]
+    assert spreads[0] < 0.5 * spreads[1] < 0.8 * spreads[2]
+
+
+def test_generate_from_a_later_batch_gives_the_same_images(model):
+    later = np.concatenate(list(generate(model, 35, 0, start=1)))
+    np.testing.assert_array_equal(later, generated(model, 35)[16:])
+
+
+def test_draw_z_is_independent_of_the_weights_of_a_model_with_the_same_seed():
+    """Otherwise the latents equal rows of its first weights, and their w are twice as far from the mean as others."""
+    torch.manual_seed(3)
+    mapping = MappingNetwork().eval()
+    with torch.no_grad():
+        ours, others = (mapping(draw_z(256, 256, seed)) for seed in (3, 4))
+    spread = [(w - others.mean(0)).norm(dim=1).mean().item() for w in (ours, others)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.05)
+    rows = torch.nn.functional.normalize(mapping.layers[0].weight.detach())
+    assert (torch.nn.functional.normalize(draw_z(256, 256, 3)) @ rows.T).abs().max() < 0.4

@@ -1,0 +1,106 @@
+"""Maps of style vectors: their sets, the sentences about them, and the table of their points."""
+
+import csv
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import style_maps
+from analysis.bootstrap import Interval
+from analysis.figures import Panel
+from analysis.models import draw_z, load_model, style_vectors
+from analysis.style_maps import (
+    CONDITIONAL,
+    CONTROL,
+    PAIR,
+    REAL,
+    alike_seeds,
+    compared_runs,
+    conclusions,
+    projected_slices,
+    save_points,
+    style_sets,
+)
+from analysis.style_space import StyleSeparation
+from modules import MappingNetwork
+from utils import CLASSES, UserError
+
+
+def test_compared_runs_are_a_pair_its_control_and_a_conditional_run():
+    assert compared_runs("a", "n", "c", "both") == {
+        "AD and NC": {"AD": "a", "NC": "n"},
+        "control: NC twice": {"NC": "n", "NC, other seed": "c"},
+        "one conditional model": "both",
+    }
+    assert list(compared_runs("a", "n")) == ["AD and NC"] and list(compared_runs(conditional="both")) == ["one conditional model"]
+
+
+def test_style_sets_of_the_best_and_the_last_generator(models, tmp_path):
+    shutil.copy(os.path.join(models, "AD", "generator.pt"), tmp_path / "generator.pt")
+    shutil.copy(os.path.join(models, "NC", "generator.pt"), tmp_path / "best.pt")
+    for which, source in (("last", "AD"), ("best", "NC")):
+        expected, _ = style_vectors(load_model(os.path.join(models, source), "cpu").mapping, draw_z(50, 256, 0))
+        sets = style_sets({"AD": str(tmp_path)}, which, 50, 0, "cpu")
+        np.testing.assert_array_equal(sets["AD"], expected.numpy())
+
+
+def test_style_sets_of_a_conditional_run_are_its_classes(models, conditional):
+    sets = style_sets(os.path.join(models, "all-conditional"), "last", 20, 0, "cpu")
+    for label, name in enumerate(CLASSES):
+        np.testing.assert_array_equal(sets[name], style_vectors(conditional.mapping, draw_z(20, 256, 0), label)[0].numpy())
+    assert not np.allclose(sets["AD"], sets["NC"])
+
+
+def test_style_sets_refuses_style_vectors_of_different_length(monkeypatch):
+    monkeypatch.setattr(style_maps, "load_model", lambda folder, *_: SimpleNamespace(mapping=MappingNetwork(16, int(folder))))
+    with pytest.raises(UserError, match="different length.*AD.*16.*NC.*32"):
+        style_sets({"AD": "16", "NC": "32"}, "last", 4, 0, "cpu")
+
+
+def test_projected_slices_are_not_given_their_class(models, slices_dir, monkeypatch):
+    labels = []
+
+    def project(model, targets, given, **_):
+        labels.extend(given)
+        means = torch.from_numpy(targets).float().mean((1, 2))
+        return SimpleNamespace(ws=means[:, None, None].expand(-1, 8, 256))
+
+    monkeypatch.setattr(style_maps.projector, "project", project)
+    sets = projected_slices(os.path.join(models, "all-conditional"), "last", slices_dir, 10, 0, "cpu")
+    assert {name: w.shape for name, w in sets.items()} == {"real AD": (9, 256), "real NC": (10, 256)}  # there are 9 and 11
+    assert labels == [-1] * 19
+    assert sets["real AD"].mean() < sets["real NC"].mean()  # NC has the larger discs
+
+
+@pytest.mark.parametrize("seeds, alike", [((0, 0, 0), True), ((0, 1, 2), True), ((0, 0, 1), False), ((0, 1, 1), False)])
+def test_alike_seeds_are_pairs_that_both_share_their_seed_or_both_do_not(tmp_path, seeds, alike):
+    folders = [str(tmp_path / name) for name in ("AD", "NC", "control")]
+    for folder, seed in zip(folders, seeds):
+        os.mkdir(folder)
+        with open(os.path.join(folder, "config.json"), "w") as file:
+            json.dump({"flags": {"seed": seed}}, file)
+    assert alike_seeds(compared_runs(*folders)) == alike
+    assert alike_seeds(compared_runs(*folders[:2]))
+
+
+def test_conclusions_name_the_missing_control_and_the_projected_slices(tmp_path):
+    mixed, apart = (StyleSeparation(Interval(*values), Interval(*values)) for values in ((0.5, 0.4, 0.6), (0.9, 0.8, 1.0)))
+    assert "without --control_dir" in conclusions(compared_runs("a", "n"), {PAIR: apart})[0]
+    folders = [str(tmp_path / name) for name in ("AD", "NC", "control")]
+    (further,) = conclusions(compared_runs(*folders), {PAIR: apart, CONTROL: mixed})
+    assert "further apart than" in further
+    (real,) = conclusions(compared_runs(conditional="both"), {CONDITIONAL: apart, REAL: mixed})
+    assert "no separation was shown" in real
+
+
+def test_save_points_writes_every_point(tmp_path):
+    panels = [Panel("a", {"AD": np.array([[1.0, 2.0], [3.0, 4.0]]), "NC": np.array([[5.0, 6.0]])}, {})]
+    save_points(panels, str(tmp_path / "map.csv"))
+    with open(tmp_path / "map.csv", newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows == [("a", "AD", "0", "1.0", "2.0"), ("a", "AD", "1", "3.0", "4.0"), ("a", "NC", "0", "5.0", "6.0")]
