@@ -242,7 +242,7 @@ class GeneratorBlock(nn.Module):
         """
         for style, w, block_noise in zip(self.styles, ws, noise):
             x, scale = style(x, scale, w, block_noise, rng)
-        contribution = self.to_image(x, scale, ws[-1]).float() + self.image_bias
+        contribution = self.to_image(x, scale, ws[-1]).to(ws[-1].dtype) + self.image_bias
         return x, scale, contribution if image is None else upsample(image) + contribution
 
 

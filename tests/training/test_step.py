@@ -1,0 +1,474 @@
+"""One training step against the algorithm written out in float64, and the parts of a step by themselves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dataset import Slices, batches
+from modules import build_networks
+from training import step as step_module
+from training.augment import augment
+from training.loss import PathLength, clip_images, gradient_penalty
+from training.step import (
+    BETAS,
+    EMA_RAMPUP,
+    PATH_LENGTH_EVERY,
+    Batch,
+    Options,
+    TrainingState,
+    adam_step,
+    generate,
+    mean_terms,
+    mix_styles,
+    train_step,
+    update_average,
+)
+
+CPU = torch.device("cpu")
+NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
+CONDITIONAL = NETWORK | {"num_classes": 2}
+LOSSES = "wgan-gp", "logistic", "relativistic"
+
+
+def new_state(network=NETWORK, dtype=torch.float32, **options):
+    return TrainingState(Options(**({"batch_size": 4} | options)), network, CPU, dtype)
+
+
+def random_images(count, seed=5, dtype=None):
+    return torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(seed), dtype=dtype).clamp(-1, 1)
+
+
+@pytest.fixture
+def float64():
+    """Everything in float64, where two ways of computing agree to rounding errors of about 1e-12."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference: algorithm 1, written out
+
+
+class Reference:
+    """The same networks as a TrainingState, trained by the formulas of the papers, without its functions."""
+
+    def __init__(self, state):
+        self.options, self.rng = state.options, torch.Generator().manual_seed(0)
+        self.rng.set_state(state.rng.get_state())
+        network = CONDITIONAL if state.critic.embedding is not None else NETWORK
+        (self.model, self.critic), (self.averaged, _) = build_networks(network), build_networks(network)
+        self.model.load_state_dict(state.model.state_dict())
+        self.critic.load_state_dict(state.critic.state_dict())
+        self.averaged.load_state_dict(state.model.state_dict())
+        self.moments, self.path_mean = {}, torch.zeros([])
+        self.images_shown = 0
+
+    def latents(self, count, labels, mixing):
+        """w for every layer, one image after the other."""
+        num_ws = self.model["generator"].num_ws
+        z = torch.randn(count, 16, generator=self.rng)
+        w = self.model["mapping"](z, labels)
+        if mixing == 0:
+            return torch.stack([w] * num_ws, 1)
+        w2 = self.model["mapping"](torch.randn(z.shape, generator=self.rng), labels)
+        chance = torch.rand(len(z), 2, 1, 1, generator=self.rng)
+        rows = []
+        for i in range(len(z)):
+            crossover = 1 + math.floor(chance[i, 1].item() * (num_ws - 1)) if chance[i, 0] < mixing else num_ws
+            rows.append(torch.stack([w[i] if layer < crossover else w2[i] for layer in range(num_ws)]))
+        return torch.stack(rows)
+
+    def adam(self, parameters, lr):
+        """Kingma and Ba 2015, algorithm 1; returns the gradient's norm."""
+        beta1, beta2 = 0.0, 0.99
+        for p in parameters:
+            t, m, v = self.moments.get(p, (0, 0.0, 0.0))
+            t, m, v = t + 1, beta1 * m + (1 - beta1) * p.grad, beta2 * v + (1 - beta2) * p.grad**2
+            self.moments[p] = t, m, v
+            p.data -= lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8)
+        return math.sqrt(sum((p.grad**2).sum().item() for p in parameters))
+
+    def step(self, k, real, labels):
+        options, softplus, terms = self.options, F.softplus, {}
+        both = None if labels is None else torch.cat([labels, labels])
+        for module in (self.model, self.critic):
+            module.zero_grad()
+
+        # The critic
+        ws = self.latents(len(real), labels, options.style_mixing)
+        images = self.model["generator"](ws, rng=self.rng)
+        fake = images.detach().clamp(-1, 1)
+        seen_real, seen_fake = (augment(x, options.augment_p, self.rng) for x in (real, fake))
+        scores = self.critic(torch.cat([seen_real, seen_fake]), both, parts=2)
+        d_real, d_fake = scores[: len(real)], scores[len(real) :]
+        loss = {
+            "wgan-gp": lambda: d_fake.mean() - d_real.mean() + 0.001 * (d_real**2).mean(),
+            "logistic": lambda: softplus(d_fake).mean() + softplus(-d_real).mean(),
+            "relativistic": lambda: softplus(d_fake - d_real).mean(),
+        }[options.loss]()
+        terms["critic_loss"], terms["wasserstein"] = loss.item(), (d_real.mean() - d_fake.mean()).item()
+        terms["separation"] = np.mean(np.sign((d_real - d_fake).tolist()))
+        if k % options.gp_every == 0:
+            penalty, norm = self.penalty(seen_real, seen_fake, labels)
+            terms["penalty"], terms["gradient_norm"] = options.lambda_gp * penalty.item(), norm
+            loss = loss + options.gp_every * options.lambda_gp * penalty
+        loss.backward()
+        terms["critic_gradient"] = self.adam(list(self.critic.parameters()), options.lr_critic)
+
+        # The generator, against the updated critic
+        self.model.zero_grad()
+        d_fake = self.critic(augment(clip_images(images), options.augment_p, self.rng), labels)
+        if options.loss == "relativistic":
+            d_real = self.critic(augment(real, options.augment_p, self.rng), labels)
+        loss = {
+            "wgan-gp": lambda: -d_fake.mean(),
+            "logistic": lambda: softplus(-d_fake).mean(),
+            "relativistic": lambda: softplus(d_real - d_fake).mean(),
+        }[options.loss]()
+        terms["generator_loss"] = loss.item()
+        length = None
+        if options.path_length and k % 8 == 0:
+            half_ws = self.latents(len(real) // 2, None if labels is None else labels[: len(real) // 2], 0)
+            half = self.model["generator"](half_ws, rng=self.rng)
+            noise = torch.randn(half.shape, generator=self.rng) / 32
+            (jacobian,) = torch.autograd.grad((half * noise).sum(), half_ws, create_graph=True)
+            lengths = (jacobian**2).sum(2).mean(1).sqrt()
+            penalty, length = ((lengths - self.path_mean) ** 2).mean(), lengths.mean().item()
+            terms["path_length"] = options.path_length * penalty.item()
+            loss = loss + 8 * options.path_length * penalty
+        loss.backward()
+        terms["generator_gradient"] = self.adam(list(self.model.parameters()), options.lr)
+        if length is not None:
+            self.path_mean = self.path_mean + 0.01 * (length - self.path_mean)
+
+        # The running mean of w, per class, and the moving average
+        w_mean = self.model["mapping"].w_mean
+        for label in range(len(w_mean)):
+            rows = [i for i in range(len(real)) if labels is None or labels[i] == label]
+            if rows:
+                w_mean[label] = 0.995 * w_mean[label] + 0.005 * ws[rows, 0].mean(0).detach()
+        self.images_shown += options.batch_size
+        half_life = min(1000 * options.ema_kimg, 0.05 * self.images_shown)
+        beta = 0.5 ** (options.batch_size / half_life)
+        for average, p in zip(self.averaged.parameters(), self.model.parameters()):
+            average.data = beta * average.data + (1 - beta) * p.data
+        return terms
+
+    def penalty(self, real, fake, labels):
+        """The gradient penalty and the mean norm, image by image."""
+        places = [(real, real, None)]
+        if self.options.loss == "wgan-gp":
+            mix = torch.rand(len(real), 1, 1, 1, generator=self.rng)
+            places = [((1 - mix) * real + mix * fake, None, None)]
+        elif self.options.loss == "relativistic":
+            places.append((fake, None, None))
+        norms = []
+        for x, *_ in places:
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.critic(x, labels).sum(), x, create_graph=True)
+            norms.append(torch.stack([(g**2).sum().sqrt() for g in gradient]))
+        if self.options.loss == "wgan-gp":
+            return ((norms[0] - 1) ** 2).mean(), norms[0].mean().item()
+        return sum((norm**2).mean() / 2 for norm in norms), norms[0].mean().item()
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_train_step_is_the_algorithm_written_out(float64, loss, conditional):
+    state = new_state(
+        CONDITIONAL if conditional else NETWORK,
+        torch.float64,
+        loss=loss,
+        lambda_gp=3.0,
+        gp_every=2,
+        augment="fixed",
+        augment_p=0.5,
+        style_mixing=0.5,
+        path_length=2.0,
+        lr=0.004,
+        lr_critic=0.001,
+        ema_kimg=0.0004,
+    )
+    reference = Reference(state)
+    for k in range(3):  # 0: all penalties; 1: none; 2: the gradient penalty
+        real, labels = random_images(4, seed=k), torch.tensor([0, 1, 1, 0]) if conditional else None
+        terms, expected = train_step(state, k, Batch(real, labels)), reference.step(k, real, labels)
+        assert terms.keys() - {"diversity", "lit", "beyond"} == expected.keys()
+        for name, value in expected.items():
+            assert terms[name].item() == pytest.approx(value, rel=1e-7, abs=1e-9), (k, name)
+        pairs = (state.model, reference.model), (state.critic, reference.critic), (state.averaged, reference.averaged)
+        for ours, theirs in pairs:
+            for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+                if (loss, name) == ("relativistic", "score.bias"):
+                    b.data.copy_(a.data)  # only differences of scores count: its gradient is rounding, which Adam enlarges
+                torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{k} {name}: {text}")
+        for mapping in (state.model["mapping"], state.averaged["mapping"]):
+            torch.testing.assert_close(mapping.w_mean, reference.model["mapping"].w_mean, rtol=1e-9, atol=1e-12)
+        assert state.path_length.mean.item() == pytest.approx(reference.path_mean.item(), rel=1e-9)
+        assert torch.equal(state.rng.get_state(), reference.rng.get_state())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts of the step
+
+
+def test_constants_are_those_of_the_papers():
+    assert BETAS == (0.0, 0.99) and PATH_LENGTH_EVERY == 8 and EMA_RAMPUP == 0.05
+
+
+def weights(state):
+    modules = state.model, state.critic, state.averaged
+    return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
+
+
+def test_generator_is_not_updated_where_the_critics_gradient_is_not_finite(monkeypatch):
+    state = new_state()
+    train_step(state, 0, Batch(random_images(4)))
+    before = [p.clone() for p in (*state.model_weights, *state.critic_weights)]
+    monkeypatch.setattr(step_module, "critic_loss", lambda kind, real, fake: (real - fake).mean() * math.inf)
+    terms = train_step(state, 1, Batch(random_images(4)))
+    assert not terms["critic_gradient"].isfinite() and terms["generator_gradient"].isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, (*state.model_weights, *state.critic_weights)))
+    assert all(a.isfinite().all() for a in weights(state))
+
+
+def test_critic_alone_is_updated_where_the_generators_gradient_is_not_finite(monkeypatch):
+    state = new_state()
+    generator_before, critic_before = ([p.clone() for p in list_] for list_ in (state.model_weights, state.critic_weights))
+    monkeypatch.setattr(step_module, "generator_loss", lambda kind, fake, real: fake.mean() * math.nan)
+    train_step(state, 0, Batch(random_images(4)))
+    assert all(torch.equal(a, b) for a, b in zip(generator_before, state.model_weights))
+    assert not all(torch.equal(a, b) for a, b in zip(critic_before, state.critic_weights))
+
+
+def test_adam_step_leaves_no_trace_of_a_gradient_that_is_not_finite():
+    def linear():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 1)
+
+    network, spared = linear(), linear()
+    optimizers = [torch.optim.Adam(module.parameters(), 0.1, BETAS, fused=True) for module in (network, spared)]
+    for i, x in enumerate(torch.randn(6, 5, 3)):
+        factor = {2: math.nan, 3: math.inf}.get(i, 1)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (network(x).square().mean() * factor).backward()
+        norm = adam_step(optimizers[0], list(network.parameters()))
+        assert norm.isfinite() == (factor == 1)
+        if factor == 1:
+            spared(x).square().mean().backward()
+            expected = torch.cat([p.grad.flatten() for p in spared.parameters()]).norm()
+            assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+            adam_step(optimizers[1], list(spared.parameters()))
+        assert torch.equal(network.weight, spared.weight) and torch.equal(network.bias, spared.bias)
+
+
+def test_held_out_images_are_scored_but_never_trained_on():
+    state, without = (new_state(augment="ada", gp_every=2) for _ in range(2))
+    real, held_out = random_images(4, 1), random_images(4, 2)
+    _, critic = build_networks(NETWORK)
+    critic.load_state_dict(state.critic.state_dict())
+    terms = train_step(state, 1, Batch(real, None, held_out))  # no penalty, which draws after the held-out images
+    difference = (critic(real).mean() - critic(held_out).mean()).item()
+    assert terms["unseen"].item() == pytest.approx(difference, rel=1e-3, abs=1e-5)
+    assert state.augmentation.gap_held_out.sign() == terms["unseen"].sign() != 0
+    assert "unseen" not in train_step(without, 1, Batch(real)) and without.augmentation.gap_held_out == 0
+    assert all(torch.equal(a, b) for a, b in zip(state.critic_weights, without.critic_weights))
+
+
+def test_everything_the_critic_sees_is_augmented(monkeypatch):
+    """Real, generated and held-out images, in both updates: marked by the augmentation, found in the critic's input."""
+    monkeypatch.setattr(step_module, "augment", lambda images, p, rng: images * 0 + 7)
+    state, seen = new_state(augment="fixed", augment_p=0.5, loss="relativistic"), []
+    state.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    train_step(state, 0, Batch(random_images(4), None, random_images(4)))
+    assert len(seen) == 6 and all((images == 7).all() for images in seen)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_critic_sees_generated_images_clipped_as_they_are_saved(bounded):
+    state, seen = new_state(bounded=bounded, loss="relativistic"), []
+    state.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        state.model["generator"].blocks[-1].image_bias.fill_(2)  # much too bright
+    train_step(state, 0, Batch(torch.zeros(4, 1, 32, 32)))
+    generated = [images for images in seen if images.any()]
+    assert len(generated) == 3  # the critic's update, its penalty, the generator's update
+    assert all(((images.abs() <= 1).all() and (images == 1).any()) == bounded for images in generated)
+
+
+def test_labels_of_the_real_images_reach_generator_and_critic(monkeypatch):
+    state, told = new_state(CONDITIONAL, loss="relativistic", path_length=1.0), {"mapping": [], "critic": []}
+    labels = torch.tensor([0, 1, 1, 0])
+    state.model["mapping"].register_forward_pre_hook(lambda _, inputs: told["mapping"].append(inputs[1].tolist()))
+    state.critic.register_forward_pre_hook(lambda _, inputs: told["critic"].append(inputs[1].tolist()))
+    train_step(state, 0, Batch(random_images(4), labels))
+    own = labels.tolist()
+    assert told["mapping"] == [own, own[:2]]  # both updates share one batch; the path length takes half of one
+    assert told["critic"] == [own * 2, own, own, own, own]  # update, R1, R2; generated and real for the generator
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+def test_penalty_and_its_second_derivatives_match_float64(monkeypatch, loss, dtype, bound):
+    """float32: each parameter's gradient by itself; bfloat16: all together, since rounding may hide a small gradient."""
+    state, compared = new_state(NETWORK | {"z_dim": 256, "w_dim": 256}, dtype, loss=loss), []
+
+    def compare(kind, critic, real, fake, labels, rng):
+        twin = torch.Generator()
+        twin.set_state(rng.get_state())
+        found = gradient_penalty(kind, critic, real, fake, labels, rng)
+        _, exact = build_networks(NETWORK)
+        exact.load_state_dict(state.critic.state_dict())
+        expected = gradient_penalty(kind, exact.double(), real.double(), fake.double(), labels, twin)
+        assert found[0].item() == pytest.approx(expected[0].item(), rel=bound)
+        gradients, references = (
+            torch.autograd.grad(penalty, list(critic.parameters()), retain_graph=True, allow_unused=True)
+            for (penalty, _), critic in ((found, state.critic), (expected, exact))
+        )
+        pairs = [(a, b) for a, b in zip(gradients, references) if b is not None and b.norm() > 1e-9]  # the last biases have none
+        if dtype == torch.bfloat16:
+            pairs = [tuple(torch.cat([x.flatten() for x in side]) for side in zip(*pairs))]
+        for a, b in pairs:
+            assert (a - b).norm() / b.norm() < bound
+            compared.append(a)
+        return found
+
+    monkeypatch.setattr(step_module, "gradient_penalty", compare)
+    train_step(state, 0, Batch(random_images(4)))
+    assert len(compared) == 1 if dtype == torch.bfloat16 else len(compared) > 10
+
+
+def test_short_runs_end_alike_in_bfloat16_and_with_micro_batches(slices_dir):
+    """Losses at the end lie among those of float32 runs with other seeds."""
+    slices = Slices(slices_dir, "AD", 32, progress=False)
+
+    def losses(seed, dtype=torch.float32, grad_accum=1):
+        state = new_state(dtype=dtype, loss="relativistic", gp_every=8, seed=seed, grad_accum=grad_accum, batch_size=8)
+        data = batches(slices, 8, "cpu", seed)
+        terms = [train_step(state, k, Batch(next(data)[0])) for k in range(40)][20:]
+        return torch.tensor([[term[name] for name in ("critic_loss", "generator_loss", "wasserstein")] for term in terms]).mean(0)
+
+    plain = torch.stack([losses(seed) for seed in range(3)])
+    for other in ({"dtype": torch.bfloat16}, {"grad_accum": 2}):
+        assert ((losses(0, **other) - plain.mean(0)).abs() < 3 * plain.std(0)).all(), other
+
+
+def test_average_has_its_half_life():
+    state = new_state(batch_size=100, ema_kimg=5.0)
+    average, p = state.averaged_weights[0], state.model_weights[0]
+    average.zero_()
+    with torch.no_grad():
+        p.fill_(1)
+    for _ in range(50):
+        update_average(state, 10**7)
+    assert average.mean().item() == pytest.approx(0.5, rel=1e-3)
+    average.zero_()
+    update_average(state, 0)  # at the start: a twentieth of the images so far
+    assert average.mean().item() == pytest.approx(1 - 0.5 ** (1 / 0.05), rel=1e-5)
+
+
+def test_micro_batches_draw_their_own_latents_for_either_update():
+    state, latents = new_state(grad_accum=2, batch_size=8), []
+    state.model["mapping"].register_forward_pre_hook(lambda _, inputs: latents.append(inputs[0].detach().clone()))
+    train_step(state, 0, Batch(random_images(8)))
+    assert [len(z) for z in latents] == [4, 4, 4, 4]
+    assert not any(torch.equal(a, b) for i, a in enumerate(latents) for b in latents[:i])
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(monkeypatch, float64):
+    """On given latents, without noise: what remains is the division of the batch."""
+    given = torch.randn(16, 16, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(16) % 2
+    found = {}
+    for parts in (1, 2, 4):
+        calls = iter(range(100))
+        state = new_state(CONDITIONAL, torch.float64, grad_accum=parts, batch_size=16, loss="relativistic", lr=1e-9, lr_critic=1e-9)
+
+        def given_latents(state, count, labels=None, style_mixing=None, parts=parts, calls=calls):
+            ws = mix_styles(state.model["mapping"], given[next(calls) % parts :: parts], labels, state.model["generator"].num_ws, 0)
+            return state.model["generator"](ws, "none"), ws
+
+        monkeypatch.setattr(step_module, "generate", given_latents)
+        terms = train_step(state, 0, Batch(random_images(16), labels))
+        found[parts] = terms, [p.grad for p in state.critic_weights], [p.grad for p in state.model_weights], state
+    for parts in (2, 4):
+        for ours, whole in zip(found[parts][1] + found[parts][2], found[1][1] + found[1][2]):
+            if whole is not None:
+                torch.testing.assert_close(ours, whole, rtol=1e-7, atol=1e-10)
+        for name in found[1][0].keys() - {"diversity", "lit"}:  # ratios, of each micro-batch
+            torch.testing.assert_close(found[parts][0][name], found[1][0][name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found[parts][3].model["mapping"].w_mean, found[1][3].model["mapping"].w_mean)
+
+
+def test_processes_have_the_same_weights_and_other_random_numbers(monkeypatch):
+    states = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        states.append(new_state())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.model_weights for state in states)))
+    assert not torch.equal(*(generate(state, 2)[0] for state in states))
+
+
+def test_mean_terms():
+    terms = mean_terms([{"a": torch.tensor(1.0, requires_grad=True)}, {"a": torch.tensor(4.0)}])
+    assert terms["a"].item() == 2.5 and not terms["a"].requires_grad
+
+
+def test_style_mixing_takes_later_layers_from_a_second_latent():
+    mapping, _ = build_networks(NETWORK)[0]["mapping"], torch.manual_seed(0)
+    z = torch.randn(4000, 16)
+    ws = mix_styles(mapping, z, None, 8, 0.75, torch.Generator().manual_seed(1))
+    first = mapping(z)
+    from_first = torch.stack([(ws[:, layer] == first).all(1) for layer in range(8)], 1)
+    assert from_first[:, 0].all()
+    assert (from_first[:, :-1] >= from_first[:, 1:]).all()  # once the second latent has taken over, it stays
+    mixed = ~from_first.all(1)
+    assert mixed.float().mean().item() == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 4000))
+    crossovers = from_first[mixed].sum(1)
+    counts = torch.bincount(crossovers, minlength=8)[1:]  # uniform over 1 to 7
+    assert ((counts - len(crossovers) / 7).abs() < 5 * math.sqrt(len(crossovers) / 7)).all()
+    torch.testing.assert_close(mix_styles(mapping, z[:3], None, 8, 0), first[:3, None].expand(-1, 8, -1))
+
+
+def test_path_length_is_computed_on_half_a_batch_every_eighth_step(monkeypatch):
+    sizes, forward = [], PathLength.forward
+
+    def counted(self, images, ws, rng):
+        sizes.append(len(images))
+        return forward(self, images, ws, rng)
+
+    monkeypatch.setattr(PathLength, "forward", counted)
+    state = new_state(path_length=2.0)
+    for k in range(9):
+        assert ("path_length" in train_step(state, k, Batch(random_images(4)))) == (k % 8 == 0)
+    assert sizes == [2, 2]
+
+
+def test_step_never_waits_for_a_number():
+    """On a GPU every such look would make Python wait for it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watcher(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.waits = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags:
+                self.waits.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    state = new_state(CONDITIONAL, augment="ada", path_length=1.0, style_mixing=0.5, loss="relativistic")
+    batch = Batch(random_images(4), torch.tensor([0, 1, 1, 0]), random_images(4), torch.tensor([0, 1, 1, 0]))
+    with Watcher() as watcher:
+        torch.ones(1).item(), torch.ones(1).nonzero()
+        assert len(watcher.waits) == 2  # it does see them
+        watcher.waits.clear()
+        for k in range(2):
+            train_step(state, k, batch)
+    assert not watcher.waits
