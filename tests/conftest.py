@@ -22,8 +22,24 @@ def start(slices_dir, model_dir, *flags):
     return train.main([*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", str(model_dir), *map(str, flags)])
 
 
+def train_command(slices_dir, model_dir, *flags):
+    """The command line that trains the same in a process of its own."""
+    flags = [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", model_dir, *flags]
+    return [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)]
+
+
 def checkpoint(folder):
+    """The newest checkpoint in a run's folder, as a dictionary; its checksum is not verified."""
     return torch.load(os.path.join(str(folder), "checkpoint.pt"), weights_only=True)
+
+
+def same_checkpoints(a, b):
+    """Whether two checkpoints, or parts of them, are equal bit for bit, except for the training time and the checksum."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_checkpoints(a[key], b[key]) for key in a if key not in ("seconds", "checksum"))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_checkpoints, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def read_table(path):
@@ -81,6 +97,15 @@ def conditional(models):
     from analysis.models import load_model
 
     return load_model(os.path.join(models, "all-conditional"), "cpu")
+
+
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Runs save no plots, which take longer than tiny steps."""
+    from analysis import figures
+
+    monkeypatch.setattr(figures, "plot_dashboard", lambda *_: None)
+    monkeypatch.setattr(figures, "plot_loss_proportion", lambda *_: None)
 
 
 @pytest.fixture

@@ -1,18 +1,96 @@
-"""Errors, devices and files that are never half written."""
+"""What every command shares: errors and signals, files and checksums, devices, and flags."""
 
+import argparse
+import io
 import json
 import os
 import platform
+import re
+import signal
 import stat
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 from conftest import ROOT
 
 import utils
-from utils import UserError, atomic_path, make_folder, pick_device, pick_dtype, random_stream, read_config, read_network
+from predict import parse_args as parse_predict
+from train import parse_args as parse_train
+from utils import (
+    ArgumentParser,
+    Group,
+    Interrupted,
+    StopSignals,
+    UserError,
+    atomic_path,
+    boolean,
+    checksum,
+    load_tensors,
+    make_folder,
+    number,
+    pick_device,
+    pick_dtype,
+    random_stream,
+    read_config,
+    read_network,
+    save_tensors,
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors and signals
+
+
+@pytest.mark.parametrize(
+    "body, status, line",
+    [
+        ("return 0", 0, ""),
+        ("raise utils.UserError('--flag x: wrong')", 2, "error: --flag x: wrong"),
+        ("open('/no/such/file')", 2, "error: /no/such/file: No such file or directory"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "stopped by SIGTERM"),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "stopped by SIGINT"),
+    ],
+)
+def test_run_cli_exit_status_and_line(body, status, line):
+    code = f"import os, signal, time, utils\ndef main():\n    {body}\nutils.run_cli(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (status, line)
+
+
+def test_run_cli_shows_the_traceback_of_our_own_faults():
+    code = "import utils\nutils.run_cli(lambda: 1 / 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ZeroDivisionError" in done.stderr and done.returncode == 1
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """utils.py's clock; `clock.now` are the seconds that it shows."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(utils, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+def test_a_second_stop_signal_acts_at_once_only_after_two_seconds(clock):
+    before = {signum: signal.getsignal(signum) for signum in utils.STOPPING}
+    with StopSignals() as signals:
+        assert signals.signum is None
+        signal.raise_signal(signal.SIGTERM)
+        clock.now += 1.9
+        signal.raise_signal(signal.SIGINT)  # taken for the same
+        assert signals.signum == signal.SIGTERM
+        clock.now += 0.2  # 2.1 seconds after the first
+        with pytest.raises(Interrupted, match="SIGUSR1") as stopped:
+            signal.raise_signal(signal.SIGUSR1)
+        assert stopped.value.signum == signal.SIGUSR1
+    assert {signum: signal.getsignal(signum) for signum in utils.STOPPING} == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
 
 
 def test_atomic_path_replaces_or_leaves_alone(tmp_path):
@@ -57,43 +135,168 @@ def test_read_network_gives_possible_settings_only(tmp_path):
         assert read_network(str(tmp_path)) == {}, wrong
 
 
+STATE = {"a": torch.arange(6.0), "b": {"lr": 0.1, "betas": (0.0, 0.99)}, "n": 3}
+
+
+def test_checksum_is_that_of_the_content():
+    copy = {"a": torch.arange(6.0).repeat_interleave(2)[::2], "b": {"lr": 0.1, "betas": (0.0, 0.99)}, "n": 3}  # another layout in memory
+    assert not copy["a"].is_contiguous() and checksum(copy) == checksum(STATE)
+
+
 @pytest.mark.parametrize(
-    "body, status, line",
+    "change",
     [
-        ("return 0", 0, ""),
-        ("raise utils.UserError('--flag x: wrong')", 2, "error: --flag x: wrong"),
-        ("open('/no/such/file')", 2, "error: /no/such/file: No such file or directory"),
-        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "stopped by SIGTERM"),
-        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "stopped by SIGINT"),
+        {"a": torch.arange(6.0).reshape(2, 3)},
+        {"a": torch.arange(6.0).double()},
+        {"a": torch.arange(6.0).bfloat16()},
+        {"a": torch.arange(6)},
+        {"a": torch.tensor([0.0, 1, 2, 3, 4, 5.0000005])},
+        {"a": torch.tensor([-0.0, 1, 2, 3, 4, 5])},
+        {"a": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]},
+        {"n": 4},
+        {"n": 3.0},
+        {"n": "3"},
+        {"b": {"lr": 0.1, "betas": (0.0, 0.9)}},
+        {"b": {"lr": 0.1, "betas": [0.0, 0.99]}},
+        {"b": {"betas": (0.0, 0.99), "l": 0.1}},
+        {"b": {"betas": (0.0, 0.99)}},
+        {"c": None},
     ],
 )
-def test_run_cli_exit_status_and_line(body, status, line):
-    code = f"import os, signal, time, utils\ndef main():\n    {body}\nutils.run_cli(main)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.strip()) == (status, line)
+def test_checksum_changes_with_every_dtype_shape_value_and_key(change):
+    assert checksum(STATE | change) != checksum(STATE)
 
 
-def test_run_cli_lets_our_own_faults_show():
-    done = subprocess.run(
-        [sys.executable, "-c", "import utils\nutils.run_cli(lambda: 1 / 0)"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert "ZeroDivisionError" in done.stderr and done.returncode == 1
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.uint8])
+def test_checksum_sees_one_bit_of_a_tensor_of_any_dtype(dtype):
+    tensor = torch.arange(1, 6).to(dtype)
+    changed = tensor.clone()
+    changed.view(torch.uint8)[-1] ^= 1
+    assert checksum({"x": tensor}) == checksum({"x": tensor.clone()}) != checksum({"x": changed})
 
 
-def test_devices(monkeypatch):
+def test_checksum_depends_on_the_order_of_keys_and_on_nesting():
+    assert checksum({"a": 1, "b": 2}) != checksum({"b": 2, "a": 1})
+    assert len({checksum(value) for value in ([1, [2]], [[1], 2], [1, 2], [[1, 2]], [])}) == 5
+
+
+def test_load_tensors_returns_what_was_saved(tmp_path):
+    state = STATE | {"x": torch.randn(3).bfloat16(), "empty": torch.zeros(0)}
+    save_tensors(state, tmp_path / "state.pt")
+    loaded = load_tensors(tmp_path / "state.pt")
+    assert loaded.keys() == state.keys() and checksum(loaded) == checksum(state)
+    assert torch.equal(loaded["x"], state["x"]) and loaded["b"] == state["b"]
+
+
+def test_load_tensors_refuses_a_flipped_bit_in_the_weights(tmp_path):
+    path = tmp_path / "state.pt"
+    save_tensors({"weights": torch.full([1000], 7.0)}, path)
+    content, weights = bytearray(path.read_bytes()), torch.full([1000], 7.0).numpy().tobytes()
+    content[content.index(weights) + 2001] ^= 4
+    path.write_bytes(content)
+    assert not torch.load(path, weights_only=True)["weights"].eq(7).all()  # PyTorch does not notice
+    with pytest.raises(ValueError, match="checksum"):
+        load_tensors(path)
+
+
+def test_load_tensors_accepts_a_file_without_a_checksum(tmp_path):
+    torch.save(STATE, tmp_path / "state.pt")
+    assert checksum(load_tensors(tmp_path / "state.pt")) == checksum(STATE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_load_tensors_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "state.pt")
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path / "state.pt")
+
+
+def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
+    """torch.save writes into memory, so that a full disk raises OSError and not an error of PyTorch's own."""
+    save_tensors(STATE, tmp_path / "state.pt")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(utils, "open", full, raising=False)
+    with pytest.raises(OSError, match="No space") as error, atomic_path(str(tmp_path / "state.pt")) as path:
+        save_tensors({"a": torch.ones(9)}, path)
+    assert error.value.filename == str(tmp_path / "state.pt") and os.listdir(tmp_path) == ["state.pt"]
+    monkeypatch.undo()
+    assert checksum(load_tensors(tmp_path / "state.pt")) == checksum(STATE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices and random numbers
+
+
+def test_pick_device_knows_the_cpu_and_refuses_nonsense():
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UserError, match="--device meat: .*--device cpu"):
         pick_device("meat")
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    for device in (cpu, cuda):
-        assert pick_dtype(True, device) == torch.bfloat16 and pick_dtype(False, device) == torch.float32
-    for capability, expected in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-        assert pick_dtype(None, cuda) == expected
-    for amx in (True, False):
-        monkeypatch.setattr(utils, "_has_amx", lambda: amx)
-        assert pick_dtype(None, cpu) == (torch.bfloat16 if amx else torch.float32)
+
+
+def test_float32_is_never_tf32_on_cuda(monkeypatch):
+    precision, zeros = torch.get_float32_matmul_precision(), torch.zeros
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)  # both are put back at the end
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))  # there may be no GPU here
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert pick_device("cuda") == torch.device("cuda:3")
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_amp_decides_the_dtype_on_any_device(device):
+    assert pick_dtype(True, torch.device(device)) == torch.bfloat16
+    assert pick_dtype(False, torch.device(device)) == torch.float32
+
+
+@pytest.mark.parametrize("capability, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+def test_default_dtype_of_a_gpu_is_bfloat16_from_ampere_on(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert pick_dtype(None, torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize(
+    "flags, dtype",
+    [
+        ("avx512f amx_tile amx_bf16 amx_int8", torch.bfloat16),
+        ("avx512f avx512_bf16", torch.bfloat16),
+        ("avx2 avx512f avx512_vnni", torch.float32),
+        ("avx2 not_amx_bf16", torch.float32),
+        ("", torch.float32),
+    ],
+)
+def test_default_dtype_of_a_cpu_is_bfloat16_with_instructions_for_it(monkeypatch, flags, dtype):
+    opened = []
+
+    def cpuinfo(path):
+        opened.append(path)
+        return io.StringIO(f"processor\t: 0\nflags\t\t: fpu sse {flags}\nbugs\t\t: none\n")
+
+    monkeypatch.setattr(utils, "open", cpuinfo, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert pick_dtype(None, torch.device("cpu")) == dtype and opened == ["/proc/cpuinfo"]
+
+
+def test_default_dtype_of_a_cpu_is_float32_where_pytorch_or_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(utils, "open", lambda _: io.StringIO("flags : amx_bf16"), raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert pick_dtype(None, torch.device("cpu")) == torch.float32
+
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(utils, "open", missing)
+    assert pick_dtype(None, torch.device("cpu")) == torch.float32
 
 
 def test_random_streams_repeat_by_purpose_and_seed_alone():
@@ -115,7 +318,82 @@ def test_freed_memory_is_kept_for_the_next_tensor():
         "    before = faults()\n"
         "    for _ in range(5): torch.ones(2 ** 24)\n"  # 64 MiB: 16384 pages each time
         "    return faults() - before\n"
-        "before = allocate(); utils.pick_device('cpu'); settled = [allocate() for _ in range(6)][-1]; print(before, settled)"
+        "before = allocate(); utils.pick_device('cpu'); after = [allocate() for _ in range(6)][-1]; print(before, after)"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert int(out[1]) < int(out[0]) / 20 or int(out[0]) < 500  # huge pages may leave nothing to save
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command lines
+
+
+def test_boolean_flags_take_true_and_false_in_any_case():
+    parser = ArgumentParser("")
+    Group(parser, "").add_bool("--flag", False, "")
+    assert [parser.parse_args(text.split()).flag for text in ("", "--flag", "--flag True", "--flag fAlSe", "--flag TRUE")] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(UserError, match="--flag.*'yes'"):
+        parser.parse_args(["--flag", "yes"])
+    with pytest.raises(argparse.ArgumentTypeError):
+        boolean("1")
+
+
+@pytest.mark.parametrize(
+    "kind, low, high, open_low, good, bad",
+    [(int, 1, 8, False, ["1", "8"], ["0", "9", "1.5", "x"]), (float, 0, 1, True, ["1e-9", "1"], ["0", "-1", "1.1", "nan", "inf"])],
+)
+def test_number_refuses_what_is_out_of_bounds(kind, low, high, open_low, good, bad):
+    parse = number(kind, low, high, open_low)
+    assert [parse(text) for text in good] == [kind(text) for text in good]
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("--epoch", "--epochs"),
+        ("--dataset-dir=x", "--dataset_dir"),
+        ("--classe", "--classes"),
+        ("--ema", "--ema_kimg"),
+        ("--xyzzy", None),
+    ],
+)
+def test_unknown_flags_suggest_the_near_one(given, meant):
+    with pytest.raises(UserError, match=f"unknown: {given}") as refused:
+        parse_train(["--dataset_dir", "x", given])
+    assert (f"did you mean {meant}?" in str(refused.value)) == (meant is not None)
+
+
+@pytest.mark.parametrize("parse", [parse_train, parse_predict])
+def test_help_lists_every_flag_once_and_its_examples_work(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    out = capsys.readouterr().out
+    usage, flags = out.split("examples:")[0].split("options:")
+    for flag in set(re.findall(r"--\w+", usage)) - {"--help"}:
+        assert len(re.findall(rf"^  {flag} ", flags, re.MULTILINE)) == 1, flag
+    assert "(default: None)" not in out and flags.count("(default: ") >= 7
+    for line in re.findall(r"^  python \w+\.py (.*)", out, re.MULTILINE):
+        parse(line.split())
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py"])
+@pytest.mark.parametrize("flag, status", [("--help", 0), ("--nonsense", 2)])
+def test_flags_are_answered_without_pytorch(script, flag, status):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('modules:', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, os.path.join(ROOT, script), flag], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status and "modules: sys" in done.stdout
+    assert not {"torch", "numpy", "matplotlib", "umap", "PIL"} & set(done.stdout.split("modules:")[1].split())
