@@ -166,7 +166,7 @@ def read_learning_flags(folder):
     flags = read_config(folder).get("flags", {})
     valid = {}
     for name, kind, largest in (("batch_size", int, 2**16), ("lr", float, 1e10), ("lr_critic", float, 1e10)):
-        if isinstance(flags.get(name), kind) and 0 < flags[name] <= largest:
+        if type(flags.get(name)) is kind and 0 < flags[name] <= largest:
             valid[name] = flags[name]
     return valid
 

@@ -1,0 +1,50 @@
+"""The plan of --dry_run: its numbers, and an estimate of memory that follows batch, loss and data type."""
+
+import re
+
+import pytest
+import torch
+from conftest import start
+
+from modules import build_networks
+from training.plan import estimate_memory
+
+NETWORK = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+
+
+def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
+    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --gp_every 4 --augment ada --eval_every 1".split()
+    assert start(slices_dir, tmp_path / "model", *flags) == 0
+    out = capsys.readouterr().out
+    for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with", "(new)", "float32"):
+        assert expected in out, expected
+    assert re.search("loss +logistic, penalty 7 every 4 steps, augmentation ada", out)
+    assert not (tmp_path / "model").exists()
+
+
+def test_memory_estimate_grows_with_the_micro_batch_and_the_loss():
+    def estimate(micro_batch, dtype=torch.float32, loss="wgan-gp"):
+        return estimate_memory(NETWORK, loss, micro_batch, dtype)
+
+    model, critic = (sum(p.numel() for p in network.parameters()) for network in build_networks(NETWORK))
+    weights = 4 * (5 * model + 4 * critic)  # weights, gradients, two moments, and the averaged model
+    four, eight = estimate(4), estimate(8)
+    assert eight - weights == pytest.approx(2 * (four - weights), rel=0.15)
+    assert 0.4 < (estimate(8, torch.bfloat16) - weights) / (eight - weights) < 0.9
+    assert estimate(8, loss="logistic") == pytest.approx(eight, rel=0.01)
+    assert estimate(8, loss="relativistic") > 1.2 * eight  # two penalties
+
+
+def test_memory_estimate_works_for_class_conditional_networks():
+    memory = [estimate_memory(NETWORK | {"num_classes": classes}, "wgan-gp", 4, torch.float32) for classes in (0, 2)]
+    assert memory[0] < memory[1] < 1.2 * memory[0]
+
+
+def test_plan_counts_the_memory_of_one_micro_batch(tmp_path, slices_dir, capsys):
+    memory = []
+    for accum in (1, 4):
+        start(slices_dir, tmp_path, "--dry_run", "--batch_size", 8192, "--grad_accum", accum)
+        plan = re.search(r"about (\S+) GiB at batch 8192( in 4 micro-batches)?\n", capsys.readouterr().out)
+        memory.append(float(plan[1]))
+        assert (plan[2] is not None) == (accum == 4)
+    assert memory[0] == pytest.approx(4 * memory[1], rel=0.1)
