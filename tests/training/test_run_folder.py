@@ -1,0 +1,344 @@
+"""The folder of a run: the files in it, and how runs resume, are locked, refused and set aside."""
+
+import csv
+import functools
+import glob
+import json
+import os
+import socket
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import checkpoint, read_table, same_checkpoints, start
+from PIL import Image
+
+import train
+from analysis import validation
+from training import step as training_step
+from training.ada import AugmentationStrength
+from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
+from training.step import Options, TrainingState
+from utils import UserError
+
+LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
+NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "num_classes": 0}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The files of a run
+
+
+def files(run):
+    return {os.path.relpath(path, run) for path in glob.glob(run + "/**", recursive=True) if os.path.isfile(path)}
+
+
+def test_files_of_a_run(models):
+    always = {"config.json", "checkpoint.pt", "previous.pt", "lock", "generator.pt", "losses.csv", "evaluations.csv"}
+    always |= {"losses.png", "loss_proportion.png"}
+    always |= {f"fake_vs_real/epoch_000{i}.png" for i in range(3)} | {f"styles/epoch_000{i}.npy" for i in range(3)}
+    assert files(os.path.join(models, "AD")) - {"trouble.txt"} == always | {"best.pt"}
+    assert files(os.path.join(models, "NC")) - {"trouble.txt"} == always  # without evaluations
+
+
+def test_losses_of_a_run(models):
+    rows = read_table(os.path.join(models, "AD", "losses.csv"))
+    assert tuple(rows[0]) == train.LOSS_COLUMNS + tuple(f"std {name}" for name in LAYERS)
+    assert [row["images"] for row in rows] == [8, 16] and [row["epoch"] for row in rows] == [1, 2]
+    sometimes = "penalty", "gradient_norm", "path_length", "unseen"  # not at every step, or never
+    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name not in sometimes)
+    assert all(row["skipped"] == 0 and row["lr"] > 0 and 0.05 < row["memory_gib"] < 1000 for row in rows)
+
+
+def test_generator_file_holds_the_averaged_weights(models):
+    run = os.path.join(models, "AD")
+    saved = torch.load(os.path.join(run, "generator.pt"), weights_only=True)
+    assert saved["images"] == 16 and saved["classes"] == ["AD"]
+    assert same_checkpoints(saved["weights"], checkpoint(run)["averaged"])
+
+
+def test_config_says_what_the_run_was_started_with(models):
+    configs = {}
+    for run in ("AD", "all-conditional"):
+        with open(os.path.join(models, run, "config.json")) as file:
+            configs[run] = json.load(file)
+    assert configs["AD"]["data"]["counts"] == {"AD": 9} and configs["AD"]["network"]["num_classes"] == 0
+    conditional = configs["all-conditional"]
+    assert conditional["network"]["num_classes"] == 2 and conditional["data"]["counts"] == {"AD": 9, "NC": 11}
+    assert conditional["flags"]["batch_size"] == 4 and conditional["torch"] == torch.__version__
+
+
+def test_conditional_run_saves_an_embedding_in_each_network(models):
+    state = checkpoint(os.path.join(models, "all-conditional"))
+    assert "embedding.weight" in state["critic"] and "mapping.embedding.weight" in state["model"]
+
+
+def test_evaluations_of_a_run(models):
+    rows = read_table(os.path.join(models, "AD", "evaluations.csv"))
+    assert tuple(rows[0]) == train.EVALUATION_COLUMNS and [row["images"] for row in rows] == [8, 16]
+    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name != "overfitting")
+    best = torch.load(os.path.join(models, "AD", "best.pt"), weights_only=True)
+    assert best["images"] == min(rows, key=lambda row: row["kid"])["images"]
+    assert len(read_table(os.path.join(models, "all-conditional", "evaluations.csv"))) == 1
+    assert read_table(os.path.join(models, "NC", "evaluations.csv")) == []
+
+
+def test_best_is_the_average_with_the_lowest_kid_also_across_a_resume(tmp_path, slices_dir, validations):
+    kids, averages = validations
+
+    def best():
+        saved = torch.load(tmp_path / "AD/best.pt", weights_only=True)
+        return saved["images"], [same_checkpoints(saved["weights"], averaged) for averaged in averages]
+
+    kids += [5.0, 2.0, 9.0]
+    start(slices_dir, tmp_path, "--epochs", 3, "--eval_every", 1)
+    assert best() == (16, [False, True, False])
+    kids += [3.0]
+    start(slices_dir, tmp_path, "--epochs", 4, "--eval_every", 1)
+    assert best() == (16, [False, True, False, False])
+    kids += [1.5]
+    start(slices_dir, tmp_path, "--epochs", 5, "--eval_every", 1)
+    assert best() == (40, [False] * 4 + [True])
+    assert [row["kid"] for row in read_table(tmp_path / "AD/evaluations.csv")] == [5, 2, 9, 3, 1.5]
+
+
+def test_styles_and_images_use_the_same_latents_every_time(models):
+    first, last = (np.load(os.path.join(models, "NC", "styles", f"epoch_000{i}.npy")) for i in (0, 2))
+    assert first.shape == (512, 256) and first.dtype == np.float32
+    other = np.load(os.path.join(models, "AD", "styles", "epoch_0000.npy"))
+    np.testing.assert_array_equal(first, other)  # same seed, same start
+    assert np.abs(first - last).max() > 0  # and it learns
+    assert np.load(os.path.join(models, "all-conditional", "styles", "epoch_0002.npy")).shape == (2, 512, 256)
+    with Image.open(os.path.join(models, "NC", "fake_vs_real", "epoch_0002.png")) as picture:
+        assert picture.mode == "L" and picture.width > 1000
+
+
+def test_tensorboard_without_its_package_is_refused_in_one_line(tmp_path, slices_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="--tensorboard True: .*pip install tensorboard"):
+        start(slices_dir, tmp_path, "--epochs", 1, "--tensorboard", True)
+
+
+def test_tensorboard_gets_what_the_tables_hold(tmp_path, slices_dir, validations, monkeypatch):
+    written = {}
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "AD/tensorboard")
+
+        def add_scalar(self, name, value, step):
+            written[name, step] = value
+
+        def flush(self):
+            written["flushed"] = len(written)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    validations[0].extend([3.0, 2.0])
+    start(slices_dir, tmp_path, "--epochs", 2, "--save_every", 1, "--eval_every", 1, "--tensorboard", True)
+    tables = {name: read_table(tmp_path / f"AD/{name}.csv") for name in ("losses", "evaluations")}
+    expected = {
+        (f"{name}/{column}", row["images"]): value for name, rows in tables.items() for row in rows for column, value in row.items()
+    }
+    assert written.pop("flushed") >= len(expected) - 1 and written.keys() == expected.keys() and len(expected) > 60
+    np.testing.assert_allclose([written[key] for key in expected], list(expected.values()), rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+RUNS = {
+    "wgan-gp": (["--loss", "wgan-gp", "--augment", "ada", "--style_mixing", 0.9], (1, 5, 9)),
+    "logistic": (["--loss", "logistic", "--gp_every", 4, "--path_length", 2], (1, 5, 9)),
+    "relativistic": (
+        "--loss relativistic --augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --classes all --conditional".split(),
+        (1, 2, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplotted, monkeypatch, name):
+    class Growing(AugmentationStrength):
+        """Meets scores of held-out images as a critic that overfits gives them, so that p grows."""
+
+        def update(self, terms, images):
+            if "unseen" in terms:
+                terms = terms | {"unseen": terms["unseen"].abs() + 9 * terms["wasserstein"].abs()}
+            super().update(terms, images)
+
+    monkeypatch.setattr(training_step, "AugmentationStrength", functools.partial(Growing, speed_kimg=0.05))
+    monkeypatch.setattr(validation, "VALIDATED", 16)
+    monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
+    flags, stops = RUNS[name]
+    assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0
+    for epochs in stops:  # evaluations and saves change nothing either
+        assert start(slices_dir, tmp_path / "two", "--epochs", epochs, "--eval_every", 2, "--save_every", 3, *flags) == 0
+    folder = "all-conditional" if "all" in flags else "AD"
+    one, two = checkpoint(tmp_path / "one" / folder), checkpoint(tmp_path / "two" / folder)
+    assert one["images"] == two["images"] == stops[-1] * (20 if "all" in flags else 8)
+    assert same_checkpoints(one, two) and one["lr_scale"] == one["lr_decay"] == 1
+    assert (one["augmentation"]["p"] > 0.1) == ("--augment" in flags)
+    assert (one["augmentation"]["gap_held_out"] > 0) == ("ada" in flags)
+    assert (one["path_length"]["mean"] > 0) == ("--path_length" in flags)
+
+
+def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir, validations):
+    validations[0].extend([3.0, 2.0])
+    start(slices_dir, tmp_path, "--epochs", 1, "--eval_every", 1)
+    for name in ("losses", "evaluations"):  # as a run killed after logging leaves behind
+        path = tmp_path / f"AD/{name}.csv"
+        with open(path, newline="") as file:
+            columns, row = csv.reader(file)
+        row[columns.index("images")] = "12"
+        with open(path, "a") as file:
+            file.write(",".join(row) + "\n" + ",".join(row)[:9])
+    start(slices_dir, tmp_path, "--epochs", 2, "--eval_every", 1)
+    for name in ("losses", "evaluations"):
+        assert [row["images"] for row in read_table(tmp_path / f"AD/{name}.csv")] == [8, 16], name
+
+
+def run_folder(folder, rank=0, size=1):
+    """A RunFolder of one process among `size`, and its TrainingState on tiny networks."""
+    processes = types.SimpleNamespace(rank=rank, size=size, leading=rank == 0)
+    state = TrainingState(Options(seed=3), NETWORK, torch.device("cpu"), torch.float32, processes)
+    return RunFolder(str(folder), {}, None, {"losses": ("images", "kid")}, processes), state
+
+
+def random_state(seed):
+    return torch.Generator().manual_seed(seed).get_state()
+
+
+def test_each_of_as_many_processes_continues_its_own_stream_of_random_numbers(tmp_path):
+    streams = [random_state(10), random_state(11)]
+    for rank in (0, 1):
+        run, state = run_folder(tmp_path, rank, size=2)
+        run.restore_random_stream(state, {"rng": streams, "rng_device": "cpu", "images": 64})
+        assert torch.equal(state.rng.get_state(), streams[rank])
+
+
+@pytest.mark.parametrize(
+    "saved", [{"rng": [random_state(10)]}, {"rng": [random_state(i) for i in range(3)]}, {"rng_device": "cuda"}]
+)
+def test_other_processes_or_another_device_begin_new_streams(tmp_path, saved):
+    saved = {"rng": [random_state(10), random_state(11)], "rng_device": "cpu", "images": 64} | saved
+    drawn = []
+    for rank, images in ((0, 64), (1, 64), (0, 128)):
+        run, state = run_folder(tmp_path, rank, size=2)
+        before = state.rng.get_state()
+        run.restore_random_stream(state, saved | {"images": images})
+        assert not any(torch.equal(state.rng.get_state(), old) for old in [before, *saved["rng"]])
+        drawn.append(torch.randn(1000, generator=state.rng))
+        run.restore_random_stream(state, saved | {"images": images})
+        assert torch.equal(torch.randn(1000, generator=state.rng), drawn[-1])  # the same when resumed again
+    assert (torch.corrcoef(torch.stack(drawn)) - torch.eye(3)).abs().max() < 0.2  # apart, by process and place in the run
+
+
+def test_read_table_drops_rows_that_are_damaged_or_newer_than_the_checkpoint(tmp_path):
+    run, _ = run_folder(tmp_path)
+    run.saved_images = 100
+    path = tmp_path / "losses.csv"
+    assert run.read_table("losses") == []
+    path.write_text("images,kid\n50,1.5\n100,nan\n101,2\n60,1e300\n70,inf\n80\n90,1,2\n")
+    rows = run.read_table("losses")
+    assert rows[0] == [50, 1.5] and rows[1][0] == 100 and np.isnan(rows[1][1]) and len(rows) == 2
+    path.write_text("images,kid\n50,1.5\nabc,2\n60,3\n")
+    assert run.read_table("losses") == [[50, 1.5]]  # from the first that is not of numbers on
+    for other in ("", "images,fid\n50,1.5\n", "\n"):
+        path.write_text(other)
+        assert run.read_table("losses") == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which run a folder holds
+
+
+def test_a_second_lock_is_refused_and_names_the_holder(tmp_path):
+    lock = lock_folder(str(tmp_path))
+    for _ in range(2):  # a refusal does not erase the holder's name
+        with pytest.raises(UserError, match=f"another train.py .*process {os.getpid()} on {socket.gethostname()}.*--model_dir"):
+            lock_folder(str(tmp_path))
+    lock.release()
+    lock_folder(str(tmp_path)).release()
+
+
+def test_a_dead_process_s_lock_can_be_taken(tmp_path):
+    (tmp_path / "lock").write_text("process 1 on elsewhere\n")  # as it leaves behind
+    lock = lock_folder(str(tmp_path))
+    with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+        lock_folder(str(tmp_path))
+    lock.release()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
+def test_lock_folder_removes_temporary_files_but_not_through_links(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "styles", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / ".tmp-left.npy").touch()
+        (folder / "kept.npy").touch()
+    (run / ".tmp-checkpoint.pt").touch()
+    (run / "linked").symlink_to(elsewhere)
+    lock_folder(str(run)).release()
+    assert os.listdir(run / "styles") == ["kept.npy"] and not (run / ".tmp-checkpoint.pt").exists()
+    assert sorted(os.listdir(elsewhere)) == [".tmp-left.npy", "kept.npy"]
+
+
+def test_changed_network_or_data_is_refused_by_name(tmp_path, slices_dir):
+    start(slices_dir, tmp_path, "--epochs", 1)
+    before = checkpoint(tmp_path / "AD")
+    with pytest.raises(UserError, match=r"--channel_base 256 \(was 128\), --channel_max 4 \(was 8\)"):
+        start(slices_dir, tmp_path, "--channel_base", 256, "--channel_max", 4)
+    other = tmp_path / "other/AD"
+    other.mkdir(parents=True)
+    Image.new("L", (30, 32), 90).save(other / "1_1.png")
+    with pytest.raises(UserError, match="--dataset_dir .*other"):
+        start(str(other.parent), tmp_path, "--epochs", 3)
+    assert same_checkpoints(before, checkpoint(tmp_path / "AD"))
+    start(slices_dir, tmp_path, "--epochs", 2, "--lr", 0.01, "--lambda_gp", 5)  # these may change
+    assert checkpoint(tmp_path / "AD")["images"] == 16
+    assert checkpoint(tmp_path / "AD")["model_optimizer"]["param_groups"][0]["lr"] == 0.01
+
+
+def test_check_same_run_names_changed_flags_and_another_pytorch(models):
+    run = os.path.join(models, "AD")
+    with open(os.path.join(run, "config.json")) as file:
+        config = json.load(file)
+    assert check_same_run(run, config) == []
+    flags = config["flags"] | {"lr": 1e-3, "loss": "logistic", "epochs": 999, "save_every": 7}
+    changed = check_same_run(run, config | {"flags": flags, "torch": "1.0"})
+    assert changed == ["--loss logistic (was wgan-gp)", "--lr 0.001 (was 0.004)", f"PyTorch 1.0 (was {torch.__version__})"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"torch": "2"}', '{"torch": "2", "network": 3, "data": {}, "flags": {}}'])
+def test_a_run_whose_config_is_unreadable_is_refused_in_one_line(models, tmp_path, content):
+    with open(os.path.join(models, "AD", "config.json")) as file:
+        config = json.load(file)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json cannot be read .*--resume False") as refused:
+        check_same_run(str(tmp_path), config)
+    assert "\n" not in str(refused.value)
+
+
+def test_set_aside_takes_the_first_free_name(tmp_path, capsys):
+    for name in ("AD", "AD.1", "AD.2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    (tmp_path / "AD.1").rename(tmp_path / "AD.3")
+    set_aside(str(tmp_path / "AD"))
+    assert {path.name: (path / "which").read_text() for path in tmp_path.iterdir()} == {
+        "AD.1": "AD",
+        "AD.2": "AD.2",
+        "AD.3": "AD.1",
+    }
+    assert f"{tmp_path}/AD is now {tmp_path}/AD.1" in capsys.readouterr().out
+
+
+def test_resume_false_keeps_the_old_run(tmp_path, slices_dir):
+    start(slices_dir, tmp_path, "--epochs", 2)
+    before = checkpoint(tmp_path / "AD")
+    start(slices_dir, tmp_path, "--epochs", 1, "--resume", "false", "--channel_max", 4)
+    assert same_checkpoints(before, checkpoint(tmp_path / "AD.1"))
+    assert checkpoint(tmp_path / "AD")["images"] == 8
