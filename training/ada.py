@@ -62,11 +62,11 @@ class AugmentationStrength:
         """
         if self.mode != "ada":
             return
-        self.separation = torch.lerp(self.separation, terms["separation"].float(), 1 - 0.5 ** (images / SEPARATION_HALF_LIFE))
+        self.separation = torch.lerp(self.separation, terms["separation"].to(self.p), 1 - 0.5 ** (images / SEPARATION_HALF_LIFE))
         if "unseen" in terms:
             weight = 1 - 0.5 ** (HELD_OUT_EVERY * images / OVERFITTING_HALF_LIFE)
-            gap_generated = torch.lerp(self.gap_generated, terms["wasserstein"].float(), weight)
-            gap_held_out = torch.lerp(self.gap_held_out, terms["unseen"].float(), weight)
+            gap_generated = torch.lerp(self.gap_generated, terms["wasserstein"].to(self.p), weight)
+            gap_held_out = torch.lerp(self.gap_held_out, terms["unseen"].to(self.p), weight)
             self.gap_generated = torch.where(gap_generated.isfinite(), gap_generated, 0)  # a step with nan restarts the means
             self.gap_held_out = torch.where(gap_held_out.isfinite(), gap_held_out, 0)
         overfitting = self.gap_held_out - OVERFITTING_TARGET * self.gap_generated
