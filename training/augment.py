@@ -1,20 +1,17 @@
-"""Adaptive discriminator augmentation: what the critic sees of real and of generated slices, and how often it is changed.
+"""Augmentation of everything the critic sees, real and generated images alike.
 
-    strength = Strength("ada", device=device)
-    critic(augment(real, strength.p, rng)), critic(augment(fake, strength.p, rng))
-    strength.update({"separation": separation(score_real, score_fake)}, batch_size)
+    critic(augment(real, p, rng)), critic(augment(fake, p, rng))
 
-After Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv:2006.06676), called K20a here.
-A critic that knows its few training slices by heart stops teaching the generator. So all that it sees, real and generated,
-is changed at random: each operation is applied with probability p. The generator still learns unchanged slices, nothing
-leaks, as long as only one distribution of slices can give the changed ones seen (K20a, section 2.2): changing must be
-invertible, as an operator T = (1 - p) I + p A on distributions. Here all strengths are drawn so that A, the operation when
-it is applied, has no negative eigenvalue (a normal or triangular density has a Fourier transform >= 0, which a uniform one
-has not: with it T has an eigenvalue 0 at p = 0.82). T then has none below 1 - p. (This holds but for the loss by resampling
-and by what leaves the picture.)
+Follows Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv:2006.06676), called K20a: a
+critic that knows its few training images by heart stops teaching the generator, so every operation is applied to every image
+with probability p (ada.py controls it). The generator still learns unaugmented images, as long as only one distribution of
+images can explain the augmented ones (K20a, section 2.2): the augmentation has to be invertible as an operator T = (1 - p) I +
+p A on distributions. Strengths are drawn from normal and triangular densities, whose Fourier transforms are not negative, so
+that no eigenvalue of T is below 1 - p. (With a uniform density T would have an eigenvalue of 0 at p = 0.82. Resampling and
+what leaves the image are not covered by this argument.)
 
-Operations are those of K20a that leave a slice of a head on black, and a gamma curve: no quarter turns, colours, stretching
-or filters, and black wherever K20a mirrors the picture at its edge or fills with grey. Run as a script, this file draws all.
+The operations are those of K20a that leave a slice of a head on black, and a gamma curve: no quarter turns, colours, stretching
+or filters, and black where K20a mirrors the image at its edge or fills with grey. `python -m training.augment` draws them all.
 """
 
 import math
@@ -29,7 +26,7 @@ from dataset import Slices, to_float, to_uint8
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, make_folder, number, run_cli
 
 OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"  # in this order
-SHIFT = 1 / 8  # of the side, at most (triangular density, as ROTATE)
+SHIFT = 1 / 8  # of the side, at most (triangular density, as for ROTATE)
 ROTATE = math.radians(20)  # at most
 SCALE = 0.1  # standard deviations (normal densities): of log2 of the factor,
 BRIGHTNESS = 0.1  # ... of an intensity, where black is 0 and white is 1,
@@ -40,15 +37,15 @@ CUTOUT = 1 / 2  # of the side
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The operations, on intensities v [N, 1, R, R]: black is 0, white is 1, nothing is clipped. Strengths come one per image.
+# The operations, on intensities v [N, 1, R, R] with black at 0 and white at 1, unclipped. Every image has its own strengths.
 
 
 def move(v, mirror, shift, angle, zoom):
-    """Mirror, then shift, then turn and scale about the centre, in one bilinear resampling; outside the picture is black.
+    """Mirror, then shift, then rotate and scale about the centre, in one bilinear resampling; black outside of the image.
 
     mirror [N]: -1 swaps left and right, 1 does not; shift [N, 2]: pixels right and down; angle [N]: radians, anticlockwise;
-    zoom [N]: above 1 enlarges. R is a power of two: then mirrored and shifted pixels are exact, for every coordinate that
-    they need is a float without rounding.
+    zoom [N]: above 1 enlarges. R must be a power of two: then mirrored and shifted pixels are exact, since all coordinates
+    are floats without rounding.
     """
     size = v.shape[-1]
     place = (2 * torch.arange(size, device=v.device, dtype=v.dtype) + 1) / size - 1  # pixel centres; edges at -1 and 1
@@ -62,9 +59,9 @@ def move(v, mirror, shift, angle, zoom):
 def tone(v, brightness, contrast, gamma):
     """Add `brightness`, multiply by `contrast`, then bend mid-grey down (`gamma` above 1) or up (below), each [N].
 
-    The curve v / (v + gamma (1 - v)) keeps black and white and takes 1/2 to 1 / (1 + gamma). It is used in place of v^gamma
-    because its slope lies between gamma and 1 / gamma, also at black, and two curves in turn are again one, of the product.
-    Outside [0, 1] it goes on with slope 1: a value there, which a generator may well make, keeps its gradient.
+    The curve v / (v + gamma (1 - v)) keeps black and white and maps 1/2 to 1 / (1 + gamma). Unlike v^gamma, its slope stays
+    between gamma and 1 / gamma, even at black, and the composition of two such curves is a third. Outside [0, 1] it
+    continues with slope 1, so that values beyond black and white, which a generator may produce, keep a gradient.
     """
     brightness, contrast, gamma = (strength[:, None, None, None] for strength in (brightness, contrast, gamma))
     v = (v + brightness) * contrast
@@ -78,7 +75,7 @@ def add_noise(v, sigma, rng=None):
 
 
 def cut_out(v, centre, side):
-    """Blacken a square around `centre` [N, 2], right and down, of `side` [N]; both in units of the picture's side."""
+    """Blacken a square around `centre` [N, 2], right and down, of `side` [N]; both in units of the image's side."""
     size = v.shape[-1]
     place = (torch.arange(size, device=v.device) + 0.5) / size
     column, row = ((place - centre[:, i, None]).abs() < side[:, None] / 2 for i in (0, 1))  # [N, R]
@@ -86,12 +83,12 @@ def cut_out(v, centre, side):
 
 
 def augment(images, p, rng=None, operations=OPERATIONS):
-    """Apply each operation to each image with probability p, drawn anew: [N, 1, R, R] -> the same, about [-1, 1], black -1.
+    """Apply each operation to each image with probability p: images [N, 1, R, R] of about [-1, 1] -> the same shape.
 
-    p: in [0, 1], a number or a tensor [] on the images' device, whose value is not looked at (the GPU is not waited for);
-    rng: a generator on that device, or None for PyTorch's own; operations: to choose from (the others leave the images,
-    but draw as many random numbers). A mirrored image is one in two of those drawn, as in K20a. float32 or float64;
-    differentiable once by the images. Images of p = 0 come back as they are, or with a tensor within 2e-7.
+    p: in [0, 1], a number or a 0-dim tensor on the images' device, whose value Python does not read (so nothing waits for the
+    GPU). rng: a generator on that device, or None for PyTorch's own. operations: those allowed; the others draw random numbers
+    without effect. Half of the images chosen for "flip" are mirrored, as in K20a. float32 or float64; differentiable once with
+    respect to the images. With p = 0 images are returned as they are, or, if p is a tensor, within 2e-7.
     """
     if isinstance(p, (int, float)) and p == 0:
         return images
@@ -100,66 +97,67 @@ def augment(images, p, rng=None, operations=OPERATIONS):
     uniform = torch.rand((n, 9), device=images.device, generator=rng).T
     wide = 2 * uniform[3:] - 1  # in [-1, 1)
     normal = torch.randn((n, 5), device=images.device, generator=rng).T
-    on = {name: (row < p if name in operations else row < 0).float() for name, row in zip(OPERATIONS, chance)}  # [N], 0 or 1
+    applied = {name: (row < p if name in operations else row < 0).float() for name, row in zip(OPERATIONS, chance)}  # [N], 0 or 1
 
-    mirror = 1 - 2 * on["flip"] * (uniform[0] < 0.5)
-    shift = on["shift"] * (SHIFT / 2 * size * wide[:4]).round().unflatten(0, (2, 2)).sum(0)  # [2, N], triangular
-    angle = on["rotate"] * ROTATE / 2 * wide[4:].sum(0)
-    zoom = torch.exp2(on["scale"] * SCALE * normal[0])
+    mirror = 1 - 2 * applied["flip"] * (uniform[0] < 0.5)
+    shift = applied["shift"] * (SHIFT / 2 * size * wide[:4]).round().unflatten(0, (2, 2)).sum(0)  # [2, N], triangular
+    angle = applied["rotate"] * ROTATE / 2 * wide[4:].sum(0)
+    zoom = torch.exp2(applied["scale"] * SCALE * normal[0])
     v = move((images + 1) / 2, mirror, shift.T, angle, zoom)
     v = tone(
         v,
-        on["brightness"] * BRIGHTNESS * normal[1],
-        torch.exp2(on["contrast"] * CONTRAST * normal[2]),
-        torch.exp2(on["gamma"] * GAMMA * normal[3]),
+        applied["brightness"] * BRIGHTNESS * normal[1],
+        torch.exp2(applied["contrast"] * CONTRAST * normal[2]),
+        torch.exp2(applied["gamma"] * GAMMA * normal[3]),
     )
-    v = add_noise(v, on["noise"] * NOISE * normal[4].abs(), rng)
-    return 2 * cut_out(v, uniform[1:3].T, on["cutout"] * CUTOUT) - 1
+    v = add_noise(v, applied["noise"] * NOISE * normal[4].abs(), rng)
+    return 2 * cut_out(v, uniform[1:3].T, applied["cutout"] * CUTOUT) - 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the critic sees
+# A figure of all operations
 
 
-def draw_operations(slices, rows, seed, path):
-    """One picture of `rows` slices: above, each operation alone, strongly; below, all together at p = 0.2, 0.5 and 0.8."""
+def plot_operations(slices, rows, seed, path):
+    """Draw `rows` slices: above, each operation alone, strongly; below, all together at p = 0.2, 0.5 and 0.8."""
     images = to_float(torch.from_numpy(figures.spread(slices, rows)))
     rng = torch.Generator().manual_seed(seed)
     alone = {name: strongest(torch.stack([augment(images, 1.0, rng, [name]) for _ in range(8)]), images) for name in OPERATIONS}
     together = [(f"p = {p}", augment(images, p, rng)) for p in (0.2, 0.5, 0.8) for _ in range(3)]
     figure = Figure(figsize=(15, 0.7 + 3 * rows), layout="constrained")
-    for axes, line in zip(figure.subplots(2), (alone.items(), together)):
-        labels, columns = zip(("real", images), *line)
-        picture = figures.tile(to_uint8(torch.stack(columns, dim=1).flatten(0, 1)).numpy(), len(columns))
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        axes.set_xticks((torch.arange(len(columns)) + 0.5) * picture.shape[1] / len(columns), labels)
+    for axes, columns in zip(figure.subplots(2), (alone.items(), together)):
+        labels, columns = zip(("real", images), *columns)
+        table = figures.tile(to_uint8(torch.stack(columns, dim=1).flatten(0, 1)).numpy(), len(columns))
+        axes.imshow(table, cmap="gray", vmin=0, vmax=255)
+        axes.set_xticks((torch.arange(len(columns)) + 0.5) * table.shape[1] / len(columns), labels)
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         axes.set_yticks([])
     figures.save_figure(figure, path)
 
 
 def strongest(draws, images):
-    """Of draws [D, N, 1, R, R], for each image the one that changed it most, as it shows (clipped): [N, 1, R, R]."""
+    """Of draws [D, N, 1, R, R], the one that changed each image [N, 1, R, R] most, clipped as it is shown: [N, 1, R, R]."""
     change = (draws.clamp(-1, 1) - images).abs().mean((2, 3, 4))  # [D, N]
     return draws[change.argmax(0), torch.arange(len(images))]
 
 
 def main(argv=None):
     parser = ArgumentParser(
-        "Draw what adaptive augmentation shows the critic: each operation alone, and all together.",
-        "augment.py --dataset_dir AD_NC/train --rows 4",
+        "Draw what augmentation shows the critic: each operation alone, and all together.",
+        "-m training.augment --dataset_dir AD_NC/train --rows 4",
     )
+    parser.prog = "-m training.augment"
     parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
     parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to draw")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=128, help="pixels a side")
     parser.add_argument("--rows", type=number(int, 1, 100), default=4, help="slices")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the draws")
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the random strengths")
     parser.add_argument("--output_dir", default="predictions", help="where augment.png goes")
     args = parser.parse_args(argv)
     slices = Slices(args.dataset_dir, args.classes, args.resolution)
     make_folder(args.output_dir, "--output_dir")
     path = os.path.join(args.output_dir, "augment.png")
-    draw_operations(slices, args.rows, args.seed, path)
+    plot_operations(slices, args.rows, args.seed, path)
     print(path)
     return 0
 
