@@ -1,346 +1,247 @@
-"""One step against the algorithm spelled out, and what a run keeps, refuses and goes on from."""
+"""train.py: its flags and defaults, learning rates, evaluations, alerts, skipped steps, and how a run stops."""
 
-import csv
-import functools
-import glob
-import json
+import math
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, checkpoint, read_table, start
-from PIL import Image
+from conftest import ROOT, TINY, checkpoint, read_table, same_checkpoints, start, train_command
 
 import train
-from analysis import figures, validation
-from dataset import Slices, batches
-from train import LOSSES, settle
+from modules import Generator
+from train import decay_factor, fill_defaults, mean_row
 from train import parse_args as parse_train
-from training import monitor as health
-from training.ada import Strength
-from training.loss import bounded, critic_loss, generator_loss, gradient_penalty
-from training.run_folder import save_tensors
-from utils import UserError, random_stream
+from training import step as training_step
+from training.loss import PathLength
+from training.monitor import STATISTICS
+from utils import UserError, save_tensors
 
-BLOCKS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
-
-
-def same(a, b):
-    """Whether two checkpoints, or parts of them, are equal bit for bit, but for the time they took."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key not in ("seconds", "digest"))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
-def unplotted(monkeypatch):
-    """Runs without their plots, which take longer than tiny steps."""
-    monkeypatch.setattr(figures, "plot_dashboard", lambda *_: None)
-    monkeypatch.setattr(figures, "plot_loss_proportion", lambda *_: None)
+def log_steps(monkeypatch, unplotted):
+    """log_steps(n): a row of losses.csv averages n steps."""
+    return lambda steps: monkeypatch.setattr(train, "LOG_STEPS", steps)
 
 
-@pytest.fixture
-def evaluations(monkeypatch, unplotted):
-    """Evaluations that find what is put into this list, the next first, and cost nothing; and what they were called with."""
-    kids = []
-
-    class Stub:
-        seen = []
-
-        def __init__(self, *_):
-            pass
-
-        def __call__(self, averaged, *_):
-            self.seen.append({key: value.clone() for key, value in averaged.state_dict().items()})
-            return dict.fromkeys(validation.VALIDATION, 0.0) | {"kid": kids.pop(0)}
-
-    monkeypatch.setattr(train, "Validation", Stub)
-    return kids, Stub.seen
+def alert_lines(folder):
+    """Lines of a run's trouble.txt."""
+    path = os.path.join(str(folder), "trouble.txt")
+    return open(path).read().splitlines() if os.path.exists(path) else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One step
+# Flags and their defaults
 
 
-def training(*flags, dtype=torch.float32):
-    args = settle(parse_train([*TINY, "--dataset_dir", "unused", *map(str, flags)]), torch.device("cpu"))
-    network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
-    return train.Training(args, network, torch.device("cpu"), dtype), network
+@pytest.fixture
+def ampere(monkeypatch):
+    """A GPU with bfloat16, as far as its capability is asked for."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
 
 
-@pytest.mark.parametrize("kind, gp_every, k", [("wgan-gp", 1, 1), ("logistic", 4, 4), ("relativistic", 2, 2), ("logistic", 4, 3)])
-def test_a_step_is_the_algorithm(kind, gp_every, k):
-    ours, network = training(
-        "--loss",
-        kind,
-        "--gp_every",
-        gp_every,
-        "--lambda_gp",
-        3,
-        "--lr",
-        0.004,
-        "--lr_critic",
-        0.001,
-        "--style_mixing",
-        0,
-        "--path_length",
-        0,
-        "--augment",
-        "none",
+def defaults(device, *flags, folder=None):
+    return fill_defaults(parse_train(["--dataset_dir", "x", *map(str, flags)]), device, folder)
+
+
+def learning(args):
+    return args.batch_size, args.lr, args.lr_critic
+
+
+def test_defaults_of_a_new_run_suit_the_device(ampere):
+    cpu, gpu = defaults(CPU), defaults(CUDA)
+    assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 16, 4e-3, 4e-3)
+    assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 2e-3, 2e-3) and gpu.amp is True
+    assert defaults(CUDA, "--amp", "False").amp is False
+    assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 8)) == (8, 1, 2)
+    assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 1)
+
+
+@pytest.fixture
+def cpu_run(tmp_path, slices_dir, unplotted):
+    """The folder of a run begun on a CPU with its learning rates, but for the critic's."""
+    flags = ["--dataset_dir", slices_dir, "--classes", "AD", "--resolution", 32, "--channel_base", 128, "--channel_max", 8]
+    flags += ["--model_dir", tmp_path, "--device", "cpu", "--epochs", 1, "--eval_every", 0, "--lr_critic", 0.003]
+    assert train.main(list(map(str, flags))) == 0
+    return str(tmp_path / "AD")
+
+
+def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run, ampere):
+    resumed = defaults(CUDA, folder=cpu_run)
+    assert (resumed.channel_base, resumed.channel_max) == (128, 8)
+    assert learning(resumed) == (16, 4e-3, 3e-3)
+    assert resumed.amp is True  # which does suit the device
+    assert learning(defaults(CUDA)) == (32, 2e-3, 2e-3)  # a new run has other defaults
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_flags_override_those_of_the_run(cpu_run, ampere, device):
+    assert learning(defaults(device, "--batch_size", 8, folder=cpu_run)) == (8, 4e-3, 3e-3)
+    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (16, 1e-3, 1e-3)  # a new rate is for both
+    assert learning(defaults(device, "--lr_critic", 1e-3, folder=cpu_run)) == (16, 4e-3, 1e-3)
+    assert learning(defaults(device, "--lr", 1, "--lr_critic", 2, folder=cpu_run)) == (16, 1, 2)
+    assert defaults(device, "--channel_max", 4, folder=cpu_run).channel_max == 4  # refused later, by name
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        '{"batch_size": "16", "lr": [1.0], "lr_critic": null}',
+        '{"batch_size": -4, "lr": 0.0, "lr_critic": -1.0}',
+        '{"batch_size": true, "lr": NaN, "lr_critic": Infinity}',
+        '{"batch_size": 1e9, "lr": 1e300, "lr_critic": false}',
+        '{"batch_size": 1000000, "lr": {}, "lr_critic": "0.1"}',
+        "{}",
+        "[16]",
+        "3",
+    ],
+)
+def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, ampere, nonsense):
+    (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
+    for device in (CPU, CUDA):
+        assert learning(defaults(device, folder=str(tmp_path))) == learning(defaults(device))
+
+
+def test_dry_run_of_the_same_command_says_that_the_run_will_be_resumed(cpu_run, slices_dir, capsys):
+    flags = ["--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", os.path.dirname(cpu_run), "--resolution", "32"]
+    assert train.main([*flags, "--device", "cpu", "--dry_run"]) == 0  # the run has other channels than a CPU's default
+    assert "(to be resumed)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resolution", [32, 256])
+def test_a_large_network_on_a_cpu_comes_with_a_note_whose_flags_parse(tmp_path, slices_dir, resolution, capsys):
+    assert start(slices_dir, tmp_path / "model", "--dry_run", "--resolution", resolution) == 0
+    note = re.search("note: .*GPU.*long; (.*) learns in minutes", capsys.readouterr().err)
+    assert (note is not None) == (resolution == 256)
+    if note:
+        assert parse_train(["--dataset_dir", slices_dir, *note[1].split()]).resolution == 64
+
+
+def test_other_flags_and_another_pytorch_are_noted(tmp_path, slices_dir, unplotted, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0")
+        assert start(slices_dir, tmp_path, "--epochs", 1) == 0
+    capsys.readouterr()
+    assert start(slices_dir, tmp_path, "--epochs", 2, "--lr", 1e-3, "--loss", "logistic") == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    for change in ("--lr 0.001 (was 0.004)", "--loss logistic (was wgan-gp)", f"PyTorch {torch.__version__} (was 1.0)"):
+        assert change in note
+    assert "--epochs" not in note
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning rates
+
+
+def test_decay_factor_is_one_then_falls_linearly_to_zero():
+    assert [decay_factor(done, 0.5) for done in (0, 0.5, 0.75, 1, 1.2)] == [1, 1, 0.5, 0, 0]
+    assert [decay_factor(done, 1) for done in (0, 0.25, 1)] == [1, 0.75, 0]
+
+
+def rates(folder):
+    return [row["lr"] for row in read_table(folder / "losses.csv")]
+
+
+def optimizer_rates(state):
+    return [state[name]["param_groups"][0]["lr"] for name in ("model_optimizer", "critic_optimizer")]
+
+
+def test_learning_rates_fall_to_zero_in_the_last_share_of_the_epochs(tmp_path, slices_dir, unplotted):
+    start(slices_dir, tmp_path, "--epochs", 8, "--save_every", 1, "--lr", 0.004, "--lr_critic", 0.001, "--lr_decay", 0.5)
+    assert rates(tmp_path / "AD") == pytest.approx([0.004 * min(1, (16 - step) / 8) for step in range(1, 16, 2)])  # of the 2nd step
+    state = checkpoint(tmp_path / "AD")
+    assert optimizer_rates(state) == pytest.approx([0.004 / 8, 0.001 / 8]) and state["lr_decay"] == pytest.approx(1 / 8)
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """train.py's clock moves on by a second whenever it is read."""
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+
+def test_a_run_of_some_minutes_that_is_resumed_never_raises_its_learning_rates(tmp_path, slices_dir, log_steps, ticking):
+    log_steps(1)
+    flags = ["--epochs", 1000, "--max_minutes", 1, "--lr", 0.004, "--lr_critic", 0.001, "--lr_decay", 0.5]
+    assert start(slices_dir, tmp_path, *flags) == 0
+    first = rates(tmp_path / "AD")
+    assert 10 < len(first) < 60 and first[0] == 0.004 and first == sorted(first, reverse=True)
+    left = checkpoint(tmp_path / "AD")["lr_decay"]
+    assert first[-1] == pytest.approx(0.004 * left, rel=1e-5) and left < 0.2
+    assert start(slices_dir, tmp_path, *flags) == 0
+    both = rates(tmp_path / "AD")
+    assert len(both) > len(first) + 10 and both == sorted(both, reverse=True) and both[len(first)] == first[-1]
+    assert checkpoint(tmp_path / "AD")["lr_decay"] <= left
+
+
+@pytest.fixture
+def decayed(tmp_path, slices_dir, unplotted):
+    """The parent folder of a run of two epochs that --lr_decay has brought down to a quarter of its learning rates."""
+    start(slices_dir, tmp_path, "--epochs", 2, "--lr", 0.004, "--lr_critic", 0.001)
+    state = checkpoint(tmp_path / "AD")
+    assert state.pop("checksum") and state["lr_decay"] == 1
+    save_tensors(state | {"lr_decay": 0.25}, tmp_path / "AD/checkpoint.pt")
+    return tmp_path
+
+
+RATES = ["--lr", 0.004, "--lr_critic", 0.001, "--save_every", 1]
+
+
+def test_a_resumed_run_continues_at_the_learning_rate_that_lr_decay_left(decayed, slices_dir, capsys):
+    start(slices_dir, decayed, "--epochs", 8, "--lr_decay", 0.5, *RATES)
+    expected = [0.004 * min(0.25, (16 - step) / 8) for step in range(5, 16, 2)]
+    assert rates(decayed / "AD")[-6:] == pytest.approx(expected)  # rather than 1, as in a run of eight epochs
+    assert optimizer_rates(checkpoint(decayed / "AD")) == pytest.approx([0.004 / 8, 0.001 / 8])
+    note = f"note: {decayed / 'AD'} resumes at 0.25 of its learning rate, as --lr_decay left it; --lr_decay 0 resets it\n"
+    assert capsys.readouterr().out.count(note) == 1
+
+
+def test_lr_decay_0_resets_the_learning_rate(decayed, slices_dir, capsys):
+    capsys.readouterr()
+    start(slices_dir, decayed, "--epochs", 4, "--lr_decay", 0, *RATES)
+    assert rates(decayed / "AD")[-2:] == [0.004, 0.004] and "resumes at" not in capsys.readouterr().out
+    state = checkpoint(decayed / "AD")
+    assert state["lr_decay"] == 1 and optimizer_rates(state) == [0.004, 0.001]
+    start(slices_dir, decayed, "--epochs", 6, "--lr_decay", 0.2, *RATES)  # decays from the full rate again, in its last 2.4 steps
+    assert (
+        rates(decayed / "AD")[-2:] == pytest.approx([0.004, 0.004 / 2.4], rel=1e-5) and "resumes at" not in capsys.readouterr().out
     )
-    model, critic = train.build_networks(network)
-    model.load_state_dict(ours.model.state_dict())
-    critic.load_state_dict(ours.critic.state_dict())
-    rng, real = random_stream("training", 0), torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(5))
-    term = ours.step(k, real, None)
-
-    fake = bounded(model["generator"](model["mapping"](torch.randn(4, 256, generator=rng)), rng=rng))
-    scores = critic(real), critic(fake.detach())
-    loss = critic_loss(kind, *scores)
-    assert term["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
-    assert term["wasserstein"].item() == pytest.approx((scores[0].mean() - scores[1].mean()).item(), rel=1e-3, abs=1e-5)
-    pairs = [np.sign(a - b) for a in scores[0].tolist() for b in scores[1].tolist()]
-    assert term["separation"].item() == pytest.approx(np.mean(pairs))
-    assert ("penalty" in term) == ("gradient_norm" in term) == (k % gp_every == 0)
-    if k % gp_every == 0:
-        penalty, norm = gradient_penalty(kind, critic, real, fake.detach(), None, rng)
-        assert term["penalty"].item() == pytest.approx(3 * penalty.item(), rel=1e-4)  # logged as if taken at every step
-        assert term["gradient_norm"].item() == pytest.approx(norm.item(), rel=1e-4)
-        loss = loss + 3 * gp_every * penalty  # weighted for those left out
-
-    def descend(network, loss, lr):
-        loss.backward()
-        norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm().item()
-        torch.optim.Adam(network.parameters(), lr, train.BETAS, foreach=False, fused=False).step()
-        return norm
-
-    assert term["critic_gradient"].item() == pytest.approx(descend(critic, loss, 0.001), rel=1e-3)
-    critic.requires_grad_(False)
-    loss = generator_loss(kind, scores[0].detach(), critic(fake))
-    assert term["generator_loss"].item() == pytest.approx(loss.item(), rel=1e-3)
-    assert term["generator_gradient"].item() == pytest.approx(descend(model, loss, 0.004), rel=1e-3)
-    # the first step of Adam is the sign of the gradient: where that is nearly 0, rounding decides, as everywhere in the
-    # critic's last bias under the relativistic loss, which only knows differences of scores
-    for network, reference, lr in ((ours.critic, critic, 0.001), (ours.model, model, 0.004)):
-        for (name, a), b in zip(network.named_parameters(), reference.parameters()):
-            if (kind, name) == ("relativistic", "score.bias"):
-                assert network.score.bias.grad.abs() < 1e-6
-            else:
-                assert ((a - b).abs() > 0.01 * lr).float().mean() < 0.01, name
 
 
-def test_unseen_slices_are_scored_beside_those_of_training_and_nothing_is_learnt_from_them():
-    real, unseen = torch.randn(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    (ours, network), (without, _) = (training("--augment", "ada", "--gp_every", 2) for _ in range(2))
-    _, critic = train.build_networks(network)
-    critic.load_state_dict(ours.critic.state_dict())
-    term = ours.step(1, real, None, unseen)  # no penalty, which would draw after the unseen slices
-    assert term["unseen"].item() == pytest.approx((critic(real).mean() - critic(unseen).mean()).item(), rel=1e-3, abs=1e-5)
-    assert ours.strength.unseen.sign() == term["unseen"].sign() != 0 and ours.strength.gap != 0
-    assert "unseen" not in without.step(1, real, None) and without.strength.gap == 0
-    assert same(ours.critic.state_dict(), without.critic.state_dict())
+# ---------------------------------------------------------------------------------------------------------------------
+# Logging and evaluating
 
 
-def test_path_length_is_taken_on_half_a_batch_at_some_steps_and_weighted_for_the_others():
-    real, found = torch.randn(4, 1, 32, 32), {}
-    for weight in (0, 2):
-        for k in (train.PATH_EVERY - 1, train.PATH_EVERY):
-            ours, _ = training("--path_length", weight, "--style_mixing", 0, "--augment", "none")
-            calls, plain = [], ours.path_length.forward
-            ours.path_length.forward = lambda *inputs: calls.append(plain(*inputs)) or calls[-1]
-            term = ours.step(k, real, None)
-            found[weight, k] = term["generator_gradient"].item()
-            assert len(calls) == (weight > 0 and k == train.PATH_EVERY)
-            if calls:
-                assert term["path_length"].item() == pytest.approx(2 * calls[0][0].item()) and ours.path_length.mean > 0
-            else:
-                assert "path_length" not in term and ours.path_length.mean == 0
-    quiet, taken = train.PATH_EVERY - 1, train.PATH_EVERY
-    assert found[2, quiet] == found[0, quiet] and found[2, taken] != found[0, taken]
-
-
-@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
-@pytest.mark.parametrize("kind", LOSSES)
-def test_the_penalty_and_its_second_derivatives_are_those_of_float64(monkeypatch, kind, dtype, bound):
-    ours, network = training("--loss", kind, dtype=dtype)
-    checked = []
-
-    def compare(kind, critic, real, fake, labels, rng):
-        twin = torch.Generator()
-        twin.set_state(rng.get_state())
-        found = gradient_penalty(kind, critic, real, fake, labels, rng)
-        _, exact = train.build_networks(network)
-        exact.load_state_dict(ours.critic.state_dict())
-        expected, _ = gradient_penalty(kind, exact.double(), real.double(), fake.double(), labels, twin)
-        assert found[0].item() == pytest.approx(expected.item(), rel=bound)
-        gradients, references = (
-            torch.autograd.grad(penalty, list(network.parameters()), retain_graph=True, allow_unused=True)
-            for penalty, network in ((found[0], ours.critic), (expected, exact))
-        )
-        pairs = [(a, b) for a, b in zip(gradients, references) if b is not None and b.norm() > 1e-9]  # the last biases have none
-        if dtype == torch.bfloat16:  # all as one: beside the others' its rounding may hide a small gradient
-            pairs = [tuple(torch.cat([x.flatten() for x in one]) for one in zip(*pairs))]
-        for a, b in pairs:
-            assert (a - b).norm() / b.norm() < bound
-            checked.append(a)
-        return found
-
-    monkeypatch.setattr(train, "gradient_penalty", compare)
-    ours.step(0, torch.randn(4, 1, 32, 32), None)
-    assert len(checked) > 10 or dtype == torch.bfloat16
-
-
-def test_short_runs_end_alike_in_every_mode(slices_dir):
-    """Losses at the end in bfloat16, and in turns, lie among those of float32 runs with other seeds."""
-    slices = Slices(slices_dir, "AD", 32, progress=False)
-
-    def losses(seed, dtype=torch.float32, accum=1):
-        ours, _ = training(
-            "--loss", "relativistic", "--seed", seed, "--grad_accum", accum, "--batch_size", 8, "--lr", 0.004, dtype=dtype
-        )
-        data = batches(slices, 8, "cpu", seed)
-        terms = [ours.step(k, next(data)[0], None) for k in range(40)][20:]
-        names = "critic_loss", "generator_loss", "wasserstein"
-        return torch.tensor([[term[name] for name in names] for term in terms]).mean(0)
-
-    plain = torch.stack([losses(seed) for seed in range(3)])
-    spread = plain.std(0)
-    for mode in ({"dtype": torch.bfloat16}, {"accum": 2}):
-        other = losses(0, **mode)
-        assert ((other - plain.mean(0)).abs() < 3 * spread).all(), (mode, other, plain)
-
-
-@pytest.mark.parametrize("flag", ["True", "False"])
-def test_critic_sees_generated_slices_as_they_are_saved(flag):
-    ours, _ = training("--bounded", flag, "--loss", "relativistic")
-    seen = []
-    ours.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    with torch.no_grad():
-        ours.model["generator"].blocks[-1].image_bias.fill_(2)  # too bright by far
-    ours.step(0, torch.zeros(4, 1, 32, 32), None)
-    generated = [images for images in seen if images.any()]
-    assert len(generated) == 3  # the critic's step, its penalty, the generator's step
-    assert all(((images.abs() <= 1).all() and (images == 1).any()) == (flag == "True") for images in generated)
-
-
-def test_average_has_its_half_life():
-    averaged, weights = [torch.zeros(2), torch.zeros([])], [torch.ones(2), torch.ones([])]
-    for _ in range(50):
-        train.update_average(averaged, weights, images=10**9, batch_size=100, half_life=5000)
-    assert [value.mean().item() for value in averaged] == pytest.approx([0.5, 0.5], rel=1e-3)
-    averaged[0].zero_()
-    train.update_average(averaged, weights, images=100, batch_size=100, half_life=5000)
-    assert averaged[0].mean().item() == pytest.approx(1 - 0.5 ** (1 / train.EMA_RAMP), rel=1e-5)  # at the start: short
-
-
-def test_rows_are_means_over_the_steps_that_have_a_term_and_are_finite():
+def test_a_row_is_the_mean_over_the_steps_that_have_a_term_and_are_finite():
     nan, number = float("nan"), torch.tensor
     terms = [
         {"critic_loss": number(1.0), "penalty": number(4.0), "critic_gradient": number(1.0), "generator_gradient": number(1.0)},
         {"critic_loss": number(nan), "critic_gradient": number(nan), "generator_gradient": number(1.0)},
         {"critic_loss": number(3.0), "critic_gradient": number(1.0), "generator_gradient": number(float("inf"))},
     ]
-    row, skipped = train.summarise(terms)
+    row, skipped = mean_row(terms)
     assert skipped == 2 and row["critic_loss"] == 2 and row["penalty"] == 4 and row["generator_gradient"] == 1
-    assert np.isnan(row["path_length"]) and set(row) == {*train.TERMS, *health.PICTURE}
+    assert np.isnan(row["path_length"]) and tuple(row) == train.TERMS
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run keeps
+def test_the_last_row_may_average_fewer_steps(tmp_path, slices_dir, log_steps):
+    log_steps(4)
+    start(slices_dir, tmp_path, "--epochs", 3)
+    assert [row["step"] for row in read_table(tmp_path / "AD/losses.csv")] == [4, 6]
 
 
-def files(run):
-    return {os.path.relpath(path, run) for path in glob.glob(run + "/**", recursive=True) if os.path.isfile(path)}
-
-
-def test_files_of_a_run(models):
-    run = os.path.join(models, "AD")
-    always = {
-        "config.json",
-        "checkpoint.pt",
-        "previous.pt",
-        "lock",
-        "generator.pt",
-        "losses.csv",
-        "evaluations.csv",
-        "losses.png",
-        "loss_proportion.png",
-        *(f"fake_vs_real/epoch_000{i}.png" for i in range(3)),
-        *(f"styles/epoch_000{i}.npy" for i in range(3)),
-    }
-    assert files(run) - {"trouble.txt"} == always | {"best.pt"}
-    assert files(os.path.join(models, "NC")) - {"trouble.txt"} == always  # without evaluations
-    rows = read_table(os.path.join(run, "losses.csv"))
-    assert tuple(rows[0]) == train.COLUMNS + tuple(f"std {name}" for name in BLOCKS)
-    assert [row["images"] for row in rows] == [8, 16] and [row["epoch"] for row in rows] == [1, 2]
-    sometimes = "penalty", "gradient_norm", "path_length", "unseen"  # not at every step, or never
-    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name not in sometimes)
-    assert all(row["skipped"] == 0 and row["lr"] > 0 and 0.05 < row["memory_gib"] < 1000 for row in rows)
-    saved = torch.load(os.path.join(run, "generator.pt"), weights_only=True)
-    assert saved["images"] == 16 and saved["classes"] == ["AD"]
-    assert same(saved["weights"], checkpoint(run)["averaged"])
-    with open(os.path.join(run, "config.json")) as file:
-        assert json.load(file)["data"]["counts"] == {"AD": 9}
-
-
-def test_evaluations_of_a_run(models):
-    rows = read_table(os.path.join(models, "AD", "evaluations.csv"))
-    assert tuple(rows[0]) == train.EVALUATION_COLUMNS and [row["images"] for row in rows] == [8, 16]
-    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name != "overfitting")
-    best = torch.load(os.path.join(models, "AD", "best.pt"), weights_only=True)
-    assert best["images"] == min(rows, key=lambda row: row["kid"])["images"]
-    assert len(read_table(os.path.join(models, "all-conditional", "evaluations.csv"))) == 1
-    assert read_table(os.path.join(models, "NC", "evaluations.csv")) == []
-
-
-def test_best_is_the_average_with_the_lowest_kid_also_across_a_resume(tmp_path, slices_dir, evaluations):
-    kids, seen = evaluations
-
-    def best():
-        saved = torch.load(tmp_path / "AD/best.pt", weights_only=True)
-        return saved["images"], [same(saved["weights"], averaged) for averaged in seen]
-
-    kids += [5.0, 2.0, 9.0]
-    start(slices_dir, tmp_path, "--epochs", 3, "--eval_every", 1)
-    assert best() == (16, [False, True, False])
-    kids += [3.0]
-    start(slices_dir, tmp_path, "--epochs", 4, "--eval_every", 1)
-    assert best() == (16, [False, True, False, False])
-    kids += [1.5]
-    start(slices_dir, tmp_path, "--epochs", 5, "--eval_every", 1)
-    assert best() == (40, [False] * 4 + [True])
-    assert [row["kid"] for row in read_table(tmp_path / "AD/evaluations.csv")] == [5, 2, 9, 3, 1.5]
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.filterwarnings("error")
-def test_plots_of_few_rows_without_evaluations(tmp_path, rows):
-    columns = train.COLUMNS + tuple(f"std {name}" for name in BLOCKS)
-    values = np.random.default_rng(0).uniform(0.1, 9, (rows, len(columns)))
-    values[:, columns.index("images")] = 64 * np.arange(1, rows + 1)
-    values[0, columns.index("penalty")] = values[:, columns.index("path_length")] = np.nan
-    losses, none = figures.columns(values, columns), figures.columns([], train.EVALUATION_COLUMNS)
-    figures.plot_dashboard(losses, none, tmp_path / "losses.png")
-    figures.plot_loss_proportion(losses, tmp_path / "share.png")
-    with Image.open(tmp_path / "share.png") as picture:  # shares fill the plot even from one row
-        assert (np.asarray(picture)[..., :3].min(2) < 230).mean() > 0.5
-
-
-def test_when_a_run_is_evaluated(tmp_path, slices_dir, evaluations, monkeypatch):
-    kids, seen = evaluations
+def test_a_run_is_evaluated_every_so_many_epochs_and_at_its_end(tmp_path, slices_dir, validations, monkeypatch):
+    kids, _ = validations
     kids += range(100)
     start(slices_dir, tmp_path / "a", "--epochs", 5, "--eval_every", 2)
-    assert [row["epoch"] for row in read_table(tmp_path / "a/AD/evaluations.csv")] == [2, 4, 5]  # and at the end
+    assert [row["epoch"] for row in read_table(tmp_path / "a/AD/evaluations.csv")] == [2, 4, 5]
     start(slices_dir, tmp_path / "b", "--epochs", 10**6, "--eval_every", 10**6, "--max_minutes", 0.03)
     (row,) = read_table(tmp_path / "b/AD/evaluations.csv")  # when time is over, too
     assert row["images"] == checkpoint(tmp_path / "b/AD")["images"] > 0
@@ -349,276 +250,279 @@ def test_when_a_run_is_evaluated(tmp_path, slices_dir, evaluations, monkeypatch)
     assert read_table(tmp_path / "c/AD/evaluations.csv") == [] and not (tmp_path / "c/AD/best.pt").exists()
 
 
-def test_styles_and_pictures_use_the_same_latents_every_time(models):
-    first, last = (np.load(os.path.join(models, "NC", "styles", f"epoch_000{i}.npy")) for i in (0, 2))
-    assert first.shape == (512, 256) and first.dtype == np.float32
-    other = np.load(os.path.join(models, "AD", "styles", "epoch_0000.npy"))
-    np.testing.assert_array_equal(first, other)  # same seed, same start
-    assert 0 < np.abs(first - last).max()  # and it learns
-    assert np.load(os.path.join(models, "all-conditional", "styles", "epoch_0002.npy")).shape == (2, 512, 256)
-    with Image.open(os.path.join(models, "NC", "fake_vs_real", "epoch_0002.png")) as picture:
-        assert picture.mode == "L" and picture.width > 1000
+def test_evaluations_run_on_micro_batches(tmp_path, slices_dir, monkeypatch, unplotted):
+    sizes = []
+
+    class Recorder:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, averaged, critic, batch_size):
+            sizes.append(batch_size)
+            return dict.fromkeys(train.VALIDATION, 0.0)
+
+    monkeypatch.setattr(train, "Validation", Recorder)
+    for accum in (1, 4):
+        start(slices_dir, tmp_path / str(accum), "--epochs", 1, "--batch_size", 16, "--grad_accum", accum, "--eval_every", 1)
+    assert sizes == [16, 4]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--loss", "wgan-gp", "--augment", "ada", "--style_mixing", 0.9],
-        ["--loss", "logistic", "--gp_every", 4, "--path_length", 2],
-        [
-            "--loss",
-            "relativistic",
-            "--augment",
-            "fixed",
-            "--augment_p",
-            0.3,
-            "--path_length",
-            1,
-            "--style_mixing",
-            0.5,
-            "--classes",
-            "all",
-            "--conditional",
-        ],
-    ],
-    ids=LOSSES,
-)
-def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplotted, monkeypatch, flags):
-    class Growing(Strength):
-        def update(self, term, images):
-            if "unseen" in term:
-                term = term | {"unseen": term["unseen"].abs() + 9 * term["wasserstein"].abs()}
-            super().update(term, images)
-
-    monkeypatch.setattr(train, "Strength", functools.partial(Growing, speed_kimg=0.05))
-    monkeypatch.setattr(validation, "VALIDATED", 16)
-    monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
-    stops = (1, 2, 4) if "all" in flags else (1, 5, 9)
-    assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0
-    for epochs in stops:  # evaluations and saves change nothing either
-        assert start(slices_dir, tmp_path / "two", "--epochs", epochs, "--eval_every", 2, "--save_every", 3, *flags) == 0
-    folder = "all-conditional" if "all" in flags else "AD"
-    one, two = checkpoint(tmp_path / "one" / folder), checkpoint(tmp_path / "two" / folder)
-    assert one["images"] == two["images"] == (4 * 20 if "all" in flags else 9 * 8) and one["lr_scale"] == 1
-    assert same(one, two)
-    assert (one["strength"]["p"] > 0.1) == ("--augment" in flags) and (one["strength"]["unseen"] > 0) == ("ada" in flags)
-    assert (one["path_length"]["mean"] > 0) == ("--path_length" in flags)
-
-
-def test_moments_saved_in_another_memory_layout_are_the_same_moments(tmp_path, slices_dir, unplotted):
-    start(slices_dir, tmp_path / "one", "--epochs", 2)
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    state = checkpoint(tmp_path / "two" / "AD")
-    moments = [values for name in "gc" for values in state[name]["state"].values()]
-    kernels = [values for values in moments if values["exp_avg"].is_contiguous(memory_format=torch.channels_last)]
-    assert 0 < len(kernels) < len(moments)
-    for values in kernels:
-        values.update({name: values[name].contiguous() for name in ("exp_avg", "exp_avg_sq")})
-    save_tensors(state, tmp_path / "two" / "AD" / "checkpoint.pt")
-    for name in ("one", "two"):
-        start(slices_dir, tmp_path / name, "--epochs", 4)
-    assert same(*(checkpoint(tmp_path / name / "AD") for name in ("one", "two")))
-
-
-def test_fifty_steps_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, slices_dir, unplotted):
-    for name, epochs, seed in (("a", 25, 3), ("b", 25, 3), ("c", 1, 3), ("d", 1, 4)):
-        start(slices_dir, tmp_path / name, "--epochs", epochs, "--seed", seed)
-    a, b, c, d = (checkpoint(tmp_path / name / "AD") for name in "abcd")
-    assert a["images"] == 200 and same(a, b)
-    assert not any(same(c[part], d[part]) for part in ("model", "critic", "averaged", "rng"))
-
-
-def test_learning_rates_fall_to_zero_in_the_last_share_of_the_run(tmp_path, slices_dir, unplotted):
-    start(slices_dir, tmp_path, "--epochs", 8, "--save_every", 1, "--lr", 0.004, "--lr_critic", 0.001, "--lr_decay", 0.5)
-    rates = [row["lr"] for row in read_table(tmp_path / "AD/losses.csv")]  # of the last of two steps, of 16
-    assert rates == pytest.approx([0.004 * min(1, (16 - step) / 8) for step in range(1, 16, 2)])
-    state = checkpoint(tmp_path / "AD")
-    assert [state[part]["param_groups"][0]["lr"] for part in "gc"] == pytest.approx([0.004 / 8, 0.001 / 8])
-
-
-def test_done_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
-    start(slices_dir, tmp_path, "--epochs", 1)
-    before = checkpoint(tmp_path / "AD")
-    capsys.readouterr()
-    assert start(slices_dir, tmp_path, "--epochs", 1) == 0
-    assert "done already" in capsys.readouterr().out
-    assert same(before, checkpoint(tmp_path / "AD"))
-
-
-def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir, evaluations):
-    evaluations[0].extend([3.0, 2.0])
-    start(slices_dir, tmp_path, "--epochs", 1, "--eval_every", 1)
-    for name in ("losses", "evaluations"):  # as a run killed after logging leaves behind
-        path = tmp_path / f"AD/{name}.csv"
-        with open(path, newline="") as file:
-            columns, row = csv.reader(file)
-        row[columns.index("images")] = "12"
-        with open(path, "a") as file:
-            file.write(",".join(row) + "\n" + ",".join(row)[:9])
-    start(slices_dir, tmp_path, "--epochs", 2, "--eval_every", 1)
-    for name in ("losses", "evaluations"):
-        assert [row["images"] for row in read_table(tmp_path / f"AD/{name}.csv")] == [8, 16], name
-
-
-def test_changed_network_or_data_is_refused_by_name(tmp_path, slices_dir):
-    start(slices_dir, tmp_path, "--epochs", 1)
-    before = checkpoint(tmp_path / "AD")
-    with pytest.raises(UserError, match=r"--channel_base 256 \(was 128\), --channel_max 4 \(was 8\)"):
-        start(slices_dir, tmp_path, "--channel_base", 256, "--channel_max", 4)
-    other = tmp_path / "other/AD"
-    other.mkdir(parents=True)
-    Image.new("L", (30, 32), 90).save(other / "1_1.png")
-    with pytest.raises(UserError, match="--dataset_dir .*other"):
-        start(str(other.parent), tmp_path, "--epochs", 3)
-    assert same(before, checkpoint(tmp_path / "AD"))
-    start(slices_dir, tmp_path, "--epochs", 2, "--lr", 0.01, "--lambda_gp", 5)  # these may change
-    assert checkpoint(tmp_path / "AD")["images"] == 16
-    assert checkpoint(tmp_path / "AD")["g"]["param_groups"][0]["lr"] == 0.01
-
-
-def test_resume_false_keeps_the_old_run(tmp_path, slices_dir):
-    start(slices_dir, tmp_path, "--epochs", 2)
-    before = checkpoint(tmp_path / "AD")
-    start(slices_dir, tmp_path, "--epochs", 1, "--resume", "false", "--channel_max", 4)
-    assert same(before, checkpoint(tmp_path / "AD.1"))
-    assert checkpoint(tmp_path / "AD")["images"] == 8
-
-
-def test_conditional_run(models):
-    with open(os.path.join(models, "all-conditional", "config.json")) as file:
-        config = json.load(file)
-    assert config["network"]["num_classes"] == 2 and config["data"]["counts"] == {"AD": 9, "NC": 11}
-    state = checkpoint(os.path.join(models, "all-conditional"))
-    assert "embedding.weight" in state["critic"] and "mapping.embedding.weight" in state["model"]
-
-
-def test_debug_prints_what_every_block_puts_out(tmp_path, slices_dir, unplotted, capsys):
+def test_debug_prints_statistics_of_every_block(tmp_path, slices_dir, unplotted, capsys):
     start(slices_dir, tmp_path, "--epochs", 2, "--debug")
     out = capsys.readouterr().out
-    lines = out[out.index("step 4\n") :].splitlines()[1 : 2 + len(BLOCKS)]
-    assert lines[0].split() == list(health.STATISTICS)
     row = read_table(tmp_path / "AD/losses.csv")[-1]
-    for name, line in zip(BLOCKS, lines[1:], strict=True):
+    names = [name.removeprefix("std ") for name in row if name.startswith("std ")]
+    head, *lines = out[out.index("step 4\n") :].splitlines()[1 : 2 + len(names)]
+    assert head.split() == list(STATISTICS) and len(names) == 10
+    for name, line in zip(names, lines, strict=True):
         low, high, mean, std = map(float, line.removeprefix(name).split())
         assert line.startswith(name) and low <= mean <= high and std == pytest.approx(row[f"std {name}"], abs=1e-3)
     start(slices_dir, tmp_path / "quiet", "--epochs", 1)
     assert "generator 4" not in capsys.readouterr().out
 
 
-def test_tensorboard_without_its_package_is_one_line(tmp_path, slices_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="--tensorboard True: .*pip install tensorboard"):
-        start(slices_dir, tmp_path, "--epochs", 1, "--tensorboard", True)
-
-
-def test_tensorboard_holds_what_the_tables_hold(tmp_path, slices_dir, evaluations, monkeypatch):
-    written = {}
-
-    class SummaryWriter:
-        def __init__(self, folder):
-            assert folder == str(tmp_path / "AD/tensorboard")
-
-        def add_scalar(self, name, value, step):
-            written[name, step] = value
-
-        def flush(self):
-            written["flushed"] = len(written)
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
-    evaluations[0].extend([3.0, 2.0])
-    start(slices_dir, tmp_path, "--epochs", 2, "--save_every", 1, "--eval_every", 1, "--tensorboard", True)
-    tables = {name: read_table(tmp_path / f"AD/{name}.csv") for name in ("losses", "evaluations")}
-    expected = {
-        (f"{name}/{column}", row["images"]): value for name, rows in tables.items() for row in rows for column, value in row.items()
-    }
-    assert written.pop("flushed") >= len(expected) - 1 and written.keys() == expected.keys() and len(expected) > 60
-    np.testing.assert_allclose([written[key] for key in expected], list(expected.values()), rtol=1e-5)
+def test_runs_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, slices_dir, unplotted):
+    for name, epochs, seed in (("a", 25, 3), ("b", 25, 3), ("c", 1, 3), ("d", 1, 4)):
+        start(slices_dir, tmp_path / name, "--epochs", epochs, "--seed", seed)
+    a, b, c, d = (checkpoint(tmp_path / name / "AD") for name in "abcd")
+    assert a["images"] == 200 and same_checkpoints(a, b)
+    assert not any(same_checkpoints(c[part], d[part]) for part in ("model", "critic", "averaged", "rng"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stopping, planning, refusing
+# Alerts, provoked
 
 
-def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
-    assert (
-        start(
-            slices_dir,
-            tmp_path / "model",
-            "--epochs",
-            3,
-            "--dry_run",
-            "--loss",
-            "logistic",
-            "--lambda_gp",
-            7,
-            "--gp_every",
-            4,
-            "--augment",
-            "ada",
-            "--eval_every",
-            1,
-        )
-        == 0
+@pytest.mark.parametrize(
+    "name, spoil",
+    [
+        (None, lambda images: images.tanh()),
+        ("generator collapsed", lambda images: images.mean(0, keepdim=True).expand_as(images)),
+        ("generator black", lambda images: 0.01 * images - 1),
+        ("generator saturated", lambda images: 100 * images),
+    ],
+)
+def test_a_failing_generator_raises_its_alert_once(tmp_path, slices_dir, monkeypatch, log_steps, capsys, name, spoil):
+    log_steps(1)
+    forward = Generator.forward
+    monkeypatch.setattr(Generator, "forward", lambda self, *args, **kwargs: spoil(forward(self, *args, **kwargs)))
+    assert start(slices_dir, tmp_path, "--epochs", 4) == 0  # eight steps, so eight rows
+    lines = alert_lines(tmp_path / "AD")
+    if name is None:
+        assert lines == []
+    else:
+        assert [line.startswith(name) for line in lines].count(True) == 1
+        assert f"{tmp_path}/AD: {name}: " in capsys.readouterr().out  # says which run it is
+
+
+def test_an_overfitting_critic_raises_its_alert_once(tmp_path, slices_dir, monkeypatch, unplotted):
+    class Overfitting:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, *_):
+            return dict.fromkeys(train.VALIDATION, 0.0) | {"overfitting": 0.75}
+
+    monkeypatch.setattr(train, "Validation", Overfitting)
+    start(slices_dir, tmp_path, "--epochs", 3, "--eval_every", 1)
+    (line,) = alert_lines(tmp_path / "AD")
+    assert line.startswith("critic overfits") and "75%" in line
+    assert len(read_table(tmp_path / "AD/evaluations.csv")) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients that are not finite
+
+
+def is_finite(folder):
+    state = checkpoint(folder)
+    return all(
+        torch.as_tensor(value).isfinite().all()
+        for part in ("model", "critic", "averaged", "augmentation", "path_length")
+        for value in state[part].values()
     )
-    out = capsys.readouterr().out
-    for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with"):
-        assert expected in out, expected
-    assert re.search("loss +logistic, penalty 7 every 4 steps, augmentation ada", out)
-    assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("resolution", [32, 256])
-def test_a_large_network_on_a_cpu_is_told_of_a_thin_one_that_parses(tmp_path, slices_dir, resolution, capsys):
-    assert start(slices_dir, tmp_path / "model", "--dry_run", "--resolution", resolution) == 0
-    note = re.search("note: .*GPU.*long; (.*) learns in minutes", capsys.readouterr().err)
-    assert (note is not None) == (resolution == 256)
-    if note:
-        assert settle(parse_train(["--dataset_dir", slices_dir, *note[1].split()]), torch.device("cpu")).resolution == 64
+def adam_steps(folder, name):
+    """Steps that Adam has taken, of each weight."""
+    return {state["step"].item() for state in checkpoint(folder)[name]["state"].values()}
 
 
-def test_what_the_flags_leave_open_suits_the_device_or_the_run(tmp_path, slices_dir, capsys):
-    cpu, gpu = (settle(parse_train(["--dataset_dir", "x"]), torch.device(name)) for name in ("cpu", "cuda"))
-    assert (cpu.channel_base, cpu.channel_max, cpu.batch_size, cpu.lr, cpu.lr_critic) == (1024, 64, 16, 4e-3, 4e-3)
-    assert (gpu.channel_base, gpu.channel_max, gpu.batch_size, gpu.lr, gpu.lr_critic) == (8192, 256, 32, 2e-3, 2e-3)
-    flags = parse_train(["--dataset_dir", "x", "--channel_max", "7", "--lr", "1", "--lr_critic", "2"])
-    args = settle(flags, torch.device("cpu"), {"channel_base": 512, "channel_max": 9})
-    assert (args.channel_base, args.channel_max, args.batch_size, args.lr, args.lr_critic) == (512, 7, 16, 1, 2)
+@pytest.fixture
+def poison(monkeypatch):
+    """poison(calls): real slices are nan in the training steps of these numbers, counted from now over all steps taken."""
+
+    def poison(calls):
+        count, train_step = iter(range(10**6)), train.train_step
+
+        def poisoned(state, step, batch):
+            return train_step(state, step, batch._replace(images=batch.images * math.nan) if next(count) in calls else batch)
+
+        monkeypatch.setattr(train, "train_step", poisoned)
+
+    return poison
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--loss", "wgan-gp", "--augment", "ada"],
+        ["--loss", "logistic", "--path_length", 2],
+        ["--loss", "relativistic", "--augment", "fixed", "--augment_p", 0.5],
+    ],
+)
+def test_a_step_with_such_gradients_is_skipped_and_reported(tmp_path, slices_dir, log_steps, poison, flags):
+    log_steps(2)
+    poison({4})
+    assert start(slices_dir, tmp_path, "--epochs", 4, *flags) == 0
+    assert [row["skipped"] for row in read_table(tmp_path / "AD/losses.csv")] == [0, 0, 1, 1]
+    assert alert_lines(tmp_path / "AD") == ["skipped 1 of the 2 steps before step 6: their gradients are not finite"]
+    assert is_finite(tmp_path / "AD") and checkpoint(tmp_path / "AD")["images"] == 32
+    assert adam_steps(tmp_path / "AD", "model_optimizer") == adam_steps(tmp_path / "AD", "critic_optimizer") == {7}  # of eight
+    assert all(math.isfinite(row["critic_loss"]) for row in read_table(tmp_path / "AD/losses.csv"))
+
+
+def test_a_path_length_that_is_not_finite_skips_the_generator_s_step_alone(tmp_path, slices_dir, log_steps, monkeypatch):
+    log_steps(1)
+    forward, calls = PathLength.forward, []
+
+    def spoilt(self, images, ws, rng=None):
+        calls.append(len(images))
+        return forward(self, images * (math.nan if len(calls) == 2 else 1), ws, rng)
+
+    monkeypatch.setattr(PathLength, "forward", spoilt)
+    monkeypatch.setattr(training_step, "PATH_LENGTH_EVERY", 2)
+    start(slices_dir, tmp_path, "--epochs", 3, "--path_length", 2)
+    assert calls == [2, 2, 2] and is_finite(tmp_path / "AD")
+    assert [row["skipped"] for row in read_table(tmp_path / "AD/losses.csv")] == [0, 0, 1, 1, 1, 1]
+    assert adam_steps(tmp_path / "AD", "model_optimizer") == {5} and adam_steps(tmp_path / "AD", "critic_optimizer") == {6}
+
+
+# 20 steps of two an epoch, saved every eight; six after the first eight are bad, the first time; in rows of eight or of two
+@pytest.mark.parametrize("steps_per_row", [8, 2])
+def test_many_such_steps_go_back_to_the_checkpoint_with_half_the_rate(
+    tmp_path, slices_dir, log_steps, poison, capsys, steps_per_row
+):
+    log_steps(steps_per_row)
+    poison(range(8, 8 + train.MAX_SKIPPED + 1))
+    assert start(slices_dir, tmp_path, "--epochs", 10, "--save_every", 4, "--lr", 0.004) == 0
+    (line,) = [line for line in alert_lines(tmp_path / "AD") if "went back" in line]
+    assert "not finite: went back to 0.0 kimg and continues with half the learning rate" in line
+    rows = read_table(tmp_path / "AD/losses.csv")
+    assert [row["step"] for row in rows] == ([8, 16, 20] if steps_per_row == 8 else list(range(2, 21, 2)))  # none twice or missing
+    assert [row["lr"] for row in rows] == [0.004 if row["step"] <= 8 else 0.002 for row in rows]
+    assert is_finite(tmp_path / "AD") and all(row["skipped"] == 0 for row in rows)
+    assert capsys.readouterr().out.count("went back") == 1
+    state = checkpoint(tmp_path / "AD")
+    assert state["images"] == 80 and optimizer_rates(state) == [0.002, 0.002]
+    start(slices_dir, tmp_path, "--epochs", 11, "--lr", 0.004)  # and so after the next resume
+    assert rates(tmp_path / "AD")[-1] == 0.002 and optimizer_rates(checkpoint(tmp_path / "AD")) == [0.002, 0.002]
+
+
+def test_a_few_such_steps_are_no_reason_to_go_back(tmp_path, slices_dir, log_steps, poison):
+    log_steps(1)
+    poison(set(range(1, 8)) - {3})  # two, a good one, four
+    start(slices_dir, tmp_path, "--epochs", 4)
+    rows = read_table(tmp_path / "AD/losses.csv")
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 3, 4, 5, 6] and rows[-1]["lr"] == rows[0]["lr"]
+
+
+def test_going_back_repeats_the_same_batches_and_latents(tmp_path, slices_dir, unplotted, poison):
+    """What follows equals a run that was stopped at the checkpoint and resumed with half the rate."""
+    start(slices_dir, tmp_path / "a", "--epochs", 4, "--lr", 0.004)
+    start(slices_dir, tmp_path / "a", "--epochs", 8, "--lr", 0.002)
+    poison(range(8, 16))
+    start(slices_dir, tmp_path / "b", "--epochs", 8, "--save_every", 4, "--lr", 0.004)
+    stopped, went_back = (checkpoint(tmp_path / name / "AD") for name in "ab")
+    assert (stopped["lr_scale"], went_back["lr_scale"]) == (1, 0.5)
+    assert all(same_checkpoints(stopped[part], went_back[part]) for part in ("model", "critic", "averaged", "rng"))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_going_back_twice_ends_the_run_and_keeps_the_checkpoint(tmp_path, slices_dir, log_steps, poison, resumed):
+    log_steps(8)
+    poison(range(8, 16) if resumed else range(8, 10**6))
+    expected = "not finite again, after going back to a checkpoint once .* at 0.[01] kimg is kept, .* lower --lr"
+    if resumed:
+        assert start(slices_dir, tmp_path, "--epochs", 8, "--save_every", 4) == 0  # went back once, and ended well
+        poison(range(10**6))
+    else:
+        start(slices_dir, tmp_path, "--epochs", 4)
+        poison(range(10**6))
+    before = (tmp_path / "AD/checkpoint.pt").read_bytes(), (tmp_path / "AD/generator.pt").read_bytes()
+    with pytest.raises(UserError, match=expected):
+        start(slices_dir, tmp_path, "--epochs", 20, "--save_every", 4)
+    assert before == ((tmp_path / "AD/checkpoint.pt").read_bytes(), (tmp_path / "AD/generator.pt").read_bytes())
+    images = checkpoint(tmp_path / "AD")["images"]
+    assert is_finite(tmp_path / "AD") and images == (64 if resumed else 32)
+    assert [row["images"] for row in read_table(tmp_path / "AD/losses.csv")] == list(range(32, images + 1, 32))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopping
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
     start(slices_dir, tmp_path, "--epochs", 1)
-    assert (
-        train.main(
-            ["--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", str(tmp_path), "--resolution", "32", "--dry_run"]
-        )
-        == 0
-    )  # the run has other channels than a CPU's
-    assert "(goes on)" in capsys.readouterr().out
+    before = checkpoint(tmp_path / "AD")
+    capsys.readouterr()
+    assert start(slices_dir, tmp_path, "--epochs", 1) == 0
+    assert "1 epochs are done already; --epochs 2 would continue" in capsys.readouterr().out
+    assert same_checkpoints(before, checkpoint(tmp_path / "AD"))
 
 
-def test_memory_estimate_follows_the_batch_and_the_loss():
-    network = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256, "num_classes": 0}
-
-    def estimate(batch, dtype=torch.float32, loss="wgan-gp"):
-        return train.estimate_memory({"network": network, "flags": {"loss": loss}}, batch, dtype)
-
-    weights, four, eight = 4 * (5 * 927_838 + 4 * 296_369), estimate(4), estimate(8)
-    assert eight - weights == pytest.approx(2 * (four - weights), rel=0.15)
-    assert 0.4 < (estimate(8, torch.bfloat16) - weights) / (eight - weights) < 0.9
-    assert estimate(8, loss="logistic") == pytest.approx(eight, rel=0.01)
-    assert estimate(8, loss="relativistic") > 1.2 * eight  # two penalties
+def test_a_run_without_time_takes_one_step(tmp_path, slices_dir, unplotted):
+    for epochs in (1, 2):
+        assert start(slices_dir, tmp_path, "--epochs", 9, "--max_minutes", 1e-9) == 0
+        assert checkpoint(tmp_path / "AD")["images"] == 4 * epochs
 
 
-def test_where_unseen_slices_come_from(tmp_path, slices_dir):
-    def unseen(dataset_dir, *flags):
-        test = train.load_test(parse_train([*TINY, "--dataset_dir", str(dataset_dir), *map(str, flags)]))
+def test_max_minutes_saves_and_says_how_to_continue(tmp_path, slices_dir):
+    command = train_command(slices_dir, tmp_path, "--epochs", 10**6, "--max_minutes", 0.1)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "0.1 minutes are over" in done.stdout and "the same command resumes from here" in done.stdout
+    assert "images/s" in done.stderr and "Wasserstein" in done.stderr
+    assert checkpoint(tmp_path / "AD")["images"] > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None)])
+def test_a_signal_saves_and_the_same_command_resumes(tmp_path, slices_dir, signum):
+    command = train_command(slices_dir, tmp_path, "--epochs", 10**6)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    losses, deadline = tmp_path / "AD/losses.csv", time.monotonic() + 120
+    while not (losses.exists() and losses.read_text().count("\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signum)
+    time.sleep(0.05)
+    process.send_signal(signum)  # its echo, which must not spoil the save
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum
+    assert f"stopped by {signum.name}" in out and "the same command resumes" in out and out.count("\n") == 1
+    images = checkpoint(tmp_path / "AD")["images"]
+    assert images > 0
+    assert subprocess.run([*command, "--max_minutes", "0.1"], capture_output=True, timeout=300).returncode == 0
+    assert checkpoint(tmp_path / "AD")["images"] > images
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusing
+
+
+def test_held_out_slices_come_from_test_dir_or_from_beside_the_training_slices(tmp_path, slices_dir):
+    def held_out(dataset_dir, *flags):
+        test = train.load_held_out(parse_train([*TINY, "--dataset_dir", str(dataset_dir), *map(str, flags)]))
         return test and test.counts
 
     beside = os.path.join(os.path.dirname(slices_dir), "test")
-    assert unseen(slices_dir, "--eval_every", 1) == {"AD": 6, "NC": 7}  # test/ beside train/
-    assert unseen(slices_dir, "--eval_every", 1, "--classes", "NC") == {"NC": 7}
+    assert held_out(slices_dir, "--eval_every", 1) == {"AD": 6, "NC": 7}  # test/ beside train/
+    assert held_out(slices_dir, "--eval_every", 1, "--classes", "NC") == {"NC": 7}
     os.symlink(slices_dir, tmp_path / "lone")
-    assert unseen(tmp_path / "lone", "--eval_every", 1) is None
-    assert unseen(tmp_path / "lone", "--eval_every", 1, "--test_dir", beside) == {"AD": 6, "NC": 7}
-    assert unseen(beside, "--eval_every", 1) is None  # what it is trained on is not unseen
-    assert unseen(slices_dir, "--eval_every", 1, "--test_dir", slices_dir) is None
+    assert held_out(tmp_path / "lone", "--eval_every", 1) is None
+    assert held_out(tmp_path / "lone", "--eval_every", 1, "--test_dir", beside) == {"AD": 6, "NC": 7}
+    assert held_out(beside, "--eval_every", 1) is None  # what it is trained on is not held out
+    assert held_out(slices_dir, "--eval_every", 1, "--test_dir", slices_dir) is None
 
 
 @pytest.mark.parametrize(
@@ -646,49 +550,6 @@ def test_bad_flags_of_training_are_refused_by_name(slices_dir, tmp_path, flags, 
     assert not (tmp_path / "model").exists()
 
 
-def test_max_minutes_ends_in_order(script, tmp_path, slices_dir):
-    done = script(
-        "train.py",
-        *TINY,
-        "--classes",
-        "NC",
-        "--dataset_dir",
-        slices_dir,
-        "--model_dir",
-        tmp_path,
-        "--epochs",
-        10**6,
-        "--max_minutes",
-        0.1,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "0.1 minutes are over" in done.stdout and "goes on" in done.stdout
-    assert "images/s" in done.stderr and "Wasserstein" in done.stderr
-    assert checkpoint(tmp_path / "NC")["images"] > 0
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None)])
-def test_signal_saves_and_the_same_command_goes_on(script, tmp_path, slices_dir, signum):
-    flags = [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", str(tmp_path), "--epochs", str(10**6)]
-    process = subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, "train.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    losses, deadline = tmp_path / "AD/losses.csv", time.monotonic() + 120
-    while not (losses.exists() and losses.read_text().count("\n") > 1) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signum)
-    time.sleep(0.05)
-    process.send_signal(signum)  # its echo, which may not spoil the save
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signum
-    assert signum.name in out and "goes on" in out and out.count("\n") == 1
-    images = checkpoint(tmp_path / "AD")["images"]
-    assert images > 0
-    assert script("train.py", *flags, "--max_minutes", 0.1).returncode == 0
-    assert checkpoint(tmp_path / "AD")["images"] > images
-
-
 @pytest.mark.parametrize(
     "flags, expected",
     [
@@ -705,5 +566,5 @@ def test_signal_saves_and_the_same_command_goes_on(script, tmp_path, slices_dir,
         (["--model_dir", __file__], "--model_dir"),
     ],
 )
-def test_bad_input_is_one_line(refused, slices_dir, tmp_path, flags, expected):
+def test_bad_input_is_refused_in_one_line(refused, slices_dir, tmp_path, flags, expected):
     assert expected in refused("train.py", *TINY[:-4], "--dataset_dir", slices_dir, "--model_dir", tmp_path, "--epochs", 1, *flags)

@@ -72,7 +72,8 @@ def test_two_damaged_checkpoints_are_refused_in_one_line(folder, damage):
 @pytest.mark.parametrize("number", [1, FORMAT + 1, None, "2"])
 def test_a_checkpoint_of_another_format_is_refused_in_one_line(folder, number):
     save_tensors({"images": 3000, "format": number}, folder / "checkpoint.pt")
-    with pytest.raises(UserError, match=rf"checkpoint.pt .*another version .*format {number}, here {FORMAT}.*--resume False") as refused:
+    expected = rf"checkpoint.pt .*another version .*format {number}, here {FORMAT}.*--resume False"
+    with pytest.raises(UserError, match=expected) as refused:
         read_checkpoint(str(folder))
     assert "\n" not in str(refused.value)
     flip_bit(folder / "previous.pt")  # which is not looked at: a run never falls back to it unnoticed

@@ -16,7 +16,7 @@ from conftest import checkpoint, read_table, same_checkpoints, start
 from PIL import Image
 
 import train
-from analysis import validation
+from analysis import figures, validation
 from training import step as training_step
 from training.ada import AugmentationStrength
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
@@ -145,6 +145,20 @@ def test_tensorboard_gets_what_the_tables_hold(tmp_path, slices_dir, validations
     np.testing.assert_allclose([written[key] for key in expected], list(expected.values()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.filterwarnings("error")
+def test_plots_can_be_drawn_from_few_rows_without_evaluations(tmp_path, rows):
+    columns = train.LOSS_COLUMNS + tuple(f"std {name}" for name in LAYERS)
+    values = np.random.default_rng(0).uniform(0.1, 9, (rows, len(columns)))
+    values[:, columns.index("images")] = 64 * np.arange(1, rows + 1)
+    values[0, columns.index("penalty")] = values[:, columns.index("path_length")] = np.nan
+    losses, none = figures.columns(values, columns), figures.columns([], train.EVALUATION_COLUMNS)
+    figures.plot_dashboard(losses, none, tmp_path / "losses.png")
+    figures.plot_loss_proportion(losses, tmp_path / "proportion.png")
+    with Image.open(tmp_path / "proportion.png") as picture:  # the proportions fill the plot even from one row
+        assert (np.asarray(picture)[..., :3].min(2) < 230).mean() > 0.5
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Resuming
 
@@ -152,8 +166,8 @@ def test_tensorboard_gets_what_the_tables_hold(tmp_path, slices_dir, validations
 RUNS = {
     "wgan-gp": (["--loss", "wgan-gp", "--augment", "ada", "--style_mixing", 0.9], (1, 5, 9)),
     "logistic": (["--loss", "logistic", "--gp_every", 4, "--path_length", 2], (1, 5, 9)),
-    "relativistic": (
-        "--loss relativistic --augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --classes all --conditional".split(),
+    "conditional": (
+        "--loss relativistic --augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --conditional".split(),
         (1, 2, 4),
     ),
 }
@@ -173,6 +187,8 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplott
     monkeypatch.setattr(validation, "VALIDATED", 16)
     monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
     flags, stops = RUNS[name]
+    if name == "conditional":
+        flags = [*flags, "--classes", "all"]
     assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0
     for epochs in stops:  # evaluations and saves change nothing either
         assert start(slices_dir, tmp_path / "two", "--epochs", epochs, "--eval_every", 2, "--save_every", 3, *flags) == 0
