@@ -1,4 +1,4 @@
-"""What every script here shares: one-line errors, devices, files that are never half written."""
+"""What all commands share: one-line errors, signals, atomic files, random streams, devices, run settings and flags."""
 
 import argparse
 import contextlib
@@ -16,20 +16,20 @@ import time
 
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
-LARGEST = {"channel_base": 2**20, "channel_max": 1024}  # beyond these no machine has the memory
+LARGEST = {"channel_base": 2**20, "channel_max": 1024}  # no machine has the memory for more
 
-UMASK = os.umask(0)  # can only be read by being set, which threads must not do at once
+UMASK = os.umask(0)  # it can only be read by setting it, which is not safe in threads
 os.umask(UMASK)
 
 STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}  # SIGUSR1: Slurm's warning
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: which file or flag, what is wrong, what to do."""
+    """An error that the user can fix. The message is one line: which file or flag, what is wrong, what to do."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGUSR1; `signum` says which. A BaseException, so that `except Exception` lets it through."""
+    """Ctrl-C, SIGTERM or SIGUSR1; `signum` says which. A BaseException, so that `except Exception` does not catch it."""
 
     def __init__(self, signum):
         super().__init__(signal.Signals(signum).name)
@@ -37,15 +37,15 @@ class Interrupted(BaseException):
 
 
 def run_cli(main):
-    """Call `main()` and exit with its status: 0, 2 after a UserError or a fault of the file system (one line,
-    no traceback), 128 + n after signal n, 1 after a fault of ours."""
+    """Call main() and exit with its status, or 2 after a UserError or a file system error (one line, no traceback), 128 + n
+    after signal n, 1 with a traceback after a bug."""
 
     def stop(signum, _frame):
         raise Interrupted(signum)
 
     for signum in STOPPING:
         signal.signal(signum, stop)
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what no text does
+    for stream in (sys.stdout, sys.stderr):  # file names may not be valid text
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -93,15 +93,15 @@ class StopSignals:
 
 
 def printable(text):
-    """`text` in one line, what is no letter, sign or space as \\n, \\x1b, ..."""
+    """`text` in one line, with unprintable characters as \\n, \\x1b, ..."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
 def atomic_path(path, sync=False):
-    """Give a temporary path beside `path`; on a clean exit it becomes `path` in one step, else it is removed.
+    """A context with a temporary path beside `path`, renamed to `path` on success and removed on an error.
 
-    A reader, or a second process writing the same file, only ever sees a whole file; with `sync` also after a power cut.
+    Other processes only ever see a whole file; with `sync` also after a power cut.
     """
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-", suffix=os.path.splitext(path)[1])
     os.close(handle)
@@ -116,7 +116,7 @@ def atomic_path(path, sync=False):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            error.filename = path  # a write knows none, and nobody has seen the temporary one
+            error.filename = path  # not that of the temporary file, if any
         raise
 
 
@@ -174,33 +174,31 @@ def make_folder(path, flag):
         raise UserError(f"{flag} {path}: cannot make this folder ({error.strerror}); choose another") from None
 
 
-def random_stream(purpose, seed, device="cpu", kind=None):
-    """A torch.Generator on `device` for a purpose such as "latents"; other purposes of the same seed draw other numbers.
+def random_stream(purpose, seed, device="cpu"):
+    """A torch.Generator on `device` whose numbers depend on the seed and on a purpose such as "latents".
 
-    kind: a subclass of torch.Generator to make it of.
-
-    Seeded alike, the first latents would be the numbers that the first weights were made of: each then meets a row of the
-    mapping network's first layer that equals it, and its w lies twice as far from the mean as that of any other.
+    With the same numbers for weights and latents, the first latents would equal rows of the mapping network's first layer,
+    and their w would be twice as far from the mean as others.
     """
     import torch
 
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    stream = (kind or torch.Generator)(device)
+    stream = torch.Generator(device)
     stream.manual_seed(int.from_bytes(digest[:4], "big"))
     return stream
 
 
 def pick_device(name):
-    """The torch.device of `--device`: "auto" takes CUDA when there is one, else the CPU. UserError when it cannot be used."""
-    import torch  # here, since phantom.py needs this file but not PyTorch
+    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable."""
+    import torch  # here, since --help and phantom.py need this file but not PyTorch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's processes take a GPU each
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under torchrun every process has its own GPU
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # the device "meta" holds nothing
+        torch.zeros(1, device=device).item()  # fails for the device "meta"
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
@@ -215,10 +213,10 @@ def pick_device(name):
 
 
 def keep_freed_memory():
-    """Have glibc keep what is freed for the next allocation, instead of giving it back to the system; elsewhere do nothing.
+    """Make glibc keep freed memory for the next allocation instead of returning it to the system; no effect elsewhere.
 
-    It hands back every block from 32 MiB on, and training asks for the next such block at once, page by page: a sixth of a
-    step at 256x256 went into that.
+    By default it returns every block from 32 MiB on, and training faults the next one in page by page: a sixth of a step at
+    256x256.
     """
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
@@ -281,13 +279,13 @@ def read_network(folder):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Command lines. PyTorch takes seconds to import, so that a command looks at its flags with `answer_early` before it imports it.
+# Flags
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, but a wrong flag gives one line (as every other error does) and defaults stand in `--help`.
+    """argparse with one-line errors and with defaults in `--help`.
 
-    examples: command lines, without the `python`, that `--help` ends with.
+    examples: command lines, without "python", for the end of `--help`.
     """
 
     def __init__(self, description, *examples):
@@ -313,14 +311,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class Group:
-    """Flags that stand together in `--help`."""
+    """Flags under one title in `--help`."""
 
     def __init__(self, parser, title):
         self.group = parser.add_argument_group(title)
         self.add = self.group.add_argument
 
     def add_bool(self, flag, default, help):
-        """A flag that takes True or False in any letter case; standing bare it means True."""
+        """A flag that takes True or False in any letter case; without a value it means True."""
         self.add(flag, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
 
 
@@ -352,7 +350,7 @@ def number(kind, low, high=sys.float_info.max, open_low=False):
 
 
 def answer_early(parse):
-    """Call parse() for what it refuses, or for its `--help`; either ends the process."""
+    """Exit now if parse() refuses the flags or prints `--help`: before PyTorch is imported, which takes seconds."""
     try:
         parse()
     except UserError:

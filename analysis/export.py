@@ -8,7 +8,6 @@ If an export was stopped or is to be enlarged, the same command makes the images
 """
 
 import csv
-import hashlib
 import io
 import os
 from collections import deque
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from analysis.models import BATCH, generate, latents, style_vectors
-from utils import CLASSES, UserError, atomic_path, make_folder
+from utils import CLASSES, UserError, atomic_path, checksum, make_folder
 
 COLUMNS = "path", "class", "seed", "number", "truncation", "model", "weights", "w_file", "w_row"
 QUEUED = 64  # images that may wait to be written, per thread
@@ -51,9 +50,7 @@ def styles_file(label):
 
 def metadata(model, count, seed, truncation):
     """The lines of metadata.csv, the header first: `count` images of each class, in the order of their numbers."""
-    weights = hashlib.sha256()
-    for tensor in (*model.mapping.state_dict().values(), *model.generator.state_dict().values()):
-        weights.update(tensor.cpu().numpy().tobytes())
+    weights = checksum([model.mapping.state_dict(), model.generator.state_dict()])[:16]
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -68,7 +65,7 @@ def metadata(model, count, seed, truncation):
                     "number": number,
                     "truncation": truncation,
                     "model": model.name,
-                    "weights": weights.hexdigest()[:16],
+                    "weights": weights,
                     "w_file": styles_file(label),
                     "w_row": number,
                 }

@@ -8,7 +8,6 @@ import functools
 import glob
 import os
 import sys
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 
 from dataset import to_uint8
 from modules import Generator, MappingNetwork, build_generator
-from utils import CLASSES, RESOLUTIONS, UserError, random_stream
+from utils import CLASSES, RESOLUTIONS, UserError, load_tensors, random_stream
 
 WEIGHTS = {"last": "generator.pt", "best": "best.pt"}  # files of a run
 BATCH = 16  # images generated at once, always in full batches, so that the number of images does not change any of them
@@ -91,9 +90,7 @@ def load_model(folder, device, which="last"):
     """The Model in a run's folder, its "last" or "best" weights, on `device`; UserError if the file is not a valid generator."""
     path = weights_file(folder, which)
     try:
-        if damaged := zipfile.ZipFile(path).testzip():  # checks the checksums, which PyTorch does not
-            raise ValueError(f"{damaged} in it is damaged")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_tensors(path)
         check_generator(saved)
         networks = build_generator(saved["network"])
         networks.load_state_dict(saved["weights"])

@@ -5,7 +5,6 @@ validation(averaged, critic, batch_size=16)["kid_test"]
 """
 
 import os
-import zipfile
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ import torch
 from analysis.distances import NEIGHBOURS, Features, kid, prdc
 from dataset import to_float, to_uint8
 from modules import Discriminator
-from utils import UserError, random_stream, read_network
+from utils import UserError, load_tensors, random_stream, read_network
 
 VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each split
 VALIDATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
@@ -80,10 +79,8 @@ def load_critic(folder, device):
     """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read."""
     path, network = os.path.join(folder, "checkpoint.pt"), read_network(folder)
     try:
-        if damaged := zipfile.ZipFile(path).testzip():  # compares checksums, which torch.load does not
-            raise ValueError(damaged)
         critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
-        critic.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["critic"])
+        critic.load_state_dict(load_tensors(path)["critic"])
     except Exception as error:
         raise UserError(
             f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs checkpoint.pt and "
