@@ -345,14 +345,14 @@ def nearest_images(images, neighbours, count=50, label=None):
     the `count` nearest (Carlini et al. 2023): the plain distance would blame a blurry generator, whose images are close to
     everything. Training mirrors images at random, so mirrored copies count as copies.
     """
-    found = []  # (distances, rows) of each batch, [n, 2 * count], those of the mirrored images second
+    parts = []  # (distances, rows) of each batch, [n, 2 * count], those of the mirrored images second
     for batch in in_batches(images, "cpu", label, 256):
         pixels = _small_pixels(batch)
         both = [
             neighbours.kneighbors(x.reshape(len(x), -1), min(count, neighbours.n_samples_fit_)) for x in (pixels, pixels[..., ::-1])
         ]
-        found.append([np.concatenate(parts, 1) for parts in zip(*both)])
-    distances, rows = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found))
+        parts.append([np.concatenate(arrays, 1) for arrays in zip(*both)])
+    distances, rows = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts))
     sorted_distances, order = distances.sort(dim=1, stable=True)
     relative = sorted_distances[:, 0] / sorted_distances[:, :count].mean(1).clamp_min(1e-12)
     return relative, rows.gather(1, order)[:, 0], order[:, 0] >= distances.shape[1] // 2

@@ -10,7 +10,7 @@ of quality.py, class by class. PACGAN, a progressive GAN with an auxiliary class
 doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on unseen ADNI slices; its slices, subjects and
 networks differ, so the AUCs cannot be compared.
 
-Slices of one brain are alike, so intervals resample subjects if file names tell them; otherwise they resample slices and are too
+Slices of one brain are alike, so intervals resample subjects where file names give them; elsewhere they resample slices and are too
 narrow. Tables and figures are in evaluation_report.py.
 """
 

@@ -34,7 +34,7 @@ def classifier_text(results):
         )
     if results["resampled"] == "subjects":
         return text + " Intervals are over unseen subjects."
-    return text + " Intervals are over unseen slices, since file names tell no subjects, and so are too narrow."
+    return text + " File names give no subjects, so intervals are over unseen slices and are too narrow."
 
 
 def classifier_tables(results):

@@ -26,7 +26,7 @@ FRAMES = 12  # epochs in the GIF, at most
 APART = 0.99  # share of neighbours alike from which on two sets count as fully separated
 EPOCHS_NOTE = (
     "Neighbours alike: 50% if both sets mix, 100% if they are fully separated. Models of two seeds are separated before any "
-    "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (see the README)."
+    "training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC (docs/evidence.md)."
 )
 
 
