@@ -13,6 +13,7 @@ from analysis import validation
 from analysis.validation import Validation, critic_scores, load_critic, mean_score
 from dataset import to_float
 from modules import Discriminator, Generator, MappingNetwork
+from training.monitor import Alerts
 from utils import UserError
 
 
@@ -134,6 +135,15 @@ def test_overfitting_is_nan_if_the_critic_prefers_generated_slices(few):
 def test_precision_and_recall_are_nan_for_fewer_training_slices_than_neighbours(few):
     row, _ = validate(250, 250, Discs(100, 2, 50).pixels, count=4)
     assert nan_columns(row) == {"precision", "recall"}
+
+
+def test_a_generator_that_repeats_two_training_slices_raises_the_alert_for_narrow_ones(few):
+    """Both look real, and most training slices are unlike either."""
+    row, _ = validate(250, None, Discs(130, 0, 250)[[3, 4] * 50])
+    (line,) = [line for line in Alerts().check(row) if line.startswith("generator narrows")]
+    assert f"recall {row['recall']:.2f}" in line and row["recall"] < 0.1
+    row, _ = validate(250, None, Discs(100, 2, 250).pixels)
+    assert Alerts().check(row) == []
 
 
 def test_conditional_networks_get_labels_and_classes_count_equally(few):
