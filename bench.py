@@ -23,6 +23,35 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.",
+        "bench.py --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16",
+        "bench.py --against other.py",
+    )
+    run = Group(parser, "what is trained, with train.py's flags")
+    run.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
+    run.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]), default=8192, help="channels times resolution")
+    run.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), default=256, help="... and at most this many")
+    run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="images per step")
+    run.add("--loss", choices=("wgan-gp", "logistic", "relativistic"), default="wgan-gp", help="adversarial loss")
+    run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties (default: as in train.py)")
+    run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
+
+    timing = Group(parser, "how it is timed")
+    timing.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    timing.add("--steps", type=number(int, 1, 10**6), default=20, help="steps to time, at least")
+    timing.add("--dataset_dir", help="slices for the loader (default: random ones)")
+    timing.add("--against", metavar="FILE.py", help="a Python file with other networks to time; the head of bench.py says how")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,11 +59,10 @@ from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
-from train import GP_EVERY, LAMBDA_GP, LOSSES, W_DIM, Z_DIM
+from train import GP_EVERY, LAMBDA_GP, W_DIM, Z_DIM
 from training.loss import critic_loss, generator_loss, gradient_penalty
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step
-from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, number, pick_device, pick_dtype, run_cli
 
 PHASES = "generator", "critic", "penalty", "averaging"
 ROUND = 5  # steps, at least, before the other code base's turn
@@ -310,26 +338,7 @@ def describe(device):
 
 
 def main(argv=None):
-    parser = ArgumentParser(
-        "Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.",
-        "bench.py --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16",
-        "bench.py --against other.py",
-    )
-    run = Group(parser, "what is trained, with train.py's flags")
-    run.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
-    run.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]), default=8192, help="channels times resolution")
-    run.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), default=256, help="... and at most this many")
-    run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="images per step")
-    run.add("--loss", choices=LOSSES, default=LOSSES[0], help="adversarial loss")
-    run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties (default: as in train.py)")
-    run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
-
-    timing = Group(parser, "how it is timed")
-    timing.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    timing.add("--steps", type=number(int, 1, 10**6), default=20, help="steps to time, at least")
-    timing.add("--dataset_dir", help="slices for the loader (default: random ones)")
-    timing.add("--against", metavar="FILE.py", help="a Python file with other networks to time; the head of bench.py says how")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     args.gp_every = args.gp_every or GP_EVERY[args.loss]
     device = pick_device(args.device)
     for text in benchmark(args, device, pick_dtype(args.amp, device)):

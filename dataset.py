@@ -19,12 +19,28 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, answer_early, atomic_path, number, printable, run_cli
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Report on a data set: counts, sizes, damaged files, what train and test share, samples.", "dataset.py --dataset_dir AD_NC"
+    )
+    parser.add_argument("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
+    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
+    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="side of the sample images")
+    parser.add_argument("--output_dir", default="dataset_report", help="folder for samples.png")
+    parser.add_argument("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, atomic_path, number, printable, run_cli
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL recognises others by their first bytes, among them formats that run code
@@ -423,21 +439,9 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
             yield to_float(pixels), labels
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The command line
-
-
 def main(argv=None):
     """Report on a data set."""
-    parser = ArgumentParser(
-        "Report on a data set: counts, sizes, damaged files, what train and test share, samples.", "dataset.py --dataset_dir AD_NC"
-    )
-    parser.add_argument("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
-    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
-    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="side of the sample images")
-    parser.add_argument("--output_dir", default="dataset_report", help="folder for samples.png")
-    parser.add_argument("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     from analysis.dataset_report import report  # here, since it imports this file
 
     report(**vars(args))

@@ -12,12 +12,61 @@ import json
 import os
 import sys
 
+from utils import (
+    CLASSES,
+    RESOLUTIONS,
+    ArgumentParser,
+    Group,
+    UserError,
+    answer_early,
+    atomic_path,
+    make_folder,
+    number,
+    pick_device,
+    run_cli,
+)
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Compare generated images with real ones: KID, precision, recall, spectra, memorisation, ...",
+        "metrics.py --real AD_NC/test --fake out/AD --classes AD",
+        "metrics.py --real AD_NC/test --fake out --train AD_NC/train --resolution 64",
+    )
+    images = Group(parser, "images")
+    images.add(
+        "--real",
+        required=True,
+        help="real images, best those that no model was trained on: a folder of images at any depth, or one that holds AD/ and NC/",
+    )
+    images.add("--fake", required=True, help="generated images, likewise")
+    images.add("--train", help="the training set, likewise: also look for copies of it")
+    images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
+    images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
+
+    comparison = Group(parser, "comparison")
+    comparison.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="size to compare at; larger images are reduced")
+    comparison.add(
+        "--features",
+        choices=("vgg16", "inception"),
+        default="vgg16",
+        help="random VGG16, or Inception v3 trained on ImageNet, which has to be downloaded",
+    )
+    comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
+
+    other = Group(parser, "output and device")
+    other.add("--output_dir", default="metrics", help="folder for metrics.json, metrics.png and nearest.png")
+    other.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+
 import numpy as np
 
-from analysis.distances import NEIGHBOURS
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
 from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, atomic_path, make_folder, number, pick_device, run_cli
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
@@ -65,39 +114,6 @@ def load_train(folder, classes, resolution):
 def holds_class(folder):
     """Is it a data set folder, or the folder above one (which `class_folders` refuses with a hint)?"""
     return any(holds_classes(place, name) for place in (folder, os.path.join(folder, "train")) for name in CLASSES)
-
-
-def parse_args(argv=None):
-    parser = ArgumentParser(
-        "Compare generated images with real ones: KID, precision, recall, spectra, memorisation, ...",
-        "metrics.py --real AD_NC/test --fake out/AD --classes AD",
-        "metrics.py --real AD_NC/test --fake out --train AD_NC/train --resolution 64",
-    )
-    images = Group(parser, "images")
-    images.add(
-        "--real",
-        required=True,
-        help="real images, best those that no model was trained on: a folder of images at any depth, or one that holds AD/ and NC/",
-    )
-    images.add("--fake", required=True, help="generated images, likewise")
-    images.add("--train", help="the training set, likewise: also look for copies of it")
-    images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
-    images.add("--num_images", type=number(int, NEIGHBOURS + 1), default=2000, help="at most this many real and generated images")
-
-    comparison = Group(parser, "comparison")
-    comparison.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="size to compare at; larger images are reduced")
-    comparison.add(
-        "--features",
-        choices=("vgg16", "inception"),
-        default="vgg16",
-        help="random VGG16, or Inception v3 trained on ImageNet, which has to be downloaded",
-    )
-    comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
-
-    other = Group(parser, "output and device")
-    other.add("--output_dir", default="metrics", help="folder for metrics.json, metrics.png and nearest.png")
-    other.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    return parser.parse_args(argv)
 
 
 def main(argv=None):

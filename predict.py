@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 
-from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, number
+from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, run_cli
 
 METHODS = "umap", "tsne", "pca"
 SPACES = "w", "w+"
@@ -169,7 +169,6 @@ from analysis.projector import project_files
 from analysis.report import write_report
 from analysis.style_maps import compared_runs, plot_umaps
 from dataset import class_folders, find_slices, find_splits
-from utils import make_folder, pick_device, run_cli
 
 CONDITIONAL = "all-conditional"  # name of the run of a conditional model
 DIRECTIONS = 5  # of each method, in the report

@@ -14,7 +14,23 @@ import signal
 import sys
 import time
 
-from utils import CLASSES, LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, read_config, read_network
+from utils import (
+    CLASSES,
+    LARGEST,
+    RESOLUTIONS,
+    ArgumentParser,
+    Group,
+    StopSignals,
+    UserError,
+    answer_early,
+    make_folder,
+    number,
+    pick_device,
+    pick_dtype,
+    read_config,
+    read_network,
+    run_cli,
+)
 
 LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
@@ -186,7 +202,6 @@ from training.plan import print_plan
 from training.progress import progress_bar, show_progress
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
 from training.step import Batch, Options, TrainingState, train_step
-from utils import StopSignals, make_folder, pick_device, pick_dtype, run_cli
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
