@@ -440,11 +440,9 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
 
 
 def main(argv=None):
-    """Report on a data set."""
-    args = parse_args(argv)
     from analysis.dataset_report import report  # here, since it imports this file
 
-    report(**vars(args))
+    report(**vars(parse_args(argv)))
     return 0
 
 

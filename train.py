@@ -197,29 +197,16 @@ from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import has_checkpoint
 from training.distributed import Processes, check_divisible
-from training.monitor import IMAGE_STATISTICS, Alerts, memory_gib
+from training.monitor import Alerts, memory_gib
 from training.plan import print_plan
 from training.progress import progress_bar, show_progress
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
-from training.step import Batch, Options, TrainingState, train_step
+from training.step import TERMS, Batch, Options, TrainingState, train_step
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
 LOG_STEPS, LOG_SECONDS = 16, 20  # a row of losses.csv averages at most so many steps and seconds
 MAX_SKIPPED = 5  # steps with gradients that are not finite, in one row or in several without others, before going back
-TERMS = (
-    "critic_loss",
-    "generator_loss",
-    "wasserstein",
-    "separation",
-    "unseen",
-    "penalty",
-    "gradient_norm",
-    "path_length",
-    "critic_gradient",
-    "generator_gradient",
-    *IMAGE_STATISTICS,
-)  # of train_step
 POSITION = "step", "epoch", "images", "seconds"
 LOSS_COLUMNS = (*POSITION, "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS)
 EVALUATION_COLUMNS = (*POSITION, *VALIDATION)

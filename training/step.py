@@ -20,13 +20,27 @@ from training.ada import AugmentationStrength, score_separation
 from training.augment import augment
 from training.distributed import Processes
 from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
-from training.monitor import ActivationMonitor, image_statistics
+from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
 from utils import random_stream
 
 BETAS = 0.0, 0.99  # of Adam; no momentum (Karras et al. 2018, appendix A.1)
 EMA_RAMPUP = 0.05  # the average's half-life is at most this share of all images so far, so that it forgets the start
 FLOAT32_UP_TO = 16  # pixels a side: critic blocks whose gradient penalty is computed in float32, where rounding matters most
 PATH_LENGTH_EVERY = 8  # steps between two path length penalties, each on half a batch
+
+TERMS = (
+    "critic_loss",
+    "generator_loss",
+    "wasserstein",
+    "separation",
+    "unseen",
+    "penalty",
+    "gradient_norm",
+    "path_length",
+    "critic_gradient",
+    "generator_gradient",
+    *IMAGE_STATISTICS,
+)  # that train_step may return
 
 
 class Options(NamedTuple):
