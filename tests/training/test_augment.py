@@ -1,4 +1,4 @@
-"""Augmentation: each operation against a second way of doing it, the controller, and that nothing leaks."""
+"""Augmentation: each operation against a second way of computing it, and that nothing leaks into generated images."""
 
 import copy
 import math
@@ -11,8 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
 
-from training.ada import BLIND, MEMORY, P_MAX, UNSEEN_EVERY, UNSEEN_TARGET, Strength, separation
-from training.ada import MODES as AUGMENT
+from training.ada import P_MAX
 from training.augment import OPERATIONS, add_noise, augment, cut_out, main, move, strongest, tone
 
 
@@ -26,24 +25,24 @@ def seeded_rng(seed=0):
 
 
 def neutral(n, **given):
-    """Arguments of `move` that leave n pictures as they are, but for those given."""
+    """Arguments of `move` that leave n images as they are, but for those given."""
     return {"mirror": torch.ones(n), "shift": torch.zeros(n, 2), "angle": torch.zeros(n), "zoom": torch.ones(n), **given}
 
 
-def smooth_picture(size, margin):
-    """A float32 [size, size] picture of smooth structure on black, black within `margin` of the edge."""
+def smooth_image(size, margin):
+    """A float32 [size, size] image of smooth structure on black, black within `margin` of the edge."""
     y, x = np.mgrid[:size, :size] / size
-    picture = 0.5 + 0.3 * np.sin(9 * x + 4 * y) + 0.2 * np.cos(11 * y - 3 * x)
+    image = 0.5 + 0.3 * np.sin(9 * x + 4 * y) + 0.2 * np.cos(11 * y - 3 * x)
     inner = np.zeros((size, size))
     inner[margin:-margin, margin:-margin] = 1
-    return (picture * inner).astype(np.float32)
+    return (image * inner).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The identity
 
 
-def test_no_chance_gives_the_same_images():
+def test_probability_0_leaves_images_as_they_are():
     images = 3 * torch.randn(8, 1, 32, 32)  # a generator's may lie outside [-1, 1]
     for zero in (0, 0.0):
         assert augment(images, zero) is images
@@ -51,7 +50,7 @@ def test_no_chance_gives_the_same_images():
     assert (augment(images, 1.0, seeded_rng(), operations=()) - images).abs().max() < 1e-6
 
 
-def test_half_a_chance_leaves_some_images_the_same():
+def test_share_of_images_that_no_operation_changes():
     images = torch.rand(512, 1, 32, 32) * 2 - 1
     same = (augment(images, 0.1, seeded_rng()) - images).abs().amax((1, 2, 3)) < 1e-6
     share = 0.95 * 0.9**8  # a flip shows in one of two
@@ -67,23 +66,23 @@ def test_flips_and_shifts_are_exact(size):
     v, far = torch.rand(6, 1, size, size), size // 8
     mirror = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
     shift = torch.tensor([[0, 0], [0, 0], [3, -2], [3, -2], [-far, far], [far, -1]]).float()
-    pictures = move(v, **neutral(6, mirror=mirror, shift=shift))
-    for before, after, m, (right, down) in zip(v[:, 0], pictures[:, 0], mirror, shift.int().tolist()):
+    moved = move(v, **neutral(6, mirror=mirror, shift=shift))
+    for before, after, m, (right, down) in zip(v[:, 0], moved[:, 0], mirror, shift.int().tolist()):
         expected = before.flip(1) if m < 0 else before  # first the flip, then the shift
         expected = torch.roll(F.pad(expected, (far,) * 4), (down, right), (0, 1))[far:-far, far:-far]  # black comes in
         assert torch.equal(after, expected)
 
 
 @pytest.mark.parametrize("degrees, zoom", [(13, 1.0), (-7, 1.0), (0, 1.15), (20, 0.8), (90, 1.0)])
-def test_turning_and_scaling_as_pillow_does_it(degrees, zoom):
-    picture = smooth_picture(64, 18)
+def test_rotation_and_scaling_match_pillow(degrees, zoom):
+    original = smooth_image(64, 18)
     ours = move(
-        torch.from_numpy(picture)[None, None], **neutral(1, angle=torch.tensor([math.radians(degrees)]), zoom=torch.tensor([zoom]))
+        torch.from_numpy(original)[None, None], **neutral(1, angle=torch.tensor([math.radians(degrees)]), zoom=torch.tensor([zoom]))
     )[0, 0].numpy()
-    image = Image.fromarray(picture).rotate(degrees, Image.Resampling.BILINEAR)  # anticlockwise
+    image = Image.fromarray(original).rotate(degrees, Image.Resampling.BILINEAR)  # anticlockwise
     if zoom != 1:
         c, s, half = math.cos(math.radians(degrees)) / zoom, math.sin(math.radians(degrees)) / zoom, 32
-        image = Image.fromarray(picture).transform(
+        image = Image.fromarray(original).transform(
             (64, 64),
             Image.Transform.AFFINE,
             (c, -s, half - c * half + s * half, s, c, half - s * half - c * half),
@@ -91,11 +90,11 @@ def test_turning_and_scaling_as_pillow_does_it(degrees, zoom):
         )
     np.testing.assert_allclose(ours, np.asarray(image), atol=1e-3)
     if degrees == 90:
-        np.testing.assert_allclose(ours, np.rot90(picture), atol=1e-5)
+        np.testing.assert_allclose(ours, np.rot90(original), atol=1e-5)
 
 
-def test_all_of_the_geometry_in_its_order():
-    """Flip, shift, turn and scale one after the other, each of them exact or by a quarter, is all at once."""
+def test_one_resampling_equals_the_operations_in_their_order():
+    """Flip, shift, rotation by a quarter and scaling, one after the other and all at once."""
     v = torch.rand(1, 1, 32, 32)
     mirror, shift, quarter = torch.tensor([-1.0]), torch.tensor([[4.0, -3.0]]), torch.tensor([math.pi / 2])
     zoom = torch.tensor([2.0])
@@ -105,7 +104,7 @@ def test_all_of_the_geometry_in_its_order():
     torch.testing.assert_close(move(v, mirror, shift, quarter, zoom), scaled, atol=1e-4, rtol=0)
 
 
-def test_outside_of_the_picture_is_black():
+def test_outside_of_the_image_is_black():
     white = torch.ones(64, 1, 32, 32)
     for name in ("shift", "rotate", "scale"):
         changed = augment(white, 1.0, seeded_rng(), [name])
@@ -118,7 +117,7 @@ def test_outside_of_the_picture_is_black():
 # Intensities
 
 
-def test_tone_in_numbers():
+def test_tone_in_closed_form():
     v = torch.tensor([-0.5, 0.0, 0.25, 0.5, 1.0, 1.5]).reshape(1, 1, 1, 6)
 
     def toned(brightness, contrast, gamma):
@@ -129,17 +128,17 @@ def test_tone_in_numbers():
     torch.testing.assert_close(toned(0.1, 2.0, 1.0), (v.flatten() + 0.1) * 2)
     torch.testing.assert_close(toned(0.0, 1.0, 3.0), torch.tensor([-0.5, 0.0, 0.1, 0.25, 1.0, 1.5]))
     again = tone(toned(0.0, 1.0, 3.0).reshape(v.shape), torch.zeros(1), torch.ones(1), torch.tensor([1 / 3]))
-    torch.testing.assert_close(again, v)  # the curve of the inverse is the inverse curve
+    torch.testing.assert_close(again, v)  # the curve of 1 / gamma is the inverse of that of gamma
 
 
-def test_tone_keeps_a_bounded_slope_everywhere():
+def test_tone_has_a_bounded_slope_everywhere():
     v = torch.tensor([-1e4, -2.0, 0.0, 1e-8, 0.3, 1.0, 1.1, 1e4]).reshape(1, 1, 1, -1).requires_grad_()
     for gamma in (0.2, 1.0, 5.0):
         (slope,) = torch.autograd.grad(tone(v, torch.zeros(1), torch.ones(1), torch.tensor([gamma])).sum(), v)
         assert slope.min() > min(gamma, 1 / gamma) - 1e-4 and slope.max() < max(gamma, 1 / gamma) + 1e-4
 
 
-def test_noise_has_its_strength():
+def test_noise_has_its_standard_deviation():
     v = torch.rand(3, 1, 256, 256)
     noise = add_noise(v, torch.tensor([0.0, 0.1, 0.3]), seeded_rng()) - v
     assert not noise[0].any()
@@ -153,7 +152,7 @@ def test_cut_out_is_a_square_of_half_the_side():
     expected = v.clone()
     expected[1, :, 8:24, 8:24] = 0
     expected[2, :, 16:32, 0:16] = 0  # right 0.25, down 0.75
-    expected[3, :, 24:32, 0:8] = 0  # at the corner, a quarter of it is in the picture
+    expected[3, :, 24:32, 0:8] = 0  # at the corner, a quarter of it is in the image
     assert torch.equal(cut_out(v, centre, side), expected)
 
 
@@ -162,21 +161,21 @@ def test_cut_out_is_a_square_of_half_the_side():
 
 
 @pytest.mark.parametrize("p", [0.3, 1.0])
-def test_first_derivative_against_finite_differences(p):
+def test_augment_derivative_matches_finite_differences(p):
     images = (2.2 * torch.rand(4, 1, 8, 8, dtype=torch.float64) - 1.1).requires_grad_()  # some outside [-1, 1]
     assert gradcheck(lambda x: augment(x, p, seeded_rng(3)), images)
     changed = augment(images, p, seeded_rng(3))
     assert changed.dtype == torch.float64 and (changed - images).abs().mean() > 0.01
 
 
-def test_an_image_out_of_range_keeps_its_gradient():
+def test_pixels_beyond_white_keep_a_gradient():
     images = torch.full((64, 1, 32, 32), 1.6, requires_grad=True)
     changed = augment(images, 1.0, seeded_rng(), ["brightness", "contrast", "gamma", "noise"])
     (gradient,) = torch.autograd.grad(changed.sum(), images)
     assert gradient.min() > 0.2 and gradient.max() < 5
 
 
-def test_every_image_is_changed_by_itself():
+def test_every_image_has_its_own_random_numbers():
     images = torch.rand(6, 1, 32, 32) * 2 - 1
     others = images.clone()
     others[2] = torch.rand(1, 32, 32) * 2 - 1
@@ -186,7 +185,7 @@ def test_every_image_is_changed_by_itself():
     assert all((alike[0] - other).abs().mean() > 0.01 for other in alike[1:])
 
 
-def test_the_seed_decides():
+def test_seed_decides_the_augmentation():
     images = torch.rand(8, 1, 32, 32) * 2 - 1
     one, again, another = (augment(images, 0.7, seeded_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, another)
@@ -197,7 +196,7 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_share_of_changed_images(name):
+def test_operation_changes_its_share_of_the_images(name):
     n, p = 2000, 0.3
     images = torch.rand(1, 1, 32, 32).repeat(n, 1, 1, 1) * 2 - 1
     changed = ((augment(images, p, seeded_rng(5), [name]) - images).abs().amax((1, 2, 3)) > 1e-6).sum().item()
@@ -206,7 +205,7 @@ def test_share_of_changed_images(name):
     assert abs(changed - n * share) < 4 * math.sqrt(n * share * (1 - share))
 
 
-def test_operations_are_drawn_apart():
+def test_operations_are_independent():
     """Whether an image is mirrored says nothing about whether it is brightened: the shares multiply."""
     n, p = 4000, 0.5
     images = torch.linspace(-0.5, 0.5, 32).expand(n, 1, 32, 32)
@@ -217,7 +216,7 @@ def test_operations_are_drawn_apart():
         assert abs(event.sum() - n * share) < 4 * math.sqrt(n * share * (1 - share))
 
 
-def test_shifts_reach_an_eighth_and_no_farther():
+def test_shifts_reach_an_eighth_of_the_side():
     images = torch.full((4000, 1, 32, 32), -1.0)
     images[:, :, 16, 16] = 1
     place = augment(images, 1.0, seeded_rng(), ["shift"]).flatten(1).argmax(1)
@@ -226,7 +225,7 @@ def test_shifts_reach_an_eighth_and_no_farther():
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
-def test_never_nan(p):
+def test_augmented_images_and_gradients_are_finite(p):
     hostile = torch.randn(64, 1, 32, 32) * torch.logspace(-8, 6, 64)[:, None, None, None]
     hostile[::4] = torch.tensor([-1.0, 1.0, 0.0, -3.0]).repeat(4)[:, None, None, None]
     images = hostile.requires_grad_()
@@ -238,121 +237,14 @@ def test_never_nan(p):
         assert (changed.detach().abs().amax((1, 2, 3)) < 10 * hostile.detach().abs().amax((1, 2, 3)) + 10).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Separation and strength
-
-
-def test_separation_is_the_mean_over_pairs():
-    rng = seeded_rng()
-    real, fake = ((torch.randn(20_000, generator=rng) + shift).round(decimals=1) for shift in (0.3, 0))  # with ties
-    pairs = [np.sign(r - f) for r, f in zip(real.tolist(), fake.tolist())]
-    assert {-1, 0, 1} == set(pairs)
-    assert separation(real, fake).item() == pytest.approx(np.mean(pairs), abs=1e-6)
-    real = real + 0.01 * torch.rand(20_000, generator=rng)  # no ties: the rank sum gives the AUC
-    ranks = np.argsort(np.argsort(np.r_[real, fake])) + 1
-    area = (ranks[:20_000].sum() - 20_000 * 20_001 / 2) / 20_000**2
-    assert separation(real, fake).item() == pytest.approx(2 * area - 1, abs=0.02)
-    assert separation(real + 100, fake) == 1 and separation(fake, real + 100) == -1 and separation(fake, fake) == 0
-    score = torch.randn(4, requires_grad=True)
-    assert separation(score, fake[:4]).shape == () and not separation(score, fake[:4]).requires_grad
-
-
-def test_strength_moves_at_its_speed_and_stops_at_its_limits():
-    strength = Strength("ada", speed_kimg=1)
-    for _ in range(10):
-        strength.update({"separation": torch.tensor(1.0)}, 32)
-    assert strength.p.item() == pytest.approx(10 * 32 / 1000, rel=1e-5)
-    for _ in range(100):
-        strength.update({"separation": torch.tensor(1.0)}, 32)
-    assert strength.p == torch.tensor(P_MAX)
-    for _ in range(200):  # the running mean first has to come down
-        strength.update({"separation": torch.tensor(-0.5)}, 32)
-    assert strength.p == 0 and strength.r.item() == pytest.approx(-0.5, abs=1e-3)
-
-
-def test_running_separation_has_its_half_life_in_images():
-    for batch in (8, 32):
-        strength = Strength("ada", target=0.0)
-        for _ in range(MEMORY // batch):
-            strength.update({"separation": torch.tensor(1.0)}, batch)
-        assert strength.r.item() == pytest.approx(0.5, abs=1e-5)
-
-
-def test_strength_finds_the_p_at_which_the_separation_is_the_target():
-    strength, rng = Strength("ada", target=0.6, speed_kimg=4), seeded_rng()
-    tail = []
-    for step in range(1500):  # a critic to which augmentation makes it harder
-        strength.update({"separation": (1 - strength.p + 0.2 * torch.randn([], generator=rng)).clamp(-1, 1)}, 8)
-        tail += [strength.p.item()] * (step >= 500)
-    assert np.mean(tail) == pytest.approx(0.4, abs=0.05)
-
-
-def test_unseen_slices_decide_where_there_are_any():
-    """p follows (training - unseen) / (training - generated) of the scores, not the separation."""
-    strength, number = Strength("ada", speed_kimg=4), torch.tensor
-    rng, tail = seeded_rng(), []
-    for step in range(3000):  # a critic whose gap to unseen slices augmentation closes, in noise
-        term = {"separation": number(0.4)}
-        if step % UNSEEN_EVERY == 0:
-            unseen, gap = 2 * (0.9 - strength.p) + torch.randn([], generator=rng), 2 + torch.randn([], generator=rng)
-            term |= {"unseen": unseen, "wasserstein": gap}
-        strength.update(term, 8)
-        tail += [strength.p.item()] * (step >= 1500)
-    assert np.mean(tail) == pytest.approx(0.9 - UNSEEN_TARGET, abs=0.05)
-    assert strength.gap.item() == pytest.approx(2, abs=0.5)
-    strength.update({"separation": number(0.1), "unseen": number(math.nan), "wasserstein": number(math.nan)}, 8)
-    assert strength.gap == strength.unseen == 0 and strength.p.isfinite()
-
-
-def test_a_critic_that_cannot_tell_is_augmented_less():
-    """Separation falls with p here, as it does in training, and the share is high throughout: p settles where it is BLIND."""
-    strength, number = Strength("ada", speed_kimg=4), torch.tensor
-    for _ in range(3000):
-        strength.update({"separation": 0.6 - strength.p, "unseen": number(0.9), "wasserstein": number(1.0)}, 8)
-    assert strength.p.item() == pytest.approx(0.6 - BLIND, abs=0.02)
-
-
-def test_strength_goes_on_bit_for_bit(tmp_path):
-    rng = seeded_rng()
-    noisy = [dict(zip(("separation", "unseen", "wasserstein"), 0.7 + 0.3 * torch.randn(3, generator=rng))) for _ in range(60)]
-    whole, first, second = (Strength("ada", speed_kimg=2) for _ in range(3))
-    for value in noisy:
-        whole.update(value, 8)
-    for value in noisy[:30]:
-        first.update(value, 8)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for value in noisy[30:]:
-        second.update(value, 8)
-    assert 0 < whole.p < P_MAX and torch.equal(second.p, whole.p) and torch.equal(second.r, whole.r)
-
-
-def test_other_modes_stay_as_they_are():
-    none, fixed = Strength("none", 0.4), Strength("fixed", 0.4)
-    for strength in (none, fixed):
-        strength.update({"separation": torch.tensor(1.0)}, 10**6)
-        strength.load_state_dict(Strength("fixed", 0.9).state_dict())
-    assert (none.p, fixed.p) == (0, 0.4)
-    ada = Strength("ada")
-    ada.load_state_dict(fixed.state_dict())  # turned adaptive on resuming
-    assert ada.p == torch.tensor(0.4)
-    for mode, p in (("some", 0.0), ("fixed", 1.1), ("fixed", math.nan)):
-        with pytest.raises(ValueError, match=f"{AUGMENT[0]}.*{p}"):
-            Strength(mode, p)
-
-
-def test_no_wait_for_a_gpu():
-    """On PyTorch's "meta" device tensors have no values, so whatever looks at one raises."""
+def test_augment_never_waits_for_a_gpu():
+    """On PyTorch's "meta" device tensors have no values, so that reading one raises."""
     images, p = torch.empty(4, 1, 32, 32, device="meta"), torch.empty([], device="meta")
     assert augment(images, p).shape == images.shape
-    strength = Strength("ada", device="meta")
-    score = torch.empty(4, device="meta")
-    strength.update({"separation": separation(score, score), "unseen": score.mean(), "wasserstein": score.mean()}, 32)
-    assert strength.p.device.type == "meta"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Nothing leaks: changing is invertible on distributions, and a generator does learn unchanged images through it
+# Nothing leaks: augmentation is invertible on distributions, and a generator learns unaugmented images through it
 
 
 def test_flips_are_invertible_below_one():
@@ -368,8 +260,8 @@ def test_flips_are_invertible_below_one():
     assert smallest_singular_value(1.0) < 0.05
 
 
-def drawn(name, p, n=8000):
-    """n strengths of an operation as they show in pictures of p: pixels [n, 2], radians, log2 of the factor, intensity."""
+def measured_strengths(name, p, n=8000):
+    """n strengths of an operation, read from n images: pixels [n, 2], radians, log2 of the factor, or intensity."""
     y, x = torch.meshgrid(torch.arange(32.0) - 15.5, torch.arange(32.0) - 15.5, indexing="ij")
     ellipse = torch.exp(-((x / 6) ** 2) - (y / 3) ** 2)
     v = (augment((2 * ellipse - 1).expand(n, 1, 32, 32), p, seeded_rng(), [name])[:, 0] + 1) / 2
@@ -387,10 +279,10 @@ def drawn(name, p, n=8000):
 
 
 @pytest.mark.parametrize("name, unit", [("shift", 1.0), ("rotate", 0.1), ("scale", 0.05), ("brightness", 0.05), ("contrast", 0.1)])
-def test_no_strength_cancels_at_any_frequency(name, unit):
+def test_distributions_of_strengths_have_no_negative_fourier_transform(name, unit):
     """The operator adds a random strength, so its eigenvalues are the Fourier transform of the strength's distribution. With
     uniform strengths that falls to 1 - p - 0.217 p, which is 0.03 at 0.8; here it stays at 1 - p, but for chance."""
-    strengths = drawn(name, P_MAX) / unit
+    strengths = measured_strengths(name, P_MAX) / unit
     strengths = strengths if strengths.ndim == 2 else strengths[:, None]
     frequency = torch.linspace(0, math.pi, 60)
     for axis in strengths.T:
@@ -400,16 +292,16 @@ def test_no_strength_cancels_at_any_frequency(name, unit):
 
 
 def bars(n, rng):
-    """n pictures [n, 1, 16, 16] of an L of random brightness in the left half; black elsewhere."""
+    """n images [n, 1, 16, 16] of an L of random brightness in the left half; black elsewhere."""
     v = torch.zeros(n, 1, 16, 16)
     v[:, :, 3:13, 3:6] = v[:, :, 10:13, 3:10] = 1
     return 2 * v * (0.5 + 0.4 * torch.rand(n, 1, 1, 1, generator=rng)) - 1
 
 
 def learn_bars(p, steps=500, batch=64):
-    """256 pictures by a small GAN that only sees bars through augment(., p), and that starts at the mirror image of them.
+    """256 images by a small GAN that only sees bars through augment(., p), and that starts at the mirror image of them.
 
-    Logistic loss with a penalty on the critic's slope at real pictures (Mescheder et al. 2018, arXiv:1801.04406); the
+    Logistic loss with a penalty on the critic's gradient at real images (Mescheder et al. 2018, arXiv:1801.04406); the
     generator is averaged, as train.py does it.
     """
     rng = seeded_rng()
@@ -442,46 +334,46 @@ def learn_bars(p, steps=500, batch=64):
 
 
 def left_share(images):
-    """Of pictures with the L in the left half rather than the right."""
+    """The share of images with the L in the left half rather than the right."""
     return (images[..., :8].mean((1, 2, 3)) > images[..., 8:].mean((1, 2, 3))).float().mean().item()
 
 
 def traces(images, data):
-    """What augmentation would leave in images: share of unflipped ones, how far the mean picture is off (1: as far as the
+    """What augmentation would leave in images: share of unflipped ones, how far the mean image is off (1: as far as the
     mirror image), spread of the background's brightness, and spread of the bar's, relative to that in the data."""
     mean, mirrored = data.mean(0), data.mean(0).flip(2)
     background = images[:, (mean == -1) & (mirrored == -1)].mean(1)
-    bar, bar_data = (pictures[:, 0, 4:12, 4].mean(1).std() for pictures in (images, data))
+    bar, bar_data = (some[:, 0, 4:12, 4].mean(1).std() for some in (images, data))
     off = (images.mean(0) - mean).abs().mean() / (mirrored - mean).abs().mean()
     return left_share(images), off.item(), background.std().item(), (bar / bar_data).item()
 
 
-def test_a_generator_learns_unchanged_images_below_the_limit():
+def test_generator_learns_unaugmented_images_at_a_probability_below_the_limit():
     images, data = learn_bars(0.6), bars(1000, seeded_rng(1))
     left, off, background, bar = traces(images, data)
     assert left > 0.95 and off < 0.3 and background < 0.12 and 0.6 < bar < 1.5
     assert images[:, 0, 0].mean().item() == pytest.approx(-1, abs=0.1)  # the top line, where nothing is
-    left, off, background, bar = traces(augment(data, 0.6, seeded_rng()), data)  # what the critic saw is unlike that
+    left, off, background, bar = traces(augment(data, 0.6, seeded_rng()), data)  # the critic saw others
     assert left < 0.8 and off > 0.5 and background > 0.15 and bar > 2
 
 
-def test_a_generator_keeps_its_flip_where_every_image_may_be_flipped():
-    """The same at p = 1, where changed images do not tell the sides apart. It can fail, so the test above says something."""
+def test_generator_keeps_its_flip_at_probability_1():
+    """At p = 1 augmented images do not tell the sides apart: the check of the test above can fail."""
     assert left_share(learn_bars(1.0)) < 0.05
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The picture
+# The figure
 
 
-def test_strongest_takes_the_draw_that_shows_most():
+def test_strongest_takes_the_draw_that_changes_each_image_most():
     images = torch.zeros(2, 1, 4, 4)
     draws = torch.stack([images + 0.1, images - 0.5, images + 0.2])
     draws[0, 1] = 0.9
     assert strongest(draws, images)[:, 0, 0, 0].tolist() == pytest.approx([-0.5, 0.9])
 
 
-def test_script_draws_the_operations(slices_dir, tmp_path):
+def test_command_draws_the_operations(slices_dir, tmp_path):
     flags = ["--dataset_dir", slices_dir, "--output_dir", str(tmp_path / "new"), "--resolution", "32", "--rows", "2"]
     assert main(flags) == 0
     with Image.open(tmp_path / "new" / "augment.png") as picture:

@@ -7,7 +7,7 @@ import torch
 
 from modules import Discriminator, build_generator
 from train import LOSSES
-from training.loss import DRIFT, PathLength, bounded, critic_loss, generator_loss, gradient_penalty, mixed_styles
+from training.loss import DRIFT, PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
 
 REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)
 
@@ -41,48 +41,48 @@ def assert_gradients(loss, module):
         assert analytic == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4, abs=1e-6), name
 
 
-def small_networks(labelled=False):
+def small_networks(conditional=False):
     """Mapping network and generator, critic, real slices, latents and labels at 16x16 in float64."""
     torch.manual_seed(0)
     model = build_generator(
-        {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2 if labelled else 0}
+        {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2 if conditional else 0}
     ).double()
-    critic = Discriminator(16, 64, 4, num_classes=2 if labelled else 0).double()
+    critic = Discriminator(16, 64, 4, num_classes=2 if conditional else 0).double()
     return (
         model,
         critic,
         torch.randn(4, 1, 16, 16, dtype=torch.float64),
         torch.randn(4, 8, dtype=torch.float64),
-        torch.tensor([0, 1, 1, 0]) if labelled else None,
+        torch.tensor([0, 1, 1, 0]) if conditional else None,
     )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures as they are saved
+# Images as they are saved
 
 
-def test_bounded_clips_and_lets_only_gradients_that_lead_back_inside_pass():
+def test_clip_images_clips_and_passes_only_gradients_that_lead_back_inside():
     images = torch.tensor([-1.5, -1.5, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 2.0, 2.0], requires_grad=True)
     weight = torch.tensor([3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0])  # descending moves an image against it
-    shown = bounded(images)
-    torch.testing.assert_close(shown, torch.tensor([-1.0, -1.0, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 1.0, 1.0]))
-    (weight * shown).sum().backward()
+    clipped = clip_images(images)
+    torch.testing.assert_close(clipped, torch.tensor([-1.0, -1.0, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 1.0, 1.0]))
+    (weight * clipped).sum().backward()
     torch.testing.assert_close(images.grad, torch.tensor([0.0, -3.0, 0.0, -3.0, 3.0, -3.0, 3.0, 0.0, 3.0, 0.0]))
 
 
-def test_bounded_never_traps_an_image_outside():
+def test_clip_images_lets_pixels_outside_come_back():
     target = torch.linspace(-1, 1, 9, dtype=torch.float64)
     images = (-3 * target).requires_grad_()
     for _ in range(200):
-        (gradient,) = torch.autograd.grad((bounded(images) - target).square().sum(), images)
+        (gradient,) = torch.autograd.grad((clip_images(images) - target).square().sum(), images)
         images = (images - 0.1 * gradient).detach().requires_grad_()
     torch.testing.assert_close(images.detach().clamp(-1, 1), target)
 
 
-def test_bounded_leaves_gradients_inside_exact_and_of_second_order():
+def test_clip_images_derivatives_inside_match_finite_differences():
     images = torch.rand(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: bounded(x).pow(3), images)
-    assert torch.autograd.gradgradcheck(lambda x: bounded(x).pow(3), images)
+    assert torch.autograd.gradcheck(lambda x: clip_images(x).pow(3), images)
+    assert torch.autograd.gradgradcheck(lambda x: clip_images(x).pow(3), images)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,19 +100,19 @@ def test_bounded_leaves_gradients_inside_exact_and_of_second_order():
 def test_losses_in_closed_form(kind, of_critic, of_generator):
     real, fake = torch.tensor(REAL), torch.tensor(FAKE)
     assert critic_loss(kind, real, fake).item() == pytest.approx(of_critic, rel=1e-6)
-    assert generator_loss(kind, real, fake).item() == pytest.approx(of_generator, rel=1e-6)
+    assert generator_loss(kind, fake, real).item() == pytest.approx(of_generator, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_critic_and_generator_pull_scores_apart_and_together(kind):
+def test_critic_pulls_scores_apart_and_generator_raises_its_own(kind):
     real, fake = (torch.tensor(scores, requires_grad=True) for scores in (REAL, FAKE))
     by_real, by_fake = torch.autograd.grad(critic_loss(kind, real, fake), (real, fake))
     assert (by_real < 0).all() and (by_fake > 0).all()  # down the gradient: real up, generated down
-    (by_fake_g,) = torch.autograd.grad(generator_loss(kind, real, fake), fake)
+    (by_fake_g,) = torch.autograd.grad(generator_loss(kind, fake, real), fake)
     assert (by_fake_g < 0).all()  # and generated up again
 
 
-def test_logistic_losses_have_the_sigmoid_as_gradient():
+def test_gradients_of_softplus_losses_are_sigmoids():
     real, fake = (torch.tensor(scores, requires_grad=True) for scores in (REAL, FAKE))
     by_real, by_fake = torch.autograd.grad(critic_loss("logistic", real, fake), (real, fake))
     torch.testing.assert_close(by_real, -torch.sigmoid(-real) / 3)
@@ -122,22 +122,23 @@ def test_logistic_losses_have_the_sigmoid_as_gradient():
     torch.testing.assert_close(by_real, -by_fake)
 
 
-def test_relativistic_loss_knows_no_level_of_scores():
+def test_relativistic_loss_depends_on_score_differences_alone():
     real, fake = (torch.tensor(scores, dtype=torch.float64) for scores in (REAL, FAKE))
-    for loss in (critic_loss, generator_loss):
-        assert loss("relativistic", real + 7, fake + 7).item() == pytest.approx(loss("relativistic", real, fake).item())
-        assert loss("logistic", real + 7, fake + 7).item() != pytest.approx(loss("logistic", real, fake).item(), rel=0.1)
-    drift = critic_loss("wgan-gp", real + 7, fake + 7) - critic_loss("wgan-gp", real, fake)  # its only hold on the level
+    for loss, scores in ((critic_loss, (real, fake)), (generator_loss, (fake, real))):
+        raised = [score + 7 for score in scores]
+        assert loss("relativistic", *raised).item() == pytest.approx(loss("relativistic", *scores).item())
+        assert loss("logistic", *raised).item() != pytest.approx(loss("logistic", *scores).item(), rel=0.1)
+    drift = critic_loss("wgan-gp", real + 7, fake + 7) - critic_loss("wgan-gp", real, fake)  # its drift alone fixes the level
     assert drift.item() == pytest.approx(DRIFT * (49 + 14 * mean(REAL)))
 
 
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("kind", LOSSES)
-def test_gradients_of_both_losses_against_finite_differences(kind, labelled):
-    _, critic, real, _, labels = small_networks(labelled)
+def test_gradients_of_both_losses_match_finite_differences(kind, conditional):
+    _, critic, real, _, labels = small_networks(conditional)
     fake = torch.nn.ParameterList([torch.randn_like(real)])
     assert_gradients(lambda: critic_loss(kind, critic(real, labels), critic(fake[0].detach(), labels)), critic)
-    assert_gradients(lambda: generator_loss(kind, critic(real, labels), critic(fake[0], labels)), fake)
+    assert_gradients(lambda: generator_loss(kind, critic(fake[0], labels), critic(real, labels)), fake)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_gradients_of_both_losses_against_finite_differences(kind, labelled):
 
 @pytest.mark.parametrize(
     "kind, penalty, derivative",
-    [  # of the slope's length, and by it
+    [  # of the gradient's norm, and the derivative
         ("wgan-gp", lambda x: (x - 1) ** 2, lambda x: 2 * (x - 1)),
         ("logistic", lambda x: x**2 / 2, lambda x: x),
         ("relativistic", lambda x: x**2, lambda x: 2 * x),
@@ -164,16 +165,16 @@ def test_penalty_of_a_linear_critic(kind, penalty, derivative):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_where_the_penalty_is_taken(kind):
-    seen, told = [], torch.tensor([0, 1, 1, 0, 0, 1])
+def test_penalty_is_computed_at_the_right_images(kind):
+    seen, given = [], torch.tensor([0, 1, 1, 0, 0, 1])
 
     def critic(x, labels):
-        assert labels is told
+        assert labels is given
         seen.append(x.detach())
         return x.square().sum((1, 2, 3)) / 2  # its gradient is x
 
     real, fake = torch.randn(2, 6, 1, 4, 4)
-    penalty, norm = gradient_penalty(kind, critic, real, fake, told, seeded_rng(1))
+    penalty, norm = gradient_penalty(kind, critic, real, fake, given, seeded_rng(1))
     norms = [images.flatten(1).norm(dim=1) for images in seen]
     assert norm.item() == pytest.approx(norms[0].mean().item(), rel=1e-5)
     if kind == "wgan-gp":
@@ -183,21 +184,21 @@ def test_where_the_penalty_is_taken(kind):
         assert share.mean(1).std() > 0.05  # a share of its own for every pair
         assert penalty.item() == pytest.approx((norms[0] - 1).square().mean().item(), rel=1e-5)
     else:
-        places = [real] if kind == "logistic" else [real, fake]
-        assert len(seen) == len(places) and all(map(torch.equal, seen, places))
-        assert penalty.item() == pytest.approx(sum(x.square().sum((1, 2, 3)).mean().item() / 2 for x in places), rel=1e-5)
+        expected = [real] if kind == "logistic" else [real, fake]
+        assert len(seen) == len(expected) and all(map(torch.equal, seen, expected))
+        assert penalty.item() == pytest.approx(sum(x.square().sum((1, 2, 3)).mean().item() / 2 for x in expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("kind", LOSSES)
-def test_gradients_of_the_penalty_against_finite_differences(kind, labelled):
-    _, critic, real, _, labels = small_networks(labelled)
+def test_gradients_of_the_penalty_match_finite_differences(kind, conditional):
+    _, critic, real, _, labels = small_networks(conditional)
     fake = torch.randn_like(real)
     assert_gradients(lambda: gradient_penalty(kind, critic, real, fake, labels, seeded_rng())[0], critic)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_flat_critic_has_a_penalty_with_a_gradient(kind):
+def test_penalty_of_a_constant_critic_has_a_finite_gradient(kind):
     slope = torch.zeros(1, 4, 4, requires_grad=True)
     penalty, norm = gradient_penalty(kind, lambda x, labels: (slope * x).sum((1, 2, 3)), *torch.randn(2, 3, 1, 4, 4))
     assert norm.item() < 1e-9 and penalty.item() == pytest.approx(1 if kind == "wgan-gp" else 0)
@@ -219,7 +220,7 @@ class Linear(torch.nn.Module):
         return torch.einsum("lpd,nld->np", self.matrices, ws).reshape(-1, 1, 4, 4)
 
 
-def test_path_length_against_the_jacobian():
+def test_path_length_matches_the_jacobian():
     torch.manual_seed(0)
     generator, path_length = Linear(torch.randn(3, 16, 5)), PathLength()
     ws = torch.randn(6, 3, 5, requires_grad=True)
@@ -237,7 +238,7 @@ def test_path_length_against_the_jacobian():
     lengths = torch.stack(lengths)
     assert penalty.item() == pytest.approx((lengths - 0.2).square().mean().item(), rel=1e-4)
     assert length.item() == pytest.approx(lengths.mean().item(), rel=1e-4)
-    path_length.track(length)
+    path_length.update_mean(length)
     assert path_length.mean.item() == pytest.approx(0.2 * 0.99 + 0.01 * lengths.mean().item(), rel=1e-4)
 
 
@@ -247,7 +248,7 @@ def test_path_length_of_an_orthogonal_generator_is_its_scale():
     rng, ws = seeded_rng(1), torch.randn(4096, 1, 16, requires_grad=True)
     for _ in range(150):
         penalty, length = path_length(generator(ws), ws, rng)
-        path_length.track(length)
+        path_length.update_mean(length)
     # |J^T y| = 3 |y|, and 4 |y| has a chi distribution with 16 degrees of freedom
     mean = 3 * math.sqrt(2) * math.gamma(8.5) / math.gamma(8) / 4
     assert path_length.mean.item() == pytest.approx(mean, rel=2e-3)
@@ -257,79 +258,25 @@ def test_path_length_of_an_orthogonal_generator_is_its_scale():
     assert again.mean == path_length.mean
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_gradients_of_the_path_length_against_finite_differences(labelled):
-    model, _, _, z, labels = small_networks(labelled)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_gradients_of_the_path_length_match_finite_differences(conditional):
+    model, _, _, z, labels = small_networks(conditional)
     path_length = PathLength(decay=0).double()  # a is a constant in the derivative
     path_length.mean.fill_(0.3)
 
     def penalty():
-        ws = mixed_styles(model["mapping"], z, labels, model["generator"].num_ws, 0)
+        ws = model["mapping"](z, labels)[:, None].expand(-1, model["generator"].num_ws, -1)
         return path_length(model["generator"](ws, noise="fixed"), ws, seeded_rng(3))[0]
 
     assert_gradients(penalty, model)
     assert path_length.mean == 0.3
 
 
-def test_one_image_that_is_not_finite_leaves_the_mean_length():
+def test_mean_path_length_ignores_a_batch_that_is_not_finite():
     generator, path_length = Linear(torch.randn(1, 16, 5)), PathLength()
     ws = torch.randn(4, 1, 5, requires_grad=True)
-    path_length.track(path_length(generator(ws), ws)[1])
+    path_length.update_mean(path_length(generator(ws), ws)[1])
     before = path_length.mean.clone()
     penalty, length = path_length(generator(ws) * torch.tensor([1, 1, 1, math.nan])[:, None, None, None], ws)
-    path_length.track(length)
+    path_length.update_mean(length)
     assert not penalty.isfinite() and before > 0 and path_length.mean == before
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Style mixing
-
-N, LAYERS = 4096, 7
-
-
-def mix(share, seed=0, labels=None):
-    """(first latents, mixed styles) of a mapping network that keeps z, or adds 100 times the label to it."""
-    z = torch.randn(N, 3, generator=seeded_rng(99))
-
-    def mapping(z, told):
-        return z if told is None else z + 100 * told[:, None]
-
-    return mapping(z, labels), mixed_styles(mapping, z, labels, LAYERS, share, seeded_rng(seed))
-
-
-def crossovers(first, ws):
-    """The layer from which on each sample leaves the first latent, [N]; LAYERS where it never does."""
-    return (ws == first[:, None]).all(2).sum(1)
-
-
-def test_no_mixing_is_the_mapping_in_every_layer():
-    first, ws = mix(0)
-    assert torch.equal(ws, first[:, None].expand(N, LAYERS, 3))
-
-
-def test_all_mixed_samples_are_of_two_latents_from_a_random_layer_on():
-    first, ws = mix(1.0)
-    crossover = crossovers(first, ws)
-    assert torch.equal(crossover.unique(), torch.arange(1, LAYERS))  # every layer but the first, each as often
-    counts = crossover.bincount()[1:]
-    assert ((counts - N / (LAYERS - 1)).abs() < 5 * math.sqrt(N / (LAYERS - 1))).all()
-    layer = torch.arange(LAYERS)
-    second = ws[:, -1]
-    expected = torch.where((layer < crossover[:, None])[..., None], first[:, None], second[:, None])
-    assert torch.equal(ws, expected)
-    assert second.mean(0).abs().max() < 5 / math.sqrt(N) and (second.std(0) - 1).abs().max() < 5 / math.sqrt(2 * N)
-    assert (torch.corrcoef(torch.cat([first, second], dim=1).T)[:3, 3:].abs() < 5 / math.sqrt(N)).all()
-
-
-def test_share_of_mixed_samples():
-    first, ws = mix(0.5)
-    mixed = (crossovers(first, ws) < LAYERS).sum().item()
-    assert abs(mixed - N / 2) < 5 * math.sqrt(N) / 2
-
-
-def test_mixing_is_a_function_of_its_generator_and_keeps_the_label():
-    labels = torch.arange(N) % 2
-    first, ws = mix(0.7, labels=labels)
-    assert torch.equal(ws, mix(0.7, labels=labels)[1])
-    assert not torch.equal(ws, mix(0.7, seed=1, labels=labels)[1])
-    assert ((ws > 50).all((1, 2)) == (labels == 1)).all() and (ws < 50).all((1, 2)).sum() == N / 2
