@@ -1,17 +1,15 @@
 """The networks against float64 loops, finite differences and closed forms."""
 
-import contextlib
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import direct_filter, direct_upsample
 from torch.autograd import gradcheck, gradgradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import modules
-import ops
 from modules import (
     Conv2d,
     Discriminator,
@@ -24,7 +22,7 @@ from modules import (
     channels_at,
     minibatch_std,
 )
-from ops import blur, convolve, downsample, input_gradients_only, leaky_relu, upsample
+from ops import SLOPE
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +30,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-def parameters(network):
+def count_parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
@@ -43,8 +41,8 @@ def parameters(network):
 def test_channels_and_parameter_counts_of_the_default_network():
     assert [channels_at(2**i) for i in range(2, 9)] == [256, 256, 256, 256, 128, 64, 32]
     assert channels_at(1024, 1024, 64) == 1
-    assert parameters(MappingNetwork()) + parameters(Generator()) == pytest.approx(6.2e6, rel=0.02)
-    assert parameters(Discriminator()) == pytest.approx(6.0e6, rel=0.02)
+    assert count_parameters(MappingNetwork()) + count_parameters(Generator()) == pytest.approx(6.2e6, rel=0.02)
+    assert count_parameters(Discriminator()) == pytest.approx(6.0e6, rel=0.02)
 
 
 @pytest.mark.parametrize("resolution", [32, 128, 1024])
@@ -55,63 +53,10 @@ def test_resolutions_from_32_to_1024(resolution):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The filter, against sums written out pixel by pixel
-
-TAPS = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
-
-
-def direct_filter(image, padding, stride):
-    padded = np.pad(image, padding)
-    size = (padded.shape[0] - 4) // stride + 1
-    return np.array(
-        [
-            [(padded[i * stride : i * stride + 4, j * stride : j * stride + 4] * TAPS).sum() for j in range(size)]
-            for i in range(size)
-        ]
-    )
-
-
-def direct_upsample(image):
-    spaced = np.zeros((2 * len(image), 2 * len(image)))
-    spaced[::2, ::2] = image
-    return 4 * direct_filter(np.pad(spaced, ((2, 1), (2, 1))), 0, 1)
-
-
-@pytest.mark.parametrize(
-    "ours, direct",
-    [
-        (lambda x: blur(x, 1), lambda image: direct_filter(image, 1, 1)),
-        (lambda x: blur(x, 2), lambda image: direct_filter(image, 2, 1)),
-        (downsample, lambda image: direct_filter(image, 1, 2)),
-        (upsample, direct_upsample),
-    ],
-)
-def test_resampling_is_the_direct_sum(ours, direct):
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        y = ours(x.contiguous(memory_format=layout))
-        expected = np.array([[direct(image) for image in sample] for sample in x.numpy()])
-        np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
-
-
-def test_resampling_keeps_a_flat_image_away_from_the_edge():
-    flat = torch.full((1, 1, 16, 16), 3.0)
-    assert torch.allclose(upsample(flat)[..., 2:-2, 2:-2], torch.tensor(3.0))
-    assert torch.allclose(downsample(flat)[..., 1:-1, 1:-1], torch.tensor(3.0))
-
-
-@pytest.mark.parametrize("resample", [lambda x: blur(x, 1), lambda x: blur(x, 2), downsample, upsample])
-def test_resampling_has_first_and_second_derivatives(resample):
-    x = torch.randn(2, 2, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(resample, x)
-    assert gradgradcheck(lambda x: resample(x).pow(3), x)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Layers
 
 
-def test_equalised_learning_rate_scales_at_run_time():
+def test_equalised_learning_rate_scales_weights_in_the_forward_pass():
     linear = Linear(400, 300, lr_multiplier=0.01, gain=2.0)
     assert linear.weight.std().item() == pytest.approx(100, rel=0.02)  # stored at 1 / lr_multiplier ...
     assert linear(torch.randn(500, 400)).std().item() == pytest.approx(2, rel=0.05)  # ... used at gain / sqrt(in)
@@ -122,7 +67,7 @@ def test_equalised_learning_rate_scales_at_run_time():
     torch.testing.assert_close(conv.double()(x), expected)
 
 
-def test_bias_starts_at_its_value_and_moves_with_the_multiplier():
+def test_bias_starts_at_its_value_and_learns_with_the_multiplier():
     linear = Linear(4, 3, bias=1.0, lr_multiplier=0.5)
     torch.testing.assert_close(linear(torch.zeros(1, 4)), torch.ones(1, 3))
     linear(torch.zeros(1, 4)).sum().backward()
@@ -138,12 +83,12 @@ def test_strided_convolution_is_filter_then_convolution():
 
 
 def features(x, scale):
-    """What a picture and its scale stand for."""
+    """The features that x and scale stand for."""
     return x * scale[:, :, None, None]
 
 
 def per_sample_modulated(conv, x, w):
-    """Equations 1 and 3 of K20 as they stand there: weights of its own for every sample; upsampling before convolution."""
+    """Equations 1 and 3 of K20 as written: every sample has its own weights; upsampling precedes the convolution."""
     outputs = []
     for image, style in zip(x, conv.affine(w)):
         weight = conv.weight * conv.weight_gain * style[None, :, None, None]
@@ -161,20 +106,20 @@ def per_sample_modulated(conv, x, w):
     [(ModulatedConv2d(6, 4, 3, 5, gain=1.3), False), (ModulatedConv2d(6, 4, 3, 5, up=True), True), (ToImage(6, 5), False)],
     ids=["plain", "up", "to image"],
 )
-def test_modulated_convolution_is_the_loop_over_samples(conv, up):
+def test_modulated_convolution_matches_a_loop_over_samples(conv, up):
     conv.double().requires_grad_(False)
     x, w = torch.randn(3, 6, 8, 8, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     scale = torch.rand(3, 6, dtype=torch.float64) + 0.5
     ours, loop = conv(x, scale, w), per_sample_modulated(conv, features(x, scale), w)
     ours = features(*ours) if isinstance(ours, tuple) else ours
     assert ours.shape == loop.shape
-    edge = 3 if up else 0  # filter and convolution commute but for what they find beyond the edge
+    edge = 3 if up else 0  # filter and convolution commute except for what they meet beyond the edge
     inner = slice(edge, ours.shape[-1] - edge)
     torch.testing.assert_close(ours[..., inner, inner], loop[..., inner, inner], rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("conv", [ModulatedConv2d(3, 2, 3, 4), ModulatedConv2d(3, 2, 3, 4, up=True), ToImage(3, 4)])
-def test_modulated_convolution_derivatives_against_finite_differences(conv):
+def test_modulated_convolution_derivatives_match_finite_differences(conv):
     conv.double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
@@ -183,7 +128,7 @@ def test_modulated_convolution_derivatives_against_finite_differences(conv):
     assert gradgradcheck(conv, (x, scale, w))
 
 
-def test_minibatch_std_against_numpy():
+def test_minibatch_std_matches_numpy():
     x = torch.randn(8, 3, 4, 4, dtype=torch.float64)
     y = minibatch_std(x)
     torch.testing.assert_close(y[:, :3], x)
@@ -195,7 +140,7 @@ def test_minibatch_std_against_numpy():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Mapping, truncation, mixing, noise, labels
+# Mapping, truncation, style vectors per layer, noise, labels
 
 
 def test_mapping_ignores_the_length_of_z():
@@ -204,30 +149,30 @@ def test_mapping_ignores_the_length_of_z():
     assert 0.3 < mapping(torch.randn(500, 16)).std() < 3
 
 
-def test_mapping_tracks_the_mean_of_w():
+def test_w_mean_approaches_the_mean_of_w():
     mapping = MappingNetwork(16, 8, mean_beta=0.9)
     for _ in range(100):
-        mapping.track(mapping.sums(mapping(torch.randn(256, 16))))
+        mapping.update_w_mean(mapping.class_sums(mapping(torch.randn(256, 16))))
     expected = mapping(torch.randn(20000, 16)).mean(0)
     torch.testing.assert_close(mapping.w_mean[0], expected, atol=0.05, rtol=0)
 
 
-def test_conditional_mapping_tracks_each_class_apart():
+def test_conditional_mapping_has_a_w_mean_per_class():
     mapping = MappingNetwork(16, 8, num_classes=2, mean_beta=0.0)
     z, labels = torch.randn(6, 16), torch.tensor([0, 0, 1, 0, 1, 0])
     w = mapping(z, labels).detach()
     expected = torch.stack([w[labels == 0].mean(0), w[labels == 1].mean(0)])
-    mapping.track(mapping.sums(w, labels))
+    mapping.update_w_mean(mapping.class_sums(w, labels))
     torch.testing.assert_close(mapping.w_mean, expected)
-    parts = [mapping.sums(w[i : i + 3], labels[i : i + 3]) for i in (0, 3)]
+    parts = [mapping.class_sums(w[i : i + 3], labels[i : i + 3]) for i in (0, 3)]
     mapping.w_mean.zero_()
-    mapping.track(sum(parts) / 2)  # as several processes have it
+    mapping.update_w_mean(sum(parts) / 2)  # as averaged over two processes
     torch.testing.assert_close(mapping.w_mean, expected)
-    mapping.track(mapping.sums(w[:2], torch.zeros(2, dtype=torch.long)))
-    torch.testing.assert_close(mapping.w_mean, torch.stack([w[:2].mean(0), expected[1]]))  # a class that was not there keeps its
+    mapping.update_w_mean(mapping.class_sums(w[:2], torch.zeros(2, dtype=torch.long)))
+    torch.testing.assert_close(mapping.w_mean, torch.stack([w[:2].mean(0), expected[1]]))  # a class without samples keeps its mean
 
 
-def test_truncation():
+def test_truncation_interpolates_towards_the_class_mean():
     mapping = MappingNetwork(16, 8, num_classes=2).eval()
     mapping.w_mean.normal_()
     w, labels = torch.randn(4, 8), torch.tensor([0, 1, 1, 0])
@@ -236,28 +181,28 @@ def test_truncation():
     torch.testing.assert_close(mapping.truncate(w, 0.5, labels), (w + mapping.w_mean[labels]) / 2)
 
 
-def test_style_mixing_changes_only_what_comes_after():
+def test_a_style_vector_changes_only_its_layer_and_later_ones():
     generator = Generator(32, 256, 8, 16).eval()
-    found = []
+    outputs = []
     for block in generator.blocks:
-        block.register_forward_hook(lambda module, args, output: found.append(output))
+        block.register_forward_hook(lambda module, args, output: outputs.append(output))
     w, other = torch.randn(2, 16), torch.randn(2, 16)
     plain = generator(w, noise="none")
     ws = w[:, None].repeat(1, generator.num_ws, 1)
     torch.testing.assert_close(generator(ws, noise="none"), plain)
-    ws[:, 3:] = other[:, None]  # blocks 4 and 8 take ws 0 and 1 2, and 8's image share takes ws 3
-    found.clear()
+    ws[:, 3:] = other[:, None]  # blocks 4 and 8 take ws 0 and 1 2, and 8's image layer takes ws 3
+    outputs.clear()
     mixed = generator(ws, noise="none")
-    ours = list(found)
-    found.clear()
+    mixed_outputs = list(outputs)
+    outputs.clear()
     generator(w, noise="none")
-    for block, ((x, scale, image), (x_plain, scale_plain, image_plain)) in enumerate(zip(ours, found)):
+    for block, ((x, scale, image), (x_plain, scale_plain, image_plain)) in enumerate(zip(mixed_outputs, outputs)):
         assert torch.equal(x, x_plain) == torch.equal(scale, scale_plain) == (block < 2), block
         assert torch.equal(image, image_plain) == (block < 1), block
     assert not torch.allclose(mixed, plain)
 
 
-def test_noise_modes():
+def test_noise_is_random_fixed_or_none():
     generator = Generator(32, 256, 8, 16).eval()
     for block in generator.blocks:
         for style in block.styles:
@@ -266,9 +211,9 @@ def test_noise_modes():
     none, fixed = generator(w, "none"), generator(w, "fixed")
     torch.testing.assert_close(generator(w, "none"), none)
     torch.testing.assert_close(generator(w, "fixed"), fixed)
-    one, again, another = (generator(w, "random", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    torch.testing.assert_close(one, again)
-    for a, b in ((none, fixed), (one, another), (one, none)):
+    first, again, other = (generator(w, "random", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    torch.testing.assert_close(first, again)
+    for a, b in ((none, fixed), (first, other), (first, none)):
         assert (a - b).abs().mean() > 0.05
     with pytest.raises(ValueError, match="noise"):
         generator(w, "some")
@@ -281,12 +226,12 @@ def test_noise_maps_can_be_given_one_per_style_block_and_image():
     maps = [style.fixed_noise for style in blocks]
     assert len(maps) == generator.num_ws - 1
     torch.testing.assert_close(generator(w, maps), generator(w, "fixed"), rtol=0, atol=0)
-    torch.testing.assert_close(generator(w, [torch.zeros_like(one) for one in maps]), generator(w, "none"))
-    maps = [torch.randn(2, *one.shape[1:], requires_grad=True) for one in maps]
+    torch.testing.assert_close(generator(w, [torch.zeros_like(noise) for noise in maps]), generator(w, "none"))
+    maps = [torch.randn(2, *noise.shape[1:], requires_grad=True) for noise in maps]
     together = generator(w, maps)
-    torch.testing.assert_close(together, torch.cat([generator(w[i : i + 1], [one[i : i + 1] for one in maps]) for i in (0, 1)]))
+    torch.testing.assert_close(together, torch.cat([generator(w[i : i + 1], [noise[i : i + 1] for noise in maps]) for i in (0, 1)]))
     gradients = torch.autograd.grad(together[0].square().sum(), maps)
-    assert all(g[0].abs().max() > 0 and g[1].abs().max() == 0 for g in gradients)  # each map is its image's alone
+    assert all(g[0].abs().max() > 0 and g[1].abs().max() == 0 for g in gradients)  # each map affects its own image alone
 
 
 def test_noise_has_the_learned_strength():
@@ -295,12 +240,12 @@ def test_noise_has_the_learned_strength():
         block.noise_strength.copy_(torch.tensor([0.5, 0.25, 0.0, -0.5])[:, None, None] / modules.NOISE_LR)
     x, w = torch.zeros(64, 4, 32, 32), torch.zeros(64, 8)
     y = features(*block(x, torch.ones(64, 4), w))  # leaky ReLU of the noise: undo it
-    y = torch.where(y < 0, y / modules.SLOPE, y)
+    y = torch.where(y < 0, y / SLOPE, y)
     assert y[:, 0].std().item() == pytest.approx(0.5, rel=0.02)
     torch.testing.assert_close(y, y[:, :1] * torch.tensor([1, 0.5, 0, -1])[:, None, None])  # one map for all channels
 
 
-def test_parts_of_a_batch_are_scored_as_if_alone():
+def test_parts_of_a_batch_are_scored_as_if_in_batches_of_their_own():
     critic, images = Discriminator(32, 128, 8, num_classes=2).double(), torch.randn(12, 1, 32, 32, dtype=torch.float64)
     torch.nn.init.normal_(critic.embedding.weight)
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -316,7 +261,7 @@ def test_labels_change_image_and_score():
     images = generator(mapping(z, ad), "none")
     assert (images - generator(mapping(z, nc), "none")).abs().mean() > 0.01
     scores, features = [critic(images, labels) for labels in (ad, nc)], {}
-    critic.linear.register_forward_hook(lambda module, args, output: features.update(h=F.leaky_relu(output, modules.SLOPE)))
+    critic.linear.register_forward_hook(lambda module, args, output: features.update(h=F.leaky_relu(output, SLOPE)))
     critic(images, ad)
     projection = features["h"] @ (critic.embedding.weight[1] - critic.embedding.weight[0]) / math.sqrt(8)
     torch.testing.assert_close(scores[1] - scores[0], projection, rtol=1e-3, atol=1e-4)
@@ -326,11 +271,11 @@ def test_labels_change_image_and_score():
 # Whole networks
 
 
-def test_critic_second_derivative_against_finite_differences():
+def test_critic_second_derivative_matches_finite_differences():
     critic = Discriminator(16, 64, 4).double()
     image = torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
 
-    def slope():  # what a gradient penalty is made of
+    def slope():  # as in a gradient penalty
         return torch.autograd.grad(critic(image).sum(), image, create_graph=True)[0].square().sum()
 
     parameters = [p for p in critic.parameters() if p.ndim > 1]
@@ -366,87 +311,6 @@ def test_every_block_keeps_its_scale_at_the_start(size):
     critic(image)
     assert len(table) == 7 + 6 + 1
     assert all(0.3 < std < 3 for std in table.values()), table
-
-
-@pytest.mark.parametrize("stride, padding, size", [(1, 1, 6), (2, 0, 7)])
-def test_convolution_and_its_derivatives(stride, padding, size):
-    shapes = (2, 3, size, size), (4, 3, 3, 3), (4,)
-    x, weight, bias = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
-    found, expected = convolve(x, weight, bias, stride, padding), F.conv2d(x, weight, bias, stride, padding)
-    assert torch.equal(found, expected)
-    probe = torch.randn(found.shape, dtype=torch.float64)
-    for a, b in zip(*(torch.autograd.grad((y * probe).sum(), (x, weight, bias)) for y in (found, expected))):
-        assert torch.allclose(a, b)
-
-    def call(x, weight, bias):
-        return convolve(x, weight, bias, stride, padding)
-
-    assert gradcheck(call, (x, weight, bias)) and gradgradcheck(call, (x, weight, bias))
-
-
-@pytest.mark.parametrize("n, channels, size", [(2, 4, 16), (4, 4, 32), (4, 16, 32), (8, 16, 16), (3, 32, 8)])
-def test_second_derivative_of_a_convolution_in_bfloat16(n, channels, size):
-    """d/dw |d/dx sum(y * probe)|^2; PyTorch's own is wrong by its whole size in small batches on some CPUs."""
-    x, probe = (torch.randn(n, channels, size, size).bfloat16() for _ in range(2))
-    weight = torch.randn(channels, channels, 3, 3).bfloat16()
-
-    def derivative(dtype):
-        w, image = weight.to(dtype).requires_grad_(), x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-        slope = (convolve(image, w, padding=1) * probe.to(dtype)).sum()
-        (gradient,) = torch.autograd.grad(slope, image, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), w)[0].double()
-
-    exact = derivative(torch.float64)
-    assert (derivative(torch.bfloat16) - exact).norm() / exact.norm() < 0.02
-
-
-def test_derivatives_input_gradients_only_are_the_same_and_spare_those_by_weights(monkeypatch):
-    critic, images = Discriminator(16, 128, 8).double(), torch.randn(4, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    asked, derivatives = [], ops._convolution_backward
-    monkeypatch.setattr(ops, "_convolution_backward", lambda *args: asked.append(args[-1][:2]) or derivatives(*args))
-
-    def penalty(context):
-        asked.clear()
-        with context:
-            (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
-        first = list(asked)
-        return first, torch.autograd.grad(gradient.square().sum(), critic.parameters(), materialize_grads=True)
-
-    spared, found = penalty(input_gradients_only())
-    whole, expected = penalty(contextlib.nullcontext())
-    assert spared == [[True, False]] * (len(whole) // 2) and len(spared) == 5  # a derivative for each convolution of 3x3
-    assert [False, True] in asked  # the second derivatives are by the weights
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    with input_gradients_only(), pytest.raises(RuntimeError, match="not have been used"):
-        torch.autograd.grad(critic(images).sum(), critic.conv.weight)
-
-
-@pytest.mark.parametrize("in_place", [False, True])
-def test_leaky_relu_and_its_derivatives(in_place):
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(leaky_relu(1 * x, in_place), F.leaky_relu(x, modules.SLOPE))
-
-    def call(x):
-        return leaky_relu(1 * x, in_place)
-
-    assert gradcheck(call, x) and gradgradcheck(call, x)
-
-
-def test_penalty_hands_on_no_pictures_of_zeros():
-    """Which PyTorch's own leaky ReLU does, as its second derivative by its input."""
-
-    class Zeros(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.count += function is torch.ops.aten.zeros_like.default
-            return function(*args, **(kwargs or {}))
-
-    x = torch.randn(1, 2, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(leaky_relu(x * x).sum(), x, create_graph=True)
-    with Zeros() as zeros:
-        gradient.sum().backward()
-    assert zeros.count == 0
 
 
 def test_bfloat16_activations_stay_near_float32():
