@@ -35,15 +35,15 @@ import metrics
 import phantom
 import predict
 import train
-from analysis import areas, diagrams, projector
+from analysis import areas, dataset_report, diagrams, projector
 from analysis import style_space as styles
 from analysis.export import export
 from analysis.models import load_model, weights_file
 from analysis.report import Section
 from analysis.validation import load_critic
 from training import augment
-from training.run_folder import check_same_run, digest, kept_network, save_tensors
-from utils import UserError, read_config, run_cli
+from training.run_folder import check_same_run
+from utils import UserError, load_tensors, read_config, read_network, run_cli, save_tensors
 
 configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))  # nothing in the repository
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
@@ -314,7 +314,7 @@ def check_slices(folder, expected=None):
 
 @cases(25)
 @given(st.data())
-def test_damaged_pictures_are_left_out(data):
+def test_damaged_image_files_are_skipped(data):
     with elsewhere() as folder:
         (folder / "AD").mkdir()
         for name in data.draw(st.lists(NAMES, min_size=1, max_size=4, unique_by=str.lower)):
@@ -326,7 +326,7 @@ def test_damaged_pictures_are_left_out(data):
 
 @cases(4, 0.2)
 @given(st.data())
-def test_the_report_on_damaged_pictures(data):
+def test_dataset_report_survives_damaged_image_files(data):
     with elsewhere() as folder:
         (folder / "AD").mkdir()
         for name in data.draw(st.lists(NAMES, min_size=1, max_size=2, unique_by=str.lower)):
@@ -335,7 +335,7 @@ def test_the_report_on_damaged_pictures(data):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_cut_anywhere(name):
+def test_image_file_cut_at_any_byte_decodes_or_is_skipped(name):
     """At every 64th byte; PIL may raise what it likes, or show the part that is there."""
     content = PICTURES[name]
     with elsewhere() as folder, in_time():
@@ -347,7 +347,7 @@ def test_a_picture_cut_anywhere(name):
         assert (found[-1] is None) == (name in ("lab.tif", "gif.png", "webp.png", "script.png", "long.png", "high.png"))
 
 
-def test_only_what_the_readme_names_is_opened(tmp_path, monkeypatch):
+def test_only_the_formats_in_the_readme_are_decoded(tmp_path, monkeypatch):
     """PIL knows 40 formats by their first bytes, and runs Ghostscript on one of them."""
     from PIL import EpsImagePlugin
 
@@ -357,7 +357,7 @@ def test_only_what_the_readme_names_is_opened(tmp_path, monkeypatch):
         dataset.decode(str(tmp_path / "x.png"), 32)
 
 
-def test_bombs_take_no_memory(tmp_path):
+def test_decompression_bombs_take_no_memory(tmp_path):
     """Each claims some 10^10 pixels, or becomes as many on a square."""
     import resource
 
@@ -373,7 +373,7 @@ def test_bombs_take_no_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: 1 GiB
 
 
-def test_what_is_no_file(tmp_path):
+def test_pipes_devices_and_link_loops_are_skipped(tmp_path):
     """Pipes, devices, loops and folders that are called pictures; a pipe that nobody writes to would be read for ever."""
     folder = tmp_path / "AD"
     (folder / "folder.png").mkdir(parents=True)
@@ -408,7 +408,7 @@ def test_what_is_no_file(tmp_path):
     assert not hung.is_set()
 
 
-def test_unreadable_folder(tmp_path, monkeypatch):
+def test_unreadable_folder_is_refused(tmp_path, monkeypatch):
     """As for a user without the permission; root has it always."""
     (tmp_path / "AD").mkdir()
     scandir = os.scandir
@@ -561,12 +561,12 @@ def scripts(saved, slices_dir, tmp_path_factory):
         "bench": (
             bench.main,
             ["--resolution", "32", "--device", "cpu", "--dataset_dir", slices_dir],
-            [(bench, "bench", lambda *_: [])],
+            [(bench, "benchmark", lambda *_: [])],
         ),
         "augment": (
             augment.main,
             ["--dataset_dir", slices_dir, "--resolution", "32"],
-            [(augment, "draw_operations", lambda *_: None)],
+            [(augment, "plot_operations", lambda *_: None)],
         ),
         "diagrams": (
             diagrams.main,
@@ -577,7 +577,7 @@ def scripts(saved, slices_dir, tmp_path_factory):
         "dataset": (
             dataset.main,
             ["--dataset_dir", slices_dir, "--resolution", "32"],
-            [(dataset, "save_samples", lambda *_: None)],
+            [(dataset_report, "save_samples", lambda *_: None)],
         ),
     }
 
@@ -595,7 +595,7 @@ def phantoms(folder):
 
 
 @pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset"])
-def test_flags(scripts, saved, slices_dir, name):
+def test_any_flags_end_in_status_0_or_one_line(scripts, saved, slices_dir, name):
     main, base, workers = scripts[name]
     code, usage, _ = cli(main, "--help")
     assert code == 0
@@ -646,7 +646,7 @@ def copied(folder):
         yield place / "copy"
 
 
-def go_on(slices_dir, folder, epochs=2):
+def resume(slices_dir, folder, epochs=2):
     return cli(
         train.main,
         *TINY,
@@ -690,45 +690,53 @@ def other_values(draw, tree):
 
 @cases(6)
 @given(data=st.data())
-def test_checkpoints(saved, slices_dir, data):
+def test_damaged_checkpoints_are_noticed(saved, slices_dir, data):
     with copied(saved) as folder:
         for name in data.draw(st.sampled_from([["checkpoint.pt"], ["previous.pt"], ["checkpoint.pt", "previous.pt"]])):
             path = folder / "AD" / name
             path.write_bytes(data.draw(damaged(path.read_bytes())))
-        go_on(slices_dir, folder)
+        resume(slices_dir, folder)
 
 
 @cases(6)
 @given(data=st.data())
-def test_checkpoints_that_hold_something_else(saved, slices_dir, data):
+def test_checkpoints_with_other_contents_are_refused_or_resumed(saved, slices_dir, data):
     """With a checksum that fits."""
     with copied(saved) as folder:
         for name in data.draw(st.sampled_from([["checkpoint.pt"], ["checkpoint.pt", "previous.pt"]])):
             state = torch.load(folder / "AD" / name, weights_only=True)
-            del state["digest"]
+            del state["checksum"]
             state = data.draw(other_values(state))
-            save_tensors(state | {"digest": digest(state)} if isinstance(state, dict) else state, folder / "AD" / name)
-        go_on(slices_dir, folder)
+            if isinstance(state, dict):
+                save_tensors(state, folder / "AD" / name)
+            else:
+                torch.save(state, folder / "AD" / name)
+        resume(slices_dir, folder)
 
 
 @cases(15)
 @given(data=st.data())
-def test_generators(saved, data):
+def test_damaged_generators_are_refused(saved, data):
     with copied(saved) as folder:
         for name in ("generator.pt", "best.pt"):
             path = folder / "AD" / name
             if data.draw(st.booleans()):
                 path.write_bytes(data.draw(damaged(path.read_bytes())))
             else:
-                state = data.draw(other_values(torch.load(path, weights_only=True)))
-                save_tensors(state, path)
+                state = torch.load(path, weights_only=True)
+                del state["checksum"]
+                state = data.draw(other_values(state))
+                if isinstance(state, dict):
+                    save_tensors(state, path)
+                else:
+                    torch.save(state, path)
         which = data.draw(st.sampled_from(["last", "best"]))
         cli(predict.main, "--model_dir", folder, "--num_images", 1, "--device", "cpu", "--which", which)
 
 
-def test_a_generator_that_claims_to_be_huge_takes_no_memory(saved):
+def test_generator_of_a_huge_network_takes_no_memory(saved):
     with copied(saved) as folder:
-        state = torch.load(folder / "AD" / "generator.pt", weights_only=True)
+        state = load_tensors(folder / "AD" / "generator.pt")
         for network in (
             {"channel_base": 10**9, "channel_max": 20_000},
             {"num_classes": 10**8},
@@ -756,15 +764,15 @@ def test_a_generator_that_claims_to_be_huge_takes_no_memory(saved):
 
 @cases(15)
 @given(data=st.data())
-def test_configs(saved, slices_dir, data):
+def test_damaged_configs_are_refused_or_harmless(saved, slices_dir, data):
     with copied(saved) as folder:
         path = folder / "AD" / "config.json"
         if data.draw(st.integers(0, 2)) == 0:
             path.write_bytes(data.draw(damaged(path.read_bytes())))
         else:
             path.write_text(json.dumps(data.draw(other_values(json.loads(path.read_text())))))
-        go_on(slices_dir, folder)
-        assert isinstance(kept_network(str(folder / "AD")), dict)
+        resume(slices_dir, folder)
+        assert isinstance(read_network(str(folder / "AD")), dict)
         assert all(isinstance(value, dict) for value in read_config(str(folder / "AD")).values())
         refused_or_fine(check_same_run, str(folder / "AD"), json.loads((saved / "AD/config.json").read_text()))
         refused_or_fine(load_critic, str(folder / "AD"), "cpu")
@@ -777,7 +785,7 @@ TABLE = st.lists(
 
 @cases(6)
 @given(data=st.data())
-def test_tables(saved, slices_dir, data):
+def test_damaged_tables_never_end_a_run(saved, slices_dir, data):
     with copied(saved) as folder:
         for name in ("losses.csv", "evaluations.csv"):
             path = folder / "AD" / name
@@ -792,7 +800,7 @@ def test_tables(saved, slices_dir, data):
                     )
                 )
                 path.write_text("\n".join([header, ",".join(cells), data.draw(TABLE)]))
-        code, _, err = go_on(slices_dir, folder, epochs=data.draw(st.sampled_from([2, 2, 3])))
+        code, _, err = resume(slices_dir, folder, epochs=data.draw(st.sampled_from([2, 2, 3])))
         assert code == 0, err  # tables are for the eye: a run does not end over them
 
 
@@ -837,7 +845,7 @@ def arrays(draw, array):
 
 @cases(60)
 @given(data=st.data())
-def test_style_vectors(data):
+def test_damaged_style_vectors_are_refused(data):
     with elsewhere() as folder:
         for run in ("AD", "NC"):
             (folder / run / "styles").mkdir(parents=True)
@@ -855,7 +863,7 @@ def test_style_vectors(data):
 
 @cases(30)
 @given(data=st.data())
-def test_cache(slices_dir, data):
+def test_damaged_cache_is_rebuilt(slices_dir, data):
     with elsewhere() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         right = dataset.Slices(slices_dir, "AD", 32)
@@ -869,7 +877,7 @@ def test_cache(slices_dir, data):
 
 @cases(10)
 @given(data=st.data())
-def test_exports(saved, data):
+def test_damaged_exports_are_continued_or_refused(saved, data):
     model = load_model(str(saved / "AD"), "cpu")
     with elsewhere() as folder:
         model = model._replace(name="AD \udcff\n")  # as a folder may be called
@@ -906,7 +914,7 @@ CELLS = st.one_of(
 
 @cases(25)
 @given(data=st.data())
-def test_subjects(data):
+def test_damaged_subjects_are_refused(data):
     with elsewhere() as folder:
         phantoms(folder)
         path = folder / "subjects.csv"
@@ -940,12 +948,12 @@ def test_a_malicious_pickle_never_runs(saved, slices_dir, zipped, protocol):
             )
 
         plant("checkpoint.pt")
-        code, _, err = go_on(slices_dir, folder)
-        assert code == 0 and "checkpoint.pt cannot be read" in err
+        code, _, err = resume(slices_dir, folder)
+        assert code == 0 and "checkpoint.pt is damaged" in err
         plant("checkpoint.pt")
         assert refused_or_fine(load_critic, str(folder / "AD"), "cpu") is None
         plant("previous.pt")
-        assert go_on(slices_dir, folder)[0] == 2
+        assert resume(slices_dir, folder)[0] == 2
         for name, which in (("best.pt", "best"), ("generator.pt", "last")):
             plant(name)
             code, _, err = cli(predict.main, "--model_dir", folder, "--which", which, "--device", "cpu")
