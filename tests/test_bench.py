@@ -1,4 +1,4 @@
-"""bench.py: its counts, its own step against train.py's, and its command line with and without another code base."""
+"""bench.py: its counts, its plain step against train.py's, and its command line with and without other networks."""
 
 import re
 
@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import bench
-import train
 from dataset import to_float
-from train import parse_args as parse_train
-from train import settle
+from training.step import Batch, Options, TrainingState, train_step
 from utils import UserError
 
 TINY = [
@@ -48,60 +46,57 @@ def build(resolution, channel_base, channel_max):
 """
 
 
-def sides(loss, gp_every):
-    """A train.Training on tiny networks, and bench.py's step on a second one with the same weights."""
-    args = settle(
-        parse_train(["--dataset_dir", "x", "--loss", loss, "--gp_every", str(gp_every), "--bounded", "False", "--lr", "0.002"]),
-        torch.device("cpu"),
-    )
+def states(loss, gp_every):
+    """A TrainingState of tiny networks, and bench.py's plain step on a second one with the same weights."""
     network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
-    ours, other = (train.Training(args, network, torch.device("cpu"), torch.float32) for _ in range(2))
-    return ours, other, bench.WrittenOut(bench.our_side(other), loss, gp_every, torch.device("cpu"))
+    options = Options(4, loss=loss, gp_every=gp_every, lambda_gp=bench.LAMBDA_GP[loss], bounded=False, lr=0.002, lr_critic=0.002)
+    ours, other = (TrainingState(options, network, torch.device("cpu"), torch.float32) for _ in range(2))
+    return ours, other, bench.PlainStep(bench.our_networks(other), loss, gp_every, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("loss, gp_every", [("relativistic", 1), ("relativistic", 2), ("logistic", 3)])
-def test_the_step_written_out_is_that_of_train(loss, gp_every):
-    ours, other, written_out = sides(loss, gp_every)
+def test_plain_step_has_the_gradients_of_train_step(loss, gp_every):
+    ours, other, plain_step = states(loss, gp_every)
     real = to_float(torch.from_numpy(bench.RandomSlices(32, 4)[np.arange(4)]))
     for k in range(2):
-        term = ours.step(k, real, None)
-        written_out(real)
+        terms = train_step(ours, k, Batch(real))
+        plain_step(real)
         for twin, key in ((other.critic, "critic_gradient"), (other.model, "generator_gradient")):
             norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
-            assert norm.item() == pytest.approx(term[key].item(), rel=0.02), key
-    assert set(written_out.seconds) == set(bench.PHASES) and min(written_out.seconds.values()) > 0
+            assert norm.item() == pytest.approx(terms[key].item(), rel=0.02), key
+    assert set(plain_step.seconds) == set(bench.PHASES) and min(plain_step.seconds.values()) > 0
 
 
-def test_operations_are_counted_by_hand_the_same():
+def test_operation_counter_agrees_with_counting_by_hand():
     x, kernel = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(5, 3, 3, 3, requires_grad=True)
     forward = 2 * (2 * 5 * 8 * 8) * (3 * 9)  # two operations a tap and output
-    with bench.Counter() as counter:
+    with bench.OperationCounter() as counter:
         y = F.conv2d(x, kernel, padding=1)
     assert counter.total == forward
-    with bench.Counter() as counter:
+    with bench.OperationCounter() as counter:
         y.sum().backward()
     assert counter.total == 2 * forward  # the derivative by x, and that by the kernel
     work = torch.randn(4, 6), torch.randn(6, 7)
-    assert bench.count_gflop(lambda real: work[0] @ work[1], torch.zeros(4), 3) == pytest.approx(2 * 4 * 6 * 7 / 4 / 1e9)
+    assert bench.gflop_per_image(lambda real: work[0] @ work[1], torch.zeros(4), 3) == pytest.approx(2 * 4 * 6 * 7 / 4 / 1e9)
 
 
-def test_the_table_names_every_phase_and_a_second_derivative_is_counted(capsys):
+def test_table_has_every_phase_and_its_phases_add_up(capsys):
     assert bench.main(TINY) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"32x32, channels 128 / 8, batch 4, wgan-gp, penalty every 1 steps", lines[0])
     found = {line[:34].strip(): float(line.split()[-1]) for line in lines if re.search(r"(images/s|ms|GFLOP|GiB) +[\d.]+$", line)}
-    assert {*bench.PHASES, "train.py's step", "written out", "pictures", "loader", "operations, an image"} <= set(found)
+    assert {*bench.PHASES, "train.py's step", "plain step", "generating", "loading", "operations per image"} <= set(found)
     assert all(value > 0 for value in found.values())
     total = sum(found[phase] for phase in bench.PHASES)  # phases leave nothing out; one run, two ways of averaging
-    assert total == pytest.approx(4000 / found["written out"], rel=0.5)
+    assert total == pytest.approx(4000 / found["plain step"], rel=0.5)
 
 
-def test_another_code_base_runs_in_turn_with_ours(tmp_path, capsys):
+def test_other_networks_alternate_with_ours(tmp_path, capsys):
     (tmp_path / "other.py").write_text(OTHER)
     assert bench.main([*TINY, "--against", str(tmp_path / "other.py")]) == 0
     out = capsys.readouterr().out
-    assert "this one" in out and len(re.search(r"written out +images/s(.*)", out)[1].split()) == 2
-    assert re.search(r"times as fast as other.py: train.py's step [\d.]+, written out [\d.]+", out)
+    assert "this repository" in out and len(re.search(r"plain step +images/s(.*)", out)[1].split()) == 2
+    assert re.search(r"times as fast as other.py: train.py's step [\d.]+, plain step [\d.]+", out)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +109,7 @@ def test_another_code_base_runs_in_turn_with_ours(tmp_path, capsys):
         (None, "FileNotFoundError"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(tmp_path, text, why):
+def test_unsuitable_file_is_refused_in_one_line(tmp_path, text, why):
     if text is not None:
         (tmp_path / "other.py").write_text(text)
     with pytest.raises(UserError, match=rf"--against .*other.py: .*{why}"):

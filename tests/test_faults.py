@@ -1,66 +1,45 @@
 """Faults, provoked for real: killed processes, damaged files, full and read-only disks, two runs at once."""
 
 import contextlib
-import json
 import os
 import resource
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, TINY, checkpoint, read_table, start
+from conftest import checkpoint, read_table, same_checkpoints, start, train_command
 
-from training.run_folder import digest, hold, save_tensors
-from utils import UserError
+from utils import UserError, load_tensors
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and mounts as POSIX has them")
 
 
-def command(slices_dir, model_dir, *flags):
-    return [
-        sys.executable,
-        os.path.join(ROOT, "train.py"),
-        *TINY,
-        "--classes",
-        "AD",
-        "--dataset_dir",
-        slices_dir,
-        "--model_dir",
-        str(model_dir),
-        *map(str, flags),
-    ]
-
-
-def begun(slices_dir, model_dir, *flags):
-    """A train.py of its own that has saved a checkpoint."""
-    process = subprocess.Popen(command(slices_dir, model_dir, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def begin(slices_dir, model_dir, *flags):
+    """A process that trains and has saved a checkpoint."""
+    process = subprocess.Popen(
+        train_command(slices_dir, model_dir, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not os.path.exists(os.path.join(model_dir, "AD", "generator.pt")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     return process
 
 
-def same(a, b):
-    """Whether two checkpoints are equal bit for bit, but for the clock."""
-    states = [{name: part for name, part in checkpoint(folder).items() if name not in ("seconds", "digest")} for folder in (a, b)]
-    return digest(states[0]) == digest(states[1])
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Killed
+# Killed processes
 
 
 def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.0):
-    """Start a run `kills` times, kill -9 it at a random moment after its start, then let it end; returns how often it was hit."""
+    """Start a run `kills` times, kill -9 it at a random moment, then let it end; returns how often a kill hit it."""
     hit, lock = 0, os.path.join(model_dir, "AD", "lock")
     for _ in range(kills):
-        process = subprocess.Popen(command(slices_dir, model_dir, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            train_command(slices_dir, model_dir, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None:
             with contextlib.suppress(OSError), open(lock) as file:
                 if file.read().startswith(f"process {process.pid} "):
@@ -69,16 +48,16 @@ def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.0):
         time.sleep(rng.uniform(0, longest))
         process.kill()
         hit += process.wait() == -signal.SIGKILL
-    assert subprocess.run(command(slices_dir, model_dir, *flags), stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(train_command(slices_dir, model_dir, *flags), stdout=subprocess.DEVNULL).returncode == 0
     return hit
 
 
-def test_killed_runs_end_as_one_that_nothing_disturbed(slices_dir, tmp_path):
+def test_killed_run_ends_like_one_that_was_never_killed(slices_dir, tmp_path):
     flags = ["--epochs", 160, "--save_every", 20, "--augment", "fixed", "--augment_p", 0.2]
-    hit = kill_at_random(slices_dir, tmp_path / "killed", flags, 3, np.random.default_rng())
+    hit = kill_at_random(slices_dir, tmp_path / "killed", flags, 3, np.random.default_rng(0))
     assert hit
-    assert subprocess.run(command(slices_dir, tmp_path / "whole", *flags), stdout=subprocess.DEVNULL).returncode == 0
-    assert same(tmp_path / "killed/AD", tmp_path / "whole/AD")
+    assert subprocess.run(train_command(slices_dir, tmp_path / "whole", *flags), stdout=subprocess.DEVNULL).returncode == 0
+    assert same_checkpoints(checkpoint(tmp_path / "killed/AD"), checkpoint(tmp_path / "whole/AD"))
     ours, theirs = (read_table(tmp_path / name / "AD/losses.csv") for name in ("killed", "whole"))
     steps = [row["step"] for row in ours]
     assert steps == sorted(set(steps)) and steps[-1] == theirs[-1]["step"]
@@ -112,23 +91,25 @@ def pipe(path):
 
 
 @pytest.mark.parametrize(
-    "damage, expected", [(cut, "cannot be read"), (flip, "is damaged"), (os.unlink, "cannot be read"), (pipe, "cannot be read")]
+    "damage, expected",
+    [(cut, "Error"), (flip, "ValueError: the checksum differs"), (os.unlink, "FileNotFoundError"), (pipe, "FileNotFoundError")],
 )
-def test_damaged_checkpoint_gives_way_to_the_one_before(saved, slices_dir, tmp_path, capsys, damage, expected):
+def test_run_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(saved, slices_dir, tmp_path, capsys, damage, expected):
     assert checkpoint(saved)["images"] == 24
     damage(saved / "checkpoint.pt")
     capsys.readouterr()
     assert start(slices_dir, tmp_path, "--epochs", 6, "--save_every", 1) == 0
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert f"checkpoint.pt {expected}" in warning and "the checkpoint before it, at 0.0 kimg" in warning
+    for part in ("checkpoint.pt is damaged or missing (", expected, "the checkpoint before it, at 0.0 kimg"):
+        assert part in warning
     start(slices_dir, tmp_path / "whole", "--epochs", 6)
-    assert same(saved, tmp_path / "whole/AD")
+    assert same_checkpoints(checkpoint(saved), checkpoint(tmp_path / "whole/AD"))
     images = [row["images"] for row in read_table(saved / "losses.csv")]
     assert images == sorted(set(images)) and images[-1] == 48
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_flipped_bits_anywhere_are_noticed_or_do_not_matter(saved, slices_dir, tmp_path, share):
+def test_flipped_bit_anywhere_is_noticed_or_does_not_matter(saved, slices_dir, tmp_path, share):
     before = checkpoint(saved)
     for name in ("checkpoint.pt", "previous.pt"):
         flip(saved / name, share)
@@ -137,53 +118,16 @@ def test_flipped_bits_anywhere_are_noticed_or_do_not_matter(saved, slices_dir, t
     except UserError as error:
         assert "--resume False" in str(error)
     else:
-        assert digest(checkpoint(saved)) == digest(before)
+        assert same_checkpoints(checkpoint(saved), before)
 
 
 def test_two_damaged_checkpoints_are_refused_and_left_alone(saved, slices_dir, tmp_path):
     for name in ("checkpoint.pt", "previous.pt"):
         cut(saved / name)
     kept = {name: (saved / name).read_bytes() for name in ("checkpoint.pt", "previous.pt", "generator.pt", "losses.csv")}
-    with pytest.raises(UserError, match="checkpoint.pt cannot be read .*, and previous.pt cannot be read .*--resume False"):
+    with pytest.raises(UserError, match="checkpoint.pt is damaged .* and previous.pt is damaged .*--resume False"):
         start(slices_dir, tmp_path, "--epochs", 6)
     assert kept == {name: (saved / name).read_bytes() for name in kept}
-
-
-@pytest.mark.parametrize("kind", [0, 2, None])
-def test_checkpoint_of_another_version_is_refused(saved, slices_dir, tmp_path, kind):
-    state = checkpoint(saved)
-    state["format"] = kind
-    del state["digest"]
-    save_tensors(state | {"digest": digest(state)}, saved / "checkpoint.pt")
-    with pytest.raises(UserError, match=f"another version of this code .format {kind}, here 1"):
-        start(slices_dir, tmp_path, "--epochs", 6)
-
-
-def test_digest_sees_every_change():
-    state = {"a": torch.arange(6.0), "b": {"lr": 0.1, "betas": (0.0, 0.99)}, "n": 3}
-    others = [
-        {**state, "a": torch.arange(6.0).reshape(2, 3)},
-        {**state, "a": torch.arange(6.0).double()},
-        {**state, "n": 4},
-        {**state, "a": torch.tensor([0.0, 1, 2, 3, 4, 5.0000005])},
-        {**state, "b": {"lr": 0.1, "betas": (0.0, 0.9)}},
-        {"n": 3, "a": state["a"]},
-        {**state, "b": {"betas": (0.0, 0.99), "l": 0.1}},
-    ]
-    assert digest(state) == digest({**state, "a": state["a"].clone()})
-    assert len({digest(one) for one in (state, *others)}) == 8
-
-
-def test_other_flags_and_another_pytorch_are_told_of(saved, slices_dir, tmp_path, capsys):
-    with open(saved / "config.json") as file:
-        config = json.load(file)
-    with open(saved / "config.json", "w") as file:
-        json.dump(config | {"torch": "1.0"}, file)
-    assert start(slices_dir, tmp_path, "--epochs", 4, "--lr", 1e-3, "--loss", "logistic") == 0
-    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    for change in ("--lr 0.001 (was 0.004)", "--loss logistic (was wgan-gp)", f"PyTorch {torch.__version__} (was 1.0)"):
-        assert change in note
-    assert "--epochs" not in note
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,7 +143,7 @@ def in_namespace(script, *flags):
     )
 
 
-def one_line(done):
+def error_line(done):
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
@@ -213,76 +157,67 @@ def test_full_disk_leaves_the_checkpoint_whole(saved, slices_dir, tmp_path):
     done = in_namespace(
         f'mount -t tmpfs -o size={size} none "{disk}" && cp -r "{saved}" "{disk}" && "$@"; status=$?; '
         f'cp "{disk}"/AD/*.pt "{tmp_path}"; ls -A "{disk}/AD" >&2; exit $status',
-        *command(slices_dir, disk, "--epochs", 9, "--save_every", 3),
+        *train_command(slices_dir, disk, "--epochs", 9, "--save_every", 3),
     )
-    assert "No space left on device" in one_line(done)
+    assert "No space left on device" in error_line(done)
     assert ".tmp-" not in done.stderr
-    state = checkpoint(tmp_path)
-    assert state.pop("digest") == digest(state) and state["images"] == 24
+    assert load_tensors(tmp_path / "checkpoint.pt")["images"] == 24  # which verifies the checksum
 
 
 def test_file_size_limit_leaves_the_checkpoint_whole(saved, slices_dir, tmp_path):
     before = checkpoint(saved)
     limit = (saved / "checkpoint.pt").stat().st_size // 2
     done = subprocess.run(
-        command(slices_dir, tmp_path, "--epochs", 5),
+        train_command(slices_dir, tmp_path, "--epochs", 5),
         capture_output=True,
         text=True,
         timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert "File too large" in one_line(done)
-    assert digest(checkpoint(saved)) == digest(before)
+    assert "File too large" in error_line(done)
+    assert same_checkpoints(checkpoint(saved), before)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_read_only_disk(saved, slices_dir, tmp_path, there):
+@pytest.mark.parametrize("exists", [True, False])
+def test_read_only_disk_is_refused_in_one_line(saved, slices_dir, tmp_path, exists):
     disk = tmp_path / "disk"
     disk.mkdir()
     done = in_namespace(
         f'mount -t tmpfs none "{disk}" && '
-        + (f'cp -r "{saved}" "{disk}" && ' if there else "")
+        + (f'cp -r "{saved}" "{disk}" && ' if exists else "")
         + f'mount -o remount,ro "{disk}" && "$@"',
-        *command(slices_dir, disk, "--epochs", 9),
+        *train_command(slices_dir, disk, "--epochs", 9),
     )
-    assert "Read-only file system" in one_line(done)
+    assert "Read-only file system" in error_line(done)
 
 
-def test_vanished_slices(slices_dir, tmp_path, script):
-    """A run under way has its pixels in the cache; the next start names the folder, and the run is left as it was."""
+def test_run_whose_slices_vanish_ends_well_and_is_left_alone_by_the_next_start(slices_dir, tmp_path):
+    """A running process has its pixels in the cache; the next start names the missing folder."""
     data = tmp_path / "data"
     shutil.copytree(os.path.dirname(slices_dir), data)
-    process = begun(str(data / "train"), tmp_path, "--epochs", 10**6, "--max_minutes", 0.1)
+    process = begin(str(data / "train"), tmp_path, "--epochs", 10**6, "--max_minutes", 0.1)
     shutil.rmtree(data)
     process.communicate(timeout=120)
     assert process.returncode == 0
     before = checkpoint(tmp_path / "AD")
     assert before["images"] > 0
-    done = subprocess.run(command(str(data / "train"), tmp_path, "--epochs", 10**6), capture_output=True, text=True)
-    assert str(data / "train") in one_line(done)
-    assert digest(checkpoint(tmp_path / "AD")) == digest(before)
+    done = subprocess.run(train_command(str(data / "train"), tmp_path, "--epochs", 10**6), capture_output=True, text=True)
+    assert str(data / "train") in error_line(done)
+    assert same_checkpoints(checkpoint(tmp_path / "AD"), before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Two at once
+# Two processes at once
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume", "False"]])
-def test_second_run_is_refused_and_a_dead_ones_lock_is_taken(slices_dir, tmp_path, flags):
-    first = begun(slices_dir, tmp_path, "--epochs", 10**6)
-    done = subprocess.run(command(slices_dir, tmp_path, "--epochs", 10**6, *flags), capture_output=True, text=True, timeout=300)
-    assert f"process {first.pid} on {socket.gethostname()}" in one_line(done)
+def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(slices_dir, tmp_path, flags):
+    first = begin(slices_dir, tmp_path, "--epochs", 10**6)
+    done = subprocess.run(
+        train_command(slices_dir, tmp_path, "--epochs", 10**6, *flags), capture_output=True, text=True, timeout=300
+    )
+    assert f"process {first.pid} on {socket.gethostname()}" in error_line(done)
     assert first.poll() is None and sorted(os.listdir(tmp_path)) == ["AD"]
     first.kill()
     first.communicate()
     assert start(slices_dir, tmp_path, "--epochs", 1, *flags) == 0
-
-
-def test_half_written_files_are_removed_but_not_through_links(tmp_path):
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    for folder in (run / "styles", elsewhere):
-        folder.mkdir(parents=True)
-        (folder / ".tmp-left.npy").touch()
-    (run / "linked").symlink_to(elsewhere)
-    hold(run).close()
-    assert not list((run / "styles").iterdir()) and (elsewhere / ".tmp-left.npy").exists()
