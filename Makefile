@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 	for run in $(DEMO)/model/*; do ls -1 $$run/fake_vs_real/*.png | tail -n 1; done
 
 test: $(VENV)/installed-dev
-	$(PY) -m pytest tests
+	$(PY) -m pytest -n auto --dist loadfile tests
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .
