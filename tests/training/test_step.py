@@ -419,20 +419,45 @@ def test_mean_terms():
     assert terms["a"].item() == 2.5 and not terms["a"].requires_grad
 
 
-def test_style_mixing_takes_later_layers_from_a_second_latent():
-    mapping, _ = build_networks(NETWORK)[0]["mapping"], torch.manual_seed(0)
-    z = torch.randn(4000, 16)
-    ws = mix_styles(mapping, z, None, 8, 0.75, torch.Generator().manual_seed(1))
-    first = mapping(z)
-    from_first = torch.stack([(ws[:, layer] == first).all(1) for layer in range(8)], 1)
-    assert from_first[:, 0].all()
-    assert (from_first[:, :-1] >= from_first[:, 1:]).all()  # once the second latent has taken over, it stays
-    mixed = ~from_first.all(1)
-    assert mixed.float().mean().item() == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 4000))
-    crossovers = from_first[mixed].sum(1)
-    counts = torch.bincount(crossovers, minlength=8)[1:]  # uniform over 1 to 7
-    assert ((counts - len(crossovers) / 7).abs() < 5 * math.sqrt(len(crossovers) / 7)).all()
-    torch.testing.assert_close(mix_styles(mapping, z[:3], None, 8, 0), first[:3, None].expand(-1, 8, -1))
+SAMPLES, LAYERS = 4096, 7
+
+
+def mix(probability, labels=None, seed=0):
+    """First latents and mixed styles of a mapping network that returns z, or z plus 100 times the label."""
+    z = torch.randn(SAMPLES, 3, generator=torch.Generator().manual_seed(99))
+
+    def mapping(z, labels):
+        return z if labels is None else z + 100 * labels[:, None]
+
+    return mapping(z, labels), mix_styles(mapping, z, labels, LAYERS, probability, torch.Generator().manual_seed(seed))
+
+
+def test_style_mixing_takes_the_layers_from_a_random_one_on_from_one_second_latent():
+    first, ws = mix(1.0)
+    crossover = (ws == first[:, None]).all(2).sum(1)  # the first layer of the second latent
+    assert torch.equal(crossover.unique(), torch.arange(1, LAYERS))
+    expected_count = SAMPLES / (LAYERS - 1)
+    assert ((crossover.bincount()[1:] - expected_count).abs() < 5 * math.sqrt(expected_count)).all()
+    second = ws[:, -1]
+    from_first = (torch.arange(LAYERS) < crossover[:, None])[..., None]
+    assert torch.equal(ws, torch.where(from_first, first[:, None], second[:, None]))
+    assert second.mean(0).abs().max() < 5 / math.sqrt(SAMPLES)  # N(0, 1), independent of the first
+    assert (second.std(0) - 1).abs().max() < 5 / math.sqrt(2 * SAMPLES)
+    assert (torch.corrcoef(torch.cat([first, second], dim=1).T)[:3, 3:].abs() < 5 / math.sqrt(SAMPLES)).all()
+
+
+@pytest.mark.parametrize("probability", [0, 0.25])
+def test_style_mixing_has_its_probability(probability):
+    first, ws = mix(probability)
+    mixed = (ws != first[:, None]).any(2).any(1).sum().item()
+    assert abs(mixed - probability * SAMPLES) <= 5 * math.sqrt(probability * (1 - probability) * SAMPLES)
+
+
+def test_style_mixing_keeps_the_label_and_depends_on_its_generator():
+    labels = torch.arange(SAMPLES) % 2
+    _, ws = mix(0.7, labels)
+    assert torch.equal(ws, mix(0.7, labels)[1]) and not torch.equal(ws, mix(0.7, labels, seed=1)[1])
+    assert torch.equal((ws > 50).all((1, 2)), labels == 1) and torch.equal((ws < 50).all((1, 2)), labels == 0)
 
 
 def test_path_length_is_computed_on_half_a_batch_every_eighth_step(monkeypatch):
