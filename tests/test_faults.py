@@ -53,8 +53,8 @@ def kill_at_random(slices_dir, model_dir, flags, kills, rng, longest=4.0):
 
 
 def test_killed_run_ends_like_one_that_was_never_killed(slices_dir, tmp_path):
-    flags = ["--epochs", 160, "--save_every", 20, "--augment", "fixed", "--augment_p", 0.2]
-    hit = kill_at_random(slices_dir, tmp_path / "killed", flags, 3, np.random.default_rng(0))
+    flags = ["--epochs", 80, "--save_every", 10, "--augment", "fixed", "--augment_p", 0.2]
+    hit = kill_at_random(slices_dir, tmp_path / "killed", flags, 2, np.random.default_rng(0))
     assert hit
     assert subprocess.run(train_command(slices_dir, tmp_path / "whole", *flags), stdout=subprocess.DEVNULL).returncode == 0
     assert same_checkpoints(checkpoint(tmp_path / "killed/AD"), checkpoint(tmp_path / "whole/AD"))

@@ -478,10 +478,10 @@ def test_a_run_without_time_takes_one_step(tmp_path, slices_dir, unplotted):
 
 
 def test_max_minutes_saves_and_says_how_to_continue(tmp_path, slices_dir):
-    command = train_command(slices_dir, tmp_path, "--epochs", 10**6, "--max_minutes", 0.1)
+    command = train_command(slices_dir, tmp_path, "--epochs", 10**6, "--max_minutes", 0.05)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "0.1 minutes are over" in done.stdout and "the same command resumes from here" in done.stdout
+    assert "0.05 minutes are over" in done.stdout and "the same command resumes from here" in done.stdout
     assert "images/s" in done.stderr and "Wasserstein" in done.stderr
     assert checkpoint(tmp_path / "AD")["images"] > 0
 
@@ -502,7 +502,7 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path, slices_dir, signu
     assert f"stopped by {signum.name}" in out and "the same command resumes" in out and out.count("\n") == 1
     images = checkpoint(tmp_path / "AD")["images"]
     assert images > 0
-    assert subprocess.run([*command, "--max_minutes", "0.1"], capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run([*command, "--max_minutes", "0.03"], capture_output=True, timeout=300).returncode == 0
     assert checkpoint(tmp_path / "AD")["images"] > images
 
 
