@@ -1,6 +1,7 @@
 """Synthetic brain images and their faults, for the tests of metrics.py and what it is made of."""
 
 import numpy as np
+from PIL import Image
 
 
 def brains(count, seed, side=32):
@@ -40,3 +41,14 @@ def few(images, modes):
 
 def increases(*values):
     return all(a < b for a, b in zip(values, values[1:]))
+
+
+def noise(width, height, seed=0, high=256, dtype=np.uint8):
+    """Uniform random pixels [height, width] below `high`."""
+    return np.random.default_rng(seed).integers(0, high, (height, width)).astype(dtype)
+
+
+def save(path, pixels):
+    """Write pixels as an image, in a folder that need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from synthetic import noise, save
 
 import dataset
 from dataset import Slices, batches, pad_and_resize, schedule, shard, steps_per_epoch, to_float, to_grey, to_uint8
@@ -28,15 +29,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     return tmp_path / "cache" / "stylegan2-brain"
-
-
-def noise(width, height, seed=0, high=256, dtype=np.uint8):
-    return np.random.default_rng(seed).integers(0, high, (height, width)).astype(dtype)
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture

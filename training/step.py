@@ -125,11 +125,10 @@ def train_step(state, step, batch):
     Returns the logged terms {name: 0-dim tensor}, means over micro-batches and processes; "penalty", "gradient_norm",
     "path_length" and "unseen" only in steps that compute them.
     """
-    accum = state.options.grad_accum
-    micro_batches = batch.split(accum) if accum > 1 else [batch]
+    micro_batches = batch.split(state.options.grad_accum)
     # Both updates share the generated images, which saves a pass through the generator. Micro-batches are generated anew for
     # either update, since the graphs of several would fill the memory that accumulation is meant to save.
-    shared = generate(state, len(batch.images), batch.labels) if accum == 1 else None
+    shared = generate(state, len(batch.images), batch.labels) if len(micro_batches) == 1 else None
     critic_terms = update_critic(state, step, micro_batches, shared)
     generator_terms = update_generator(state, step, micro_batches, shared, critic_terms["critic_gradient"])
     update_average(state, step)

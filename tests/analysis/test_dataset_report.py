@@ -6,18 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic import noise, save
 
 import dataset
 from utils import UserError
-
-
-def noise(width, height, seed, high=256, dtype=np.uint8):
-    return np.random.default_rng(seed).integers(0, high, (height, width)).astype(dtype)
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture

@@ -160,14 +160,14 @@ class Reference:
 
     def penalty(self, real, fake, labels):
         """The gradient penalty and the mean norm, image by image."""
-        places = [(real, real, None)]
+        places = [real]
         if self.options.loss == "wgan-gp":
             mix = torch.rand(len(real), 1, 1, 1, generator=self.rng)
-            places = [((1 - mix) * real + mix * fake, None, None)]
+            places = [(1 - mix) * real + mix * fake]
         elif self.options.loss == "relativistic":
-            places.append((fake, None, None))
+            places.append(fake)
         norms = []
-        for x, *_ in places:
+        for x in places:
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.critic(x, labels).sum(), x, create_graph=True)
             norms.append(torch.stack([(g**2).sum().sqrt() for g in gradient]))
