@@ -174,7 +174,7 @@ def draw_style_block():
     page.box(235, 252, 442, 320, "", PALE)
     page.box(705, 252, 362, 320, "", PALE)
     page.write(490, 252, "=", 34, weight="bold")
-    styling = [(58, 30, "latent $w$", PURPLE), (120, 32, "$s = A(w)$", PURPLE)]
+    styling = [(58, 30, "style vector $w$", PURPLE), (120, 32, "$s = A(w)$", PURPLE)]
 
     _, style = page.column(80, 104, styling, colour=PURPLE)
     features = [
