@@ -11,6 +11,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import modules
 from modules import (
+    GROUP_SIZE,
+    NOISE,
+    NOISE_LR,
+    RELU_GAIN,
     Conv2d,
     Discriminator,
     Generator,
@@ -43,6 +47,25 @@ def test_channels_and_parameter_counts_of_the_default_network():
     assert channels_at(1024, 1024, 64) == 1
     assert count_parameters(MappingNetwork()) + count_parameters(Generator()) == pytest.approx(6.2e6, rel=0.02)
     assert count_parameters(Discriminator()) == pytest.approx(6.0e6, rel=0.02)
+
+
+def test_constants_of_the_networks():
+    assert RELU_GAIN == pytest.approx(math.sqrt(2 / 1.04))  # E[leaky_relu(x)^2] = (1 + 0.2^2) / 2 of x ~ N(0, 1)
+    assert GROUP_SIZE == 4  # Karras et al. 2018 (arXiv:1710.10196), section 3
+    assert (NOISE, NOISE_LR) == (0.25, 0.1)  # docs/networks.md, "Noise"
+    mapping = MappingNetwork()  # Karras et al. 2019 (arXiv:1812.04948): 8 layers; appendix B: w_mean by 0.995
+    assert (mapping.z_dim, mapping.w_dim, len(mapping.layers), mapping.mean_beta) == (256, 256, 8, 0.995)
+
+
+def test_mapping_network_learns_at_a_hundredth_of_the_learning_rate():
+    """Karras et al. 2019, section C: a step of Adam moves every stored weight alike, and weights count a hundredth."""
+    mapping = MappingNetwork(16, 8)
+    for layer in mapping.layers:
+        fan_in = layer.weight.shape[1]
+        assert layer.weight_gain == pytest.approx(0.01 * RELU_GAIN / math.sqrt(fan_in))
+        assert layer.bias_gain == pytest.approx(0.01 * RELU_GAIN)
+        root_mean_square = (layer.weight * 0.01).square().mean().sqrt().item()  # 1, with a standard deviation of sqrt(1 / 2n)
+        assert root_mean_square == pytest.approx(1, abs=5 * math.sqrt(1 / (2 * layer.weight.numel())))
 
 
 @pytest.mark.parametrize("resolution", [32, 128, 1024])
@@ -144,9 +167,10 @@ def test_minibatch_std_matches_numpy():
 
 
 def test_mapping_ignores_the_length_of_z():
-    mapping, z = MappingNetwork(16, 8).eval(), torch.randn(5, 16)
-    torch.testing.assert_close(mapping(3 * z), mapping(z))
-    assert 0.3 < mapping(torch.randn(500, 16)).std() < 3
+    mapping, z = MappingNetwork(16, 8).double(), torch.randn(5, 16, dtype=torch.float64)
+    torch.testing.assert_close(mapping(3 * z), mapping(z), rtol=1e-7, atol=1e-7)  # but for the 1e-8 beside the mean square
+    w = MappingNetwork()(torch.randn(50, 256))
+    assert 0.2 < w.square().mean() < 5  # 1, give or take a factor of about exp(sqrt(8 layers * 5 / 256)) for the weights drawn
 
 
 def test_w_mean_approaches_the_mean_of_w():

@@ -115,6 +115,11 @@ def test_input_gradients_only_skips_weight_gradients_and_changes_no_other(monkey
 # Leaky ReLU
 
 
+def test_slope_is_that_of_stylegan2():
+    assert SLOPE == 0.2  # Karras et al. 2018 (arXiv:1710.10196), table 2, and StyleGAN2 after it
+    torch.testing.assert_close(leaky_relu(torch.tensor([-2.0, 0.0, 3.0])), torch.tensor([-0.4, 0.0, 3.0]))
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_leaky_relu_matches_pytorch_and_its_derivatives_finite_differences(in_place):
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)

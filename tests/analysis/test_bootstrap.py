@@ -45,6 +45,17 @@ def test_bootstrap_interval_covers_the_true_mean_in_95_percent_of_samples(monkey
     assert 86 <= covered <= 100  # 95, with a standard deviation of 2.2
 
 
+def test_bootstrap_interval_is_from_the_percentile_2_5_to_97_5_of_1000_samples():
+    numbers = iter([7.0, *np.random.default_rng(0).permutation(1000)])  # the value, then every sample's
+    assert bootstrap(lambda weights: next(numbers), np.arange(5)) == pytest.approx((7, 0.025 * 999, 0.975 * 999))
+    assert next(numbers, None) is None
+
+
+def test_bootstrap_leaves_out_samples_without_a_value():
+    numbers = iter([1.0, *[0.0] * 300, *[np.nan] * 400, *[2.0] * 300])
+    assert bootstrap(lambda weights: next(numbers), np.arange(5)) == (1, 0, 2)
+
+
 def test_bootstrap_value_is_the_statistic_of_the_sample_and_lies_in_the_interval():
     x = np.random.default_rng(0).normal(5, 2, 400)
     interval = bootstrap(weighted_mean(x), np.arange(400))

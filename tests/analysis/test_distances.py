@@ -96,6 +96,15 @@ def test_jackknife_error_matches_the_spread_of_repeated_estimates():
     assert 0.75 < found[:, 1].mean() / found[:, 0].std() < 1.33
 
 
+def test_standardise_uses_the_moments_of_the_real_features_for_both():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(2, 3, (40, 8)), rng.normal(-1, 0.5, (30, 8))
+    centred = real - real.mean(0)
+    scale = math.sqrt((centred**2).sum() / centred.size)
+    for found, expected in zip(distances.standardise(real, fake), (centred / scale, (fake - real.mean(0)) / scale)):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_kid_does_not_depend_on_scale_and_offset():
     rng = torch.Generator().manual_seed(0)
     real, fake = torch.randn(40, 8, generator=rng), 0.3 + torch.randn(40, 8, generator=rng)
@@ -253,6 +262,18 @@ def test_ms_ssim_detects_few_modes():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memorisation
+
+
+def test_memorisation_counts_images_below_the_first_percentile_of_held_out_ones(monkeypatch):
+    held_out = torch.arange(101, dtype=torch.float64).flip(0) / 200 + 0.4  # 0.4, 0.405, ...: the first percentile is 0.405
+    fake = torch.tensor([0.3, 0.4049, 0.4051, 0.41, 0.9], dtype=torch.float64)
+    rows = torch.zeros(5, dtype=torch.int64)
+    planted = iter([(torch.cat([held_out, torch.zeros(20)]), rows, rows), (fake, rows, rows > 0)])  # 20 are in the training set
+    monkeypatch.setattr(distances, "fit_neighbours", lambda *_: None)
+    monkeypatch.setattr(distances, "nearest_images", lambda *_, **__: next(planted))
+    found = distances.memorisation(None, None, None)
+    assert found.share == 2 / 5
+    assert torch.equal(found.held_out, held_out) and torch.equal(found.fake, fake)
 
 
 @pytest.mark.parametrize("copies", [0, 30, 100])

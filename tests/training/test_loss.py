@@ -7,9 +7,12 @@ import torch
 
 from modules import Discriminator, build_generator
 from train import LOSSES
-from training.loss import DRIFT, PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
+from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
 
 REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)
+
+
+WEIGHT = 0.001  # of the drift (Karras et al. 2018, arXiv:1710.10196, appendix A.1)
 
 
 def mean(values):
@@ -92,15 +95,15 @@ def test_clip_images_derivatives_inside_match_finite_differences():
 @pytest.mark.parametrize(
     "kind, of_critic, of_generator",
     [
-        ("wgan-gp", mean(FAKE) - mean(REAL) + DRIFT * mean(r * r for r in REAL), -mean(FAKE)),
+        ("wgan-gp", mean(FAKE) - mean(REAL) + WEIGHT * mean(r * r for r in REAL), -mean(FAKE)),
         ("logistic", mean(map(softplus, FAKE)) + mean(softplus(-r) for r in REAL), mean(softplus(-f) for f in FAKE)),
         ("relativistic", mean(softplus(f - r) for r, f in zip(REAL, FAKE)), mean(softplus(r - f) for r, f in zip(REAL, FAKE))),
     ],
 )
 def test_losses_in_closed_form(kind, of_critic, of_generator):
-    real, fake = torch.tensor(REAL), torch.tensor(FAKE)
-    assert critic_loss(kind, real, fake).item() == pytest.approx(of_critic, rel=1e-6)
-    assert generator_loss(kind, fake, real).item() == pytest.approx(of_generator, rel=1e-6)
+    real, fake = (torch.tensor(scores, dtype=torch.float64) for scores in (REAL, FAKE))
+    assert critic_loss(kind, real, fake).item() == pytest.approx(of_critic, rel=1e-12)
+    assert generator_loss(kind, fake, real).item() == pytest.approx(of_generator, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -129,7 +132,7 @@ def test_relativistic_loss_depends_on_score_differences_alone():
         assert loss("relativistic", *raised).item() == pytest.approx(loss("relativistic", *scores).item())
         assert loss("logistic", *raised).item() != pytest.approx(loss("logistic", *scores).item(), rel=0.1)
     drift = critic_loss("wgan-gp", real + 7, fake + 7) - critic_loss("wgan-gp", real, fake)  # its drift alone fixes the level
-    assert drift.item() == pytest.approx(DRIFT * (49 + 14 * mean(REAL)))
+    assert drift.item() == pytest.approx(WEIGHT * (49 + 14 * mean(REAL)), rel=1e-9)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
