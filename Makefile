@@ -1,4 +1,5 @@
-# make demo: from nothing to trained models and their pictures.   make test: the whole test suite.   make lint: static checks.
+# make demo: from nothing to trained models and their pictures.   make lint: static checks.
+# make quick: the tests of a minute, for every change.   make test: all of them.   make soak: 10,000 damaged inputs and 50 kills.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -8,7 +9,7 @@ DEMO := demo
 SMALL := --resolution 64 --loss relativistic --save_every 1 --max_minutes 2.75
 FULL := --save_every 5 --max_minutes 2
 
-.PHONY: demo test lint clean
+.PHONY: demo quick test soak lint clean
 demo: $(VENV)/installed
 	$(PY) phantom.py $(DEMO)/AD_NC --subjects 100 --seed 0
 	@set -e; flags="$(SMALL)"; \
@@ -22,8 +23,15 @@ demo: $(VENV)/installed
 	@echo "Pictures:"; ls -1 $(DEMO)/model/*/*.png $(DEMO)/predictions/*.png; \
 	for run in $(DEMO)/model/*; do ls -1 $$run/fake_vs_real/*.png | tail -n 1; done
 
+quick: $(VENV)/installed-dev
+	$(PY) -m pytest -n auto --dist worksteal -m "not slow" tests
+
 test: $(VENV)/installed-dev
-	$(PY) -m pytest -n auto --dist loadfile tests
+	$(PY) -m pytest -n auto --dist worksteal tests
+
+SEED := 0
+soak: $(VENV)/installed-dev
+	SOAK=$(SEED) $(PY) -m pytest -n auto --dist worksteal tests/test_fuzz.py tests/test_faults.py
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .

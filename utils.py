@@ -112,12 +112,24 @@ def atomic_path(path, sync=False):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+        if sync:
+            flush_folder(os.path.dirname(path) or ".")
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError):
             error.filename = path  # not that of the temporary file, if any
         raise
+
+
+def flush_folder(folder):
+    """Flush a folder's names to disk, a renaming among them, where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_tensors(state, path):

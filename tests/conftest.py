@@ -1,18 +1,50 @@
-"""A tiny data set and a tiny trained run, made once, for the tests of the scripts."""
+"""What many tests share: tiny networks, a tiny data set and tiny trained runs, and the scripts run as a user does."""
 
 import csv
 import functools
 import os
+import random
 import subprocess
 import sys
+
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the scripts; tiny tensors: more threads only wait for each other
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
+from utils import UserError
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = "--resolution 32 --channel_base 128 --channel_max 8 --batch_size 4 --eval_every 0 --device cpu --amp False".split()
+SOAK = os.environ.get("SOAK")  # set by `make soak`: the seed of long passes over inputs and kills; unset: a sample of them
+
+NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
+LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
+TINY_NETWORK = "--resolution 32 --channel_base 128 --channel_max 8".split()  # the same, but for z_dim and w_dim
+TINY = [*TINY_NETWORK, *"--batch_size 4 --eval_every 0 --device cpu --amp False".split()]
+
+
+def seed_global_generators(number):
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Global random numbers are the same in every test and fixture, whatever ran before; a test's are not its fixtures'."""
+    seed_global_generators(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    seed_global_generators(1)
+
+
+def seeded_rng(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def start(slices_dir, model_dir, *flags):
@@ -48,18 +80,42 @@ def read_table(path):
         return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
 
 
+def read_image(path):
+    """Pixels of an image file, as they are stored."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Decoded slices go to a folder of the test session, not to the user's cache."""
     os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts; tiny tensors: more threads only wait for each other
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def slices_dir(tmp_path_factory):
-    """train/ with 9 AD and 11 NC slices: a bright disc on black, larger in NC. Beside it test/ with 6 and 7."""
-    data, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+@pytest.fixture(scope="session", autouse=True)
+def unflushed():
+    """Nothing waits for the disk in this process; a busy one takes seconds over each fsync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+def make_once(tmp_path_factory, name, fill):
+    """A folder `name` of the test session that fill(folder) has filled, once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    filled = folder.with_suffix(".filled")
+    with FileLock(folder.with_suffix(".lock")):
+        if not filled.exists():
+            folder.mkdir()
+            fill(folder)
+            filled.touch()
+    return folder
+
+
+def draw_discs(data):
+    rng = np.random.default_rng(0)
     y, x = np.mgrid[-16:16, -15:15]
     for split, name, count, radius in (("train", "AD", 9, 9), ("train", "NC", 11, 12), ("test", "AD", 6, 9), ("test", "NC", 7, 12)):
         folder = data / split / name
@@ -67,21 +123,35 @@ def slices_dir(tmp_path_factory):
         for i in range(count):
             disc = (np.hypot(y, x) < radius + rng.normal()) * rng.uniform(120, 220, (32, 30))
             Image.fromarray(disc.astype(np.uint8)).save(folder / f"{100 + i}_0.png")
-    return str(data / "train")
+
+
+@pytest.fixture(scope="session")
+def slices_dir(tmp_path_factory):
+    """train/ with 9 AD and 11 NC slices: a bright disc on black, larger in NC. Beside it test/ with 6 and 7."""
+    return str(make_once(tmp_path_factory, "data", draw_discs) / "train")
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """A data set of four phantom subjects, seed 0, as phantom.py writes it in one process."""
+    from phantom import write_phantoms
+
+    return make_once(tmp_path_factory, "phantoms", lambda folder: write_phantoms(str(folder), 4, 0, num_workers=1))
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, slices_dir):
-    """A folder of runs AD, NC and all-conditional, each trained for two epochs; NC without evaluations."""
+    """A folder of runs AD, NC and all-conditional, each trained for two epochs; NC without evaluations. Never write there."""
     from analysis import validation
 
-    folder = str(tmp_path_factory.mktemp("model"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "VALIDATED", 32)
-        patch.setattr(validation, "Features", functools.cache(validation.Features))  # the same network for all
-        for flags in (["--eval_every", 1], ["--classes", "NC"], ["--classes", "all", "--conditional", "--eval_every", 2]):
-            assert start(slices_dir, folder, "--epochs", 2, "--save_every", 1, *flags) == 0
-    return folder
+    def train_all(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(validation, "VALIDATED", 32)
+            patch.setattr(validation, "Features", functools.cache(validation.Features))  # the same network for all
+            for flags in (["--eval_every", 1], ["--classes", "NC"], ["--classes", "all", "--conditional", "--eval_every", 2]):
+                assert start(slices_dir, folder, "--epochs", 2, "--save_every", 1, *flags) == 0
+
+    return str(make_once(tmp_path_factory, "models", train_all))
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +169,14 @@ def conditional(models):
     return load_model(os.path.join(models, "all-conditional"), "cpu")
 
 
+def styles(model, count, seed=0, label=None):
+    """Style vectors [count, 256] of latents of a seed."""
+    from analysis.models import draw_z, style_vectors
+
+    with torch.no_grad():
+        return style_vectors(model.mapping, draw_z(count, 256, seed), label)[0]
+
+
 @pytest.fixture
 def unplotted(monkeypatch):
     """Runs save no plots, which take longer than tiny steps."""
@@ -106,6 +184,22 @@ def unplotted(monkeypatch):
 
     monkeypatch.setattr(figures, "plot_dashboard", lambda *_: None)
     monkeypatch.setattr(figures, "plot_loss_proportion", lambda *_: None)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Classifiers learn little, and every statistic of an evaluation or a report is of few latents and resamples."""
+    from analysis import bootstrap, classifier, directions, latents, projector
+
+    for module, values in (
+        (classifier, {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}),  # below 8 channels PyTorch 2.14 corrupts the heap with AVX2 alone
+        (bootstrap, {"RESAMPLED": 40}),
+        (directions, {"LATENTS": 64}),
+        (latents, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4}),
+        (projector, {"LATENTS": 64, "STARTS": 16}),
+    ):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture
@@ -140,9 +234,17 @@ def script():
     return run
 
 
+def refusal(main, *flags):
+    """The line with which a script's main(flags) refuses, in this process."""
+    with pytest.raises(UserError) as refused:
+        main([*map(str, flags)])
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
 @pytest.fixture
 def refused(script):
-    """Run a script that has to refuse: exit status 2 and one line on stderr, which is returned."""
+    """Run a script that has to refuse, as a user does: exit status 2 and one line on stderr, which is returned."""
 
     def run(name, *flags, **options):
         done = script(name, *flags, **options)

@@ -34,7 +34,7 @@ def noisy(images, sigma):
     return np.clip(images + noise, 0, 255).round().astype(np.uint8)
 
 
-def few(images, modes):
+def few_modes(images, modes):
     """As many images, but only `modes` different ones."""
     return images[np.arange(len(images)) % modes]
 

@@ -1,33 +1,20 @@
 """bench.py: its counts, its plain step against train.py's, and its command line with and without other networks."""
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import NETWORK, TINY_NETWORK
 
 import bench
 from dataset import to_float
 from training.step import Batch, Options, TrainingState, train_step
 from utils import UserError
 
-TINY = [
-    "--resolution",
-    "32",
-    "--channel_base",
-    "128",
-    "--channel_max",
-    "8",
-    "--batch_size",
-    "4",
-    "--steps",
-    "2",
-    "--device",
-    "cpu",
-    "--amp",
-    "False",
-]
+FLAGS = [*TINY_NETWORK, *"--batch_size 4 --steps 2 --device cpu --amp False".split()]
 OTHER = """
 import torch
 from torch import nn
@@ -48,7 +35,7 @@ def build(resolution, channel_base, channel_max):
 
 def states(loss, gp_every):
     """A TrainingState of tiny networks, and bench.py's plain step on a second one with the same weights."""
-    network = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+    network = NETWORK | {"z_dim": 256, "w_dim": 256}  # bench.py's
     options = Options(4, loss=loss, gp_every=gp_every, lambda_gp=bench.LAMBDA_GP[loss], bounded=False, lr=0.002, lr_critic=0.002)
     ours, other = (TrainingState(options, network, torch.device("cpu"), torch.float32) for _ in range(2))
     return ours, other, bench.PlainStep(bench.our_networks(other), loss, gp_every, torch.device("cpu"))
@@ -80,20 +67,30 @@ def test_operation_counter_agrees_with_counting_by_hand():
     assert bench.gflop_per_image(lambda real: work[0] @ work[1], torch.zeros(4), 3) == pytest.approx(2 * 4 * 6 * 7 / 4 / 1e9)
 
 
-def test_table_has_every_phase_and_its_phases_add_up(capsys):
-    assert bench.main(TINY) == 0
+@pytest.fixture
+def ticking(monkeypatch):
+    """bench.py's clock moves on by a second whenever it is read; rounds are of two steps, matrices small."""
+    seconds = itertools.count()
+    monkeypatch.setattr(bench, "now", lambda device: float(next(seconds)))
+    monkeypatch.setattr(bench, "ROUND", 2)
+    monkeypatch.setattr(bench, "MATRIX_SIDE", {"cpu": 64})
+
+
+def test_table_has_every_phase_and_its_phases_leave_no_time_out(ticking, capsys):
+    assert bench.main(FLAGS) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"32x32, channels 128 / 8, batch 4, wgan-gp, penalty every 1 steps", lines[0])
     found = {line[:34].strip(): float(line.split()[-1]) for line in lines if re.search(r"(images/s|ms|GFLOP|GiB) +[\d.]+$", line)}
     assert {*bench.PHASES, "train.py's step", "plain step", "generating", "loading", "operations per image"} <= set(found)
     assert all(value > 0 for value in found.values())
-    total = sum(found[phase] for phase in bench.PHASES)  # phases leave nothing out; one run, two ways of averaging
-    assert total == pytest.approx(4000 / found["plain step"], rel=0.5)
+    intervals = {"generator": 2, "critic": 2, "penalty": 1, "averaging": 1}  # between seven looks at the clock
+    assert {phase: found[phase] for phase in bench.PHASES} == {phase: 1000 * count for phase, count in intervals.items()}
+    assert found["plain step"] == pytest.approx(4 / (7 + 1 / 2), rel=0.005)  # two steps and a look at the end; printed to 3 digits
 
 
-def test_other_networks_alternate_with_ours(tmp_path, capsys):
+def test_other_networks_alternate_with_ours(ticking, tmp_path, capsys):
     (tmp_path / "other.py").write_text(OTHER)
-    assert bench.main([*TINY, "--against", str(tmp_path / "other.py")]) == 0
+    assert bench.main([*FLAGS, "--against", str(tmp_path / "other.py")]) == 0
     out = capsys.readouterr().out
     assert "this repository" in out and len(re.search(r"plain step +images/s(.*)", out)[1].split()) == 2
     assert re.search(r"times as fast as other.py: train.py's step [\d.]+, plain step [\d.]+", out)
@@ -113,4 +110,4 @@ def test_unsuitable_file_is_refused_in_one_line(tmp_path, text, why):
     if text is not None:
         (tmp_path / "other.py").write_text(text)
     with pytest.raises(UserError, match=rf"--against .*other.py: .*{why}"):
-        bench.main([*TINY, "--against", str(tmp_path / "other.py")])
+        bench.main([*FLAGS, "--against", str(tmp_path / "other.py")])

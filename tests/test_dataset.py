@@ -365,7 +365,7 @@ def take(count, slices, **options):
     return taken
 
 
-def same(one, two):
+def same_batches(one, two):
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, two, strict=True))
 
 
@@ -392,10 +392,10 @@ def test_batches_are_the_slices_with_their_labels(data, resident):
 def test_batches_repeat_for_a_seed_and_can_start_at_any_step(data):
     slices = load(data)
     straight = take(10, slices)
-    assert same(straight, take(10, slices)) and same(straight, take(10, slices, resident=True))
-    assert not same(straight, take(10, slices, seed=2))
+    assert same_batches(straight, take(10, slices)) and same_batches(straight, take(10, slices, resident=True))
+    assert not same_batches(straight, take(10, slices, seed=2))
     for k in (1, 3, 5, 9):
-        assert same(straight[k:], take(10 - k, slices, start_step=k))
+        assert same_batches(straight[k:], take(10 - k, slices, start_step=k))
 
 
 def test_schedule_takes_every_slice_once_an_epoch_in_a_new_order():
@@ -442,7 +442,7 @@ def test_batches_of_the_shards_are_the_shards_of_the_batches(data, resident):
     whole = take(5, slices, batch_size=8, resident=resident)
     for index in range(2):
         part = take(5, slices, batch_size=8, resident=resident, shards=2, shard_index=index)
-        assert same(part, [(shard(images, 2, index), shard(labels, 2, index)) for images, labels in whole])
+        assert same_batches(part, [(shard(images, 2, index), shard(labels, 2, index)) for images, labels in whole])
         assert len(part[0][0]) == 4
 
 

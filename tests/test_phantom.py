@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from conftest import read_image
 from PIL import Image
 
 import phantom
@@ -23,47 +24,40 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms") / "AD_NC"
-    assert write_phantoms(str(folder), subjects=4, seed=0, num_workers=1) == 80
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(written):
-    with open(written / "subjects.csv", newline="") as file:
+def rows(phantoms):
+    with open(phantoms / "subjects.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_phantoms_have_the_layout_of_the_real_set_and_twenty_neighbouring_slices_per_subject(written, rows):
-    paths = sorted(path.relative_to(written).as_posix() for path in written.rglob("*.jpeg"))
+def test_phantoms_have_the_layout_of_the_real_set_and_twenty_neighbouring_slices_per_subject(phantoms, rows):
+    paths = sorted(path.relative_to(phantoms).as_posix() for path in phantoms.rglob("*.jpeg"))
     assert paths == sorted(row["path"] for row in rows) and len(paths) == 80
     slices = {}
     for path in paths:
         split, label, name = path.split("/")
         number, cut = name.removesuffix(".jpeg").split("_")
         slices.setdefault((split, label, number), []).append(int(cut))
-        with Image.open(written / path) as image:
+        with Image.open(phantoms / path) as image:
             assert (image.size, image.mode, image.format) == ((256, 240), "L", "JPEG")
     assert {key[:2] for key in slices} == {(split, label) for split in ("train", "test") for label in ("AD", "NC")}
     assert all(cuts == list(range(cuts[0], cuts[0] + 20)) for cuts in slices.values())
-    assert {path.name for path in written.iterdir()} == {"train", "test", "subjects.csv"}
+    assert {path.name for path in phantoms.iterdir()} == {"train", "test", "subjects.csv"}
 
 
-def test_written_bytes_depend_on_the_seed_and_not_on_num_workers(written, tmp_path):
+def test_written_bytes_depend_on_the_seed_and_not_on_num_workers(phantoms, tmp_path):
     write_phantoms(str(tmp_path / "again"), subjects=4, seed=0, num_workers=2)
-    assert contents(tmp_path / "again") == contents(written)
+    assert contents(tmp_path / "again") == contents(phantoms)
     other = phantom.draw_subject(np.random.default_rng([1, 0]), "AD")
     assert other != phantom.draw_subject(np.random.default_rng([0, 0]), "AD")
 
 
-def test_a_subject_does_not_depend_on_the_number_of_subjects(written, tmp_path):
+def test_a_subject_does_not_depend_on_the_number_of_subjects(phantoms, tmp_path):
     for split, label in {place(i) for i in range(4)}:
         (tmp_path / split / label).mkdir(parents=True)
     split, label = place(3)
     phantom.write_subject(str(tmp_path), 0, 3)
     for name, data in contents(tmp_path).items():
-        assert (written / name).read_bytes() == data
+        assert (phantoms / name).read_bytes() == data
 
 
 @pytest.mark.parametrize("subjects, in_test", [(4, 2), (10, 2), (100, 20)])
@@ -123,13 +117,13 @@ def test_areas_in_the_table_equal_counted_pixels_of_each_tissue(rows):
         assert total == pytest.approx(filled.sum() * PIXEL_MM**2, rel=0.01)
 
 
-def test_ventricle_area_in_the_table_equals_the_dark_pixels_of_the_written_image(written, rows):
+def test_ventricle_area_in_the_table_equals_the_dark_pixels_of_the_written_image(phantoms, rows):
     compared = 0
     for row in rows:
         middle = [float(row[name]) for name in ("shift_x_mm", "shift_y_mm")]
         if not 13 < float(row["z_mm"]) < 17:  # the ventricles are in one piece, the cortex far from them
             continue
-        image = np.asarray(Image.open(written / row["path"]))
+        image = read_image(phantoms / row["path"])
         column, line = 127.5 + middle[0] / PIXEL_MM, 119.5 - middle[1] / PIXEL_MM
         box = image[int(line - 55) : int(line + 40), int(column - 40) : int(column + 41)]
         dark = (box < 90).sum() * PIXEL_MM**2
@@ -187,13 +181,13 @@ def test_rician_noise_has_the_moments_of_the_rice_distribution():
     assert (signal**2).mean() == pytest.approx(10.0**2 + 2 * sigma**2, rel=0.005)
 
 
-def test_write_phantoms_leaves_equal_phantoms_and_refuses_others(written):
-    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-    assert write_phantoms(str(written), subjects=4, seed=0) == 0
+def test_write_phantoms_leaves_equal_phantoms_and_refuses_others(phantoms):
+    before = {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")}
+    assert write_phantoms(str(phantoms), subjects=4, seed=0) == 0
     for subjects, seed in ((4, 1), (5, 0)):
         with pytest.raises(UserError, match="other --subjects or --seed"):
-            write_phantoms(str(written), subjects, seed)
-    assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
+            write_phantoms(str(phantoms), subjects, seed)
+    assert {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["thesis.docx", "train/AD/1.jpeg", "subjects.csv"])

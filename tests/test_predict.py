@@ -1,24 +1,18 @@
 """predict.py: what its flags write, which runs they mean, and what is refused."""
 
-import csv
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
+from conftest import read_image, refusal
 from PIL import Image
 
 import predict
-from analysis import bootstrap, classifier, directions, latents, projector
 from analysis.models import load_model
 from predict import parse_args as parse_predict
 from utils import UserError
-
-
-def read(path):
-    with Image.open(path) as image:
-        return image.mode, np.asarray(image)
 
 
 def run(model_dir, output_dir, *flags):
@@ -28,7 +22,7 @@ def run(model_dir, output_dir, *flags):
 
 def test_predict_writes_grids_of_generated_images_and_beside_real_ones(models, slices_dir, tmp_path, capsys):
     assert run(models, tmp_path, "--dataset_dir", slices_dir, "--classes", "AD", "--num_images", "9") == 0
-    generated, beside = (read(tmp_path / f"AD_{name}.png")[1] for name in ("generated", "fake_vs_real"))
+    generated, beside = (read_image(tmp_path / f"AD_{name}.png") for name in ("generated", "fake_vs_real"))
     assert capsys.readouterr().out.split() == [str(tmp_path / f"AD_{name}.png") for name in ("generated", "fake_vs_real")]
     assert beside.shape[0] == generated.shape[0] and beside.shape[1] > 1.8 * generated.shape[1]
     np.testing.assert_array_equal(beside[40:, : generated.shape[1] - 20], generated[40:, :-20])
@@ -70,7 +64,7 @@ def two_states(models, tmp_path):
 def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_path):
     def drawn(model_dir, name, *flags):
         assert run(model_dir, tmp_path, "--classes", name, "--num_images", "4", *flags) == 0
-        return read(tmp_path / f"{name}_generated.png")[1][40:]  # below the caption
+        return read_image(tmp_path / f"{name}_generated.png")[40:]  # below the caption
 
     last, best = drawn(models, "AD"), drawn(models, "NC")
     np.testing.assert_array_equal(drawn(two_states, "run", "--which", "best"), best)
@@ -102,8 +96,20 @@ def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_pa
         (["--classes", "AD", "--output_dir", __file__], "--output_dir"),
     ],
 )
-def test_predict_refuses_wrong_flags_in_one_line(refused, models, tmp_path, flags, expected):
-    assert expected in refused("predict.py", "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
+def test_wrong_flags_are_refused_by_name(models, tmp_path, flags, expected):
+    assert expected in refusal(predict.main, "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
+
+
+@pytest.mark.slow
+def test_command_writes_a_grid_and_names_it(script, models, tmp_path):
+    done = script("predict.py", "--model_dir", models, "--classes", "NC", "--output_dir", tmp_path / "out", "--device", "cpu")
+    assert (done.returncode, done.stdout.split()) == (0, [str(tmp_path / "out/NC_generated.png")]), done.stderr
+    assert read_image(tmp_path / "out/NC_generated.png").std() > 5
+
+
+@pytest.mark.slow
+def test_command_refuses_in_one_line(refused, models):
+    assert "no run CN" in refused("predict.py", "--model_dir", models, "--classes", "CN", "--device", "cpu")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,19 +154,6 @@ def test_truncation_applies_to_figures_of_latents(models, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Real slices, and judgement
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    for module, values in (
-        (classifier, {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}),
-        (bootstrap, {"RESAMPLED": 30}),
-        (directions, {"LATENTS": 64}),
-        (latents, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4}),
-        (projector, {"LATENTS": 64, "STARTS": 16}),
-    ):
-        for name, value in values.items():
-            monkeypatch.setattr(module, name, value)
 
 
 def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
@@ -216,69 +209,3 @@ def test_evaluate_takes_an_ad_and_an_nc_model_together(models, slices_dir, tmp_p
         ([("AD", "NC")], together),
         ([("AD",)], {"AD": 9}),
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# UMAP
-
-
-def has_points(path):
-    """Whether the image has points in the colours of AD and of NC over white."""
-    picture = read(path)[1][..., :3].astype(int)
-    return all((np.abs(picture - colour).sum(-1) < 60).sum() > 40 for colour in ((222, 153, 138), (127, 169, 193)))
-
-
-def test_plot_umap_writes_maps_of_two_models_and_over_epochs(models, tmp_path, script):
-    for name in ("AD", "NC"):
-        os.symlink(os.path.join(models, name), tmp_path / name)
-    done = script(
-        "predict.py",
-        "--plot_umap",
-        "True",
-        "--AD_dir",
-        "AD",
-        "--NC_dir",
-        os.path.join(models, "NC"),
-        "--model_dir",
-        tmp_path,
-        "--output_dir",
-        tmp_path / "out",
-        "--device",
-        "cpu",
-        "--num_styles",
-        "60",
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / "out")) == [
-        "AD_generated.png",
-        "NC_generated.png",
-        "umap.csv",
-        "umap.png",
-        "umap_epochs.gif",
-        "umap_epochs.png",
-    ]
-    assert "without --control_dir" in done.stdout
-    assert has_points(tmp_path / "out/umap.png") and has_points(tmp_path / "out/umap_epochs.png")
-
-
-def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
-    flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--num_styles", "30", "--method", "pca"]
-    assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", "NC", *flags]) == 0
-    out = capsys.readouterr().out
-    assert "AD and NC are" in out and "A conditional model is told the class" in out
-    with open(tmp_path / "pca.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert {(row["panel"], row["set"]) for row in rows} == {
-        ("AD and NC", "AD"),
-        ("AD and NC", "NC"),
-        ("control: NC twice", "NC"),
-        ("control: NC twice", "NC, other seed"),
-        ("one conditional model", "AD"),
-        ("one conditional model", "NC"),
-    }
-    assert len(rows) == 6 * 30 and all(np.isfinite(float(row["x"])) for row in rows)
-    twins = [
-        [float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]] for name in ("NC", "NC, other seed")
-    ]
-    assert twins[0] == pytest.approx(twins[1], abs=1e-4)  # the control was the NC model itself
-    assert has_points(tmp_path / "pca.png")

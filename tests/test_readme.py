@@ -1,11 +1,13 @@
 """README.md and docs/*.md: their command lines parse, and their flags, files, links and pictures exist."""
 
+import contextlib
 import functools
 import glob
+import importlib
+import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -49,9 +51,13 @@ def flags_in(text):
 
 @functools.cache
 def help_of(command):
-    done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What `python <command> --help` prints."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", [command, "--help"])
+        importlib.import_module(command.removeprefix("-m ").removesuffix(".py")).main()
+    assert ended.value.code == 0
+    return shown.getvalue()
 
 
 def flags_of(command):
@@ -85,6 +91,14 @@ def test_command_lines_parse(name, line):
 def test_help_ends_with_examples(command):
     for line in help_of(command).split("examples:\n")[1].rstrip().split("\n"):
         assert split_command(line.strip())[0] == command and flags_in(line) <= flags_of(command), line
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_make_targets_that_are_named_exist(name):
+    with open(os.path.join(ROOT, "Makefile")) as file:
+        targets = set(re.findall(r"^(\w+):", file.read(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make (\w+)", PAGES[name], re.MULTILINE))
+    assert named <= targets and (name != "README.md" or {"demo", "quick", "test", "soak"} <= named)
 
 
 def test_every_command_is_described():

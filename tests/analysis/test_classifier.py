@@ -19,7 +19,7 @@ def discs(count, radius, seed):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def short_training(monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 25)
     monkeypatch.setattr(classifier, "WIDTH", 8)
     monkeypatch.setattr(classifier, "SEEDS", (0, 1))
@@ -37,7 +37,7 @@ def test_build_classifier_takes_any_side_and_returns_one_logit_per_slice():
     assert logits(network, np.zeros((70, 32, 32), np.uint8)).shape == (70,)
 
 
-def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_generator(quick):
+def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_generator(short_training):
     pixels, is_ad = np.concatenate([discs(12, 8, 0), discs(12, 11, 1)]), np.arange(24) < 12
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -52,7 +52,7 @@ def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_genera
 # Real and generated slices
 
 
-def test_classify_learns_a_planted_difference(quick):
+def test_classify_learns_a_planted_difference(short_training):
     real = {"AD": discs(60, 8, 0), "NC": discs(60, 11, 1)}
     unseen = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
     results = classify(real, real, unseen)
@@ -62,7 +62,7 @@ def test_classify_learns_a_planted_difference(quick):
     assert results["resampled"] == "slices"
 
 
-def test_classify_is_at_chance_without_a_difference(quick):
+def test_classify_is_at_chance_without_a_difference(short_training):
     alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
     unseen = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
     auc = classify(alike, alike, unseen)["train"]["auc"]
@@ -77,7 +77,7 @@ def test_above_chance_is_zero_for_a_worthless_classifier_and_undefined_against_o
     assert above_chance(0.9, 0.5) is None and above_chance(0.9, 0.45) is None
 
 
-def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_ad(quick, monkeypatch):
+def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_ad(short_training, monkeypatch):
     trainings = []
 
     def train(pixels, is_ad, seed, device, bar):

@@ -3,15 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import styles
 
 from analysis import directions
 from analysis.directions import find_directions, ganspace, move_along, sefa
-from analysis.models import draw_z, style_vectors, synthesize
-
-
-def styles(model, count, seed=0, label=None):
-    with torch.no_grad():
-        return style_vectors(model.mapping, draw_z(count, 256, seed), label)[0]
+from analysis.models import synthesize
 
 
 def test_ganspace_finds_the_axes_of_a_gaussian():

@@ -9,21 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-import phantom
-from analysis import bootstrap as bootstrap_module
 from analysis import classifier, evaluation, evaluation_report
 from analysis.areas import AMOUNT
 from analysis.bootstrap import Interval
 from dataset import Slices
 from utils import UserError
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    # WIDTH: below 8 channels, PyTorch 2.14 corrupts the heap on processors with AVX2 alone.
-    for name, value in {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}.items():
-        monkeypatch.setattr(classifier, name, value)
-    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 40)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def random_slices(count, side=32, seed=0):
@@ -191,13 +183,12 @@ def test_evaluate_models_on_a_one_class_model_leaves_out_the_classifier(models, 
     assert set(results) == {"critic", "metrics"} and set(results["critic"]) == {"AD"}
 
 
-def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(tmp_path, monkeypatch):
-    phantom.write_phantoms(str(tmp_path / "phantoms"), 4, 0)
+def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
-    unseen = {name: Slices(str(tmp_path / "phantoms" / "test"), name, 64) for name in ("AD", "NC")}
+    unseen = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
     generated = {name: slices[np.arange(len(slices))] for name, slices in unseen.items()}
     folder = tmp_path / "predictions"
-    results, written = evaluation.evaluate_models({"run": ("AD", "NC")}, generated, str(tmp_path / "phantoms"), str(folder), "run")
+    results, written = evaluation.evaluate_models({"run": ("AD", "NC")}, generated, str(phantoms), str(folder), "run")
     check_files(results, written, folder)
     assert set(results["areas"]) == {"AD", "NC", "AD - NC"}
     for name in generated:

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import read_image
 from PIL import Image
 from tqdm import tqdm
 
@@ -15,11 +16,6 @@ from analysis.export import export, exported_styles
 from analysis.models import generate, synthesize
 from dataset import Slices
 from utils import UserError
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def snapshot(folder):
@@ -31,7 +27,7 @@ def test_export_writes_the_images_of_generate(model, tmp_path):
     assert export(model, 18, 5, 0.8, "cpu", str(tmp_path)) == [str(tmp_path / "AD")]
     expected = np.concatenate(list(generate(model, 18, 5, 0.8)))
     for i, image in enumerate(expected):
-        np.testing.assert_array_equal(read(tmp_path / "AD" / f"{i:06d}.png"), image)
+        np.testing.assert_array_equal(read_image(tmp_path / "AD" / f"{i:06d}.png"), image)
     assert len(list((tmp_path / "AD").glob("*.png"))) == 18
     with open(tmp_path / "AD/metadata.csv") as file:
         rows = list(csv.DictReader(file))
@@ -45,7 +41,7 @@ def test_export_without_a_progress_bar_writes_every_image(model, tmp_path, monke
     export(model, 18, 5, 0.8, "cpu", str(tmp_path))
     assert sorted(path.name for path in (tmp_path / "AD").glob("*.png")) == [f"{i:06d}.png" for i in range(18)]
     for i, image in enumerate(np.concatenate(list(generate(model, 18, 5, 0.8)))):
-        np.testing.assert_array_equal(read(tmp_path / "AD" / f"{i:06d}.png"), image)
+        np.testing.assert_array_equal(read_image(tmp_path / "AD" / f"{i:06d}.png"), image)
 
 
 def test_exported_styles_are_those_of_the_images(model, tmp_path):
@@ -58,7 +54,7 @@ def test_exported_styles_are_those_of_the_images(model, tmp_path):
     w = torch.from_numpy(np.load(tmp_path / "AD/w.npy"))
     images = synthesize(model, w)
     for i in range(17):
-        assert np.abs(images[i].astype(int) - read(tmp_path / f"AD/{i:06d}.png")).max() <= 1
+        assert np.abs(images[i].astype(int) - read_image(tmp_path / f"AD/{i:06d}.png")).max() <= 1
 
 
 def test_conditional_export_is_a_labelled_set(conditional, tmp_path):

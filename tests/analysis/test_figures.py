@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import read_image
 from PIL import Image
 
 from analysis import figures
@@ -23,11 +24,6 @@ def drawn(monkeypatch):
 
 def constant_images(*values, side=128):
     return np.stack([np.full((side, side), value, np.uint8) for value in values])
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -54,7 +50,7 @@ def test_spread_covers_the_whole_set_evenly(count, expected):
 def test_save_fake_and_real_shows_both_at_the_same_size(tmp_path):
     fake = torch.full((2, 1, 32, 32), -0.5)
     figures.save_fake_and_real(fake, constant_images(200, 210, 220, side=32), "epoch 1", tmp_path / "a.png")
-    shown = pixels(tmp_path / "a.png")
+    shown = read_image(tmp_path / "a.png")
     half = shown.shape[1] // 2
     body = shown[figures.CAPTION : figures.CAPTION + 128]
     assert (body[:, :half] == 64).sum() == 2 * 128**2  # -0.5 is grey 64
@@ -66,12 +62,13 @@ def test_save_image_table_places_every_cell_below_its_column(tmp_path):
     figures.save_image_table(
         [[red, blue], [None, red]], tmp_path / "a.png", ["row", "row\ntwo"], ["a", "b\nc"], "a note\nof two lines"
     )
-    shown = pixels(tmp_path / "a.png")
+    shown = read_image(tmp_path / "a.png")
     (red_y, red_x), (blue_y, blue_x) = (np.nonzero((shown == rgb).all(2)) for rgb in ((255, 0, 0), (0, 0, 255)))
     assert len(red_y) == 2 * 128**2 and len(blue_y) == 128**2
     assert red_y.min() == blue_y.min() and red_x.max() == blue_x.max() and red_x.min() < blue_x.min()
     figures.save_image_table([[red, blue]], tmp_path / "b.png", [""], ["", ""])  # no captions and no note: no room for them
-    assert pixels(tmp_path / "b.png").shape[:2] == (128 + figures.GAP + 3 * figures.MARGIN // 2, 2 * 130 + 2 * figures.MARGIN + 8)
+    height, width = 128 + figures.GAP + 3 * figures.MARGIN // 2, 2 * 130 + 2 * figures.MARGIN + 8
+    assert read_image(tmp_path / "b.png").shape[:2] == (height, width)
 
 
 def test_colour_is_symmetric_around_white_or_starts_at_black():

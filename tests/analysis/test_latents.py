@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import styles
 
 from analysis.latents import (
     interpolate_loop,
@@ -15,13 +16,8 @@ from analysis.latents import (
     resolution_pyramid,
     truncation_sweep,
 )
-from analysis.models import draw_z, style_vectors, synthesize
+from analysis.models import draw_z, synthesize
 from ops import upsample
-
-
-def styles(model, count, seed=0, label=None):
-    with torch.no_grad():
-        return style_vectors(model.mapping, draw_z(count, 256, seed), label)[0]
 
 
 def assert_same_images(a, b):

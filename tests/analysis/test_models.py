@@ -56,7 +56,8 @@ def test_load_model_refuses_files_that_hold_no_generator(models, tmp_path):
 
 def test_load_model_refuses_a_changed_byte(models, tmp_path):
     """PyTorch itself does not check the checksums of its zip files."""
-    content = bytearray(open(os.path.join(models, "AD", "generator.pt"), "rb").read())
+    with open(os.path.join(models, "AD", "generator.pt"), "rb") as file:
+        content = bytearray(file.read())
     weights = load_model(os.path.join(models, "AD"), "cpu").generator.blocks[0].styles[0].conv.weight
     content[content.index(weights.permute(0, 2, 3, 1).numpy().tobytes()[:16])] ^= 1
     (tmp_path / "generator.pt").write_bytes(content)

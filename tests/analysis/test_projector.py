@@ -31,7 +31,7 @@ STEPS = 40
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def one_vgg16():
     """One VGG16 for all tests, and fewer starting points."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projector, "Features", functools.cache(projector.Features))
@@ -62,7 +62,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def few(model):
+def projected(model):
     """Three slices of the model's own, of latents that are not among its starting points, and their projection."""
     targets = synthesize(model, style_vectors(model.mapping, draw_z(3, 16, seed=99))[0])
     return targets, project(model, targets, [-1] * 3, STEPS)
@@ -145,8 +145,8 @@ def test_normalise_gives_mean_zero_and_variance_one():
 # The search
 
 
-def test_project_recovers_generated_images(model, few):
-    targets, projection = few
+def test_project_recovers_generated_images(model, projected):
+    targets, projection = projected
     others = synthesize(model, style_vectors(model.mapping, draw_z(64, 16, seed=7))[0])
     nearest = np.array([rms(target, others).min() for target in targets])
     assert (projection.rms[:, 0] < 0.5 * nearest).all(), (projection.rms, nearest)
@@ -154,8 +154,8 @@ def test_project_recovers_generated_images(model, few):
     assert ((0.3 < projection.spread) & (projection.spread < 2)).all()
 
 
-def test_project_reports_errors_and_spread_of_its_own_images(model, few):
-    targets, projection = few
+def test_project_reports_errors_and_spread_of_its_own_images(model, projected):
+    targets, projection = projected
     np.testing.assert_array_equal(projection.images[:, 0], synthesize(model, projection.ws))
     np.testing.assert_array_equal(projection.images[:, 1], to_uint8(model.generator(projection.ws, projection.noise)).numpy())
     np.testing.assert_allclose(projection.rms, rms(projection.images, targets[:, None]))
@@ -171,13 +171,13 @@ def test_project_reports_errors_and_spread_of_its_own_images(model, few):
     assert all(torch.equal(projection.ws[:, 0], w) for w in projection.ws.unbind(1))
 
 
-def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(few, monkeypatch):
+def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(projected, monkeypatch):
     """In float64: Adam divides gradients by their size, so float32 rounding can turn the sign of a step where one is near 0."""
     features = Features("vgg16", "cpu")
     features.network.double()
     monkeypatch.setattr(projector, "Features", lambda *_: features)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the generator sums its image in float32
-    model, targets = tiny(), few[0]
+    model, targets = tiny(), projected[0]
     model.mapping.double(), model.generator.double()
     together, again = (project(model, targets, [-1] * 3, 8) for _ in range(2))
     assert torch.equal(together.ws, again.ws) and np.array_equal(together.course, again.course)
@@ -197,8 +197,8 @@ def test_project_into_w_plus_reproduces_mixed_styles_better_than_w(model):
     assert not torch.allclose(plus.ws[:, 0], plus.ws[:, -1])
 
 
-def test_project_finds_random_noise_and_keeps_it_white(model, few, monkeypatch):
-    targets = synthesize(model, few[1].ws, "random", torch.Generator().manual_seed(1))
+def test_project_finds_random_noise_and_keeps_it_white(model, projected, monkeypatch):
+    targets = synthesize(model, projected[1].ws, "random", torch.Generator().manual_seed(1))
     projection = project(model, targets, [-1] * 3, STEPS)
     assert (projection.rms[:, 1] < 0.7 * projection.rms[:, 0]).all(), projection.rms
     for noise_map in projection.noise:
@@ -273,8 +273,8 @@ def test_read_targets_refuses_folders_without_readable_slices(tmp_path, capsys):
     assert "1 unreadable file left out: broken.png" in capsys.readouterr().err
 
 
-def test_save_projection_writes_the_projection(model, few, tmp_path):
-    targets, projection = few
+def test_save_projection_writes_the_projection(model, projected, tmp_path):
+    targets, projection = projected
     paths = save_projection(projection, ["../../../outside", "b", "b"], str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path)) == ["out"]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import blurred, brains, few, increases, noisy
+import torch
+from matplotlib.figure import Figure
+from synthetic import blurred, brains, few_modes, increases, noisy
 
 from analysis import distances, quality
 from utils import UserError
@@ -25,8 +27,8 @@ def measured(extract):
         "blur3": blurred(half, 3),
         "noise25": noisy(half, 25),
         "noise60": noisy(half, 60),
-        "modes30": few(half, 30),
-        "modes5": few(half, 5),
+        "modes30": few_modes(half, 30),
+        "modes5": few_modes(half, 5),
         "copy": real,
     }
     real = quality.describe(real, extract)
@@ -91,6 +93,28 @@ def test_measure_quality_has_no_floor_for_few_images_and_refuses_other_sizes():
     for images, message in ((brains(24, 2, side=64), "not of 32 and 64 pixels"), (fake[:5], "5 generated slices are too few")):
         with pytest.raises(UserError, match=message):
             quality.measure_quality(real, images)
+
+
+def test_set_sizes_that_each_distance_is_measured_at(monkeypatch):
+    """Those that grow or fall with size use as many of both sets, and the sliced Wasserstein distance as many as its floor."""
+    seen = {"prdc": [], "sliced_wasserstein": []}
+    for name, calls in seen.items():
+        measure = getattr(quality, name)
+        monkeypatch.setattr(
+            quality, name, lambda a, b, *rest, calls=calls, measure=measure: calls.append((len(a), len(b))) or measure(a, b, *rest)
+        )
+    quality.measure_quality(brains(30, 1), brains(25, 2))
+    assert seen["prdc"] == [(25, 25), (12, 12)]  # then the floor: two halves of 24 real images
+    assert seen["sliced_wasserstein"] == [(12 * distances.PATCHES,) * 2] * 4  # two bands each
+
+
+def test_plot_of_memorisation_marks_the_first_percentile_of_held_out_images():
+    held_out = torch.arange(101, dtype=torch.float64) / 200 + 0.4
+    memory = distances.Memorisation(0.0, held_out, held_out, torch.arange(101), torch.zeros(101, dtype=torch.bool))
+    axes = Figure().subplots()
+    quality._draw_memorisation(axes, memory)
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == pytest.approx([0.405] * 2)
 
 
 def test_halves_are_the_even_and_the_odd_images(extract):

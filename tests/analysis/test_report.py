@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_write_report_names_images_that_cannot_be_read_and_writes_nothing(tmp_pa
 def test_write_report_takes_file_names_that_are_no_valid_text(tmp_path):
     name = os.fsdecode(b"\xff")
     page, numbers = write_report(str(tmp_path), name, {name: name}, [])
-    assert json.load(open(numbers))["title"] == name and "<h1>" in open(page, encoding="utf-8").read()
+    assert json.loads(Path(numbers).read_text())["title"] == name and "<h1>" in Path(page).read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

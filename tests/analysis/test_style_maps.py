@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from analysis import style_maps
+import predict
+from analysis import style_maps, style_space
 from analysis.bootstrap import Interval
 from analysis.figures import Panel
 from analysis.models import draw_z, load_model, style_vectors
@@ -77,6 +79,15 @@ def test_projected_slices_are_not_given_their_class(models, slices_dir, monkeypa
     assert sets["real AD"].mean() < sets["real NC"].mean()  # NC has the larger discs
 
 
+def test_history_of_models_of_one_seed_starts_equal(models):
+    saved = style_space.history({name: os.path.join(models, name) for name in ("AD", "NC")})
+    assert [epoch for epoch, _ in saved] == [0, 1, 2]
+    for epoch, sets in saved:
+        assert np.array_equal(sets["AD"], sets["NC"]) == (epoch == 0)
+    (_, start), *_ = style_space.history(os.path.join(models, "all-conditional"))
+    assert start["AD"].shape == (512, 256) and not np.allclose(start["AD"], start["NC"])
+
+
 @pytest.mark.parametrize("seeds, alike", [((0, 0, 0), True), ((0, 1, 2), True), ((0, 0, 1), False), ((0, 1, 1), False)])
 def test_alike_seeds_are_pairs_that_both_share_their_seed_or_both_do_not(tmp_path, seeds, alike):
     folders = [str(tmp_path / name) for name in ("AD", "NC", "control")]
@@ -98,9 +109,75 @@ def test_conclusions_name_the_missing_control_and_the_projected_slices(tmp_path)
     assert "no separation was shown" in real
 
 
+def test_latents_are_compared_in_pairs_and_real_slices_are_not(tmp_path, monkeypatch):
+    """Slice number i of AD and of NC have nothing in common, while latent number i is the same."""
+    compared, rng = [], np.random.default_rng(0)
+
+    def separation(a, b, paired=True, seed=0):
+        compared.append((len(a), len(b), paired))
+        return StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6))
+
+    monkeypatch.setattr(style_maps, "style_separation", separation)
+    monkeypatch.setattr(style_maps, "style_sets", lambda *_: {name: rng.normal(size=(20, 4)) for name in CLASSES})
+    monkeypatch.setattr(style_maps, "projected_slices", lambda *_: {f"real {name}": rng.normal(size=(9, 4)) for name in CLASSES})
+    monkeypatch.setattr(style_maps.figures, "plot_styles", lambda *_: None)
+    runs = compared_runs(str(tmp_path / "AD"), str(tmp_path / "NC"), str(tmp_path / "control"), str(tmp_path / "both"))
+    style_maps.plot_umaps(runs, str(tmp_path), method="pca", dataset_dir="slices")
+    assert compared == [(20, 20, True)] * 3 + [(9, 9, False)]
+
+
 def test_save_points_writes_every_point(tmp_path):
     panels = [Panel("a", {"AD": np.array([[1.0, 2.0], [3.0, 4.0]]), "NC": np.array([[5.0, 6.0]])}, {})]
     save_points(panels, str(tmp_path / "map.csv"))
     with open(tmp_path / "map.csv", newline="") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     assert rows == [("a", "AD", "0", "1.0", "2.0"), ("a", "AD", "1", "3.0", "4.0"), ("a", "NC", "0", "5.0", "6.0")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# predict.py --plot_umap
+
+
+def has_points(path):
+    """Whether the image has points in the colours of AD and of NC over white."""
+    with Image.open(path) as image:
+        picture = np.asarray(image.convert("RGB"), int)
+    return all((np.abs(picture - colour).sum(-1) < 60).sum() > 40 for colour in ((222, 153, 138), (127, 169, 193)))
+
+
+@pytest.mark.slow
+def test_plot_umap_writes_maps_of_two_models_and_over_epochs(models, tmp_path, capsys, monkeypatch):
+    """With UMAP itself, from the first epoch to the last."""
+    monkeypatch.setattr(style_space, "FRAMES", 2)
+    for name in ("AD", "NC"):
+        os.symlink(os.path.join(models, name), tmp_path / name)
+    flags = ["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", os.path.join(models, "NC"), "--model_dir", tmp_path]
+    flags += ["--output_dir", tmp_path / "out", "--device", "cpu", "--num_styles", 60]
+    assert predict.main([*map(str, flags)]) == 0
+    maps = ["umap.csv", "umap.png", "umap_epochs.gif", "umap_epochs.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["AD_generated.png", "NC_generated.png", *maps]
+    assert "without --control_dir" in capsys.readouterr().out
+    assert has_points(tmp_path / "out/umap.png") and has_points(tmp_path / "out/umap_epochs.png")
+
+
+def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
+    flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--num_styles", "30", "--method", "pca"]
+    assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", "NC", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "AD and NC are" in out and "A conditional model is told the class" in out
+    with open(tmp_path / "pca.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["panel"], row["set"]) for row in rows} == {
+        ("AD and NC", "AD"),
+        ("AD and NC", "NC"),
+        ("control: NC twice", "NC"),
+        ("control: NC twice", "NC, other seed"),
+        ("one conditional model", "AD"),
+        ("one conditional model", "NC"),
+    }
+    assert len(rows) == 6 * 30 and all(np.isfinite(float(row["x"])) for row in rows)
+    twins = [
+        [float(row["x"]) for row in rows if row["set"] == name and "control" in row["panel"]] for name in ("NC", "NC, other seed")
+    ]
+    assert twins[0] == pytest.approx(twins[1], abs=1e-4)  # the control was the NC model itself
+    assert has_points(tmp_path / "pca.png")

@@ -76,7 +76,7 @@ def drawing(pixels):
 
 
 @pytest.fixture
-def few(monkeypatch):
+def cheap(monkeypatch):
     """Few slices per validation and features that cost nothing, for tests that are not about them."""
     monkeypatch.setattr(validation, "VALIDATED", 100)
     monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
@@ -111,7 +111,7 @@ def test_validation_tells_slices_of_the_same_kind_from_noise_and_from_a_collapse
 
 
 @pytest.mark.parametrize("test_corner, overfitting", [(250, 0), (50, 1), (150, 0.5), (0, 1.25)])
-def test_overfitting_is_where_unseen_scores_lie_between_training_and_generated_ones(few, test_corner, overfitting):
+def test_overfitting_is_where_unseen_scores_lie_between_training_and_generated_ones(cheap, test_corner, overfitting):
     row, _ = validate(250, test_corner, Discs(100, 2, 50).pixels)
     assert row["score_train"] == pytest.approx(250 / 255) and row["score_generated"] == pytest.approx(50 / 255)
     assert row["score_test"] == pytest.approx(test_corner / 255)
@@ -122,22 +122,22 @@ def nan_columns(row):
     return {name for name, value in row.items() if math.isnan(value)}
 
 
-def test_columns_of_unseen_slices_are_nan_without_a_test_set(few):
+def test_columns_of_unseen_slices_are_nan_without_a_test_set(cheap):
     row, _ = validate(250, None, Discs(100, 2, 50).pixels)
     assert nan_columns(row) == {"kid_test", "score_test", "overfitting"}
 
 
-def test_overfitting_is_nan_if_the_critic_prefers_generated_slices(few):
+def test_overfitting_is_nan_if_the_critic_prefers_generated_slices(cheap):
     row, _ = validate(50, 100, Discs(100, 2, 250).pixels)
     assert nan_columns(row) == {"overfitting"}
 
 
-def test_precision_and_recall_are_nan_for_fewer_training_slices_than_neighbours(few):
+def test_precision_and_recall_are_nan_for_fewer_training_slices_than_neighbours(cheap):
     row, _ = validate(250, 250, Discs(100, 2, 50).pixels, count=4)
     assert nan_columns(row) == {"precision", "recall"}
 
 
-def test_a_generator_that_repeats_two_training_slices_raises_the_alert_for_narrow_ones(few):
+def test_a_generator_that_repeats_two_training_slices_raises_the_alert_for_narrow_ones(cheap):
     """Both look real, and most training slices are unlike either."""
     row, _ = validate(250, None, Discs(130, 0, 250)[[3, 4] * 50])
     (line,) = [line for line in Alerts().check(row) if line.startswith("generator narrows")]
@@ -146,7 +146,7 @@ def test_a_generator_that_repeats_two_training_slices_raises_the_alert_for_narro
     assert Alerts().check(row) == []
 
 
-def test_conditional_networks_get_labels_and_classes_count_equally(few):
+def test_conditional_networks_get_labels_and_classes_count_equally(cheap):
     critic = Corner(conditional=True)
     row, networks = validate(0, 0, Discs(100, 2, 0).pixels, batch_size=50, classes=2, critic=critic, count=100)
     assert networks["mapping"].labels.tolist() == [0, 1] * 25
@@ -155,7 +155,7 @@ def test_conditional_networks_get_labels_and_classes_count_equally(few):
     assert [row[f"score_{kind}"] for kind in ("generated", "train", "test")] == [0.5] * 3
 
 
-def test_validation_uses_the_same_latents_noise_and_slices_every_time(few):
+def test_validation_uses_the_same_latents_noise_and_slices_every_time(cheap):
     torch.manual_seed(0)
     averaged = nn.ModuleDict({"mapping": MappingNetwork(16, 16), "generator": Generator(32, 128, 8, 16)}).eval()
     critic = Discriminator(32, 128, 8)
@@ -182,7 +182,7 @@ def test_critic_scores_full_batches_only_if_there_is_one(batch_size, count, size
     np.testing.assert_allclose(scores, np.arange(sum(sizes)) / 255, atol=1e-6)
 
 
-def test_networks_never_see_more_than_a_batch_of_slices(few):
+def test_networks_never_see_more_than_a_batch_of_slices(cheap):
     critic = Corner()
     validate(0, 0, Discs(100, 2, 0).pixels, batch_size=30, critic=critic)
     assert critic.sizes == [30] * 9  # three batches of generated, training and unseen slices each

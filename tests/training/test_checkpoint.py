@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from conftest import checkpoint, same_checkpoints, start
+from damage import cut, flip_bit, replace_by_pipe
 
 from training.checkpoint import FORMAT, has_checkpoint, match_memory_format, read_checkpoint, restore, write_checkpoint
 from utils import UserError, save_tensors
@@ -17,21 +18,6 @@ def folder(tmp_path):
     for images in (1000, 2000):
         write_checkpoint(str(tmp_path), {"images": images, "weights": torch.full([1000], float(images))})
     return tmp_path
-
-
-def flip_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16  # within the weights: torch.load would not notice
-    path.write_bytes(content)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def replace_by_pipe(path):
-    path.unlink()
-    os.mkfifo(path)
 
 
 def save_list(path):

@@ -6,13 +6,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import LAYERS, NETWORK
 
 from modules import build_networks
 from training.monitor import ALERTS, IMAGE_STATISTICS, PATIENCE, STATISTICS, ActivationMonitor, Alerts, image_statistics, memory_gib
-
-NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
-LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Activations
@@ -20,7 +17,6 @@ LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "im
 
 @pytest.fixture
 def networks():
-    torch.manual_seed(0)
     model, critic = build_networks(NETWORK)
     return model, critic, ActivationMonitor(model, critic)
 
@@ -121,8 +117,9 @@ def test_image_statistics_are_finite_for_black_images():
     assert all(value.isfinite() for fake in (black, grey) for value in image_statistics(fake, black).values())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell")
 def test_memory_of_this_process_is_between_what_torch_takes_and_a_terabyte():
-    assert os.name == "nt" or 0.05 < memory_gib(torch.device("cpu")) < 1000
+    assert 0.05 < memory_gib(torch.device("cpu")) < 1000
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from conftest import start
 from modules import build_networks
 from training.plan import estimate_memory
 
-NETWORK = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+THIN = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256, "num_classes": 0}
 
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
@@ -24,9 +24,9 @@ def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys
 
 def test_memory_estimate_grows_with_the_micro_batch_and_the_loss():
     def estimate(micro_batch, dtype=torch.float32, loss="wgan-gp"):
-        return estimate_memory(NETWORK, loss, micro_batch, dtype)
+        return estimate_memory(THIN, loss, micro_batch, dtype)
 
-    model, critic = (sum(p.numel() for p in network.parameters()) for network in build_networks(NETWORK))
+    model, critic = (sum(p.numel() for p in network.parameters()) for network in build_networks(THIN))
     weights = 4 * (5 * model + 4 * critic)  # weights, gradients, two moments, and the averaged model
     four, eight = estimate(4), estimate(8)
     assert eight - weights == pytest.approx(2 * (four - weights), rel=0.15)
@@ -36,7 +36,7 @@ def test_memory_estimate_grows_with_the_micro_batch_and_the_loss():
 
 
 def test_memory_estimate_works_for_class_conditional_networks():
-    memory = [estimate_memory(NETWORK | {"num_classes": classes}, "wgan-gp", 4, torch.float32) for classes in (0, 2)]
+    memory = [estimate_memory(THIN | {"num_classes": classes}, "wgan-gp", 4, torch.float32) for classes in (0, 2)]
     assert memory[0] < memory[1] < 1.2 * memory[0]
 
 

@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint, read_table, same_checkpoints, start
+from conftest import LAYERS, NETWORK, checkpoint, read_table, same_checkpoints, start
 from PIL import Image
 
 import train
@@ -22,10 +22,6 @@ from training.ada import AugmentationStrength
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
 from training.step import Options, TrainingState
 from utils import UserError
-
-LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
-NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "num_classes": 0}
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The files of a run
