@@ -1,7 +1,5 @@
 """Style space: separation against closed forms and planted truth, the sentences drawn from it, maps, and the epochs."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -47,6 +45,16 @@ def test_style_separation_of_one_cloud_and_of_two():
         assert interval.low - 0.02 < 0.5 < interval.high + 0.02
     assert 0.7 < moved.auc.low < moved.auc.value < moved.auc.high < 1
     assert min(apart.alike.low, apart.auc.low) == 1
+
+
+@pytest.mark.parametrize("paired, groups", [(True, [0, 1, 2] * 2), (False, list(range(6)))])
+def test_style_separation_resamples_latents_and_fits_no_twins_only_if_paired(monkeypatch, paired, groups):
+    given = []
+    monkeypatch.setattr(styles, "probe_scores", lambda points, classes, groups, seed: given.append(groups) or np.arange(6.0))
+    monkeypatch.setattr(styles, "bootstrap", lambda statistic, groups, seed: given.append(groups) or statistic(np.ones(6)))
+    found = styles.style_separation(np.zeros((3, 2)), np.ones((3, 2)), paired)
+    assert [list(of_call) for of_call in given] == [groups] * 3
+    assert found.auc == 1 and found.alike == pytest.approx(2 / 5)  # two of the five others are of a vector's own set
 
 
 def test_probe_scores_never_fit_to_the_twin_of_a_held_out_vector():
@@ -126,13 +134,23 @@ def test_split_like_undoes_concatenation():
     }
 
 
-def test_history_of_models_of_one_seed_starts_equal(models):
-    saved = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")})
-    assert [epoch for epoch, _ in saved] == [0, 1, 2]
+def save_styles(folder, epochs, seed):
+    """styles/epoch_NNNN.npy of a run; returns {epoch: w [6, 3]}."""
+    (folder / "styles").mkdir(parents=True)
+    rng, saved = np.random.default_rng(seed), {}
+    for epoch in epochs:
+        saved[epoch] = rng.normal(size=(6, 3)).astype(np.float32)
+        np.save(folder / f"styles/epoch_{epoch:04d}.npy", saved[epoch])
+    return saved
+
+
+def test_history_of_two_runs_has_the_epochs_that_both_saved(tmp_path):
+    folders = {name: str(tmp_path / name) for name in ("AD", "NC")}
+    ad, nc = save_styles(tmp_path / "AD", (0, 1, 2, 3), 0), save_styles(tmp_path / "NC", (0, 2, 3, 4), 1)
+    saved = styles.history(folders)
+    assert [epoch for epoch, _ in saved] == [0, 2, 3]
     for epoch, sets in saved:
-        assert np.array_equal(sets["AD"], sets["NC"]) == (epoch == 0)
-    (_, start), *_ = styles.history(os.path.join(models, "all-conditional"))
-    assert start["AD"].shape == (512, 256) and not np.allclose(start["AD"], start["NC"])
+        assert list(sets) == ["AD", "NC"] and (sets["AD"] == ad[epoch]).all() and (sets["NC"] == nc[epoch]).all()
 
 
 def test_history_of_a_long_run_keeps_its_ends(tmp_path):
@@ -151,9 +169,14 @@ def test_epochs_to_show_are_those_nearest_to_fixed_shares():
     assert styles.epochs_to_show([]) == []
 
 
-def test_maps_over_epochs_are_centred_and_counted(models):
-    saved, calls = styles.history({name: os.path.join(models, name) for name in ("AD", "NC")}), []
+def test_maps_over_epochs_are_centred_and_counted():
+    rng, calls = np.random.default_rng(0), []
+    start, ad, nc = rng.normal(size=(3, 40, 6))
+    saved = [(0, {"AD": start, "NC": start}), (5, {"AD": 3 + ad, "NC": 3 + nc}), (9, {"AD": ad, "NC": 30 + nc})]
     maps = styles.maps_over_epochs(saved, lambda: calls.append(1), method="pca")
-    assert [epoch for epoch, *_ in maps] == [0, 1, 2] and len(calls) == 3
-    assert all(np.allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-4) for _, sets, _ in maps)
-    assert maps[0][1]["AD"].shape == (512, 2) and maps[0][2] < 0.5  # at epoch 0 the nearest is a vector's twin
+    assert [epoch for epoch, *_ in maps] == [0, 5, 9] and len(calls) == 3
+    for _, sets, _ in maps:
+        assert list(sets) == ["AD", "NC"] and sets["AD"].shape == (40, 2)
+        np.testing.assert_allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-12)
+    shares = [share for *_, share in maps]
+    assert shares[0] < 0.5 and shares[1] == pytest.approx(0.5, abs=0.1) and shares[2] == 1  # first, a twin in the other set

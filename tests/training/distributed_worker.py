@@ -1,20 +1,28 @@
-"""Trains a few steps on given random numbers, alone or as one of several processes: python distributed_worker.py OUTPUT LOSS.
+"""Runs work in processes that know of each other as those of torchrun do, forked after PyTorch is imported, which takes seconds.
 
-Every process draws the latents, noise, augmentation and penalty points of the whole batch and uses the rows of its shard, so
-that several processes compute what one does. Everything is float64, where only rounding of about 1e-12 can differ.
+    python distributed_worker.py '[[1, "steps", "alone.pt", "wgan-gp"], [2, "train", "--dataset_dir", "AD_NC/train"]]'
+
+does one after the other: each is the number of processes, the name of a function below and its arguments.
 """
 
+import functools
+import json
 import os
+import socket
 import sys
+import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import torch
 
+import train as train_script
+from analysis import figures
 from dataset import shard
 from training.step import Batch, Options, TrainingState, train_step
 
-NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 2}
+CONDITIONAL = {"resolution": 8, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 2}
+PARTS = "model", "critic", "averaged", "augmentation", "path_length"
 
 
 def rows_of_the_whole(draw, processes, rng):
@@ -27,26 +35,66 @@ def rows_of_the_whole(draw, processes, rng):
     return drawn
 
 
-def main(output, loss):
+def weights(state):
+    return {name: {key: value.clone() for key, value in state.parts[name].state_dict().items()} for name in PARTS}
+
+
+def steps(output, loss):
+    """Train three steps on given random numbers; write {"start", "end": weights, "terms"} to `output`.
+
+    Every process draws the latents, noise, augmentation and penalty points of the whole batch and uses the rows of its shard,
+    so that several processes compute what one does. Everything is float64, where only rounding can differ.
+    """
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    options = Options(16, loss=loss, gp_every=2, augment="ada", style_mixing=0.5, path_length=1.0, lr=0.001, lr_critic=0.001)
-    state = TrainingState(options, NETWORK, torch.device("cpu"), torch.float64)
+    options = Options(8, loss=loss, gp_every=2, augment="ada", style_mixing=0.5, path_length=1.0, lr=0.001, lr_critic=0.001)
+    state = TrainingState(options, CONDITIONAL, torch.device("cpu"), torch.float64)
     state.augmentation.p = state.augmentation.p + 0.3
     data, shared = (torch.Generator().manual_seed(seed) for seed in (1, 2))
     whole_randn = torch.randn
     torch.randn, torch.rand = (rows_of_the_whole(draw, state.processes, shared) for draw in (torch.randn, torch.rand))
-    terms = []
+    start, terms = weights(state), []
     for step in range(3):
-        images, held_out = (whole_randn(16, 1, 32, 32, generator=data).clamp(-1, 1) for _ in range(2))
-        labels = torch.arange(16) % 3 // 2
+        images, held_out = (whole_randn(8, 1, 8, 8, generator=data).clamp(-1, 1) for _ in range(2))
+        labels = torch.tensor([0, 0, 1, 0, 0, 1, 1, 0])
         batch = Batch(*(shard(x, state.processes.size, state.processes.rank) for x in (images, labels, held_out, labels)))
         terms.append(train_step(state, step, batch))
     state.processes.check_equal([*state.model_weights, *state.critic_weights, *state.averaged_weights])
     if state.processes.leading:
-        weights = {name: module.state_dict() for name, module in state.parts.items() if "optimizer" not in name}
-        torch.save({"weights": weights, "terms": terms}, output)
+        torch.save({"start": start, "end": weights(state), "terms": terms}, output)
     state.processes.close()
 
 
-main(*sys.argv[1:])
+def train(*flags):
+    """train.py with these flags, without plots, which take longer than tiny steps."""
+    figures.plot_dashboard = figures.plot_loss_proportion = lambda *_: None
+    assert train_script.main([*flags]) == 0
+
+
+def fork(count, work):
+    """Run work() in `count` processes and wait for them; exits with status 1 if one failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        sys.stdout.flush()
+        children.append(os.fork())
+        if children[-1] == 0:
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            os.environ.update({name: str(value) for name, value in {**ranks, "MASTER_PORT": port}.items()}, MASTER_ADDR="127.0.0.1")
+            try:
+                work()
+                sys.stdout.flush()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    if any(statuses):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for count, name, *arguments in json.loads(sys.argv[1]):
+        fork(count, functools.partial(globals()[name], *arguments))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from training import ada
 from training.ada import (
     HELD_OUT_EVERY,
     MIN_SEPARATION,
@@ -55,6 +56,19 @@ def test_separation_of_extreme_scores():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The controller
+
+
+def test_constants_of_the_controller():
+    assert ada.TARGET == 0.6  # Karras et al. 2020 (arXiv:2006.06676), section 3, of r_t
+    assert ada.P_MAX == 0.8  # section 2.2: no leaks were found below it
+    assert (OVERFITTING_TARGET, MIN_SEPARATION, HELD_OUT_EVERY) == (0.5, 0.2, 4)  # docs/training.md, "Augmentation"
+    assert SEPARATION_HALF_LIFE == 4 * 64 and OVERFITTING_HALF_LIFE == 2000
+
+
+def test_p_takes_100_kimg_from_0_to_1():
+    augmentation = AugmentationStrength("ada")
+    augmentation.update(terms(1), 500)
+    assert augmentation.p.item() == pytest.approx(500 / 100_000)
 
 
 def test_p_moves_at_its_speed_and_stops_at_its_limits():

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.autograd import gradcheck
 
+from training import augment as augmentation
 from training.ada import P_MAX
 from training.augment import OPERATIONS, add_noise, augment, cut_out, main, move, strongest, tone
 
@@ -36,6 +37,13 @@ def smooth_image(size, margin):
     inner = np.zeros((size, size))
     inner[margin:-margin, margin:-margin] = 1
     return (image * inner).astype(np.float32)
+
+
+def test_constants_of_the_operations():
+    assert augmentation.SHIFT == 1 / 8 and augmentation.CUTOUT == 1 / 2  # Karras et al. 2020 (arXiv:2006.06676), appendix B
+    assert 2 * augmentation.BRIGHTNESS == 0.2 and 2 * augmentation.NOISE == 0.1  # likewise, there of intensities in [-1, 1]
+    assert augmentation.SCALE == 0.1 and augmentation.CONTRAST == 0.3  # weaker than there: 0.2 and 0.5
+    assert augmentation.ROTATE == math.radians(20) and augmentation.GAMMA == 0.5  # there: any angle, no gamma curve
 
 
 # ---------------------------------------------------------------------------------------------------------------------
