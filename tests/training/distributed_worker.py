@@ -15,6 +15,7 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import torch
+import torch._dynamo  # an optimiser imports it when first used: seconds, here once for all processes
 
 import train as train_script
 from analysis import figures
