@@ -1,5 +1,7 @@
 """The classifier on planted differences, which slices it is trained on, and how much of the AUC above chance it reaches."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,32 @@ def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_genera
     assert not np.array_equal(first, logits(train_classifier(pixels, is_ad, 1), pixels))
 
 
+def test_train_classifier_sees_both_classes_alike_mirrored_and_moved(short_training, monkeypatch):
+    """Slices with one bright pixel, whose place in every batch tells what was done to it."""
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            seen.extend(images.flatten(1).argmax(1).reshape(2, -1).tolist())  # AD, then NC
+            return self.weight.expand(len(images), 1)
+
+    monkeypatch.setattr(classifier, "build_classifier", Recorder)
+    pixels, is_ad = np.zeros((9, 32, 32), np.uint8), np.arange(9) < 2
+    pixels[:2, 6, 3] = pixels[2:, 20, 10] = 255
+    assert not train_classifier(pixels, is_ad, 0).training  # its batch normalisation uses the statistics of training
+    for of_class, (row, column) in ((seen[::2], (6, 3)), (seen[1::2], (20, 10))):
+        assert all(len(of_batch) == classifier.BATCH // 2 for of_batch in of_class)
+        rows, columns = np.divmod(np.array(of_class), 32)
+        assert set(rows.ravel() - row) == {-2, -1, 0, 1, 2}
+        mirrored = columns > 16 if column < 14 else columns > 17
+        assert set(np.where(mirrored, columns - (31 - column), columns - column).ravel()) == {-2, -1, 0, 1, 2}
+        assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / math.sqrt(mirrored.size)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Real and generated slices
 
@@ -62,6 +90,7 @@ def test_classify_learns_a_planted_difference(short_training):
     assert results["resampled"] == "slices"
 
 
+@pytest.mark.slow
 def test_classify_is_at_chance_without_a_difference(short_training):
     alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
     unseen = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}

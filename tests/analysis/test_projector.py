@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import os
 
 import numpy as np
@@ -145,6 +146,20 @@ def test_normalise_gives_mean_zero_and_variance_one():
 # The search
 
 
+def test_constants_of_the_search():
+    assert (projector.RATE_W, projector.RATE_NOISE) == (0.1, 0.1)  # Karras et al. 2020 (arXiv:1912.04958), appendix D
+    assert (projector.BLOCKS, projector.PIXEL_WEIGHT) == (2, 5.0)
+    assert (projector.SPREAD_WEIGHT, projector.STRUCTURE_WEIGHT) == (0.02, 0.1)
+    assert projector.LATENTS == 4096 and projector.SHIFTS == (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+def test_learning_rate_rises_over_a_twentieth_of_the_steps_and_falls_over_the_last_two_fifths():
+    assert projector.ramp(0) == pytest.approx(0.02) and projector.ramp(0.02) == pytest.approx(0.42)
+    assert [projector.ramp(done) for done in (0.05, 0.3, 0.6)] == pytest.approx([1, 1, 1])
+    assert projector.ramp(0.8) == pytest.approx(0.5) and projector.ramp(1) == pytest.approx(0)
+    assert projector.ramp(0.7) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
 def test_project_recovers_generated_images(model, projected):
     targets, projection = projected
     others = synthesize(model, style_vectors(model.mapping, draw_z(64, 16, seed=7))[0])
@@ -171,6 +186,7 @@ def test_project_reports_errors_and_spread_of_its_own_images(model, projected):
     assert all(torch.equal(projection.ws[:, 0], w) for w in projection.ws.unbind(1))
 
 
+@pytest.mark.slow
 def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(projected, monkeypatch):
     """In float64: Adam divides gradients by their size, so float32 rounding can turn the sign of a step where one is near 0."""
     features = Features("vgg16", "cpu")
@@ -189,6 +205,7 @@ def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(projected, m
         assert np.abs(alone.images[0].astype(int) - together.images[i]).max() <= 1
 
 
+@pytest.mark.slow
 def test_project_into_w_plus_reproduces_mixed_styles_better_than_w(model):
     mixed = style_vectors(model.mapping, draw_z(2 * model.generator.num_ws, 16, seed=5))[0].reshape(2, -1, 16)
     targets = synthesize(model, mixed)
@@ -197,6 +214,7 @@ def test_project_into_w_plus_reproduces_mixed_styles_better_than_w(model):
     assert not torch.allclose(plus.ws[:, 0], plus.ws[:, -1])
 
 
+@pytest.mark.slow
 def test_project_finds_random_noise_and_keeps_it_white(model, projected, monkeypatch):
     targets = synthesize(model, projected[1].ws, "random", torch.Generator().manual_seed(1))
     projection = project(model, targets, [-1] * 3, STEPS)

@@ -14,6 +14,11 @@ from modules import MappingNetwork
 # How far apart
 
 
+def test_constants_of_the_style_space():
+    assert (styles.NEIGHBOURS, styles.FOLDS, styles.APART) == (15, 5, 0.99)
+    assert styles.EPOCHS_SHOWN == (0, 1 / 16, 3 / 8, 1)
+
+
 def test_neighbour_shares_of_mixed_and_of_separate_clouds():
     rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)
     one_cloud = rng.normal(size=(1400, 5))
@@ -117,6 +122,7 @@ def test_embed_of_equal_vectors_is_one_point(method):
     assert (styles.embed(np.full((40, 5), 0.3), method) == np.zeros((40, 2))).all()
 
 
+@pytest.mark.slow
 def test_embed_by_umap_is_reproducible_and_keeps_clusters():
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(size=(40, 5)), 30 + rng.normal(size=(40, 5))])
