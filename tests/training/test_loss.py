@@ -45,16 +45,16 @@ def assert_gradients(loss, module):
 
 
 def small_networks(conditional=False):
-    """Mapping network and generator, critic, real slices, latents and labels at 16x16 in float64."""
+    """Mapping network and generator, critic, real slices, latents and labels at 8x8 in float64."""
     torch.manual_seed(0)
     model = build_generator(
-        {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2 if conditional else 0}
+        {"resolution": 8, "channel_base": 32, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2 if conditional else 0}
     ).double()
-    critic = Discriminator(16, 64, 4, num_classes=2 if conditional else 0).double()
+    critic = Discriminator(8, 32, 4, num_classes=2 if conditional else 0).double()
     return (
         model,
         critic,
-        torch.randn(4, 1, 16, 16, dtype=torch.float64),
+        torch.randn(4, 1, 8, 8, dtype=torch.float64),
         torch.randn(4, 8, dtype=torch.float64),
         torch.tensor([0, 1, 1, 0]) if conditional else None,
     )
