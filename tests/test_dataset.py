@@ -323,6 +323,7 @@ def test_slices_do_not_write_into_the_data_folder(data):
     assert sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_cache_of_two_processes_that_start_together(data, tmp_path):
     for i in range(300):
         save(data / f"NC/9{i:03}_1.png", noise(64, 64, i))

@@ -77,6 +77,7 @@ def own_run(models, tmp_path, unplotted):
     return shutil.copytree(os.path.join(models, "AD"), tmp_path / "AD")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage, expected", [(flip_bit, "ValueError: the checksum differs"), (os.unlink, "FileNotFoundError")])
 def test_run_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(own_run, slices_dir, tmp_path, capsys, damage, expected):
     assert checkpoint(own_run)["images"] == 16

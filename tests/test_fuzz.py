@@ -665,6 +665,7 @@ def other_values(draw, tree):
     return {**tree, key: draw(other_values(tree[key]))}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unplotted")
 @cases(6)
 @given(data=st.data())
@@ -678,6 +679,7 @@ def test_damaged_checkpoints_are_refused_or_resumed_from_the_one_before(saved, s
             assert same_checkpoints(checkpoint(folder / "AD"), checkpoint(saved / "AD"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unplotted")
 @cases(6)
 @given(data=st.data())
@@ -743,6 +745,7 @@ def test_generator_of_a_huge_network_takes_no_memory(saved):
                 load_model(str(folder / "AD"), "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unplotted")
 @cases(15)
 @given(data=st.data())
@@ -766,6 +769,7 @@ TABLE = st.lists(
 ).map(lambda rows: "\n".join(map(",".join, rows)))
 
 
+@pytest.mark.slow
 @cases(6)
 @given(data=st.data())
 def test_damaged_tables_never_end_a_run(saved, slices_dir, data):

@@ -18,15 +18,16 @@ def save_noise(path, seed=0):
     save(path, noise(30, 32, seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, batch", [(1, 2), (1, 4), (3, 32)])
-def test_run_on_fewer_slices_than_a_batch(tmp_path, count, batch):
+def test_run_on_fewer_slices_than_a_batch(tmp_path, unplotted, count, batch):
     for i in range(count):
         save_noise(tmp_path / f"train/AD/{i}.png", i)
     assert start(str(tmp_path / "train"), tmp_path, "--epochs", 2, "--batch_size", batch) == 0
     assert checkpoint(tmp_path / "AD")["images"] == 2 * batch
 
 
-def test_run_on_a_folder_of_one_class(tmp_path):
+def test_run_on_a_folder_of_one_class(tmp_path, unplotted):
     save_noise(tmp_path / "train/AD/1.png")
     save_noise(tmp_path / "train/AD/2.png", 1)
     assert start(str(tmp_path / "train"), tmp_path, "--epochs", 1, "--batch_size", 2) == 0
@@ -35,7 +36,7 @@ def test_run_on_a_folder_of_one_class(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_on_a_thousand_folders(tmp_path):
+def test_run_on_a_thousand_folders(tmp_path, unplotted):
     for i in range(1000):
         save_noise(tmp_path / f"train/AD/subject {i}/scan.png", i)
     assert start(str(tmp_path / "train"), tmp_path, "--epochs", 1, "--batch_size", 1000) == 0
@@ -51,6 +52,7 @@ def test_run_of_one_step_at_1024_pixels(tmp_path):
         assert picture.width > 4 * 1024
 
 
+@pytest.mark.slow
 def test_run_is_the_same_from_any_folder_and_by_any_path(tmp_path, slices_dir, unplotted, monkeypatch):
     """Relative paths, slashes at the end and links."""
     data, below = tmp_path / "data", tmp_path / "below"

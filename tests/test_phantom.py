@@ -44,6 +44,7 @@ def test_phantoms_have_the_layout_of_the_real_set_and_twenty_neighbouring_slices
     assert {path.name for path in phantoms.iterdir()} == {"train", "test", "subjects.csv"}
 
 
+@pytest.mark.slow
 def test_written_bytes_depend_on_the_seed_and_not_on_num_workers(phantoms, tmp_path):
     write_phantoms(str(tmp_path / "again"), subjects=4, seed=0, num_workers=2)
     assert contents(tmp_path / "again") == contents(phantoms)

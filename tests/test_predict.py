@@ -118,6 +118,7 @@ def test_command_refuses_in_one_line(refused, models):
 ALL_TOOLS = ["--mixing", "--sweep", "--interpolate", "--noise_map", "--pyramid", "--directions", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, more", [("AD", []), ("all-conditional", ["--morph"])])
 def test_every_flag_writes_its_figures(models, tmp_path, capsys, name, more):
     assert run(models, tmp_path, "--classes", name, *ALL_TOOLS, *more) == 0
@@ -156,6 +157,7 @@ def test_truncation_applies_to_figures_of_latents(models, tmp_path):
 # Real slices, and judgement
 
 
+@pytest.mark.slow
 def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     flags = "--classes all-conditional --report True --directions 2 --project_steps 3 --plot_umap"

@@ -199,6 +199,7 @@ def optimizer_rates(state):
     return [state[name]["param_groups"][0]["lr"] for name in ("model_optimizer", "critic_optimizer")]
 
 
+@pytest.mark.slow
 def test_learning_rates_fall_to_zero_in_the_last_share_of_the_epochs(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 8, "--save_every", 1, "--lr", 0.004, "--lr_critic", 0.001, "--lr_decay", 0.5)
     assert rates(tmp_path / "AD") == pytest.approx([0.004 * min(1, (16 - step) / 8) for step in range(1, 16, 2)])  # of the 2nd step
@@ -213,6 +214,7 @@ def ticking(monkeypatch):
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
 
 
+@pytest.mark.slow
 def test_a_run_of_some_minutes_that_is_resumed_never_raises_its_learning_rates(tmp_path, slices_dir, log_steps, ticking):
     log_steps(1)
     flags = ["--epochs", 1000, "--max_minutes", 1, "--lr", 0.004, "--lr_critic", 0.001, "--lr_decay", 0.5]
@@ -240,6 +242,7 @@ def decayed(tmp_path, slices_dir, unplotted):
 RATES = ["--lr", 0.004, "--lr_critic", 0.001, "--save_every", 1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_at_the_learning_rate_that_lr_decay_left(decayed, slices_dir, capsys):
     start(slices_dir, decayed, "--epochs", 8, "--lr_decay", 0.5, *RATES)
     expected = [0.004 * min(0.25, (16 - step) / 8) for step in range(5, 16, 2)]
@@ -249,6 +252,7 @@ def test_a_resumed_run_continues_at_the_learning_rate_that_lr_decay_left(decayed
     assert capsys.readouterr().out.count(note) == 1
 
 
+@pytest.mark.slow
 def test_lr_decay_0_resets_the_learning_rate(decayed, slices_dir, capsys):
     capsys.readouterr()
     start(slices_dir, decayed, "--epochs", 4, "--lr_decay", 0, *RATES)
@@ -283,6 +287,7 @@ def test_the_last_row_may_average_fewer_steps(tmp_path, slices_dir, log_steps):
     assert [row["step"] for row in read_table(tmp_path / "AD/losses.csv")] == [4, 6]
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_every_so_many_epochs_and_at_its_end(tmp_path, slices_dir, validations, monkeypatch):
     kids, _ = validations
     kids += range(100)
@@ -327,6 +332,7 @@ def test_debug_prints_statistics_of_every_block(tmp_path, slices_dir, unplotted,
     assert "generator 4" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, slices_dir, unplotted):
     for name, epochs, seed in (("a", 8, 3), ("b", 8, 3), ("c", 1, 3), ("d", 1, 4)):
         start(slices_dir, tmp_path / name, "--epochs", epochs, "--seed", seed)
@@ -444,6 +450,7 @@ def test_a_path_length_that_is_not_finite_skips_the_generator_s_step_alone(tmp_p
     assert adam_steps(tmp_path / "AD", "model_optimizer") == {5} and adam_steps(tmp_path / "AD", "critic_optimizer") == {6}
 
 
+@pytest.mark.slow
 # 20 steps of two an epoch, saved every eight; six after the first eight are bad, the first time; in rows of eight or of two
 @pytest.mark.parametrize("steps_per_row", [8, 2])
 def test_many_such_steps_go_back_to_the_checkpoint_with_half_the_rate(
@@ -473,6 +480,7 @@ def test_a_few_such_steps_are_no_reason_to_go_back(tmp_path, slices_dir, log_ste
     assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 3, 4, 5, 6] and rows[-1]["lr"] == rows[0]["lr"]
 
 
+@pytest.mark.slow
 def test_going_back_repeats_the_same_batches_and_latents(tmp_path, slices_dir, unplotted, poison):
     """What follows equals a run that was stopped at the checkpoint and resumed with half the rate."""
     start(slices_dir, tmp_path / "a", "--epochs", 4, "--lr", 0.004)
@@ -484,6 +492,7 @@ def test_going_back_repeats_the_same_batches_and_latents(tmp_path, slices_dir, u
     assert all(same_checkpoints(stopped[part], went_back[part]) for part in ("model", "critic", "averaged", "rng"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
 def test_going_back_twice_ends_the_run_and_keeps_the_checkpoint(tmp_path, slices_dir, log_steps, poison, resumed):
     log_steps(8)
@@ -508,7 +517,7 @@ def test_going_back_twice_ends_the_run_and_keeps_the_checkpoint(tmp_path, slices
 # Stopping
 
 
-def test_a_finished_run_says_so_and_changes_nothing(tmp_path, slices_dir, capsys):
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, slices_dir, unplotted, capsys):
     start(slices_dir, tmp_path, "--epochs", 1)
     before = checkpoint(tmp_path / "AD")
     capsys.readouterr()
@@ -550,6 +559,7 @@ def signalled(monkeypatch, unplotted):
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, slices_dir, signalled, name, capsys):

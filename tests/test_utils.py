@@ -372,6 +372,7 @@ def test_random_streams_repeat_by_purpose_and_seed_alone():
     assert (torch.corrcoef(streams) - torch.eye(4)).abs().max() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_memory_is_kept_for_the_next_tensor():
     code = (
@@ -451,6 +452,7 @@ def test_help_lists_every_flag_once_and_its_examples_work(parse, capsys):
         parse(line.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "predict.py"])
 @pytest.mark.parametrize("flag, status", [("--help", 0), ("--nonsense", 2)])
 def test_flags_are_answered_without_pytorch(script, flag, status):

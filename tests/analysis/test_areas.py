@@ -144,6 +144,7 @@ def test_accuracy_table_in_closed_form_and_nan_for_constant_areas():
     assert "NC" not in areas.accuracy_table(*({name: x[:2] for name, x in table.items()} for table in (measured, truth)))
 
 
+@pytest.mark.slow
 def test_command_measures_phantoms_and_fits_amounts(folder, capsys):
     truth = areas.read_truth(folder)
     assert len(truth["path"]) == 80 and set(truth["class"]) == {"AD", "NC"}
@@ -168,6 +169,7 @@ def test_command_refuses_a_folder_without_phantoms(tmp_path, text, message):
         areas.main([str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_command_runs_as_a_module_from_the_root(tmp_path):
     root = os.path.dirname(os.path.dirname(areas.__file__))
     command = [sys.executable, "-m", "analysis.areas"]

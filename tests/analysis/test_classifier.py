@@ -80,6 +80,7 @@ def test_train_classifier_sees_both_classes_alike_mirrored_and_moved(short_train
 # Real and generated slices
 
 
+@pytest.mark.slow
 def test_classify_learns_a_planted_difference(short_training):
     real = {"AD": discs(60, 8, 0), "NC": discs(60, 11, 1)}
     unseen = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}

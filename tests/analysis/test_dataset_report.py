@@ -104,6 +104,7 @@ def test_output_dir_that_cannot_be_made_is_a_user_error(data, tmp_path):
         dataset.main(["--dataset_dir", str(data), "--output_dir", str(tmp_path / "file/report")])
 
 
+@pytest.mark.slow
 def test_command_reports_from_another_directory_and_refuses_in_one_line(script, refused, data, tmp_path):
     done = script("dataset.py", "--dataset_dir", os.path.relpath(data, tmp_path), cwd=tmp_path)
     assert done.returncode == 0 and "train: 5 AD + 7 NC slices" in done.stdout, done.stderr

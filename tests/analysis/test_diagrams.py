@@ -23,6 +23,7 @@ def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_command_writes_three_complete_images(tmp_path):
     folder = tmp_path / "model_images"
     diagrams.main(["--resolution", "64", "--channel_base", "1024", "--channel_max", "64", "--output_dir", str(folder)])
@@ -67,6 +68,7 @@ def test_discriminator_diagram_has_the_sizes_of_the_network():
     assert f"Discriminator: {count(network) / 1e6:.2f} M parameters" in drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [32, 256, 1024])
 def test_nothing_is_drawn_outside_the_page(resolution):
     for figure in (diagrams.draw_generator(resolution, 1024, 16), diagrams.draw_discriminator(resolution, 1024, 16)):

@@ -158,6 +158,7 @@ def check_files(results, written, folder):
     assert sorted(os.listdir(folder)) == sorted(map(os.path.basename, written))
 
 
+@pytest.mark.slow
 def test_evaluate_models_on_a_conditional_model(models, slices_dir, tmp_path):
     generated = {"AD": random_slices(12), "NC": random_slices(14, seed=1)}
     folder = os.path.join(models, "all-conditional")
@@ -176,6 +177,7 @@ def test_evaluate_models_on_a_conditional_model(models, slices_dir, tmp_path):
     assert shown == [["a_b_critic.png"], ["a_b_classifier.png"], metrics]
 
 
+@pytest.mark.slow
 def test_evaluate_models_on_a_one_class_model_leaves_out_the_classifier(models, slices_dir, tmp_path):
     folder = os.path.join(models, "AD")
     results, written = evaluation.evaluate_models({folder: ("AD",)}, {"AD": random_slices(8)}, slices_dir, str(tmp_path), "AD")
@@ -183,6 +185,7 @@ def test_evaluate_models_on_a_one_class_model_leaves_out_the_classifier(models, 
     assert set(results) == {"critic", "metrics"} and set(results["critic"]) == {"AD"}
 
 
+@pytest.mark.slow
 def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
     unseen = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}

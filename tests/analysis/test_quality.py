@@ -35,6 +35,7 @@ def measured(extract):
     return {name: quality.compare_sets(real, quality.describe(images, extract), 150, 150) for name, images in sets.items()}
 
 
+@pytest.mark.slow
 def test_two_draws_of_one_distribution_have_no_distance(measured):
     half = measured["half"]
     assert abs(half["kid_x1000"]) < 3 * half["kid_x1000_error"]
@@ -44,6 +45,7 @@ def test_two_draws_of_one_distribution_have_no_distance(measured):
     assert abs(half["ms_ssim"] - half["ms_ssim_real"]) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metric, ladders",
     [
@@ -59,6 +61,7 @@ def test_distances_grow_with_the_fault(measured, metric, ladders):
         assert increases(*values) and values[-1] > 2 * values[0], (ladder, values)
 
 
+@pytest.mark.slow
 def test_precision_and_density_detect_bad_images_but_no_missing_modes(measured):
     for ladder in (("blur3", "blur1", "half"), ("noise60", "noise25", "half")):
         assert increases(*(measured[name]["density"] for name in ladder)), ladder
@@ -66,17 +69,20 @@ def test_precision_and_density_detect_bad_images_but_no_missing_modes(measured):
     assert measured["modes30"]["precision"] > 0.8
 
 
+@pytest.mark.slow
 def test_recall_and_coverage_detect_missing_modes(measured):
     for metric in ("recall", "coverage"):
         assert increases(*(measured[name][metric] for name in ("modes5", "modes30", "half"))), metric
     assert measured["modes5"]["recall"] < 0.1
 
 
+@pytest.mark.slow
 def test_copied_set_has_no_distance(measured):
     copy = measured["copy"]
     assert copy["swd_x1000"] == 0 and copy["spectrum_db"] == 0 and copy["coverage"] == copy["precision"] == 1
 
 
+@pytest.mark.slow
 def test_measure_quality_gives_finite_floats_and_the_same_ones_again():
     real, fake, train = brains(30, 1), brains(24, 2), brains(40, 0)
     values = quality.measure_quality(real, fake, train).values

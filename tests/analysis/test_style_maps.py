@@ -160,6 +160,7 @@ def test_plot_umap_writes_maps_of_two_models_and_over_epochs(models, tmp_path, c
     assert has_points(tmp_path / "out/umap.png") and has_points(tmp_path / "out/umap_epochs.png")
 
 
+@pytest.mark.slow
 def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--num_styles", "30", "--method", "pca"]
     assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", "NC", *flags]) == 0

@@ -108,6 +108,7 @@ def test_loaded_moments_take_the_memory_format_of_their_weights():
     assert moments["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_resumes_alike_from_moments_saved_in_another_memory_format(tmp_path, slices_dir, unplotted):
     for name in ("one", "two"):
         start(slices_dir, tmp_path / name, "--epochs", 2)

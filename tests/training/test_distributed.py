@@ -79,6 +79,7 @@ def three_steps(tmp_path_factory):
     return {loss: [torch.load(paths[loss, count], weights_only=True) for count in (1, 2)] for loss in LOSSES}
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_train_what_one_trains_on_given_random_numbers(three_steps, loss):
@@ -94,6 +95,7 @@ def test_two_processes_train_what_one_trains_on_given_random_numbers(three_steps
             assert change > 0 and difference < 1e-6 * change, (part, name, change, difference)
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_log_what_one_logs(three_steps, loss):
@@ -108,6 +110,7 @@ FLAGS = ["--augment", "ada", "--style_mixing", 0.5, "--path_length", 1, "--lr", 
 CONDITIONAL = ["--classes", "all", "--conditional", "--batch_size", 8]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_run_of_two_processes_resumes_bit_for_bit_and_also_with_one(tmp_path, slices_dir):
     def flags(folder, epochs):
@@ -174,6 +177,7 @@ def under_way(tmp_path, slices_dir):
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the workers in /proc")
 
 
+@pytest.mark.slow
 @needs_proc
 def test_killed_process_is_restarted_from_the_checkpoint(tmp_path, under_way):
     process = under_way("--epochs", 20, "--save_every", 4, restarts=1)
@@ -188,6 +192,7 @@ def test_killed_process_is_restarted_from_the_checkpoint(tmp_path, under_way):
     assert (np.diff([0] + [row["seconds"] for row in rows]) > 0).all()
 
 
+@pytest.mark.slow
 @needs_proc
 def test_all_processes_stop_in_order_when_one_is_told_to(tmp_path, under_way):
     process = under_way("--epochs", 10**6, "--save_every", 4)
