@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from analysis import validation
+from analysis.distances import kid
 from analysis.validation import Validation, critic_scores, load_critic, mean_score
 from dataset import to_float
 from modules import Discriminator, Generator, MappingNetwork
@@ -108,6 +109,15 @@ def test_validation_tells_slices_of_the_same_kind_from_noise_and_from_a_collapse
     assert alike["precision"] > 0.8 and alike["recall"] > 0.8
     assert far["precision"] == far["recall"] == 0
     assert collapsed["precision"] == 1 and collapsed["recall"] < 0.2
+
+
+def test_either_kid_compares_with_the_slices_of_its_split(cheap):
+    splits, generated = {"kid": Discs(90, 0, 0), "kid_test": Discs(80, 1, 200)}, Discs(100, 2, 50).pixels
+    row = Validation(*splits.values(), 8, 0, torch.device("cpu"))(drawing(generated), Corner(), 20)
+    for column, slices in splits.items():
+        real, fake = (torch.from_numpy(pixels[:, ::8, ::8].copy()).flatten(1).double() for pixels in (slices.pixels, generated))
+        assert row[column] == pytest.approx(1000 * kid(real, fake), rel=1e-6)  # float32 features, in another order
+    assert row["kid"] != pytest.approx(row["kid_test"], rel=0.01)
 
 
 @pytest.mark.parametrize("test_corner, overfitting", [(250, 0), (50, 1), (150, 0.5), (0, 1.25)])
