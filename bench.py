@@ -59,7 +59,8 @@ from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
-from train import GP_EVERY, LAMBDA_GP, W_DIM, Z_DIM
+from train import W_DIM, Z_DIM
+from training.flags import GP_EVERY, LAMBDA_GP
 from training.loss import critic_loss, generator_loss, gradient_penalty
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step

@@ -331,6 +331,7 @@ class Discriminator(nn.Module):
     by projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3).
     dtype: of the activations (None: that of the images); blocks of at most `exact` pixels a side keep that of the images.
     parts: equal parts of the batch, such as real and generated images, that minibatch standard deviation keeps apart.
+    fade: None, or a training.growth.Fade while the blocks of the highest resolutions are new.
     """
 
     def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
@@ -344,12 +345,15 @@ class Discriminator(nn.Module):
         self.linear = Linear(last * 16, last, gain=RELU_GAIN)
         self.score = Linear(last, 1)
         self.embedding = nn.Embedding(num_classes, last) if num_classes else None
+        self.fade = None
 
     def forward(self, images, labels=None, dtype=None, parts=1, exact=4):
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
         x = leaky_relu(x)
         for block in self.blocks:
             x = block(x.to(images.dtype) if x.shape[2] <= exact else x)
+            if self.fade is not None and x.shape[2] == self.fade.resolution:
+                x = self.fade(images, x)
         x = torch.cat([minibatch_std(part) for part in x.to(images.dtype).chunk(parts)])
         x = leaky_relu(self.conv(x))
         x = leaky_relu(self.linear(x.flatten(1)))

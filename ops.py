@@ -78,6 +78,15 @@ def upsample(x):
     return _FilterTransposed.apply(4 * x)
 
 
+def resample(images, resolution):
+    """Images [N, C, R, R] at another power of two: means of squares of pixels if it is smaller, upsampled if it is larger."""
+    if resolution < images.shape[-1]:
+        images = F.avg_pool2d(images, images.shape[-1] // resolution)
+    while resolution > images.shape[-1]:
+        images = upsample(images)
+    return images
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Convolution. It and its derivatives with respect to input and weight are bilinear, so the derivatives of each of the three
 # are the other two.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset import to_uint8
+from dataset import resize, to_uint8
 from utils import atomic_path
 
 CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
@@ -71,9 +71,9 @@ def save_grids(grids, path, columns=4):
 
 
 def save_fake_and_real(fake, slices, caption, path):
-    """Write generated images, float [N, 1, R, R], beside as many real ones."""
+    """Write generated images, float [N, 1, R, R], beside as many real ones at the same resolution."""
     fake = to_uint8(fake).cpu().numpy()
-    save_grids({f"generated: {caption}": fake, "real": spread(slices, len(fake))}, path)
+    save_grids({f"generated: {caption}": fake, "real": resize(spread(slices, len(fake)), fake.shape[-1])}, path)
 
 
 def save_image_table(cells, path, rows, columns, note="", min_side=128):
@@ -280,6 +280,7 @@ def plot_dashboard(losses, evaluations, path):
     for axes in (panels[1, 0], *panels[2]):
         _log_if_wide(axes)
     for axes in panels.flat:
+        _mark_stages(axes, losses)
         if axes.get_legend_handles_labels()[0]:
             several = "block" in axes.get_title()
             axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8, ncols=2 if several else 1)
@@ -294,6 +295,17 @@ def plot_dashboard(losses, evaluations, path):
     )
     figure.supxlabel(f"thousand real slices shown (kimg); {facts}")
     save_figure(figure, path)
+
+
+def _mark_stages(axes, losses):
+    """A vertical line where each stage of a run that grows begins (training/growth.py), with the stage's resolution at its top."""
+    resolutions = losses.get("resolution", np.zeros(0))
+    for row in np.flatnonzero(np.diff(resolutions)):
+        x = losses["images"][row] / 1000
+        axes.axvline(x, color=NEUTRAL, linewidth=0.8, linestyle=":")
+        axes.text(
+            x, 0.99, f" {resolutions[row + 1]:.0f}", transform=axes.get_xaxis_transform(), va="top", color=NEUTRAL, fontsize=8
+        )
 
 
 def _block_curves(losses, part):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from analysis.distances import NEIGHBOURS, Features, kid, prdc
-from dataset import to_float, to_uint8
+from dataset import resize, to_float, to_uint8
 from modules import Discriminator
 from utils import UserError, load_tensors, random_stream, read_network
 
@@ -40,11 +40,14 @@ class Validation:
     def __call__(self, averaged, critic, batch_size):
         """{column of VALIDATION: float, nan where it cannot be measured}; the networks see `batch_size` slices at a time.
 
+        A generator of a lower stage (training/growth.py) is compared at the size of the real slices, its own enlarged, so that rows
+        can be compared; the critic scores slices of its own size.
         overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores unseen slices like
         those it was trained on, 1 if it scores them like generated ones.
         """
         generated = self.generate(averaged, batch_size)
-        features = self.features(generated)
+        side = generated.shape[-1]
+        features = self.features(resize(generated, self.real["train"][0].shape[-1]))
         row = dict.fromkeys(VALIDATION, float("nan"))
         train_features = self.real["train"][2]
         row["kid"] = 1000 * kid(train_features, features)
@@ -55,7 +58,8 @@ class Validation:
             row |= {name: neighbourhoods[name] for name in ("precision", "recall")}
         scored = {"generated": (generated, self.labels)} | {split: real[:2] for split, real in self.real.items()}
         for kind, (pixels, labels) in scored.items():
-            row[f"score_{kind}"] = mean_score(critic_scores(critic, pixels, labels, batch_size, self.device), labels, critic)
+            scores = critic_scores(critic, resize(pixels, side), labels, batch_size, self.device)
+            row[f"score_{kind}"] = mean_score(scores, labels, critic)
         gap = row["score_train"] - row["score_generated"]
         if gap > 0:
             row["overfitting"] = (row["score_train"] - row["score_test"]) / gap
@@ -79,13 +83,20 @@ def load_critic(folder, device):
     """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read."""
     path, network = os.path.join(folder, "checkpoint.pt"), read_network(folder)
     try:
+        saved = load_tensors(path)
+        reached, resolution = saved["stage"]["resolution"], network["resolution"]
         critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
-        critic.load_state_dict(load_tensors(path)["critic"])
+        if reached == resolution:
+            critic.load_state_dict(saved["critic"])
     except Exception as error:
         raise UserError(
             f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs checkpoint.pt and "
             "config.json beside generator.pt"
         ) from None
+    if reached < resolution:
+        raise UserError(
+            f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
+        )
     return critic.to(device).eval().requires_grad_(False)
 
 

@@ -14,23 +14,24 @@ IMAGE_STATISTICS = "diversity", "lit", "beyond"
 # Statistics
 
 
+def layer_names(resolution):
+    """("w", "generator 4" ... "generator R", "image", "critic R" ... "critic 8", "score")."""
+    sizes = [2**i for i in range(2, resolution.bit_length())]  # 4, 8, ..., R
+    generator, critic = ([f"{part} {size}" for size in sizes] for part in ("generator", "critic"))
+    return ("w", *generator, "image", *critic[:0:-1], "score")
+
+
 class ActivationMonitor:
     """Records statistics of the output of every block, by forward hooks, inside `recording()`; costs nothing outside of it.
 
-    recorded: {"w", "generator 4" ... "generator R", "image", "critic R" ... "critic 8", "score": tensor [4] of STATISTICS} of
-    each layer's first call.
+    recorded: {name of `layer_names`: tensor [4] of STATISTICS} of each layer's first call.
     """
 
     def __init__(self, model, critic):
         self.recorded, self.active = {}, False
         generator = model["generator"]
-        layers = {"w": model["mapping"]}
-        layers |= {f"generator {4 << i}": block for i, block in enumerate(generator.blocks)}
-        layers |= {"image": generator}
-        layers |= {f"critic {generator.resolution >> i}": block for i, block in enumerate(critic.blocks)}
-        layers |= {"score": critic}
-        self.names = tuple(layers)
-        for name, layer in layers.items():
+        self.names = layer_names(generator.resolution)
+        for name, layer in zip(self.names, [model["mapping"], *generator.blocks, generator, *critic.blocks, critic]):
             layer.register_forward_hook(functools.partial(self._record, name))
 
     @contextlib.contextmanager

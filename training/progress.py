@@ -6,12 +6,14 @@ import time
 
 from tqdm import tqdm
 
+from training.growth import planned_images
 
-def progress_bar(folder, args, steps_per_epoch, step, shown):
-    """A bar over all images of the run; on no terminal a line every 20 seconds."""
+
+def progress_bar(folder, args, shares, num_slices, images, shown):
+    """A bar over all images of the run's stages; on no terminal a line every 20 seconds."""
     return tqdm(
-        total=args.epochs * steps_per_epoch * args.batch_size,
-        initial=step * args.batch_size,
+        total=sum(planned_images(args, shares, num_slices)),
+        initial=images,
         unit=" images",
         desc=os.path.basename(folder),
         smoothing=0.1,
@@ -28,7 +30,8 @@ def show_progress(bar, folder, row, args, deadline):
     rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
     left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
     epoch = min(int(row["epoch"]) + 1, args.epochs)
-    bar.set_description_str(f"{os.path.basename(folder)} epoch {epoch}/{args.epochs}", refresh=False)
+    stage = f" at {row['resolution']}x{row['resolution']}" if row["resolution"] < args.resolution else ""
+    bar.set_description_str(f"{os.path.basename(folder)} epoch {epoch}/{args.epochs}{stage}", refresh=False)
     bar.set_postfix_str(
         f"critic {row['critic_loss']:.2f}, generator {row['generator_loss']:.2f}, "
         f"Wasserstein {row['wasserstein']:.2f}, left {tqdm.format_interval(left)}",

@@ -1,7 +1,7 @@
 """The folder of a training run: what is written into it, and how a run resumes from it. train.py decides when.
 
 config.json  checkpoint.pt  previous.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png
-loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  styles/epoch_NNNN.npy
+loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  fake_vs_real/RxR.png  styles/epoch_NNNN.npy
 """
 
 import contextlib
@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from analysis import figures
 from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
+from training.growth import Stage, enlarged, fade_state, restore_fade
 from utils import UserError, atomic_path, make_folder, random_stream, read_config, save_tensors
 
 SHOWN, MAPPED = 16, 512  # fixed latents: drawn in fake_vs_real/, mapped to w in styles/
 FLAGS_THAT_MATTER = (
+    "grow",
     "loss",
     "lambda_gp",
     "gp_every",
@@ -44,12 +46,14 @@ class RunFolder:
 
     config: what config.json holds; slices: real ones for fake_vs_real/; tables: {"losses": columns, "evaluations": columns};
     processes: only the leading one writes, the others read. Counted over the whole run: seconds of training, steps skipped.
-    lr_scale: 1, or 0.5 after the run went back to a checkpoint. lr_decay: the smallest factor that --lr_decay has reached.
+    lr_scale: 1, or 0.5 after the run went back to a checkpoint. lr_decay: the smallest factor that --lr_decay has reached. stage:
+    the growth.Stage that the run is in; first_resolution: that of its first stage; done: the largest share of it that was over.
     """
 
     def __init__(self, folder, config, slices, tables, processes, tensorboard=False):
         self.folder, self.config, self.slices, self.tables, self.processes = folder, config, slices, tables, processes
         self.seconds, self.skipped, self.lr_scale, self.lr_decay = 0.0, 0, 1.0, 1.0
+        self.stage, self.first_resolution, self.done = None, None, 0.0
         self.saved_images, self.rows = None, {name: [] for name in tables}
         self.exists = has_checkpoint(folder)
         self.writer = open_tensorboard(folder) if tensorboard and processes.leading else None
@@ -60,13 +64,16 @@ class RunFolder:
     # -----------------------------------------------------------------------------------------------------------------
     # Resuming
 
-    def resume(self, state):
-        """Load the newest undamaged checkpoint into a TrainingState, cut the tables there; returns images shown so far."""
+    def resume(self, new_state):
+        """The TrainingState of the newest undamaged checkpoint, made by new_state(resolution); cuts the tables there."""
         saved = read_checkpoint(self.folder, warn=self.processes.leading)
         try:
+            self.stage, self.first_resolution = Stage(**saved["stage"]), int(saved["first_resolution"])
+            state = new_state(self.stage.resolution)
             restore(state.parts, saved)
+            restore_fade(state.critic, saved["fade"])
             self.seconds, self.skipped = float(saved["seconds"]), int(saved["skipped"])
-            self.lr_scale, self.lr_decay = float(saved["lr_scale"]), float(saved["lr_decay"])
+            self.lr_scale, self.lr_decay, self.done = (float(saved[name]) for name in ("lr_scale", "lr_decay", "done"))
             if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1 and 0 <= self.lr_decay <= 1):
                 raise ValueError
             self.restore_random_stream(state, saved)
@@ -79,7 +86,7 @@ class RunFolder:
             self.rows[name] = self.read_table(name)
             if self.processes.leading:
                 self.write_table(name)
-        return saved["images"]
+        return state
 
     def restore_random_stream(self, state, saved):
         """Continue this process's stream; a new one if the number of processes or the kind of device has changed."""
@@ -90,17 +97,17 @@ class RunFolder:
             new = state.new_random_stream(f"training from image {saved['images']} on {self.processes.size}", device)
             state.rng.set_state(new.get_state())
 
-    def go_back(self, state, reason):
-        """Return to the checkpoint with half the learning rate, once in a run's life; UserError the second time."""
+    def go_back(self, new_state, reason):
+        """Return to the checkpoint, as `resume` does, with half the learning rate; UserError the second time in a run's life."""
         if self.lr_scale < 1:
             raise UserError(
                 f"{self.folder}: {reason} again, after going back to a checkpoint once already; the checkpoint at "
                 f"{self.saved_images / 1000:.1f} kimg is kept, run again with a lower --lr to continue from it"
             )
-        images = self.resume(state)
+        state = self.resume(new_state)
         self.lr_scale = 0.5
-        self.report(f"{reason}: went back to {images / 1000:.1f} kimg and continues with half the learning rate")
-        return images
+        self.report(f"{reason}: went back to {self.saved_images / 1000:.1f} kimg and continues with half the learning rate")
+        return state
 
     def read_table(self, name):
         """Rows of a table up to the checkpoint, without any that a crash cut short or that no float32 could hold."""
@@ -159,7 +166,7 @@ class RunFolder:
                 json.dump(self.config, file, indent=2)
         self.save(state, 0, 0)
 
-    def save(self, state, images, epoch):
+    def save(self, state, images, epoch, stage_over=False):
         """Write checkpoint, generator, images and plots; `epoch`: the number in their file names. Collective."""
         self.processes.check_equal(state.averaged_weights)
         streams = self.processes.gather(state.rng.get_state())
@@ -168,23 +175,27 @@ class RunFolder:
         self.saved_images = images
         if not self.processes.leading:
             return
-        counters = {name: getattr(self, name) for name in ("seconds", "skipped", "lr_scale", "lr_decay")}
+        counters = {
+            name: getattr(self, name) for name in ("seconds", "skipped", "lr_scale", "lr_decay", "first_resolution", "done")
+        }
+        counters |= {"stage": self.stage._asdict(), "fade": fade_state(state.critic.fade)}
         parts = {name: part.state_dict() for name, part in state.parts.items()}
         rng = {"rng": streams, "rng_device": state.rng.device.type}
         write_checkpoint(self.folder, parts | counters | rng | {"images": images})
         self.save_generator("generator.pt", state.averaged, images)
-        self.save_samples(state.averaged, images, epoch)
+        self.save_samples(state.averaged, images, epoch, stage_over)
         if self.rows["losses"]:
             tables = {name: figures.columns(self.rows[name], columns) for name, columns in self.tables.items()}
             figures.plot_dashboard(tables["losses"], tables["evaluations"], self.path("losses.png"))
             figures.plot_loss_proportion(tables["losses"], self.path("loss_proportion.png"))
 
     def save_generator(self, name, averaged, images):
+        """Write the averaged generator, always at the run's final resolution: in a lower stage it draws enlarged images."""
         state = {
             "network": self.config["network"],
             "classes": self.config["classes"],
             "images": images,
-            "weights": averaged.state_dict(),
+            "weights": enlarged(averaged, self.config["network"]).state_dict(),
         }
         with atomic_path(self.path(name), sync=True) as path:
             save_tensors(state, path)
@@ -197,10 +208,11 @@ class RunFolder:
         self.log("evaluations", row)
 
     @torch.no_grad()
-    def save_samples(self, averaged, images, epoch):
+    def save_samples(self, averaged, images, epoch, stage_over):
         """fake_vs_real/epoch_NNNN.png and styles/epoch_NNNN.npy, float32 [512, w_dim] (class-conditional: [2, 512, w_dim]).
 
-        The latents are the same in every run and at every epoch.
+        The latents are the same in every run and at every epoch. The last picture of a stage before the final one is named after
+        its size, fake_vs_real/32x32.png, so that no later one takes its place.
         """
         mapping, generator = averaged["mapping"], averaged["generator"]
         z = torch.randn(MAPPED, mapping.z_dim, generator=random_stream("fixed latents", 0)).to(generator.constant.device)
@@ -209,8 +221,10 @@ class RunFolder:
         figures.save_array(w.squeeze(0).cpu().numpy(), self.path("styles", f"epoch_{epoch:04d}.npy"))
         shown = w[:, : SHOWN // len(labels)].flatten(0, 1)
         fake = torch.cat([generator(part, noise="fixed") for part in shown.split(4)])
+        size = generator.resolution
+        picture = f"{size}x{size}" if stage_over else f"epoch_{epoch:04d}"
         title = f"epoch {epoch}, {images / 1000:.1f} kimg"
-        figures.save_fake_and_real(fake, self.slices, title, self.path("fake_vs_real", f"epoch_{epoch:04d}.png"))
+        figures.save_fake_and_real(fake, self.slices, title, self.path("fake_vs_real", f"{picture}.png"))
 
 
 def _format(row):

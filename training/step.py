@@ -84,6 +84,7 @@ class TrainingState:
     def __init__(self, options, network, device, dtype, processes=None):
         torch.manual_seed(options.seed)  # all processes start with the same weights
         self.options, self.dtype, self.processes = options, dtype, processes or Processes(device)
+        self.resolution = network["resolution"]
         self.model, self.critic = (module.to(device) for module in build_networks(network))
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         # Parameters are listed once: walking through all modules at every step would take as long as a layer.

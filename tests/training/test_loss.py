@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modules import Discriminator, build_generator
-from train import LOSSES
+from training.flags import LOSSES
 from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
 
 REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)

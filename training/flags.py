@@ -1,0 +1,176 @@
+"""train.py's flags and their defaults. Nothing here needs PyTorch until the device is known, so that --help is quick."""
+
+import math
+
+from utils import CLASSES, LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, number, pick_dtype, read_config, read_network
+
+LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
+GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
+LOSSES = tuple(LAMBDA_GP)
+DEFAULTS = {
+    "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
+    "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 4e-3},
+}
+
+
+def by_device(name):
+    return "default: " + ", ".join(f"{values[name]:g} on {device}" for device, values in DEFAULTS.items())
+
+
+def parse_args(argv=None):
+    """The flags. Those whose default depends on the device or on the run to resume are None until `fill_defaults`."""
+    parser = ArgumentParser(
+        "Train StyleGAN2 on brain slices. A run is a folder, <model_dir>/<classes>; the same command resumes it.",
+        "train.py --dataset_dir AD_NC/train --classes AD",
+        "train.py --dataset_dir AD_NC/train --classes all --conditional True",
+        "train.py --dataset_dir AD_NC/train --classes AD --loss relativistic --max_minutes 9",
+    )
+    data = Group(parser, "data")
+    data.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
+    data.add("--classes", choices=("all", *CLASSES), default="all", help="slices to learn from")
+    data.add_bool("--conditional", False, "with --classes all: one model that is told the class")
+    data.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
+    data.add(
+        "--test_dir",
+        help="slices that evaluations compare with beside the training slices (default: test/ beside "
+        "--dataset_dir, if there is one)",
+    )
+    data.add("--num_workers", type=number(int, 1, 1024), help="threads that decode images on the first pass (default: one a core)")
+
+    run = Group(parser, "the run")
+    run.add("--model_dir", default="model", help="folder of the runs")
+    run.add_bool("--resume", True, "resume the run if there is one; False renames its folder and starts a new run")
+    run.add(
+        "--start_from",
+        metavar="RUN",
+        help="folder of another run, of at most this resolution, whose networks a new run begins with",
+    )
+    run.add("--epochs", type=number(int, 1, 10**9), default=100, help="passes over the slices")
+    run.add("--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long")
+    run.add("--save_every", type=number(int, 1), default=5, help="epochs between two saves")
+    run.add(
+        "--eval_every",
+        type=number(int, 0),
+        default=5,
+        help="epochs between two evaluations (standardised KID, precision, recall, the critic's scores); 0: none",
+    )
+    run.add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of weights, order, latents and noise")
+    run.add_bool("--debug", False, "print statistics of every block's activations at the start, at saves and at evaluations")
+    run.add_bool("--tensorboard", False, "also write TensorBoard event files; needs the package tensorboard")
+    run.add_bool("--dry_run", False, "check everything, print the plan and exit")
+
+    network = Group(parser, "the networks")
+    network.add(
+        "--channel_base",
+        type=number(int, 32, LARGEST["channel_base"]),
+        help=f"feature maps at a resolution: channel_base / resolution ... ({by_device('channel_base')})",
+    )
+    network.add(
+        "--channel_max", type=number(int, 1, LARGEST["channel_max"]), help=f"... and at most this many ({by_device('channel_max')})"
+    )
+
+    training = Group(parser, "training")
+    training.add(
+        "--batch_size", type=number(int, 2, 2**16), help=f"slices per step, of all processes together ({by_device('batch_size')})"
+    )
+    training.add("--lr", type=number(float, 0, open_low=True), help=f"Adam's learning rate ({by_device('lr')})")
+    training.add("--lr_critic", type=number(float, 0, open_low=True), help="the critic's learning rate (default: --lr)")
+    training.add(
+        "--lr_decay",
+        type=number(float, 0, 1),
+        default=0.0,
+        help="share of the run, at its end, over which both rates fall to 0; the end is that of --epochs or --max_minutes, "
+        "whichever is nearer; a resumed run never raises them again",
+    )
+    training.add(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="what the networks minimise; relativistic did better in the same time (docs/results.md)",
+    )
+    training.add_bool(
+        "--grow",
+        False,
+        "train in stages of doubling resolution from 16x16 on, each of which takes its share of --epochs or --max_minutes, "
+        "whichever is nearer",
+    )
+    training.add(
+        "--lambda_gp",
+        type=number(float, 0),
+        help="weight of the gradient penalty (default: "
+        + ", ".join(f"{weight:g} with {kind}" for kind, weight in LAMBDA_GP.items())
+        + ")",
+    )
+    training.add(
+        "--gp_every",
+        type=number(int, 1, 10**6),
+        help="steps between two gradient penalties, each weighted by as many "
+        "(default: " + ", ".join(f"{every} with {kind}" for kind, every in GP_EVERY.items()) + ")",
+    )
+    training.add_bool("--bounded", True, "clip generated slices to black and white, as real ones are, for the critic")
+    training.add(
+        "--augment",
+        choices=("ada", "fixed", "none"),
+        default="none",
+        help="augmentation of what the critic sees; ada: as strong as the critic overfits",
+    )
+    training.add("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")
+    training.add("--style_mixing", type=number(float, 0, 1), default=0.0, help="probability of mixing the styles of two latents")
+    training.add("--path_length", type=number(float, 0), default=0.0, help="weight of the path length penalty")
+    training.add(
+        "--ema_kimg",
+        type=number(float, 0, open_low=True),
+        default=10.0,
+        help="half-life of the averaged generator in thousand images, less at the start",
+    )
+
+    machine = Group(parser, "the machine")
+    machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    machine.add_bool(
+        "--amp",
+        None,
+        "activations in bfloat16, in the gradient penalty down to 32x32 (default: on a processor with instructions for it: a CPU "
+        "with AMX or AVX512-BF16, a GPU from Ampere on)",
+    )
+    machine.add(
+        "--grad_accum", type=number(int, 1), default=1, help="micro-batches per step and process, for GPUs with little memory"
+    )
+
+    args = parser.parse_args(argv)
+    if args.conditional and args.classes != "all":
+        raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
+    if (args.augment == "fixed") != (args.augment_p is not None):
+        raise UserError("--augment fixed and --augment_p belong together, such as --augment fixed --augment_p 0.3")
+    args.augment_p = args.augment_p or 0.0
+    args.lambda_gp = LAMBDA_GP[args.loss] if args.lambda_gp is None else args.lambda_gp
+    args.gp_every = args.gp_every or GP_EVERY[args.loss]
+    return args
+
+
+def fill_defaults(args, device, folder=None):
+    """Fill in flags that are None: from the run in `folder` if it is to be resumed, else as suits the torch.device.
+
+    The channels of a run that starts from another are those of the other.
+    """
+    saved = read_network(folder) | read_learning_flags(folder) if folder else {}
+    if args.lr is not None:
+        saved.pop("lr_critic", None)  # a new --lr is for both, unless --lr_critic says otherwise
+    if not saved and args.start_from:
+        saved = read_network(args.start_from)
+    amp = str(pick_dtype(None, device)) == "torch.bfloat16"
+    defaults = DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"] | {"amp": amp}
+    for name, value in (defaults | saved).items():
+        if getattr(args, name, 0) is None:
+            setattr(args, name, value)
+    args.lr_critic = args.lr_critic or args.lr
+    return args
+
+
+def read_learning_flags(folder):
+    """Batch size and learning rates of the run in `folder`, as far as its config.json holds valid ones."""
+    flags = read_config(folder).get("flags", {})
+    valid = {}
+    for name, kind, largest in (("batch_size", int, 2**16), ("lr", float, 1e10), ("lr_critic", float, 1e10)):
+        if type(flags.get(name)) is kind and 0 < flags[name] <= largest:
+            valid[name] = flags[name]
+    return valid

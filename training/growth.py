@@ -1,0 +1,293 @@
+"""Growing training: one run in stages of doubling resolution (Karras et al. 2018, arXiv:1710.10196, section 2, called K18).
+
+    shares = stage_shares(args, first_resolution(args))     # {16: 1/7, 32: 3/7, 64: 1.0}: share of the run at which each stage ends
+    state = grow(state, larger_state)                       # weights, averages and moments carried over
+
+Networks with the same channels differ by whole blocks, so everything learnt at a resolution stays: mapping network, generator
+blocks and, behind its first layer, the critic. The image layers of new generator blocks start at 0, so that the generator's
+images do not change but for their size. New critic blocks fade in: at the start the critic sees what it saw before.
+"""
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+
+from dataset import steps_per_epoch
+from modules import RELU_GAIN, Conv2d, build_generator, channels_at
+from ops import leaky_relu, resample
+from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore
+from utils import UserError, read_network
+
+FIRST = 16  # pixels a side in the first stage
+LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
+LARGEST_BATCH = 4  # a stage's batch is larger by the factor by which its side is smaller, up to this: small steps are overhead
+PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}  # the weight of R1 and R2 is proportional to the pixels: an
+# enlarged image has four times the pixels, and the critic's squared gradient a quarter of its size
+FADE = 0.1  # new critic blocks fade in over this share of the images shown before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The schedule
+
+
+def first_resolution(args, source=None):
+    """The resolution of a new run's first stage; `source`: what `read_source` has read, if it starts from another run."""
+    if not args.grow:
+        return args.resolution
+    return FIRST if source is None else max(FIRST, min(args.resolution, 2 * source[1]["resolution"]))
+
+
+def stage_shares(args, first):
+    """{resolution of a stage: share of the run at which it ends, 1.0 for the last}, from `first` on, or one without --grow."""
+    first = first if args.grow else args.resolution
+    sizes = [2**i for i in range(first.bit_length() - 1, args.resolution.bit_length())]
+    lengths = [min(2**i, LONGEST) for i in range(len(sizes))]
+    return {size: sum(lengths[: i + 1]) / sum(lengths) for i, size in enumerate(sizes)}
+
+
+def resolution_at(shares, done):
+    """The resolution to train at when a share `done` of the run is over."""
+    return next((size for size, end in shares.items() if done < end), max(shares))
+
+
+def stage_flags(args, resolution):
+    """The flags that depend on the stage: {"batch_size", "lambda_gp"}; those of `args` at args.resolution."""
+    factor = args.resolution // resolution
+    return {
+        "batch_size": args.batch_size * min(factor, LARGEST_BATCH),
+        "lambda_gp": args.lambda_gp / factor ** PENALTY_POWER[args.loss],
+    }
+
+
+def planned_images(args, shares, num_slices):
+    """Images [stages] that the stages of a run of `args.epochs` will show, as a list."""
+    images, begun = [], 0.0
+    for size, end in shares.items():
+        batch_size = stage_flags(args, size)["batch_size"]
+        images.append(math.ceil((end - begun) * args.epochs * steps_per_epoch(num_slices, batch_size)) * batch_size)
+        begun = end
+    return images
+
+
+def fade_images(images_before):
+    """Images over which new critic blocks fade in."""
+    return round(FADE * images_before)
+
+
+class Stage(NamedTuple):
+    """Where a stage began, counted over the whole run, and the images over which the critic's new blocks fade in."""
+
+    resolution: int
+    step: int = 0
+    images: int = 0
+    epoch: float = 0.0
+    fade_images: int = 0
+
+
+class Position:
+    """Counts steps, images and epochs over stages with different batch sizes.
+
+    taken: steps of this stage. data_step: the number of the step in an order of slices in batches of this stage's size.
+    """
+
+    def __init__(self, stage, batch_size, num_slices, images):
+        self.stage, self.batch_size, self.per_epoch = stage, batch_size, steps_per_epoch(num_slices, batch_size)
+        self.first_data_step = math.ceil(stage.epoch * self.per_epoch)
+        self.taken = (images - stage.images) // batch_size
+
+    @property
+    def step(self):
+        return self.stage.step + self.taken
+
+    @property
+    def images(self):
+        return self.stage.images + self.taken * self.batch_size
+
+    @property
+    def data_step(self):
+        return self.first_data_step + self.taken
+
+    @property
+    def epoch(self):
+        return self.data_step / self.per_epoch
+
+    def completes(self, epochs):
+        """Whether the last step completed a multiple of `epochs` epochs."""
+        return self.epoch // epochs > (self.data_step - 1) / self.per_epoch // epochs
+
+    def next_stage(self, resolution):
+        """The Stage that begins here."""
+        return Stage(resolution, self.step, self.images, self.epoch, fade_images(self.images))
+
+    def update_fade(self, critic):
+        """Set the weight of the critic's new blocks for the next step; without further ado once they have faded in."""
+        done = self.taken * self.batch_size
+        if critic.fade is not None and done < self.stage.fade_images:
+            critic.fade.alpha = done / self.stage.fade_images
+        else:
+            critic.fade = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Carrying weights over
+
+
+class Fade:
+    """The critic's short cut while its first blocks are new: images at the old resolution through the old first layer, frozen.
+
+    Its features are blended with those of the new blocks (K18, figure 2): those of the old layer alone at alpha = 0, those of the
+    new blocks alone at alpha = 1.
+    """
+
+    def __init__(self, resolution, from_image):
+        self.resolution, self.from_image, self.alpha = resolution, copy.deepcopy(from_image).requires_grad_(False), 0.0
+
+    def __call__(self, images, x):
+        old = leaky_relu(self.from_image(resample(images, self.resolution).to(x.dtype)))
+        return torch.lerp(old, x, self.alpha)
+
+
+def fade_state(fade):
+    """What a checkpoint keeps of a critic's Fade; {} for None."""
+    return {} if fade is None else {"resolution": fade.resolution, "weights": fade.from_image.state_dict()}
+
+
+def restore_fade(critic, saved):
+    """Give the critic the Fade of which `fade_state` was saved."""
+    critic.fade = None
+    if saved:
+        from_image = Conv2d(1, len(saved["weights"]["bias"]), 1, gain=RELU_GAIN)
+        from_image.load_state_dict(saved["weights"])
+        critic.fade = Fade(saved["resolution"], from_image.to(critic.score.weight.device))
+
+
+@torch.no_grad()
+def grow(old, new):
+    """Carry a TrainingState over to one of the same or a higher resolution, whose blocks for the new resolutions stay untrained.
+
+    Averaged weights and Adam's moments go with their weights. Returns `new`. From an unconditional state to a conditional one,
+    embeddings are new and have no effect yet.
+    """
+    doublings = len(new.critic.blocks) - len(old.critic.blocks)
+    for ours, theirs in ((old.model, new.model), (old.averaged, new.averaged)):
+        carry_generator(ours, theirs)
+    names = {name: critic_name(name, doublings) for name in old.critic.state_dict()}
+    copy_weights(old.critic, new.critic, names)
+    if doublings:
+        new.critic.fade = Fade(old.resolution, old.critic.from_image)
+    if old.critic.embedding is None and new.critic.embedding is not None:
+        new.critic.embedding.weight.zero_()
+    carry_moments(old.model, old.model_optimizer, new.model, new.model_optimizer, {name: name for name in old.model.state_dict()})
+    carry_moments(old.critic, old.critic_optimizer, new.critic, new.critic_optimizer, names)
+    for part in ("augmentation", "path_length"):
+        new.parts[part].load_state_dict(old.parts[part].state_dict())
+    return new
+
+
+def carry_generator(old, new):
+    """Copy mapping network and generator of one ModuleDict into another of `modules.build_generator`, of at least its resolution.
+
+    The image layers of further blocks become 0: images are those of `old`, upsampled.
+    """
+    copy_weights(old, new, {name: name for name in old.state_dict()})
+    for block in new["generator"].blocks[len(old["generator"].blocks) :]:
+        block.to_image.weight.zero_()
+        block.image_bias.zero_()
+    if old["mapping"].num_classes < new["mapping"].num_classes:  # columns for the class are appended to those for z
+        before, here = old["mapping"].layers[0], new["mapping"].layers[0]
+        here.weight.zero_()
+        here.weight[:, : before.weight.shape[1]] = before.weight * (before.weight_gain / here.weight_gain)
+        new["mapping"].w_mean.copy_(old["mapping"].w_mean.expand_as(new["mapping"].w_mean))
+
+
+@torch.no_grad()
+def enlarged(averaged, network):
+    """The averaged ModuleDict as one of the network settings `network`, of at least its resolution, that draws the same images."""
+    if averaged["generator"].resolution == network["resolution"]:
+        return averaged
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        larger = build_generator(network)
+    carry_generator(averaged, larger)
+    return larger
+
+
+def critic_name(name, doublings):
+    """The name of a critic's weight in one of a higher resolution, whose first blocks are new; None for its first layer."""
+    part, _, rest = name.partition(".")
+    if part == "blocks":
+        number, _, rest = rest.partition(".")
+        return f"blocks.{int(number) + doublings}.{rest}"
+    return None if part == "from_image" and doublings else name
+
+
+def copy_weights(old, new, names):
+    """Copy weights and buffers into those that `names`, {name in old: name in new}, gives, where the shapes are the same."""
+    target = new.state_dict()
+    for name, value in old.state_dict().items():
+        if names[name] in target and target[names[name]].shape == value.shape:
+            target[names[name]].copy_(value)
+
+
+def carry_moments(old, old_optimizer, new, new_optimizer, names):
+    """Copy Adam's moments likewise; new weights begin without any."""
+    target = dict(new.named_parameters())
+    for name, weight in old.named_parameters():
+        counterpart = target.get(names[name])
+        if counterpart is not None and counterpart.shape == weight.shape and weight in old_optimizer.state:
+            moments = {key: value.clone() for key, value in old_optimizer.state[weight].items()}
+            new_optimizer.state[counterpart] = moments
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting from another run
+
+
+def read_source(folder, network):
+    """The checkpoint and the network settings of the run from which a new one with settings `network` is to start.
+
+    The settings have the resolution that the run has reached. UserError if the new networks cannot hold those of the run.
+    """
+    if not has_checkpoint(folder):
+        raise UserError(f"--start_from {folder}: no run with a checkpoint.pt in this folder")
+    try:
+        saved, source = read_checkpoint(folder), read_network(folder)
+    except UserError as error:
+        raise UserError(f"--start_from: {str(error).removesuffix(f'; {START_ANEW}')}") from None
+    if not source:
+        raise UserError(f"--start_from {folder}: its config.json cannot be read")
+    source = source | {"resolution": saved["stage"]["resolution"]}
+    size, needed = source["resolution"], network["resolution"]
+    if size > needed:
+        raise UserError(f"--start_from {folder}: it was trained at {size}x{size}, so --resolution must be at least {size}")
+    flags = ("channel_base", "channel_max")
+    channels = [[channels_at(2**i, *(n[flag] for flag in flags)) for i in range(2, size.bit_length())] for n in (source, network)]
+    if channels[0] != channels[1] or any(source[name] != network[name] for name in ("z_dim", "w_dim")):
+        wanted = " ".join(f"--{flag} {source[flag]}" for flag in flags)
+        raise UserError(f"--start_from {folder}: its networks have other sizes; {wanted} would fit")
+    if source["num_classes"] > network["num_classes"]:
+        raise UserError(
+            f"--start_from {folder}: it is told the class, so the new run must be, too: --classes all --conditional True"
+        )
+    return saved, source
+
+
+def start_from(source, new, old):
+    """Carry a run that `read_source` has read over into the TrainingState `new`, by way of `old`, which has its networks."""
+    try:
+        restore(old.parts, source[0])
+    except Exception as error:
+        raise UserError(f"--start_from: the checkpoint does not fit its config.json ({type(error).__name__})") from None
+    return grow(old, new)
+
+
+def describe_source(folder, saved, source, network):
+    """A line that says what a new run with the settings `network` takes over, and what is new in it."""
+    new = []
+    if source["resolution"] < network["resolution"]:
+        new.append(f"blocks above {source['resolution']}x{source['resolution']} and the critic's first layer")
+    if source["num_classes"] < network["num_classes"]:
+        new.append("class embeddings")
+    return f"starting from {folder} ({saved['images'] / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"
