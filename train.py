@@ -74,6 +74,7 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
 
     def start_data(run, state, images):
         position = Position(run.stage, state.options.batch_size, len(slices), images)
+        position.update_fade(state.critic)
         data = training_batches(slices, held_out, args, processes, device, position.data_step, state.resolution)
         return position, data
 
@@ -115,17 +116,17 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
             else:
                 run.lr_decay = 1.0
             state.scale_learning_rates(run.lr_scale * run.lr_decay)
-            position.update_fade(state.critic)
             with state.activations.recording(not terms):  # once per row
                 terms.append(train_step(state, position.data_step, next(data)))
             position.taken += 1
+            position.update_fade(state.critic)
             bar.update(position.batch_size)
 
             # What is due now, in all processes alike
             now = time.monotonic()
             elapsed = (now - begun) / (deadline - begun) if deadline > begun else 1.0
             signum, time_share, row_due = processes.maximum(signals.signum or 0, elapsed, now - row_begun >= LOG_SECONDS)
-            run.done = max(run.done, position.epoch / args.epochs, done_before + (1 - done_before) * time_share)
+            run.done = max(run.done, position.epoch / args.epochs, done_before + (1 - done_before) * min(1.0, time_share))
             stage_over = resolution_at(shares, run.done) > state.resolution
             stopping = signum or time_share >= 1 or (position.epoch >= args.epochs and not stage_over)
             save_due = stopping or stage_over or position.completes(args.save_every)
