@@ -42,8 +42,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ops import resample
-
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL recognises others by their first bytes, among them formats that run code
 CACHE_VERSION = 1  # increase it when a change to decoding changes the pixels
@@ -375,13 +373,6 @@ def to_float(batch):
 def to_uint8(images):
     """Float [N, 1, R, R] in [-1, 1] -> uint8 [N, R, R], rounded and clipped; the exact inverse of `to_float`."""
     return images.squeeze(1).float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def resize(pixels, resolution):
-    """Slices uint8 [N, R, R], NumPy, at another power of two, as `ops.resample` gives them, rounded."""
-    if resolution == pixels.shape[-1]:
-        return pixels
-    return to_uint8(resample(to_float(torch.from_numpy(pixels)), resolution)).numpy()
 
 
 def steps_per_epoch(num_slices, batch_size):

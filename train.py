@@ -29,23 +29,12 @@ from ops import resample
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
-from training.growth import (
-    Position,
-    Stage,
-    describe_source,
-    fade_images,
-    first_resolution,
-    grow,
-    read_source,
-    resolution_at,
-    stage_flags,
-    stage_shares,
-    start_from,
-)
+from training.growth import Position, Stage, fade_images, first_resolution, grow, resolution_at, stage_flags, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import print_plan
 from training.progress import progress_bar, show_progress
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
+from training.source import describe_source, read_source, start_from
 from training.step import TERMS, Batch, Options, TrainingState, train_step
 
 Z_DIM = W_DIM = 256

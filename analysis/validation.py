@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from analysis.distances import NEIGHBOURS, Features, kid, prdc
-from dataset import resize, to_float, to_uint8
+from analysis.figures import resize
+from dataset import to_float, to_uint8
 from modules import Discriminator
 from utils import UserError, load_tensors, random_stream, read_network
 

@@ -15,16 +15,15 @@ from typing import NamedTuple
 import torch
 
 from dataset import steps_per_epoch
-from modules import RELU_GAIN, Conv2d, build_generator, channels_at
+from modules import RELU_GAIN, Conv2d, build_generator
 from ops import leaky_relu, resample
-from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore
-from utils import UserError, read_network
 
 FIRST = 16  # pixels a side in the first stage
 LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
 LARGEST_BATCH = 4  # a stage's batch is larger by the factor by which its side is smaller, up to this: small steps are overhead
-PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}  # the weight of R1 and R2 is proportional to the pixels: an
-# enlarged image has four times the pixels, and the critic's squared gradient a quarter of its size
+# --lambda_gp is multiplied by this power of (a stage's side / the last stage's). R1 and R2 are squared gradients, and when a fade
+# begins, each of four pixels has a quarter of the gradient of the pixel that they replace: the weight has to grow by four.
+PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}
 FADE = 0.1  # new critic blocks fade in over this share of the images shown before
 
 
@@ -62,7 +61,7 @@ def stage_flags(args, resolution):
 
 
 def planned_images(args, shares, num_slices):
-    """Images [stages] that the stages of a run of `args.epochs` will show, as a list."""
+    """How many images each stage of a run of `args.epochs` will show, as a list."""
     images, begun = [], 0.0
     for size, end in shares.items():
         batch_size = stage_flags(args, size)["batch_size"]
@@ -122,7 +121,7 @@ class Position:
         return Stage(resolution, self.step, self.images, self.epoch, fade_images(self.images))
 
     def update_fade(self, critic):
-        """Set the weight of the critic's new blocks for the next step; without further ado once they have faded in."""
+        """Set the weight of the critic's new blocks for the next step; drop the fade once it is over."""
         done = self.taken * self.batch_size
         if critic.fade is not None and done < self.stage.fade_images:
             critic.fade.alpha = done / self.stage.fade_images
@@ -239,55 +238,3 @@ def carry_moments(old, old_optimizer, new, new_optimizer, names):
         if counterpart is not None and counterpart.shape == weight.shape and weight in old_optimizer.state:
             moments = {key: value.clone() for key, value in old_optimizer.state[weight].items()}
             new_optimizer.state[counterpart] = moments
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Starting from another run
-
-
-def read_source(folder, network):
-    """The checkpoint and the network settings of the run from which a new one with settings `network` is to start.
-
-    The settings have the resolution that the run has reached. UserError if the new networks cannot hold those of the run.
-    """
-    if not has_checkpoint(folder):
-        raise UserError(f"--start_from {folder}: no run with a checkpoint.pt in this folder")
-    try:
-        saved, source = read_checkpoint(folder), read_network(folder)
-    except UserError as error:
-        raise UserError(f"--start_from: {str(error).removesuffix(f'; {START_ANEW}')}") from None
-    if not source:
-        raise UserError(f"--start_from {folder}: its config.json cannot be read")
-    source = source | {"resolution": saved["stage"]["resolution"]}
-    size, needed = source["resolution"], network["resolution"]
-    if size > needed:
-        raise UserError(f"--start_from {folder}: it was trained at {size}x{size}, so --resolution must be at least {size}")
-    flags = ("channel_base", "channel_max")
-    channels = [[channels_at(2**i, *(n[flag] for flag in flags)) for i in range(2, size.bit_length())] for n in (source, network)]
-    if channels[0] != channels[1] or any(source[name] != network[name] for name in ("z_dim", "w_dim")):
-        wanted = " ".join(f"--{flag} {source[flag]}" for flag in flags)
-        raise UserError(f"--start_from {folder}: its networks have other sizes; {wanted} would fit")
-    if source["num_classes"] > network["num_classes"]:
-        raise UserError(
-            f"--start_from {folder}: it is told the class, so the new run must be, too: --classes all --conditional True"
-        )
-    return saved, source
-
-
-def start_from(source, new, old):
-    """Carry a run that `read_source` has read over into the TrainingState `new`, by way of `old`, which has its networks."""
-    try:
-        restore(old.parts, source[0])
-    except Exception as error:
-        raise UserError(f"--start_from: the checkpoint does not fit its config.json ({type(error).__name__})") from None
-    return grow(old, new)
-
-
-def describe_source(folder, saved, source, network):
-    """A line that says what a new run with the settings `network` takes over, and what is new in it."""
-    new = []
-    if source["resolution"] < network["resolution"]:
-        new.append(f"blocks above {source['resolution']}x{source['resolution']} and the critic's first layer")
-    if source["num_classes"] < network["num_classes"]:
-        new.append("class embeddings")
-    return f"starting from {folder} ({saved['images'] / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"

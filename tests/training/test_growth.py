@@ -3,12 +3,14 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint, read_table, same_checkpoints, start
+from conftest import ROOT, TINY, checkpoint, read_table, same_checkpoints, start
 from PIL import Image
 from reference import direct_upsample
 
@@ -17,12 +19,12 @@ from analysis import figures, validation
 from analysis.models import generate, load_model
 from analysis.style_space import history
 from analysis.validation import Validation, load_critic
-from dataset import resize
 from modules import Discriminator, build_generator
 from ops import resample, upsample
 from training import growth
 from training.growth import Fade, Position, Stage, enlarged, grow, resolution_at, stage_flags, stage_shares
 from training.loss import gradient_penalty
+from training.source import read_source
 from training.step import Batch, Options, TrainingState, train_step
 from utils import UserError, load_tensors
 
@@ -301,7 +303,7 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
     for block in state.averaged["generator"].blocks:
         block.to_image.weight.mul_(0.1)  # within [-1, 1], so that it does not matter at which size images are clipped
     state.critic.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[-1]))
-    small = resize(validate.generate(state.averaged, 8), 64)
+    small = figures.resize(validate.generate(state.averaged, 8), 64)
     large = validate.generate(enlarged(state.averaged, LARGE), 8)
     assert np.abs(small.astype(int) - large).max() <= 1 and small.std() > 1
     row = validate(state.averaged, state.critic, 4)
@@ -453,6 +455,17 @@ def test_a_run_grows_with_micro_batches(tmp_path, run, every_step, monkeypatch):
     assert sizes[0] == [16, 16] and sizes[1] == [8, 8] and sizes[-1] == [4, 4]
 
 
+def test_two_processes_grow_together(tmp_path, slices_dir):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    flags = ["--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", tmp_path, "--batch_size", 8, "--epochs", 7]
+    command = [*launcher, os.path.join(ROOT, "train.py"), *TINY, *RUN, *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr  # saves check that the weights of both are equal
+    state = checkpoint(tmp_path / "AD")
+    assert state["stage"]["resolution"] == 64 and len(state["rng"]) == 2
+    assert {row["resolution"] for row in read_table(tmp_path / "AD/losses.csv")} == {16, 32, 64}
+
+
 def test_a_direct_run_can_be_continued_by_one_that_grows_and_the_other_way_round(tmp_path, run, stop_after, every_step, capsys):
     assert run("a", "--epochs", 1, "--grow", "False") == 0
     assert run("a", "--epochs", 2) == 0
@@ -587,15 +600,15 @@ def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, 
         start(slices_dir, tmp_path, "--epochs", 1, "--start_from", conditional)
     larger = {"resolution": 16, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 2}
     with pytest.raises(UserError, match="trained at 32x32, so --resolution must be at least 32"):
-        growth.read_source(conditional, larger)
+        read_source(conditional, larger)
     with pytest.raises(UserError, match="other sizes"):
-        growth.read_source(conditional, larger | {"resolution": 32, "w_dim": 128})
-    assert growth.read_source(conditional, larger | {"resolution": 64})[1]["resolution"] == 32
+        read_source(conditional, larger | {"resolution": 32, "w_dim": 128})
+    assert read_source(conditional, larger | {"resolution": 64})[1]["resolution"] == 32
 
 
 def test_a_damaged_checkpoint_to_start_from_is_refused(tmp_path, slices_dir):
     (tmp_path / "old").mkdir()
     (tmp_path / "old/checkpoint.pt").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="^--start_from: .*damaged") as refused:
-        growth.read_source(str(tmp_path / "old"), SMALL)
+        read_source(str(tmp_path / "old"), SMALL)
     assert "--resume" not in str(refused.value)
