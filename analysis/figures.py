@@ -307,14 +307,14 @@ def plot_dashboard(losses, evaluations, path):
 
 
 def _mark_stages(axes, losses):
-    """A vertical line where each stage of a run that grows begins (training/growth.py), with the stage's resolution at its top."""
-    resolutions = losses.get("resolution", np.zeros(0))
-    for row in np.flatnonzero(np.diff(resolutions)):
-        x = losses["images"][row] / 1000
+    """Lines where the stages of a run that grows begin (training/growth.py), each with its resolution at the top."""
+    resolutions, images = losses.get("resolution", np.zeros(0)), losses["images"] / 1000
+    changes = np.flatnonzero(np.diff(resolutions))
+    for row in (-1, *changes) if len(changes) else ():
+        x = images[row] if row >= 0 else 0.0
         axes.axvline(x, color=NEUTRAL, linewidth=0.8, linestyle=":")
-        axes.text(
-            x, 0.99, f" {resolutions[row + 1]:.0f}", transform=axes.get_xaxis_transform(), va="top", color=NEUTRAL, fontsize=8
-        )
+        text = f" {resolutions[row + 1]:.0f}"
+        axes.text(x, 0.99, text, transform=axes.get_xaxis_transform(), va="top", color=NEUTRAL, fontsize=8)
 
 
 def _block_curves(losses, part):

@@ -503,8 +503,8 @@ def test_dashboard_marks_where_stages_begin(monkeypatch, tmp_path):
     figures.plot_dashboard(losses, figures.columns([], train.EVALUATION_COLUMNS), tmp_path / "a.png")
     for axes in drawn[0].axes:
         marks = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
-        assert marks == [2, 5]  # thousand images when the stage before ended
-        assert [text.get_text().strip() for text in axes.texts if "none yet" not in text.get_text()] == ["32", "64"]
+        assert marks == [0, 2, 5]  # thousand images when the stage before ended
+        assert [text.get_text().strip() for text in axes.texts if "none yet" not in text.get_text()] == ["16", "32", "64"]
 
 
 def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
