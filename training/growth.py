@@ -166,8 +166,8 @@ def restore_fade(critic, saved):
 def grow(old, new):
     """Carry a TrainingState over to one of the same or a higher resolution, whose blocks for the new resolutions stay untrained.
 
-    Averaged weights and Adam's moments go with their weights. Returns `new`. From an unconditional state to a conditional one,
-    embeddings are new and have no effect yet.
+    Averaged weights and Adam's moments go with their weights, and random numbers continue. Returns `new`. From an unconditional
+    state to a conditional one, embeddings are new and have no effect yet.
     """
     doublings = len(new.critic.blocks) - len(old.critic.blocks)
     for ours, theirs in ((old.model, new.model), (old.averaged, new.averaged)):
@@ -182,6 +182,7 @@ def grow(old, new):
     carry_moments(old.critic, old.critic_optimizer, new.critic, new.critic_optimizer, names)
     for part in ("augmentation", "path_length"):
         new.parts[part].load_state_dict(old.parts[part].state_dict())
+    new.rng.set_state(old.rng.get_state())
     return new
 
 

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, checkpoint, read_table, same_checkpoints, start
+from conftest import NETWORK, ROOT, TINY, checkpoint, make_once, read_table, same_checkpoints, seeded_rng, start
 from PIL import Image
 from reference import direct_upsample
 
@@ -29,8 +29,7 @@ from training.step import Batch, Options, TrainingState, train_step
 from utils import UserError, load_tensors
 
 CPU = torch.device("cpu")
-SMALL = {"resolution": 16, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
-LARGE = SMALL | {"resolution": 64}
+SMALL, LARGE = NETWORK | {"resolution": 16}, NETWORK | {"resolution": 64}
 RUN = ["--resolution", 64, "--grow", "--loss", "relativistic", "--gp_every", 2]
 
 
@@ -128,7 +127,7 @@ def state_of(network, **options):
 
 
 def random_images(count, side):
-    return torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(side)).clamp(-1, 1)
+    return torch.randn(count, 1, side, side, generator=seeded_rng(side)).clamp(-1, 1)
 
 
 def train_some(state, steps=4):
@@ -235,6 +234,11 @@ def test_moments_go_with_their_weights_and_new_weights_have_none(grown):
         assert 2 * sum(map(is_new, after)) < len(after)
     train_some(large, 1)  # and they can be used
     assert {float(moments["step"]) for moments in moments_by_name(large.critic, large.critic_optimizer).values()} == {1, 5}
+
+
+def test_random_numbers_continue(grown):
+    small, large = grown
+    assert torch.equal(torch.randn(5, generator=large.rng), torch.randn(5, generator=small.rng))
 
 
 def test_augmentation_and_path_length_carry_over(grown):
@@ -455,6 +459,7 @@ def test_a_run_grows_with_micro_batches(tmp_path, run, every_step, monkeypatch):
     assert sizes[0] == [16, 16] and sizes[1] == [8, 8] and sizes[-1] == [4, 4]
 
 
+@pytest.mark.slow
 def test_two_processes_grow_together(tmp_path, slices_dir):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     flags = ["--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", tmp_path, "--batch_size", 8, "--epochs", 7]
@@ -526,10 +531,12 @@ def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory, slices_dir):
-    """The folder of a finished run at 32x32 on NC."""
-    folder = tmp_path_factory.mktemp("source")
-    assert start(slices_dir, folder, "--classes", "NC", "--epochs", 3, "--lr", 0.01) == 0
-    return str(folder / "NC")
+    """The folder of a finished run at 32x32 on NC. Never write there."""
+
+    def train_source(folder):
+        assert start(slices_dir, folder, "--classes", "NC", "--epochs", 3, "--lr", 0.01) == 0
+
+    return str(make_once(tmp_path_factory, "source", train_source) / "NC")
 
 
 def first_state(folder):
@@ -598,7 +605,7 @@ def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, 
     conditional = str(tmp_path / "all-conditional")
     with pytest.raises(UserError, match="is told the class, so the new run must be, too: --classes all --conditional True"):
         start(slices_dir, tmp_path, "--epochs", 1, "--start_from", conditional)
-    larger = {"resolution": 16, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 2}
+    larger = SMALL | {"z_dim": 256, "w_dim": 256, "num_classes": 2}
     with pytest.raises(UserError, match="trained at 32x32, so --resolution must be at least 32"):
         read_source(conditional, larger)
     with pytest.raises(UserError, match="other sizes"):
