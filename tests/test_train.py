@@ -19,6 +19,7 @@ from modules import Generator
 from train import decay_factor, fill_defaults, mean_row
 from train import parse_args as parse_train
 from training import checkpoint as checkpoint_module
+from training import flags as training_flags
 from training import step as training_step
 from training.loss import PathLength
 from training.monitor import STATISTICS
@@ -68,10 +69,10 @@ def test_defaults_of_a_new_run_suit_the_device(ampere):
 
 
 def test_constants_of_training():
-    assert train.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
-    assert train.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
-    assert train.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
-    assert train.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 0.004}
+    assert training_flags.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
+    assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
+    assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
+    assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 0.004}
     assert (train.Z_DIM, train.W_DIM) == (256, 256)
 
 

@@ -350,6 +350,7 @@ def run(tmp_path, slices_dir):
     return lambda name, *more: start(slices_dir, tmp_path / name, *RUN, "--epochs", 14, *more)
 
 
+@pytest.mark.slow
 def test_a_run_grows_in_one_folder(tmp_path, run, every_step):
     assert run("a", "--save_every", 4, "--debug") == 0
     folder = tmp_path / "a/AD"
@@ -369,6 +370,7 @@ def test_a_run_grows_in_one_folder(tmp_path, run, every_step):
     assert load_critic(str(folder), CPU)(random_images(2, 64)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unplotted):
     stop_after(4)
     assert run("a", "--save_every", 1) == 128 + signal.SIGTERM
@@ -385,6 +387,7 @@ def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unpl
     assert epochs[0] == 0 and epochs[-1] == 14 and len(epochs) == 12  # of fifteen, through all stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(1, 2, 6), (3, 10, 14)])
 def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
     tmp_path, run, stop_after, unplotted, monkeypatch, stops
@@ -406,6 +409,7 @@ def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
     assert same_checkpoints(whole, stopped) and whole["images"] == 2 * 16 + 4 * 8 + 16 * 4
 
 
+@pytest.mark.slow
 def test_stages_by_time_end_at_their_share_of_the_minutes_and_never_come_back(tmp_path, slices_dir, every_step, monkeypatch):
     seconds = iter(range(10**6))
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
@@ -420,6 +424,7 @@ def test_stages_by_time_end_at_their_share_of_the_minutes_and_never_come_back(tm
     assert again and set(again) == {64}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_spreads_its_other_stages_over_its_minutes(tmp_path, slices_dir, every_step, stop_after, monkeypatch):
     seconds = iter(range(10**6))
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
@@ -434,6 +439,7 @@ def test_a_resumed_run_spreads_its_other_stages_over_its_minutes(tmp_path, slice
     assert sizes == sorted(sizes) and set(sizes) == {16, 32, 64} and checkpoint(tmp_path / "AD")["done"] == 1
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_after_growing_go_back_to_the_stage_before(tmp_path, run, every_step, monkeypatch):
     count, step_of = iter(range(10**6)), train.train_step
 
@@ -447,6 +453,7 @@ def test_gradients_that_are_not_finite_after_growing_go_back_to_the_stage_before
     assert [row["resolution"] for row in read_table(tmp_path / "a/AD/losses.csv")] == STEPS
 
 
+@pytest.mark.slow
 def test_a_run_grows_with_micro_batches(tmp_path, run, every_step, monkeypatch):
     sizes, train_step = [], train.train_step
 
