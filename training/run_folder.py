@@ -69,12 +69,16 @@ class RunFolder:
         saved = read_checkpoint(self.folder, warn=self.processes.leading)
         try:
             self.stage, self.first_resolution = Stage(**saved["stage"]), int(saved["first_resolution"])
+            if not 8 <= self.stage.resolution <= self.config["network"]["resolution"]:
+                raise ValueError
             state = new_state(self.stage.resolution)
             restore(state.parts, saved)
             restore_fade(state.critic, saved["fade"])
             self.seconds, self.skipped = float(saved["seconds"]), int(saved["skipped"])
             self.lr_scale, self.lr_decay, self.done = (float(saved[name]) for name in ("lr_scale", "lr_decay", "done"))
             if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1 and 0 <= self.lr_decay <= 1):
+                raise ValueError
+            if not (0 <= self.done <= 1 and 0 <= self.stage.images <= saved["images"] and 0 <= self.stage.epoch < 1e10):
                 raise ValueError
             self.restore_random_stream(state, saved)
         except Exception as error:
