@@ -226,6 +226,13 @@ def test_spectrum_db_rises_by_six_decibels_for_twice_the_contrast():
     torch.testing.assert_close(gap, torch.full((16,), 20 * math.log10(2)).double(), atol=1e-3, rtol=0)
 
 
+def test_spectrum_db_of_a_flat_image_is_the_noise_of_rounding_to_8_bits():
+    steps = torch.rand(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 10
+    variance = ((steps - steps.round()) / 127.5).square().mean().item()  # of x^2 of uniform x: 0.89 of its mean, over n values
+    expected = pytest.approx(10 * math.log10(variance), abs=5 * 10 / math.log(10) * 0.89 / math.sqrt(400_000))
+    assert distances.spectrum_db(torch.zeros(3, 1, dtype=torch.float64)).item() == expected
+
+
 def ssim_by_windows(a, b, scales):
     """MS-SSIM of two images in [0, 1] by a loop over windows in float64."""
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
@@ -248,9 +255,9 @@ def ssim_by_windows(a, b, scales):
 @pytest.mark.parametrize("side, scales", [(32, 2), (64, 3)])
 def test_ms_ssim_equals_a_loop_over_windows(side, scales):
     images = brains(2, 0, side)
-    for other in (images[1], noisy(images[:1], 20)[0], blurred(images[:1], 2)[0]):
-        a, b = (distances.as_batch(image[None]) for image in (images[0], other))
-        assert distances.ms_ssim(a, b).item() == pytest.approx(ssim_by_windows(images[0] / 255, other / 255, scales), abs=1e-4)
+    for other in (images[1] // 2, noisy(images[:1], 20)[0], blurred(images[:1], 2)[0]):
+        a, b = (distances.as_batch(image[None]).double() for image in (images[0], other))  # rounded to float32
+        assert distances.ms_ssim(a, b).item() == pytest.approx(ssim_by_windows(images[0] / 255, other / 255, scales), abs=1e-6)
 
 
 def test_ms_ssim_of_equal_images_is_one_and_of_opposites_near_zero():
@@ -303,10 +310,11 @@ def test_memorisation_does_not_take_blurred_images_for_copies():
     assert distances.memorisation(real, blurred(brains(100, 2), 3), train).share <= 0.03
 
 
-def test_nearest_images_equals_a_loop():
+@pytest.mark.parametrize("count, given", [(7, {"count": 7}), (50, {})])
+def test_nearest_images_equals_a_loop(count, given):
     train, images = brains(80, 0).astype(float), brains(5, 1).astype(float)
     relative, rows, mirrored = distances.nearest_images(
-        images.astype(np.uint8), distances.fit_neighbours(train.astype(np.uint8)), count=7
+        images.astype(np.uint8), distances.fit_neighbours(train.astype(np.uint8)), **given
     )
     for i, image in enumerate(images):
         found = sorted(
@@ -315,7 +323,7 @@ def test_nearest_images_equals_a_loop():
             for mirror, shown in ((False, image), (True, image[:, ::-1]))
         )
         assert (rows[i], mirrored[i]) == found[0][1:]
-        assert relative[i].item() == pytest.approx(found[0][0] / np.mean([distance for distance, *_ in found[:7]]), rel=1e-6)
+        assert relative[i].item() == pytest.approx(found[0][0] / np.mean([distance for distance, *_ in found[:count]]), rel=1e-6)
 
 
 def test_memorisation_refuses_real_images_that_are_all_in_the_training_set():

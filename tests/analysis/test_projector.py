@@ -240,6 +240,17 @@ def test_nearest_starts_are_the_nearest_of_the_class():
     torch.testing.assert_close(starts[1], drawn[1, 3])
 
 
+def test_spread_is_measured_from_the_mean_of_the_class_that_was_searched(monkeypatch):
+    monkeypatch.setattr(projector, "LATENTS", 64)
+    model = tiny(2)
+    drawn = [style_vectors(model.mapping, draw_z(64, 16, 0), label)[0] for label in (0, 1)]
+    projection = project(model, synthesize(model, torch.stack([drawn[0][40], drawn[1][5]])), [0, -1], 1)
+    assert projection.labels.tolist() == [0, 1]  # the second slice is that of a starting point
+    for w, of_class, spread in zip(projection.ws[:, 0], drawn, projection.spread):
+        size = (of_class - of_class.mean(0)).square().sum(1).mean().sqrt()
+        assert spread == pytest.approx(((w - of_class.mean(0)).norm() / size).item(), rel=1e-5)
+
+
 def test_move_class_from_one_mean_ends_at_the_other():
     model = tiny(2)
     ad, nc = (style_vectors(model.mapping, draw_z(projector.LATENTS, 16, 0), label)[0].mean(0) for label in (0, 1))

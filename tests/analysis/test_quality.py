@@ -101,6 +101,47 @@ def test_measure_quality_has_no_floor_for_few_images_and_refuses_other_sizes():
             quality.measure_quality(real, images)
 
 
+def described(seed):
+    """A Description of 20 images by random numbers: features, patches of two bands, power and similarity."""
+    rng = torch.Generator().manual_seed(seed)
+    features, power = torch.randn(20, 8, generator=rng) + 0.2 * seed, torch.rand(20, 16, generator=rng).double() * (1 + seed)
+    power[:, :8] /= 1 + 7 * seed  # weaker at low frequencies, stronger at high ones
+    patches = [torch.randn(20, 128, 49, generator=rng) ** (1 + 2 * seed) for _ in range(2)]
+    return quality.Description(features, patches, power, torch.rand(10, generator=rng))
+
+
+def test_compare_sets_gives_what_each_distance_gives():
+    real, fake = described(0), described(1)
+    values = quality.compare_sets(real, fake, 20, 12)
+    standard = distances.standardise(real.features, fake.features)
+    assert (values["kid_x1000"], values["kid_x1000_error"]) == tuple(1000 * x for x in distances.polynomial_mmd(*standard))
+    neighbourhoods = distances.prdc(real.features, fake.features)
+    assert {name: values[name] for name in neighbourhoods} == neighbourhoods
+    decibels = [10 * np.log10(of_set.power.numpy().mean(0) + (1 / 127.5) ** 2 / 12) for of_set in (real, fake)]
+    assert values["spectrum_db"] == pytest.approx(np.abs(decibels[0] - decibels[1]).mean())
+    rng = np.random.default_rng(0)
+    bands = [
+        1000 * distances.sliced_wasserstein(*(of_set.patches[i][:12].flatten(0, 1) for of_set in (real, fake)), rng) for i in (0, 1)
+    ]
+    assert [values["swd_x1000_32"], values["swd_x1000_16"]] == bands and values["swd_x1000"] == pytest.approx(sum(bands) / 2)
+    assert values["ms_ssim"] == fake.similarity.mean().item() and values["ms_ssim_real"] == real.similarity.mean().item()
+
+
+def test_measure_quality_searches_for_copies_of_training_images_among_generated_ones(monkeypatch):
+    asked, distant = [], torch.tensor([0.5, 0.7, 0.9])
+
+    def memorisation(*images_and_progress):
+        asked.append(images_and_progress[:3])
+        return distances.Memorisation(0.25, distant, 2 * distant, None, None)
+
+    monkeypatch.setattr(quality, "memorisation", memorisation)
+    images = real, fake, train = brains(8, 1), brains(7, 2), brains(6, 0)
+    values = quality.measure_quality(real, fake, train).values
+    assert all(a is b for a, b in zip(*asked, images))
+    assert values["memorised"] == 0.25
+    assert (values["nearest_fake"], values["nearest_real"]) == pytest.approx((0.7, 1.4))
+
+
 def test_set_sizes_that_each_distance_is_measured_at(monkeypatch):
     """Those that grow or fall with size use as many of both sets, and the sliced Wasserstein distance as many as its floor."""
     seen = {"prdc": [], "sliced_wasserstein": []}
