@@ -1,5 +1,6 @@
 # make demo: from nothing to trained models and their pictures.   make lint: static checks.
 # make quick: the tests of a minute, for every change.   make test: all of them.   make soak: 10,000 damaged inputs and 50 kills.
+# make mutants: would the tests notice a wrong formula? Hours; FILES="training/loss.py" for some files.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -9,7 +10,7 @@ DEMO := demo
 SMALL := --resolution 64 --loss relativistic --save_every 1 --max_minutes 2.75
 FULL := --save_every 5 --max_minutes 2
 
-.PHONY: demo quick test soak lint clean
+.PHONY: demo quick test soak mutants lint clean
 demo: $(VENV)/installed
 	$(PY) phantom.py $(DEMO)/AD_NC --subjects 100 --seed 0
 	@set -e; flags="$(SMALL)"; \
@@ -32,6 +33,9 @@ test: $(VENV)/installed-dev
 SEED := 0
 soak: $(VENV)/installed-dev
 	SOAK=$(SEED) $(PY) -m pytest -n auto --dist worksteal tests/test_fuzz.py tests/test_faults.py
+
+mutants: $(VENV)/installed-dev
+	$(PY) tests/mutants.py $(FILES)
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .

@@ -58,6 +58,11 @@ def test_separation_of_extreme_scores():
 # The controller
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_fixed_strength_is_the_given_one(p):
+    assert AugmentationStrength("fixed", p).p == p
+
+
 def test_constants_of_the_controller():
     assert ada.TARGET == 0.6  # Karras et al. 2020 (arXiv:2006.06676), section 3, of r_t
     assert ada.P_MAX == 0.8  # section 2.2: no leaks were found below it

@@ -25,7 +25,10 @@ from training.step import (
     mix_styles,
     train_step,
     update_average,
+    update_critic,
+    update_generator,
 )
+from utils import random_stream
 
 CPU = torch.device("cpu")
 SIDE = 8
@@ -501,6 +504,71 @@ def test_path_length_is_computed_on_half_a_batch_every_eighth_step(monkeypatch):
     for k in (0, 1, 7, 8, 12):
         assert ("path_length" in train_step(state, k, Batch(random_images(4)))) == (k % 8 == 0)
     assert sizes == [2, 2]
+
+
+def everything(dtype=torch.float32, **options):
+    """A state whose steps compute all that a step can, and a batch for them."""
+    options = {"loss": "relativistic", "augment": "fixed", "augment_p": 0.5, "path_length": 1.0, "style_mixing": 0.5} | options
+    labels = torch.tensor([0, 1, 1, 0])
+    return new_state(CONDITIONAL, dtype, **options), Batch(random_images(4), labels, random_images(4), labels)
+
+
+def test_step_draws_from_the_states_own_random_stream_alone():
+    state, batch = everything(seed=3)
+    assert torch.equal(state.rng.get_state(), random_stream("training, process 0", 3, CPU).get_state())
+    before = torch.get_rng_state()
+    train_step(state, 0, batch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_pass_through_the_networks_has_the_activations_dtype():
+    state, batch = everything(dtype=torch.bfloat16)
+    dtypes = []
+    for layer in (state.critic.from_image, state.model["generator"].blocks[-1].styles[-1].conv):
+        layer.register_forward_pre_hook(lambda _, inputs: dtypes.append(inputs[0].dtype))
+    train_step(state, 0, batch)
+    # The critic sees both kinds, the held-out images, R1's and R2's, and both kinds again; the generator draws once for both
+    # updates and once for the path length.
+    assert dtypes == [torch.bfloat16] * 8
+
+
+def test_generators_update_leaves_no_gradient_in_the_critic():
+    state, batch = everything()
+    update_critic(state, 0, [batch])
+    gradients = [weight.grad.clone() for weight in state.critic_weights]
+    update_generator(state, 0, [batch], None, torch.zeros([]))
+    assert all(torch.equal(before, weight.grad) for before, weight in zip(gradients, state.critic_weights))
+
+
+def test_gradients_terms_and_path_lengths_are_averaged_over_processes():
+    """An average that doubles everything: what comes of it is twice what a single process finds."""
+
+    def terms_of(factor):
+        state, batch = everything()
+        state.processes.average = lambda tensors: [tensor.mul_(factor) for tensor in tensors]
+        critic = update_critic(state, 0, [batch])
+        state, batch = everything()  # untouched weights for the generator's update
+        state.processes.average = lambda tensors: [tensor.mul_(factor) for tensor in tensors]
+        found = critic | update_generator(state, 0, [batch], None, torch.zeros([]))
+        return found | {"mean_length": state.path_length.mean.clone()}
+
+    alone, averaged = terms_of(1), terms_of(2)
+    assert alone.keys() == averaged.keys() and len(alone) > 12
+    for name, value in alone.items():
+        torch.testing.assert_close(averaged[name], 2 * value)
+
+
+def test_checkpoint_has_these_parts():
+    assert {name: type(part).__name__ for name, part in new_state().parts.items()} == {
+        "model": "ModuleDict",
+        "critic": "Discriminator",
+        "averaged": "ModuleDict",
+        "model_optimizer": "Adam",
+        "critic_optimizer": "Adam",
+        "augmentation": "AugmentationStrength",
+        "path_length": "PathLength",
+    }
+    assert new_state().activations.names
 
 
 def test_step_never_waits_for_a_number():
