@@ -50,8 +50,8 @@ def auc(scores, positive, weights=None):
     """
     values, rank = np.unique(scores, return_inverse=True)
     weights = np.ones(len(scores)) if weights is None else weights
-    positives = np.bincount(rank, weights * positive, len(values))  # weight at each value
-    negatives = np.bincount(rank, weights * ~positive, len(values))
+    positives = np.bincount(rank, weights * positive)  # weight at each value
+    negatives = np.bincount(rank, weights * ~positive)
     below = np.cumsum(negatives) - negatives / 2  # negatives below each value, and half of those that equal it
     pairs = positives.sum() * negatives.sum()
     return float((positives * below).sum() / pairs) if pairs else float("nan")

@@ -37,7 +37,7 @@ TARGETS = {
     "training/loss.py": Target("tests/training/test_loss.py"),
     "training/step.py": Target("tests/training/test_step.py"),
     "training/ada.py": Target("tests/training/test_ada.py"),
-    "training/augment.py": Target("tests/training/test_augment.py"),
+    "training/augment.py": Target("tests/training/test_augment.py", "move tone add_noise cut_out augment strongest"),
     "analysis/distances.py": Target("tests/analysis/test_distances.py"),
     "analysis/bootstrap.py": Target("tests/analysis/test_bootstrap.py"),
     "analysis/style_space.py": Target(

@@ -83,3 +83,9 @@ def test_bootstrap_over_subjects_is_as_wide_as_independent_subjects_make_it():
     by_subject, by_slice = (bootstrap(weighted_mean(values), groups) for groups in (subjects, np.arange(2000)))
     assert by_subject.high - by_subject.low == pytest.approx(2 * 1.96 * 200**-0.5, rel=0.2)
     assert by_slice.high - by_slice.low == pytest.approx(2 * 1.96 * 2000**-0.5, rel=0.2)
+
+
+def test_bootstrap_intervals_are_reproducible_and_depend_on_the_seed():
+    x = np.random.default_rng(0).normal(size=20)
+    first, again, other = (bootstrap(weighted_mean(x), np.arange(20), seed=seed) for seed in (3, 3, 4))
+    assert first == again != other
