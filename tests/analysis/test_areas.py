@@ -46,6 +46,12 @@ def test_constants_are_those_of_phantom():
     assert (areas.PIXEL_MM, areas.WIDTH, areas.WHITE) == (phantom.PIXEL_MM, phantom.WIDTH, phantom.SIGNAL["white"])
 
 
+def test_constants_of_the_measurement():
+    """AMOUNT was fitted with these; other values need another fit (python -m analysis.areas AD_NC --fit True)."""
+    assert areas.ELLIPSE == (0.55, 0.7, 0.1) and areas.SMOOTH == 100 and areas.SIDE == 64
+    assert areas.LEVELS == (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255)
+
+
 @pytest.mark.parametrize("tissue, correlation, bias", [("ventricle", 0.97, 0.08), ("grey", 0.93, 0.04), ("white", 0.96, 0.04)])
 def test_measured_areas_agree_with_the_truth_of_subjects_not_fitted_to(slices, tissue, correlation, bias):
     pixels, truth = slices
@@ -86,6 +92,20 @@ def test_remove_shading_divides_out_shading_and_brightness(slices):
     for tissue in areas.AMOUNT:
         np.testing.assert_allclose(measured[tissue], plain[tissue], rtol=0.06, atol=40)
     assert np.median(areas.remove_shading(shaded)[pixels > 185]) == pytest.approx(areas.WHITE, rel=0.03)
+
+
+def test_shading_varies_by_a_factor_of_two_at_most_within_a_slice():
+    """White matter in one corner alone, ever brighter: its quadratic would reach far beyond at the other."""
+    pixels = np.full((1, 64, 64), 30, np.uint8)
+    pixels[0, :24, :24] = np.linspace(120, 220, 24) * np.linspace(0.9, 1.1, 24)[:, None]
+    shading = pixels.astype(float) * areas.WHITE / areas.remove_shading(pixels)
+    assert shading.max() / shading.min() == pytest.approx(1.4 / 0.7)
+
+
+def test_central_ellipse_is_placed_by_what_is_brighter_than_fluid():
+    bright, dim = np.zeros((2, 64, 64)), np.full((2, 64, 64), 0.14 * areas.WHITE)  # around it, noise
+    bright[:, 10:50, 20:40], dim[:, 10:50, 20:40] = areas.WHITE, 0.16 * areas.WHITE
+    np.testing.assert_array_equal(areas.central_ellipse(dim), areas.central_ellipse(bright))
 
 
 def test_measured_areas_of_a_slice_depend_neither_on_mirroring_nor_on_other_slices(slices):

@@ -129,6 +129,21 @@ def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_
     assert classify(unseen, unseen, unseen, {**groups, "NC": None})["resampled"] == "slices"
 
 
+def test_summary_of_scores_by_seed_and_its_interval_over_groups_within_classes(monkeypatch):
+    is_ad, groups, resampled = np.array([True, True, False, False]), np.array(list("abcd")), []
+    scores = [np.array([4, 3, 2, 1]), np.array([4, 1, 3, 2])]  # AUC of 1 and of 1 / 2
+
+    def bootstrap(statistic, *groups_and_strata):
+        resampled.extend(groups_and_strata)
+        return statistic(np.array([1.0, 0.0, 1.0, 1.0])), statistic(np.array([0.0, 1.0, 1.0, 1.0]))
+
+    monkeypatch.setattr(classifier, "bootstrap", bootstrap)
+    found = classifier.summary(scores, is_ad, groups)
+    assert found["seeds"] == [1, 0.5] and found["spread"] == pytest.approx(math.sqrt(2 * 0.25**2))  # with N - 1
+    assert found["auc"] == (1, 0.5)  # each the mean of both seeds: of 1 and 1, and of 1 and 0
+    assert all(a is b for a, b in zip(resampled, (groups, is_ad), strict=True))
+
+
 @pytest.mark.parametrize("kind", ["real", "generated", "unseen"])
 def test_classify_refuses_a_missing_class(kind):
     both, ad_only = {"AD": discs(3, 8, 0), "NC": discs(3, 8, 0)}, {"AD": discs(3, 8, 0)}

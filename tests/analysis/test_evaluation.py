@@ -43,6 +43,19 @@ def test_scores_by_class_are_those_of_each_class():
         np.testing.assert_allclose(np.sort(scores[name]), np.sort(expected), atol=2e-5)
 
 
+def test_critic_scores_batches_that_mix_the_classes(monkeypatch):
+    """As in training, where a slice's score depends on the others of its batch."""
+    batches = []
+
+    def forward(self, images, labels):
+        batches.append(labels.double().mean().item())
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(Planted, "forward", forward)
+    evaluation.scores_by_class(Planted(), {"AD": random_slices(80), "NC": random_slices(80, seed=1)}, "cpu")
+    assert len(batches) == 10 and all(0.1 < share < 0.9 for share in batches)  # half of 16, give or take an eighth
+
+
 def test_critic_gaps_are_in_standard_deviations():
     rng = np.random.default_rng(0)
     scores = {"train": rng.normal(3, 1, 40000), "unseen": rng.normal(2, 1, 40000), "generated": rng.normal(-2, 7, 40000)}

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis import style_space as styles
 from analysis.bootstrap import Interval, auc
@@ -69,6 +71,23 @@ def test_probe_scores_never_fit_to_the_twin_of_a_held_out_vector():
     points = np.concatenate([a, a])
     assert auc(styles.probe_scores(points, classes, groups), classes == 1) == pytest.approx(0.5, abs=1e-9)
     assert auc(styles.probe_scores(points, classes, np.arange(120)), classes == 1) < 0.45
+
+
+def test_probe_is_a_logistic_regression_with_a_penalty_of_half_its_squared_weights():
+    """0.01 times the sum of log(1 + exp(-y f)), plus |w|^2 / 2, minimised by SciPy on the same folds."""
+    rng, classes = np.random.default_rng(2), np.arange(60) % 2
+    points, groups = rng.normal(size=(60, 3)) * (1, 5, 0.1) + classes[:, None], np.arange(60) // 2
+    expected = np.empty(60)
+    for fitted, held_out in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(points, classes, groups):
+        x = (points - points[fitted].mean(0)) / points[fitted].std(0)
+        signs = 2 * classes[fitted] - 1
+
+        def loss(w, x=x[fitted], signs=signs):
+            return 0.01 * np.logaddexp(0, -signs * (x @ w[:3] + w[3])).sum() + w[:3] @ w[:3] / 2
+
+        w = minimize(loss, np.zeros(4), tol=1e-10).x
+        expected[held_out] = x[held_out] @ w[:3] + w[3]
+    np.testing.assert_allclose(styles.probe_scores(points, classes, groups), expected, atol=1e-3)  # both stop near the minimum
 
 
 def test_untrained_mapping_networks_of_two_seeds_are_separated():
