@@ -118,8 +118,13 @@ def test_to_grey_clips_integers_beyond_16_bit():
 def test_to_grey_of_floats_guesses_white_from_the_maximum(white):
     values = np.array([[0, 0.25, 0.5, 1]], np.float32) * white
     assert np.abs(np.asarray(to_grey(Image.fromarray(values)), int) - [[0, 64, 127, 255]]).max() <= 1
-    broken = np.array([[np.nan, -white, white, np.inf]], np.float32)
-    assert np.asarray(to_grey(Image.fromarray(broken))).tolist() == [[0, 0, 255, 0]]
+    broken = np.array([[np.nan, -white, white, np.inf, -np.inf]], np.float32)
+    assert np.asarray(to_grey(Image.fromarray(broken))).tolist() == [[0, 0, 255, 0, 0]]
+
+
+def test_to_grey_of_floats_clips_what_exceeds_every_range():
+    grey = to_grey(Image.fromarray(np.array([[1e6, 65535, 0]], np.float32)))
+    assert grey.mode == "L" and np.asarray(grey).tolist() == [[255, 255, 0]]
 
 
 # Squares --------------------------------------------------------------------------------------------------------------

@@ -318,6 +318,53 @@ def test_noise_is_random_fixed_or_none():
     assert not [key for key in generator.state_dict() if "fixed_noise" in key]
 
 
+def test_fixed_noise_is_seeded_by_resolution_and_place():
+    """Not saved with the weights: another seed would change the images of every saved generator."""
+    generator = Generator(16, 64, 4, 8)
+    for block, seeds in zip(generator.blocks, ([8], [17, 16], [33, 32])):
+        for style, seed in zip(block.styles, seeds, strict=True):
+            side = style.fixed_noise.shape[-1]
+            expected = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(style.fixed_noise, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("noise", ["random", "fixed", "none", "map"])
+def test_every_kind_of_noise_works_in_bfloat16(noise):
+    """One rounding of noise and one of the sum, of a few units: a few times 2^-9."""
+    block, x, w = StyleBlock(4, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 8)
+    noise = torch.randn(2, 1, 8, 8) if noise == "map" else noise
+    exact, narrow = (
+        features(*block(x.to(dtype), torch.ones(2, 4), w, noise, torch.Generator().manual_seed(0))).float()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    torch.testing.assert_close(narrow, exact, rtol=0.05, atol=0.05)
+
+
+def test_networks_are_built_from_their_settings():
+    network = {"resolution": 16, "channel_base": 96, "channel_max": 13, "z_dim": 5, "w_dim": 7, "num_classes": 3}
+    (mapping, generator), critic = (lambda model, critic: (model.values(), critic))(*modules.build_networks(network))
+    assert mapping(torch.randn(2, 5), torch.tensor([0, 2])).shape == (2, 7) and mapping.num_classes == 3
+    assert [block.styles[-1].conv.weight.shape[:2] for block in generator.blocks] == [(13, 13), (12, 12), (6, 6)]
+    assert generator(torch.randn(2, 7)).shape == (2, 1, 16, 16)
+    assert [block.conv2.weight.shape[:2] for block in critic.blocks] == [(12, 6), (13, 12)]
+    assert critic.embedding.weight.shape == (3, 13)
+
+
+def test_fade_is_given_images_and_features_at_its_resolution():
+    class Fade:
+        resolution = 8
+
+        def __call__(self, images, x):
+            seen.append((images, x.shape[2]))
+            return 0 * x
+
+    critic, images, seen = Discriminator(16, 64, 4), torch.randn(4, 1, 16, 16), []
+    plain, critic.fade = critic(images), Fade()
+    faded = critic(images)
+    assert len(seen) == 1 and seen[0][0] is images and seen[0][1] == 8
+    assert not torch.allclose(plain, faded) and torch.allclose(faded, critic(torch.zeros_like(images)))
+
+
 def test_noise_maps_can_be_given_one_per_style_block_and_image():
     generator, w = Generator(32, 256, 8, 16).eval(), torch.randn(2, 16)
     blocks = [style for block in generator.blocks for style in block.styles]

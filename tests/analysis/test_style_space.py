@@ -51,6 +51,8 @@ def test_style_separation_of_one_cloud_and_of_two():
     for interval in mixed:
         assert interval.low - 0.02 < 0.5 < interval.high + 0.02
     assert 0.7 < moved.auc.low < moved.auc.value < moved.auc.high < 1
+    assert 0.5 < moved.alike.low < moved.alike.value < moved.alike.high < 1
+    assert styles.style_separation(a, b + 0.6) == moved  # the resampling is seeded
     assert min(apart.alike.low, apart.auc.low) == 1
 
 
