@@ -269,7 +269,7 @@ def radial_power(images):
     x, y = np.arange(side // 2 + 1), np.fft.fftfreq(side, 1 / side)
     ring = np.rint(np.hypot(x, y[:, None])).astype(int).ravel()
     weight = np.broadcast_to(np.where((x == 0) | (x == side // 2), 1.0, 2.0), (side, len(x))).ravel()
-    sums = np.stack([np.bincount(ring, weight * row, ring.max() + 1) for row in power.cpu().numpy()])
+    sums = np.stack([np.bincount(ring, weight * row) for row in power.cpu().numpy()])
     return torch.from_numpy(sums / np.bincount(ring, weight))[:, 1 : side // 2 + 1]
 
 

@@ -39,7 +39,11 @@ TARGETS = {
     "training/step.py": Target("tests/training/test_step.py"),
     "training/ada.py": Target("tests/training/test_ada.py"),
     "training/augment.py": Target("tests/training/test_augment.py", "move tone add_noise cut_out augment"),
-    "analysis/distances.py": Target("tests/analysis/test_distances.py"),
+    "analysis/distances.py": Target(
+        "tests/analysis/test_distances.py",
+        "standardise polynomial_mmd kid prdc filter_separable smooth laplacian_pyramid draw_patches sliced_wasserstein _sort_rows "
+        "radial_power spectrum_db ms_ssim memorisation fit_neighbours nearest_images _small_pixels",
+    ),
     "analysis/bootstrap.py": Target("tests/analysis/test_bootstrap.py"),
     "analysis/style_space.py": Target(
         "tests/analysis/test_style_space.py", "style_separation neighbour_shares probe_scores verdict split_like epochs_to_show"
@@ -54,6 +58,7 @@ IGNORED = r"""
     ^\s*raise\b
     ^\s*f?".*"[,)]*$
     \bprint\(
+    \btqdm\(
     \blabel=
 """
 

@@ -94,6 +94,14 @@ def test_remove_shading_divides_out_shading_and_brightness(slices):
     assert np.median(areas.remove_shading(shaded)[pixels > 185]) == pytest.approx(areas.WHITE, rel=0.03)
 
 
+def test_remove_shading_fits_every_term_of_a_quadratic():
+    """White matter alone under a shading with all six terms: what remains is the rounding to 8 bits, half a level of 150."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    shading = 1 + 0.04 * x - 0.03 * y + 0.05 * x * y + 0.03 * x * x - 0.04 * y * y
+    flat = areas.remove_shading(np.rint(150 * shading).astype(np.uint8)[None])
+    np.testing.assert_allclose(flat, areas.WHITE, rtol=0.5 / 150 * 1.5)
+
+
 def test_shading_varies_by_a_factor_of_two_at_most_within_a_slice():
     """White matter in one corner alone, ever brighter: its quadratic would reach far beyond at the other."""
     pixels = np.full((1, 64, 64), 30, np.uint8)
@@ -140,6 +148,14 @@ def test_fit_amount_finds_planted_amounts():
     rng = np.random.default_rng(0)
     by_level, amount = rng.uniform(0, 1000, (200, 11)), np.linspace(-0.2, 1.3, 11)  # straight: smoothing leaves it alone
     np.testing.assert_allclose(areas.fit_amount(by_level, by_level @ amount), amount, rtol=1e-9)
+
+
+def test_fit_amount_penalises_bends_by_its_weight_for_every_slice():
+    rng = np.random.default_rng(1)
+    by_level, truth = rng.uniform(0, 1000, (50, 11)), rng.uniform(0, 1000, 50)
+    bends = np.array([[(j == i) - 2 * (j == i + 1) + (j == i + 2) for j in range(11)] for i in range(9)])
+    normal = by_level.T @ by_level + len(truth) * areas.SMOOTH**2 * bends.T @ bends
+    np.testing.assert_allclose(areas.fit_amount(by_level, truth), np.linalg.solve(normal, by_level.T @ truth), rtol=1e-7)
 
 
 def test_true_means_are_those_of_the_training_slices(tmp_path):

@@ -122,6 +122,18 @@ def test_kid_does_not_depend_on_scale_and_offset():
     assert standard.mean(0).abs().max() < 1e-6 and standard.square().mean() == pytest.approx(1)
 
 
+def test_kid_is_the_mmd_of_standardised_features():
+    real, fake = np.random.default_rng(3).normal(size=(2, 40, 6)) + np.array([2, 2.5])[:, None, None]
+    deviation = math.sqrt(np.square(real - real.mean(0)).mean())
+    x, y = (torch.from_numpy((features - real.mean(0)) / deviation) for features in (real, fake))
+
+    def kernel(a, b):
+        return (a @ b.T / 6 + 1) ** 3
+
+    within = sum((kernel(a, a).sum() - kernel(a, a).trace()) / (40 * 39) for a in (x, y))
+    assert distances.kid(real, fake) == pytest.approx((within - 2 * kernel(x, y).mean()).item(), rel=1e-9)
+
+
 def test_prdc_of_points_on_a_line_by_hand():
     """The radii of the real balls are all 1, those of the generated ones 0.5, 0.5, 2, 2."""
     real, fake = torch.tensor([[0.0], [1], [2], [3]]), torch.tensor([[0.5], [1], [10], [12]])
@@ -154,6 +166,14 @@ def test_prdc_of_equal_distributions_has_its_expected_values():
     found = distances.prdc(points[:600], points[600:])
     assert found["density"] == pytest.approx(1, abs=0.1)
     assert found["coverage"] == pytest.approx(1 - 0.5**5, abs=0.03)  # eq. 9 of Naeem et al. 2020
+
+
+def test_prdc_counts_every_chunk_of_generated_images():
+    """The first chunk of 512 lies among the real points, the second far from all of them."""
+    points = np.random.default_rng(0).normal(size=(1112, 2))
+    found = distances.prdc(points[:600], np.concatenate([points[600:], points[:88] + 1000]))
+    assert found["precision"] == pytest.approx(512 / 600, abs=0.02)
+    assert found["coverage"] > 0.9 and found["recall"] > 0.9
 
 
 # ---------------------------------------------------------------------------------------------------------------------
