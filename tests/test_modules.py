@@ -57,6 +57,53 @@ def test_constants_of_the_networks():
     assert (mapping.z_dim, mapping.w_dim, len(mapping.layers), mapping.mean_beta) == (256, 256, 8, 0.995)
 
 
+def test_biases_and_noise_strengths_start_at_their_values():
+    network = {"resolution": 16, "channel_base": 64, "channel_max": 8, "z_dim": 4, "w_dim": 8, "num_classes": 0}
+    model, critic = modules.build_networks(network)
+    assert sorted(model) == ["generator", "mapping"] and model["mapping"].w_mean.shape == (1, 8)
+    for block in model["generator"].blocks:
+        for layer in (block.to_image, *(style.conv for style in block.styles)):
+            assert (layer.affine.bias == 1).all()  # Karras et al. 2020, appendix B: styles start at 1
+        for style in block.styles:
+            assert (style.bias == 0).all() and torch.allclose(modules.NOISE_LR * style.noise_strength, torch.tensor(0.25))
+    assert model["generator"].constant.shape == (1, 8, 4, 4)
+    for block in critic.blocks:
+        assert block.skip.bias is None and (block.conv1.bias == 0).all() and (block.conv2.bias == 0).all()
+    assert (critic.from_image.bias == 0).all() and (critic.conv.bias == 0).all()
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_mapping_is_the_paper_written_out(classes):
+    mapping, z, labels = MappingNetwork(5, 7, classes).double(), torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 2, 1, 2])
+    for layer in mapping.layers:
+        torch.nn.init.normal_(layer.bias, std=30)
+    inputs = [z, mapping.embedding.weight[labels]] if classes else [z]
+    x = torch.cat([part / (part.square().mean(1, keepdim=True) + 1e-8).sqrt() for part in inputs], 1).detach().numpy()
+    for layer in mapping.layers:
+        weight, bias = (0.01 * math.sqrt(2 / 1.04) * p.detach().numpy() for p in (layer.weight, layer.bias))
+        x = x @ weight.T / math.sqrt(x.shape[1]) + bias
+        x = np.where(x > 0, x, 0.2 * x)
+    w = mapping(z, labels if classes else None)
+    np.testing.assert_allclose(w.detach().numpy(), x, rtol=1e-10, atol=1e-12)
+    assert mapping.truncate(w, 1.0, labels if classes else None).shape == w.shape
+
+
+def test_critic_blocks_up_to_exact_pixels_keep_the_images_dtype():
+    critic, images = Discriminator(32, 64, 4), torch.randn(4, 1, 32, 32)
+
+    def dtypes(**options):
+        found = []
+        hooks = [block.register_forward_pre_hook(lambda _, x: found.append(x[0].dtype)) for block in critic.blocks]
+        critic(images, **options)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    assert dtypes() == [torch.float32] * 3  # blocks at 32, 16 and 8
+    assert dtypes(dtype=torch.bfloat16) == [torch.bfloat16] * 3
+    assert dtypes(dtype=torch.bfloat16, exact=16) == [torch.bfloat16, torch.float32, torch.float32]
+
+
 def test_mapping_network_learns_at_a_hundredth_of_the_learning_rate():
     """Karras et al. 2019, section C: a step of Adam moves every stored weight alike, and weights count a hundredth."""
     mapping = MappingNetwork(16, 8)

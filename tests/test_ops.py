@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ops
 from modules import Discriminator
-from ops import SLOPE, blur, convolve, downsample, input_gradients_only, leaky_relu, upsample
+from ops import SLOPE, blur, convolve, downsample, input_gradients_only, leaky_relu, resample, upsample
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,16 @@ def test_resampling_matches_the_direct_sum(ours, direct):
         y = ours(x.contiguous(memory_format=layout))
         expected = np.array([[direct(image) for image in sample] for sample in x.numpy()])
         np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
+
+
+def test_resample_takes_means_of_squares_and_upsamples():
+    x = torch.randn(2, 1, 16, 8, dtype=torch.float64)[:, :, ::2]  # 8x8, not contiguous
+    for side in (4, 2):
+        means = x.reshape(2, 1, side, 8 // side, side, 8 // side).mean((3, 5))
+        torch.testing.assert_close(resample(x, side), means, rtol=1e-12, atol=1e-12)
+    assert resample(x, 8) is x
+    torch.testing.assert_close(resample(x, 16), upsample(x), rtol=0, atol=0)
+    torch.testing.assert_close(resample(x, 32), upsample(upsample(x)), rtol=0, atol=0)
 
 
 def test_resampling_keeps_a_flat_image_away_from_the_edge():
