@@ -63,7 +63,7 @@ def to_grey(image):
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0, posinf=0)
+        values = np.nan_to_num(np.asarray(image), posinf=0)
         white = next((white for white in (1, 255) if values.max() <= white), 65535)
         return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
     if image.has_transparency_data:

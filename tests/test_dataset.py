@@ -110,8 +110,8 @@ def test_to_grey_scales_16_bit_files(tmp_path):
 
 
 def test_to_grey_clips_integers_beyond_16_bit():
-    image = Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32))
-    assert np.asarray(to_grey(image)).tolist() == [[0, 0, 255, 255]]
+    grey = to_grey(Image.fromarray(np.array([[-500, 0, 65535, 70000]], np.int32)))
+    assert grey.mode == "L" and np.asarray(grey).tolist() == [[0, 0, 255, 255]]
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535])
@@ -123,8 +123,8 @@ def test_to_grey_of_floats_guesses_white_from_the_maximum(white):
 
 
 def test_to_grey_of_floats_clips_what_exceeds_every_range():
-    grey = to_grey(Image.fromarray(np.array([[1e6, 65535, 0]], np.float32)))
-    assert grey.mode == "L" and np.asarray(grey).tolist() == [[255, 255, 0]]
+    grey = to_grey(Image.fromarray(np.array([[1e6, 65535, 65407, 65406, 0]], np.float32)))  # 254.502 and 254.498 of 255
+    assert grey.mode == "L" and np.asarray(grey).tolist() == [[255, 255, 255, 254, 0]]
 
 
 # Squares --------------------------------------------------------------------------------------------------------------
@@ -156,6 +156,17 @@ def test_pad_and_resize_is_antialiased():
     checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     result = np.asarray(pad_and_resize(Image.fromarray(checkerboard), 32), int)
     assert np.abs(result[2:-2, 2:-2] - 127.5).max() < 4
+
+
+def test_pad_and_resize_is_by_lanczos():
+    """The filter with three lobes on either side: at twice the size, its response to a step as a sum over the pixels."""
+    step = np.zeros((32, 32), np.uint8)
+    step[:, 16:] = 200
+    place = (np.arange(64) + 0.5) / 2 - 0.5
+    distance = place[:, None] - np.arange(32)
+    weight = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+    expected = (weight / weight.sum(1, keepdims=True)) @ step[0]
+    np.testing.assert_allclose(np.asarray(pad_and_resize(Image.fromarray(step), 64))[32], expected.clip(0, 255), atol=1)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -379,7 +390,8 @@ def test_to_uint8_is_the_inverse_of_to_float():
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
     images = to_float(values)
     assert images.shape == (1, 1, 16, 16) and images.dtype == torch.float32
-    assert images.min() == -1 and images.max() == 1 and torch.equal(to_uint8(images), values)
+    assert images.min() == -1 and images.max() == 1
+    assert torch.equal(to_uint8(images), values) and to_uint8(images).dtype == torch.uint8
     np.testing.assert_allclose(images.flatten().numpy(), np.linspace(-1, 1, 256), atol=1e-6)
     assert to_uint8(torch.tensor([-3.0, 3.0, 0.001]).reshape(3, 1, 1, 1)).flatten().tolist() == [0, 255, 128]
 
