@@ -19,7 +19,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, answer_early, atomic_path, number, printable, run_cli
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, answer_early, atomic_path, has_room, number, printable, run_cli
 
 
 def parse_args(argv=None):
@@ -408,13 +408,13 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
 
     Each pass is in a new random order, and `flip` mirrors each slice left-right with probability 0.5. Batch k is the same
     whether the iterator starts at step 0 or at `start_step=k`. Of each batch of `batch_size` only its `shard` is read and given.
-    resident: keep all pixels on the device; None: if it is CUDA and they take at most a third of its free memory.
+    resident: keep all pixels on the device; None: if it is CUDA and has room for them.
     A background thread prepares the next batch, in pinned memory for CUDA; closing the iterator ends the thread.
     """
     device = torch.device(device)
     pixel_bytes = len(slices) * slices.resolution**2
     if resident is None:
-        resident = device.type == "cuda" and pixel_bytes <= torch.cuda.mem_get_info(device)[0] / 3
+        resident = has_room(device, pixel_bytes)
     if resident:
         all_labels = torch.from_numpy(slices.labels).to(device)
         all_pixels = torch.empty(len(slices), slices.resolution, slices.resolution, dtype=torch.uint8, device=device)

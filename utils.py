@@ -237,6 +237,13 @@ def keep_freed_memory():
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def has_room(device, size):
+    """Whether `size` bytes take at most a third of a CUDA torch.device's free memory; False for another device."""
+    import torch
+
+    return device.type == "cuda" and 3 * size <= torch.cuda.mem_get_info(device)[0]
+
+
 def pick_dtype(amp, device):
     """The torch.dtype of activations for `--amp`; None means bfloat16 where the processor has instructions for it.
 

@@ -407,6 +407,13 @@ def test_batches_are_the_slices_with_their_labels(data, resident):
         np.testing.assert_allclose(images[:, 0].numpy(), np.stack(expected) / 127.5 - 1, atol=1e-6)
 
 
+def test_batches_stay_on_a_device_that_has_room_for_all_pixels(data, monkeypatch):
+    slices, asked = load(data), []
+    monkeypatch.setattr(dataset, "has_room", lambda device, size: asked.append((str(device), size)) or True)
+    assert same_batches(take(3, slices, resident=None), take(3, slices, resident=True))
+    assert asked == [("cpu", slices[:].size)]
+
+
 def test_batches_repeat_for_a_seed_and_can_start_at_any_step(data):
     slices = load(data)
     straight = take(10, slices)

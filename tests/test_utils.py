@@ -465,3 +465,9 @@ def test_flags_are_answered_without_pytorch(script, flag, status):
     done = subprocess.run([sys.executable, "-c", code, os.path.join(ROOT, script), flag], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status and "modules: sys" in done.stdout
     assert not {"torch", "numpy", "matplotlib", "umap", "PIL"} & set(done.stdout.split("modules:")[1].split())
+
+
+def test_has_room_for_a_third_of_a_gpus_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (300, 1000))
+    gpu = torch.device("cuda:1")
+    assert utils.has_room(gpu, 100) and not utils.has_room(gpu, 101) and not utils.has_room(torch.device("cpu"), 1)
