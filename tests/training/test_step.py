@@ -568,7 +568,7 @@ def test_checkpoint_has_these_parts():
         "augmentation": "AugmentationStrength",
         "path_length": "PathLength",
     }
-    assert new_state().activations.names
+    assert new_state().activations.names and new_state().resolution == SIDE
 
 
 def test_step_never_waits_for_a_number():
