@@ -26,7 +26,8 @@ TINY_NETWORK = "--resolution 32 --channel_base 128 --channel_max 8".split()  # t
 TINY = [*TINY_NETWORK, *"--batch_size 4 --eval_every 0 --device cpu --amp False".split()]
 
 
-def seed_global_generators(number):
+def start_alike(number):
+    torch.set_num_threads(1)  # what ran before, such as UMAP's threads, may have changed it, and with it the last digits
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
@@ -34,13 +35,13 @@ def seed_global_generators(number):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Global random numbers are the same in every test and fixture, whatever ran before; a test's are not its fixtures'."""
-    seed_global_generators(0)
+    """Random numbers and threads are the same in every test and fixture, whatever ran before; a test's numbers not its fixtures'."""
+    start_alike(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call():
-    seed_global_generators(1)
+    start_alike(1)
 
 
 def seeded_rng(seed=0):
