@@ -35,7 +35,7 @@ def start_alike(number):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Random numbers and threads are the same in every test and fixture, whatever ran before; a test's numbers not its fixtures'."""
+    """Random numbers and threads are the same in every test and fixture, whatever ran before."""
     start_alike(0)
 
 
