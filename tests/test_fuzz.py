@@ -43,6 +43,8 @@ from training import augment
 from training.run_folder import check_same_run
 from utils import RESOLUTIONS, UserError, load_tensors, read_config, read_network, run_cli, save_tensors
 
+pytestmark = pytest.mark.slow
+
 configuration.set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))  # nothing in the repository
 
 
@@ -665,7 +667,6 @@ def other_values(draw, tree):
     return {**tree, key: draw(other_values(tree[key]))}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unplotted")
 @cases(6)
 @given(data=st.data())
@@ -679,7 +680,6 @@ def test_damaged_checkpoints_are_refused_or_resumed_from_the_one_before(saved, s
             assert same_checkpoints(checkpoint(folder / "AD"), checkpoint(saved / "AD"))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unplotted")
 @cases(6)
 @given(data=st.data())
@@ -745,7 +745,6 @@ def test_generator_of_a_huge_network_takes_no_memory(saved):
                 load_model(str(folder / "AD"), "cpu")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unplotted")
 @cases(15)
 @given(data=st.data())
@@ -769,7 +768,6 @@ TABLE = st.lists(
 ).map(lambda rows: "\n".join(map(",".join, rows)))
 
 
-@pytest.mark.slow
 @cases(6)
 @given(data=st.data())
 def test_damaged_tables_never_end_a_run(saved, slices_dir, data):

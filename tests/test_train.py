@@ -346,6 +346,7 @@ def test_runs_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, sl
 # Alerts, provoked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, spoil",
     [
@@ -368,6 +369,7 @@ def test_a_failing_generator_raises_its_alert_once(tmp_path, slices_dir, monkeyp
         assert f"{tmp_path}/AD: {name}: " in capsys.readouterr().out  # says which run it is
 
 
+@pytest.mark.slow
 def test_an_overfitting_critic_raises_its_alert_once(tmp_path, slices_dir, monkeypatch, unplotted):
     class Overfitting:
         def __init__(self, *_):
@@ -416,6 +418,7 @@ def poison(monkeypatch):
     return poison
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -435,6 +438,7 @@ def test_a_step_with_such_gradients_is_skipped_and_reported(tmp_path, slices_dir
     assert all(math.isfinite(row["critic_loss"]) for row in read_table(tmp_path / "AD/losses.csv"))
 
 
+@pytest.mark.slow
 def test_a_path_length_that_is_not_finite_skips_the_generator_s_step_alone(tmp_path, slices_dir, log_steps, monkeypatch):
     log_steps(1)
     forward, calls = PathLength.forward, []

@@ -95,6 +95,7 @@ def validate(train_corner, test_corner, generated, batch_size=20, classes=0, cri
 # Rows of evaluations.csv
 
 
+@pytest.mark.slow
 def test_validation_tells_slices_of_the_same_kind_from_noise_and_from_a_collapsed_generator(monkeypatch):
     monkeypatch.setattr(validation, "VALIDATED", 60)
     measure = Validation(Discs(70, 0, 0), Discs(70, 1, 0), 8, 0, torch.device("cpu"))

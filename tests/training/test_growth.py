@@ -273,6 +273,7 @@ def test_an_enlarged_generator_fits_the_network_and_draws_the_same_images(grown,
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_conditional_state_begins_as_the_unconditional_one_whatever_the_class(float64):
     small = train_some(state_of(SMALL))
     conditional = grow(small, state_of(LARGE | {"num_classes": 2}))
@@ -478,6 +479,7 @@ def test_two_processes_grow_together(tmp_path, slices_dir):
     assert {row["resolution"] for row in read_table(tmp_path / "AD/losses.csv")} == {16, 32, 64}
 
 
+@pytest.mark.slow
 def test_a_direct_run_can_be_continued_by_one_that_grows_and_the_other_way_round(tmp_path, run, stop_after, every_step, capsys):
     assert run("a", "--epochs", 1, "--grow", "False") == 0
     assert run("a", "--epochs", 2) == 0
@@ -556,6 +558,7 @@ def fits_within(small, large):
     return all(torch.equal(value, large[name]) for name, value in small.items())
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_one_of_other_classes_at_the_same_resolution(tmp_path, slices_dir, source, unplotted, capsys):
     assert start(slices_dir, tmp_path, "--epochs", 1, "--start_from", source) == 0
     before, after = checkpoint(source), first_state(tmp_path / "AD")
@@ -565,6 +568,7 @@ def test_a_run_starts_from_one_of_other_classes_at_the_same_resolution(tmp_path,
     assert start(slices_dir, tmp_path, "--epochs", 2, "--start_from", "gone") == 0  # resumes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grow_too", [False, True])
 def test_a_run_starts_from_one_of_a_lower_resolution(tmp_path, slices_dir, source, every_step, grow_too, capsys):
     flags = ["--resolution", 128, "--epochs", 3, "--grow", grow_too, "--save_every", 100]
@@ -579,6 +583,7 @@ def test_a_run_starts_from_one_of_a_lower_resolution(tmp_path, slices_dir, sourc
         assert fits_within(checkpoint(source)["averaged"], state["averaged"])
 
 
+@pytest.mark.slow
 def test_a_conditional_run_starts_from_an_unconditional_one(tmp_path, slices_dir, source, unplotted, capsys):
     flags = ["--classes", "all", "--conditional", "--epochs", 1, "--start_from", source]
     assert start(slices_dir, tmp_path, *flags, "--dry_run") == 0
@@ -587,12 +592,14 @@ def test_a_conditional_run_starts_from_an_unconditional_one(tmp_path, slices_dir
     assert first_state(tmp_path / "all-conditional")["averaged"]["mapping.embedding.weight"].shape[0] == 2
 
 
+@pytest.mark.slow
 def test_a_run_takes_its_channels_from_the_run_that_it_starts_from(source):
     args = train.parse_args(["--dataset_dir", "x", "--start_from", source])
     train.fill_defaults(args, CPU)
     assert (args.channel_base, args.channel_max, args.batch_size) == (128, 8, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, expected",
     [

@@ -22,6 +22,7 @@ def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_memory_estimate_grows_with_the_micro_batch_and_the_loss():
     def estimate(micro_batch, dtype=torch.float32, loss="wgan-gp"):
         return estimate_memory(THIN, loss, micro_batch, dtype)
