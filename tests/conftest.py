@@ -26,6 +26,14 @@ TINY_NETWORK = "--resolution 32 --channel_base 128 --channel_max 8".split()  # t
 TINY = [*TINY_NETWORK, *"--batch_size 4 --eval_every 0 --device cpu --amp False".split()]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of the trained runs are slow: one of them has to wait for the training."""
+    for item in items:
+        if "models" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 def start_alike(number):
     torch.set_num_threads(1)  # what ran before, such as UMAP's threads, may have changed it, and with it the last digits
     random.seed(number)
