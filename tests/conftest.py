@@ -28,9 +28,9 @@ TINY = [*TINY_NETWORK, *"--batch_size 4 --eval_every 0 --device cpu --amp False"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of the trained runs are slow: one of them has to wait for the training."""
+    """Tests of the trained runs and of the phantoms are slow: one of them has to wait until they are made."""
     for item in items:
-        if "models" in item.fixturenames:
+        if {"models", "phantoms"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 
