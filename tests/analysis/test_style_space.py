@@ -207,3 +207,21 @@ def test_maps_over_epochs_are_centred_and_counted():
         np.testing.assert_allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-12)
     shares = [share for *_, share in maps]
     assert shares[0] < 0.5 and shares[1] == pytest.approx(0.5, abs=0.1) and shares[2] == 1  # first, a twin in the other set
+
+
+def test_verdict_at_its_limits_and_of_unlike_pairs():
+    def separation(value, low, high):
+        return StyleSeparation(Interval(value, low, high), Interval(value, low, high))
+
+    full = separation(0.99, 0.99, 1)
+    assert styles.verdict(full, full).startswith("AD and NC are fully separated, but so are")
+    touching = styles.verdict(separation(0.7, 0.6, 0.8), separation(0.5, 0.4, 0.6))
+    assert touching.startswith("AD and NC are no further apart") and touching.endswith("the two NC models.")
+    unlike = styles.verdict(separation(0.7, 0.6, 0.8), separation(0.5, 0.4, 0.6), like=False)
+    assert unlike.startswith(f"{touching} But one pair") and unlike.endswith("three seeds).")
+
+
+def test_style_separation_is_of_pairs_unless_told_otherwise():
+    a, b = np.random.default_rng(2).normal(size=(2, 40, 4))
+    default, paired, unpaired = (styles.style_separation(a, b, **flags) for flags in ({}, {"paired": True}, {"paired": False}))
+    assert default == paired != unpaired
