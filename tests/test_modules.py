@@ -88,6 +88,15 @@ def test_mapping_is_the_paper_written_out(classes):
     assert mapping.truncate(w, 1.0, labels if classes else None).shape == w.shape
 
 
+@pytest.mark.parametrize("dtype, expected", [(None, torch.float64), (torch.float32, torch.float32)])
+def test_generator_computes_in_the_dtype_given_or_that_of_w(dtype, expected):
+    generator, found = Generator(16, 64, 4, 8).double(), []
+    for block in generator.blocks:
+        block.styles[-1].conv.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].dtype))
+    assert generator(torch.randn(2, 8, dtype=torch.float64), dtype=dtype).dtype == torch.float64
+    assert found == [expected] * 3
+
+
 def test_critic_blocks_up_to_exact_pixels_keep_the_images_dtype():
     critic, images = Discriminator(32, 64, 4), torch.randn(4, 1, 32, 32)
 

@@ -98,6 +98,19 @@ def test_polynomial_mmd_is_unbiased(mean, deviation):
     assert np.std(values) / math.sqrt(len(values)) < 0.1 * max(expected, 1)
 
 
+@pytest.mark.parametrize("counts", [(5, 30), (30, 5)])
+def test_polynomial_mmd_of_fewer_features_than_blocks(counts):
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(count, 3, generator=rng, dtype=torch.float64) for count in counts)
+    value, error = distances.polynomial_mmd(x, y)
+    assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and 0 < error < math.inf
+
+
+def test_polynomial_mmd_takes_ten_blocks():
+    x, y = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert distances.polynomial_mmd(x, y) == distances.polynomial_mmd(x, y, blocks=10) != distances.polynomial_mmd(x, y, blocks=11)
+
+
 def test_jackknife_error_matches_the_spread_of_repeated_estimates():
     rng = torch.Generator().manual_seed(0)
     draws = [torch.randn(2, 100, 4, generator=rng, dtype=torch.float64) for _ in range(100)]
@@ -112,6 +125,7 @@ def test_standardise_uses_the_moments_of_the_real_features_for_both():
     scale = math.sqrt((centred**2).sum() / centred.size)
     for found, expected in zip(distances.standardise(real, fake), (centred / scale, (fake - real.mean(0)) / scale)):
         np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert {x.dtype for x in distances.standardise(*np.float32([real[:30], fake]))} == {torch.float64}
 
 
 def test_kid_does_not_depend_on_scale_and_offset():
@@ -168,6 +182,14 @@ def test_prdc_of_equal_distributions_has_its_expected_values():
     assert found["coverage"] == pytest.approx(1 - 0.5**5, abs=0.03)  # eq. 9 of Naeem et al. 2020
 
 
+def test_prdc_needs_more_slices_than_neighbours():
+    few, many = torch.arange(5.0)[:, None], torch.arange(9.0)[:, None]
+    for sets in ((few, many), (many, few)):
+        with pytest.raises(UserError, match="5 slices are too few: each set needs at least 6"):
+            distances.prdc(*sets, k=5)
+    assert distances.prdc(many[:6], many[:6], k=5)["coverage"] == 1
+
+
 def test_prdc_counts_every_chunk_of_generated_images():
     """The first chunk of 512 lies among the real points, the second far from all of them."""
     points = np.random.default_rng(0).normal(size=(1112, 2))
@@ -216,6 +238,20 @@ def test_sliced_wasserstein_in_one_dimension_is_the_integral():
     assert distances.sliced_wasserstein(uniform, 5 * uniform.flip(0) - 2, rng(0)) == pytest.approx(0, abs=1e-5)
 
 
+def test_sliced_wasserstein_projects_on_512_directions():
+    class Counted:
+        def __init__(self):
+            self.rng, self.rows = np.random.default_rng(0), 0
+
+        def standard_normal(self, shape):
+            self.rows += shape[0]
+            return self.rng.standard_normal(shape)
+
+    a, b, rng = *torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0)), Counted()
+    distances.sliced_wasserstein(a, b, rng)
+    assert rng.rows == 512
+
+
 def test_sliced_wasserstein_detects_a_correlation():
     """Equal marginals with correlation r or 0: along (cos t, sin t) the standard deviations are sqrt(1 + r sin 2t) and 1."""
     rng, r = np.random.default_rng(0), 0.8
@@ -224,6 +260,16 @@ def test_sliced_wasserstein_detects_a_correlation():
     angles = np.linspace(0, np.pi, 1001)
     expected = np.abs(np.sqrt(1 + r * np.sin(2 * angles)) - 1).mean() * math.sqrt(2 / math.pi)
     assert distances.sliced_wasserstein(mixed, z[1], rng) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_radial_power_is_that_of_the_whole_plane(side):
+    image = np.random.default_rng(0).normal(size=(side, side))
+    power = np.abs(np.fft.fft2(image)) ** 2 / side**2
+    frequency = np.fft.fftfreq(side, 1 / side)
+    ring = np.rint(np.hypot(frequency, frequency[:, None]))
+    expected = [power[ring == cycles].mean() for cycles in range(1, side // 2 + 1)]
+    np.testing.assert_allclose(distances.radial_power(torch.from_numpy(image)[None, None])[0], expected, rtol=1e-9)
 
 
 def test_radial_power_of_a_sinusoid_and_of_noise():
@@ -268,11 +314,12 @@ def ssim_by_windows(a, b, scales):
                 term = (2 * (window * (p - mp) * (q - mq)).sum() + 9e-4) / (vp + vq + 9e-4)
                 terms.append(term * (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4) if scale == scales - 1 else term)
         product *= max(np.mean(terms), 0) ** (weights[scale] / weights.sum())
-        a, b = (image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)) for image in (a, b))
+        if scale < scales - 1:
+            a, b = (image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)) for image in (a, b))
     return product
 
 
-@pytest.mark.parametrize("side, scales", [(32, 2), (64, 3)])
+@pytest.mark.parametrize("side, scales", [(22, 2), (32, 2), (64, 3)])  # at 22 the second window just fits
 def test_ms_ssim_equals_a_loop_over_windows(side, scales):
     images = brains(2, 0, side)
     for other in (images[1] // 2, noisy(images[:1], 20)[0], blurred(images[:1], 2)[0]):
@@ -328,6 +375,13 @@ def test_memorisation_finds_copies_and_mirrored_copies(copies):
 def test_memorisation_does_not_take_blurred_images_for_copies():
     train, real = brains(300, 0), brains(200, 1)
     assert distances.memorisation(real, blurred(brains(100, 2), 3), train).share <= 0.03
+
+
+def test_nearest_images_of_grey_levels_in_closed_form():
+    """50 nearest of flat images one level apart, each also mirrored: at distances of 1, 1, 2, 2, ... 25, 25 levels."""
+    levels = np.arange(100, 160, dtype=np.uint8)[:, None, None] + np.zeros((1, 8, 8), np.uint8)
+    relative, rows, _ = distances.nearest_images(levels[:1] - 1, distances.fit_neighbours(levels))
+    assert rows == 0 and relative.item() == pytest.approx(1 / 13, rel=1e-5)
 
 
 @pytest.mark.parametrize("count, given", [(7, {"count": 7}), (50, {})])
