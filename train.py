@@ -53,7 +53,7 @@ EVALUATION_COLUMNS = (*POSITION, *VALIDATION)
 def train(args, slices, held_out, folder, config, device, dtype, processes, deadline, source=None):
     """Train until `args.epochs`, the deadline (time.monotonic() seconds) or a signal; returns the process's exit status.
 
-    source: what `growth.read_source` has read of the run that a new one starts from, or None.
+    source: what `source.read_source` has read of the run that a new one starts from, or None.
     """
 
     def new_state(resolution, network=config["network"]):

@@ -99,7 +99,6 @@ def read_image(path):
 def own_cache(tmp_path_factory):
     """Decoded slices go to a folder of the test session, not to the user's cache."""
     os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

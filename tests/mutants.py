@@ -111,7 +111,7 @@ def work_folder(path):
 
 
 def copy_repository(folder):
-    """Copy all files of the repository that git does not ignore, and remove those that are no longer in it."""
+    """Copy the sources, tests and settings of the repository, as far as git does not ignore them."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [name for name in listed.stdout.splitlines() if name.endswith((".py", ".j2", ".ini", ".toml", ".md", ".txt"))]
     for name in files:

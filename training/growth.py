@@ -20,7 +20,7 @@ from ops import leaky_relu, resample
 
 FIRST = 16  # pixels a side in the first stage
 LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
-LARGEST_BATCH = 4  # a stage's batch is larger by the factor by which its side is smaller, up to this: small steps are overhead
+LARGEST_BATCH = 4  # a stage's batch is larger by the factor by which its side is smaller, up to this
 # --lambda_gp is multiplied by this power of (a stage's side / the last stage's). R1 and R2 are squared gradients, and when a fade
 # begins, each of four pixels has a quarter of the gradient of the pixel that they replace: the weight has to grow by four.
 PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}
