@@ -102,6 +102,49 @@ def test_remove_shading_fits_every_term_of_a_quadratic():
     np.testing.assert_allclose(flat, areas.WHITE, rtol=0.5 / 150 * 1.5)
 
 
+def test_remove_shading_is_three_fits_to_white_matter(slices):
+    """Against least squares on the pixels of white matter alone, with shading so strong that a fourth fit changes it again."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    image = np.rint(areas.reduce_to_side(slices[0][:1])[0] * (0.85 + 0.3 * x * x - 0.15 * y))  # below 255
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
+
+    def fit(times):
+        shading = np.full((64, 64), np.quantile(image[image > 0.2 * image.max()], 0.85))
+        for _ in range(times):
+            white = abs(image / shading - 1) < 0.125
+            fitted = terms @ np.linalg.lstsq(terms[white], image[white], rcond=None)[0]
+            shading = np.clip(fitted, 0.7 * np.median(shading), 1.4 * np.median(shading))
+        return image * areas.WHITE / shading
+
+    flat = areas.remove_shading(image[None])[0]
+    np.testing.assert_allclose(flat, fit(3), rtol=1e-6)
+    assert abs(fit(4) - fit(3)).max() > 0.1
+
+
+def test_pixels_an_eighth_brighter_than_the_shading_are_not_white_matter():
+    pixels = np.full((1, 64, 64), 160, np.uint8)
+    pixels[0, 20:30, 20:30] = 180  # 160 and an eighth
+    flat = areas.remove_shading(pixels)
+    np.testing.assert_allclose(flat[pixels == 160], areas.WHITE, rtol=1e-6)
+    np.testing.assert_allclose(flat[pixels == 180], areas.WHITE * 1.125, rtol=1e-6)
+
+
+def test_measure_areas_shows_a_progress_bar_only_with_a_label(slices, monkeypatch):
+    bars = []
+    monkeypatch.setattr(areas, "tqdm", lambda items, label, disable: bars.append((label, disable)) or items)
+    areas.measure_areas(slices[0][:1])
+    areas.measure_areas(slices[0][:1], "measuring")
+    assert bars == [(None, True), ("measuring", None)]  # None: a bar on a terminal alone
+
+
+def test_area_by_level_measures_more_slices_than_one_batch_holds(slices):
+    reduced = areas.reduce_to_side(slices[0])
+    many = reduced[np.arange(258) % len(reduced)]
+    for tissue, area in areas.area_by_level(many).items():
+        np.testing.assert_allclose(area[256:], areas.area_by_level(many[256:])[tissue], rtol=1e-6)
+        assert len(area) == len(many)
+
+
 def test_shading_varies_by_a_factor_of_two_at_most_within_a_slice():
     """White matter in one corner alone, ever brighter: its quadratic would reach far beyond at the other."""
     pixels = np.full((1, 64, 64), 30, np.uint8)
@@ -111,13 +154,14 @@ def test_shading_varies_by_a_factor_of_two_at_most_within_a_slice():
 
 
 def test_central_ellipse_is_placed_by_what_is_brighter_than_fluid():
-    bright, dim = np.zeros((2, 64, 64)), np.full((2, 64, 64), 0.14 * areas.WHITE)  # around it, noise
+    bright, dim = np.zeros((2, 64, 64)), np.full((2, 64, 64), 0.15 * areas.WHITE)  # around it, noise
     bright[:, 10:50, 20:40], dim[:, 10:50, 20:40] = areas.WHITE, 0.16 * areas.WHITE
     np.testing.assert_array_equal(areas.central_ellipse(dim), areas.central_ellipse(bright))
 
 
 def test_measured_areas_of_a_slice_depend_neither_on_mirroring_nor_on_other_slices(slices):
     pixels = areas.reduce_to_side(slices[0][:6])
+    pixels[2] = pixels[2] // 3  # a much darker scan
     plain, mirrored, alone = (areas.measure_areas(p) for p in (pixels, pixels[:, :, ::-1], pixels[2:3]))
     for tissue in areas.AMOUNT:
         np.testing.assert_allclose(mirrored[tissue], plain[tissue], rtol=1e-6)
