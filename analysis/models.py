@@ -1,4 +1,6 @@
-"""Find and load trained models, and generate images from them.
+"""Find and load trained models, generate images from them, and make a small copy of one to share.
+
+    python -m analysis.models model/all-conditional models/all-conditional
 
 model = load_model(find_run("AD", "model"), device)
 images = np.concatenate(list(generate(model, 16, seed=0, device=device)))           # uint8 [16, R, R]
@@ -15,7 +17,18 @@ import torch
 
 from dataset import to_uint8
 from modules import Generator, MappingNetwork, build_generator
-from utils import CLASSES, RESOLUTIONS, UserError, load_tensors, random_stream
+from utils import (
+    CLASSES,
+    RESOLUTIONS,
+    ArgumentParser,
+    UserError,
+    atomic_path,
+    load_tensors,
+    make_folder,
+    random_stream,
+    run_cli,
+    save_tensors,
+)
 
 WEIGHTS = {"last": "generator.pt", "best": "best.pt"}  # files of a run
 BATCH = 16  # images generated at once, always in full batches, so that the number of images does not change any of them
@@ -86,22 +99,42 @@ def check_generator(saved):
         raise ValueError("its weights are not finite")
 
 
-def load_model(folder, device, which="last"):
-    """The Model in a run's folder, its "last" or "best" weights, on `device`; UserError if the file is not a valid generator."""
-    path = weights_file(folder, which)
+def read_generator(path):
+    """The content of a generator.pt: "network", "classes", "images", "weights"; UserError if it is not a valid generator."""
     try:
         saved = load_tensors(path)
         check_generator(saved)
-        networks = build_generator(saved["network"])
-        networks.load_state_dict(saved["weights"])
+        return saved
     except Exception as error:
         raise UserError(
             f"{path}: not a generator that train.py saved ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]})"
         ) from None
+
+
+def load_model(folder, device, which="last"):
+    """The Model in a run's folder, its "last" or "best" weights, on `device`; UserError if the file is not a valid generator."""
+    saved = read_generator(weights_file(folder, which))
+    networks = build_generator(saved["network"])
+    networks.load_state_dict(saved["weights"])  # float16 weights become float32
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name = os.path.basename(os.path.abspath(folder))
     return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels, folder)
+
+
+def share(folder, output_dir, which="last"):
+    """Write a run's generator, without anything else of the run, with float16 weights into output_dir/generator.pt.
+
+    Returns the path. UserError: not a valid generator, or there is one in output_dir already.
+    """
+    saved, path = read_generator(weights_file(folder, which)), os.path.join(output_dir, WEIGHTS["last"])
+    if os.path.exists(path):
+        raise UserError(f"{path} exists: name another folder, or remove it first")
+    weights = {name: x.half() for name, x in saved["weights"].items()}
+    make_folder(output_dir, "OUTPUT_DIR")
+    with atomic_path(path) as temporary:
+        save_tensors(saved | {"weights": weights}, temporary)
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,3 +182,23 @@ def synthesize(model, ws, noise="fixed", rng=None):
     With "fixed" noise (see modules.StyleBlock) the images differ by their style vectors alone.
     """
     return np.concatenate([to_uint8(model.generator(part, noise, rng)).cpu().numpy() for part in ws.split(BATCH)])
+
+
+def main(argv=None):
+    parser = ArgumentParser(
+        "Copy the generator of a run, without the rest of the run and in half its size, to share it.",
+        "-m analysis.models model/all-conditional models/all-conditional",
+    )
+    parser.prog = "-m analysis.models"
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("output_dir", help="folder for its generator.pt")
+    parser.add_argument("--which", choices=tuple(WEIGHTS), default="last", help="the last generator, or that of the lowest KID")
+    args = parser.parse_args(argv)
+    path = share(find_run(args.run, ""), args.output_dir, args.which)
+    size, parent = os.path.getsize(path) / 1e6, os.path.dirname(os.path.abspath(args.output_dir))
+    print(f"{path}: {size:.1f} MB; predict.py --model_dir {os.path.relpath(parent)} reads it")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

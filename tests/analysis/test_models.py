@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.models import draw_z, find_run, generate, list_runs, load_model
+from analysis.models import draw_z, find_run, generate, list_runs, load_model, main, share
 from modules import MappingNetwork
 from utils import UserError
 
@@ -63,6 +63,18 @@ def test_load_model_refuses_a_changed_byte(models, tmp_path):
     (tmp_path / "generator.pt").write_bytes(content)
     with pytest.raises(UserError, match="the checksum differs"):
         load_model(str(tmp_path), "cpu")
+
+
+def test_share_halves_the_size_and_hardly_changes_images(models, tmp_path, capsys):
+    run, shared = os.path.join(models, "all-conditional"), str(tmp_path / "shared" / "all-conditional")
+    assert main([run, shared]) == 0
+    assert "predict.py --model_dir " + str(tmp_path / "shared") in capsys.readouterr().out
+    size, shared_size = (os.path.getsize(os.path.join(folder, "generator.pt")) for folder in (run, shared))
+    assert os.listdir(shared) == ["generator.pt"] and shared_size < 0.6 * size
+    original, copied = (generated(load_model(folder, "cpu"), 8, label=1) for folder in (run, shared))
+    assert abs(original.astype(int) - copied).mean() < 0.5  # grey levels; float16 keeps 11 bits
+    with pytest.raises(UserError, match="generator.pt exists: name another folder"):
+        share(run, shared)
 
 
 def test_generate_gives_the_same_images_for_a_seed_and_any_count(model):
