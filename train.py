@@ -24,12 +24,11 @@ if __name__ == "__main__":
 import torch
 
 from analysis.validation import VALIDATION, Validation
-from dataset import Slices, batches, find_splits
-from ops import resample
+from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
-from training.growth import Position, Stage, fade_images, first_resolution, grow, resolution_at, stage_flags, stage_shares
+from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_flags, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import print_plan
 from training.progress import progress_bar, show_progress
@@ -61,12 +60,6 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
         options = Options(**{name: flags[name] for name in Options._fields})
         return TrainingState(options, network | {"resolution": resolution}, device, dtype, processes)
 
-    def start_data(run, state, images):
-        position = Position(run.stage, state.options.batch_size, len(slices), images)
-        position.update_fade(state.critic)
-        data = training_batches(slices, held_out, args, processes, device, position.data_step, state.resolution)
-        return position, data
-
     std_columns = tuple(f"std {name}" for name in layer_names(args.resolution))
     tables = {"losses": LOSS_COLUMNS + std_columns, "evaluations": EVALUATION_COLUMNS}
     run = RunFolder(folder, config, slices, tables, processes, args.tensorboard)
@@ -77,9 +70,10 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
         state, run.stage = first_stage(args, source, new_state)
         run.first_resolution = state.resolution
         run.start(state)
+    batch_size, per_epoch = args.batch_size, steps_per_epoch(len(slices), args.batch_size)
+    step, last_step = run.saved_images // batch_size, args.epochs * per_epoch
     shares = stage_shares(args, run.first_resolution)
-    position, data = start_data(run, state, run.saved_images)
-    if position.epoch >= args.epochs and state.resolution == args.resolution:
+    if step >= last_step and state.resolution == args.resolution:
         if processes.leading:
             print(f"{folder}: {args.epochs} epochs are done already; --epochs {2 * args.epochs} would continue")
         return 0
@@ -88,38 +82,38 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
     validation = None
     if args.eval_every and processes.leading:
         validation = Validation(slices, held_out, Z_DIM, config["network"]["num_classes"], device)
+    micro_batch = batch_size // (processes.size * args.grad_accum)
     alerts, terms, skipped_in_a_row, time_share, done_before = Alerts(), [], 0, 0.0, run.done
+    data = training_batches(slices, held_out, args, processes, device, step)
     begun = row_begun = time.monotonic()
-    with StopSignals() as signals, progress_bar(folder, args, shares, len(slices), position.images, processes.leading) as bar:
+    with StopSignals() as signals, progress_bar(folder, args, per_epoch, step, processes.leading) as bar:
         while True:
             # Grow
             if resolution_at(shares, run.done) > state.resolution:
                 state = grow(state, new_state(resolution_at(shares, run.done)))
-                run.stage = position.next_stage(state.resolution)
-                data.close()
-                position, data = start_data(run, state, position.images)
+                run.stage = Stage(state.resolution, step * batch_size, fade_images(step * batch_size))
 
             # Step
+            set_fade(state.critic, run.stage, step * batch_size)
             if args.lr_decay:
-                run.lr_decay = min(run.lr_decay, decay_factor(max(position.epoch / args.epochs, time_share), args.lr_decay))
+                run.lr_decay = min(run.lr_decay, decay_factor(max(step / last_step, time_share), args.lr_decay))
             else:
                 run.lr_decay = 1.0
             state.scale_learning_rates(run.lr_scale * run.lr_decay)
             with state.activations.recording(not terms):  # once per row
-                terms.append(train_step(state, position.data_step, next(data)))
-            position.taken += 1
-            position.update_fade(state.critic)
-            bar.update(position.batch_size)
+                terms.append(train_step(state, step, next(data).resized(state.resolution)))
+            step += 1
+            bar.update(batch_size)
 
             # What is due now, in all processes alike
             now = time.monotonic()
             elapsed = (now - begun) / (deadline - begun) if deadline > begun else 1.0
             signum, time_share, row_due = processes.maximum(signals.signum or 0, elapsed, now - row_begun >= LOG_SECONDS)
-            run.done = max(run.done, position.epoch / args.epochs, done_before + (1 - done_before) * min(1.0, time_share))
+            run.done = max(run.done, step / last_step, done_before + (1 - done_before) * min(1.0, time_share))
             stage_over = resolution_at(shares, run.done) > state.resolution
-            stopping = signum or time_share >= 1 or (position.epoch >= args.epochs and not stage_over)
-            save_due = stopping or stage_over or position.completes(args.save_every)
-            evaluation_due = bool(args.eval_every) and not signum and (stopping or position.completes(args.eval_every))
+            stopping = signum or time_share >= 1 or (step >= last_step and not stage_over)
+            save_due = stopping or stage_over or step % (args.save_every * per_epoch) == 0
+            evaluation_due = bool(args.eval_every) and not signum and (stopping or step % (args.eval_every * per_epoch) == 0)
             if not (row_due or save_due or evaluation_due or len(terms) == LOG_STEPS):
                 continue
 
@@ -127,23 +121,22 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
             row, skipped = mean_row(terms)  # the only wait for the GPU
             skipped_in_a_row = skipped + (skipped_in_a_row if skipped == len(terms) else 0)
             if skipped_in_a_row > MAX_SKIPPED:
-                reason = f"the gradients of {skipped_in_a_row} steps shortly before step {position.step} are not finite"
+                reason = f"the gradients of {skipped_in_a_row} steps shortly before step {step} are not finite"
                 state = run.go_back(new_state, reason)
+                step = run.saved_images // batch_size
                 data.close()
-                position, data = start_data(run, state, run.saved_images)
+                data = training_batches(slices, held_out, args, processes, device, step)
                 terms, skipped_in_a_row, row_begun = [], 0, time.monotonic()
-                bar.n = position.images
+                bar.n = step * batch_size
                 continue
             if skipped:
-                run.report(
-                    f"skipped {skipped} of the {len(terms)} steps before step {position.step}: their gradients are not finite"
-                )
+                run.report(f"skipped {skipped} of the {len(terms)} steps before step {step}: their gradients are not finite")
             seconds = time.monotonic() - row_begun
             run.seconds, run.skipped = run.seconds + seconds, run.skipped + skipped
-            place = {"step": position.step, "epoch": position.epoch, "images": position.images, "seconds": run.seconds}
-            place["resolution"] = state.resolution
-            row |= place | {
-                "images_per_second": len(terms) * position.batch_size / seconds,
+            position = {"step": step, "epoch": step / per_epoch, "images": step * batch_size, "seconds": run.seconds}
+            position["resolution"] = state.resolution
+            row |= position | {
+                "images_per_second": len(terms) * batch_size / seconds,
                 "memory_gib": memory_gib(device),
                 "lr": state.model_optimizer.param_groups[0]["lr"],
                 "skipped": run.skipped,
@@ -157,23 +150,22 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
             # Evaluate
             rows = [row]
             if evaluation_due and validation:
-                micro_batch = position.batch_size // (processes.size * args.grad_accum)
-                rows.append(place | validation(state.averaged, state.critic, micro_batch))
+                rows.append(position | validation(state.averaged, state.critic, micro_batch))
                 run.log_evaluation(rows[-1], state.averaged)
 
             # Watch
             for line in itertools.chain.from_iterable(map(alerts.check, rows)):
                 run.report(line)
             if args.debug and processes.leading and (save_due or evaluation_due or len(run.rows["losses"]) == 1):
-                bar.write(f"step {position.step}\n{state.activations.table()}")
+                bar.write(f"step {step}\n{state.activations.table()}")
 
             # Save
             if save_due:
-                run.save(state, position.images, math.ceil(position.epoch), stage_over)
+                run.save(state, step * batch_size, -(-step // per_epoch), stage_over)
             if stopping:
                 break
             terms, row_begun = [], time.monotonic()
-    return exit_status(folder, position, state.resolution, int(signum), args, processes.leading)
+    return exit_status(folder, step, state.resolution, int(signum), args, per_epoch, processes.leading)
 
 
 def first_stage(args, source, new_state):
@@ -187,21 +179,16 @@ def first_stage(args, source, new_state):
     return state, Stage(resolution, fade_images=fade_images(saved["images"]))
 
 
-def training_batches(slices, held_out, args, processes, device, step, resolution):
+def training_batches(slices, held_out, args, processes, device, step):
     """Endless `Batch`es of this process from step number `step` on; for --augment ada some with held-out images."""
-    batch_size = stage_flags(args, resolution)["batch_size"]
 
     def shards(source, start_step):
-        return batches(source, batch_size, device, args.seed, start_step, shards=processes.size, shard_index=processes.rank)
+        return batches(source, args.batch_size, device, args.seed, start_step, shards=processes.size, shard_index=processes.rank)
 
     real = shards(slices, step)
     unseen = shards(held_out, -(-step // HELD_OUT_EVERY)) if held_out and args.augment == "ada" else None
     for k in itertools.count(step):
-        images, labels = next(real)
-        batch = Batch(resample(images, resolution), labels)
-        if unseen and k % HELD_OUT_EVERY == 0:
-            images, labels = next(unseen)
-            batch = batch._replace(held_out=resample(images, resolution), held_out_labels=labels)
+        batch = Batch(*next(real), *(next(unseen) if unseen and k % HELD_OUT_EVERY == 0 else ()))
         yield batch if args.conditional else batch._replace(labels=None, held_out_labels=None)
 
 
@@ -223,14 +210,14 @@ def mean_row(terms):
     return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
 
 
-def exit_status(folder, position, resolution, signum, args, leading):
+def exit_status(folder, step, resolution, signum, args, per_epoch, leading):
     """Print in one line what was reached and how to continue; returns 0, or 128 + signum if a signal ended it early."""
-    kimg, finished = position.images / 1000, position.epoch >= args.epochs and resolution == args.resolution
+    kimg, finished = step * args.batch_size / 1000, step >= args.epochs * per_epoch and resolution == args.resolution
     reason = "stopped by " + signal.Signals(signum).name if signum else f"{args.max_minutes:g} minutes are over"
     if leading and finished:
         print(f"{folder}: {args.epochs} epochs done, {kimg:.1f} kimg")
     elif leading:
-        place = f"epoch {int(position.epoch) + 1}" + f" at {resolution}x{resolution}" * (resolution < args.resolution)
+        place = f"epoch {step // per_epoch + 1}" + f" at {resolution}x{resolution}" * (resolution < args.resolution)
         print(f"{folder}: {reason} in {place}, {kimg:.1f} kimg, saved; the same command resumes from here")
     return 128 + signum if signum and not finished else 0
 

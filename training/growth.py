@@ -9,18 +9,15 @@ images do not change but for their size. New critic blocks fade in: at the start
 """
 
 import copy
-import math
 from typing import NamedTuple
 
 import torch
 
-from dataset import steps_per_epoch
 from modules import RELU_GAIN, Conv2d, build_generator
 from ops import leaky_relu, resample
 
 FIRST = 16  # pixels a side in the first stage
 LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
-LARGEST_BATCH = 4  # a stage's batch is larger by the factor by which its side is smaller, up to this
 # --lambda_gp is multiplied by this power of (a stage's side / the last stage's). R1 and R2 are squared gradients, and when a fade
 # begins, each of four pixels has a quarter of the gradient of the pixel that they replace: the weight has to grow by four.
 PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}
@@ -52,22 +49,8 @@ def resolution_at(shares, done):
 
 
 def stage_flags(args, resolution):
-    """The flags that depend on the stage: {"batch_size", "lambda_gp"}; those of `args` at args.resolution."""
-    factor = args.resolution // resolution
-    return {
-        "batch_size": args.batch_size * min(factor, LARGEST_BATCH),
-        "lambda_gp": args.lambda_gp / factor ** PENALTY_POWER[args.loss],
-    }
-
-
-def planned_images(args, shares, num_slices):
-    """How many images each stage of a run of `args.epochs` will show, as a list."""
-    images, begun = [], 0.0
-    for size, end in shares.items():
-        batch_size = stage_flags(args, size)["batch_size"]
-        images.append(math.ceil((end - begun) * args.epochs * steps_per_epoch(num_slices, batch_size)) * batch_size)
-        begun = end
-    return images
+    """The flags that depend on the stage, {"lambda_gp"}; those of `args` at args.resolution."""
+    return {"lambda_gp": args.lambda_gp / (args.resolution // resolution) ** PENALTY_POWER[args.loss]}
 
 
 def fade_images(images_before):
@@ -76,57 +59,19 @@ def fade_images(images_before):
 
 
 class Stage(NamedTuple):
-    """Where a stage began, counted over the whole run, and the images over which the critic's new blocks fade in."""
+    """Images shown before a stage, and those over which the critic's new blocks fade in."""
 
     resolution: int
-    step: int = 0
     images: int = 0
-    epoch: float = 0.0
     fade_images: int = 0
 
 
-class Position:
-    """Counts steps, images and epochs over stages with different batch sizes.
-
-    taken: steps of this stage. data_step: the number of the step in an order of slices in batches of this stage's size.
-    """
-
-    def __init__(self, stage, batch_size, num_slices, images):
-        self.stage, self.batch_size, self.per_epoch = stage, batch_size, steps_per_epoch(num_slices, batch_size)
-        self.first_data_step = math.ceil(stage.epoch * self.per_epoch)
-        self.taken = (images - stage.images) // batch_size
-
-    @property
-    def step(self):
-        return self.stage.step + self.taken
-
-    @property
-    def images(self):
-        return self.stage.images + self.taken * self.batch_size
-
-    @property
-    def data_step(self):
-        return self.first_data_step + self.taken
-
-    @property
-    def epoch(self):
-        return self.data_step / self.per_epoch
-
-    def completes(self, epochs):
-        """Whether the last step completed a multiple of `epochs` epochs."""
-        return self.epoch // epochs > (self.data_step - 1) / self.per_epoch // epochs
-
-    def next_stage(self, resolution):
-        """The Stage that begins here."""
-        return Stage(resolution, self.step, self.images, self.epoch, fade_images(self.images))
-
-    def update_fade(self, critic):
-        """Set the weight of the critic's new blocks for the next step; drop the fade once it is over."""
-        done = self.taken * self.batch_size
-        if critic.fade is not None and done < self.stage.fade_images:
-            critic.fade.alpha = done / self.stage.fade_images
-        else:
-            critic.fade = None
+def set_fade(critic, stage, images):
+    """Set the weight of the critic's new blocks when `images` have been shown in all stages; drop the fade once it is over."""
+    if critic.fade is not None and images - stage.images < stage.fade_images:
+        critic.fade.alpha = (images - stage.images) / stage.fade_images
+    else:
+        critic.fade = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 
 from dataset import steps_per_epoch
 from modules import build_networks
-from training.growth import planned_images, stage_flags, stage_shares
+from training.growth import stage_flags, stage_shares
 from training.loss import gradient_penalty
 from training.step import FLOAT32_UP_TO
 
@@ -46,9 +46,8 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
         networks = build_networks(config["network"])
     model, critic = (sum(p.numel() for p in module.parameters()) / 1e6 for module in networks)
     shares = stage_shares(args, first)
-    images = planned_images(args, shares, len(slices))
-    steps = [count // stage_flags(args, size)["batch_size"] for size, count in zip(shares, images)]
     per_epoch = steps_per_epoch(len(slices), args.batch_size)
+    kimg = args.epochs * per_epoch * args.batch_size / 1000
     memory = estimate_memory(config["network"], args.loss, args.batch_size // shards, dtype) / 2**30
     print(
         f"run         {folder} ({status})\n"
@@ -58,12 +57,9 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
         f"parameters  generator {model:.2f} M, critic {critic:.2f} M\n"
         f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
         f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shards} micro-batches" * (shards > 1) + "\n"
-        f"steps       {args.epochs} epochs{f' of {per_epoch}' * (len(shares) == 1)} = {sum(steps)}, {sum(images) / 1000:.0f} kimg"
+        f"steps       {args.epochs} epochs of {per_epoch} = {args.epochs * per_epoch}, {kimg:.0f} kimg"
         + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else "")
     )
-    for size, end, count in zip(shares, shares.values(), images) if len(shares) > 1 else ():
-        flags = stage_flags(args, size)
-        print(
-            f"stage       {size}x{size} to {end:.0%} of the run: {count / 1000:.0f} kimg in batches of {flags['batch_size']}, "
-            f"penalty {flags['lambda_gp']:.3g}"
-        )
+    for size, end in shares.items() if len(shares) > 1 else ():
+        penalty = stage_flags(args, size)["lambda_gp"]
+        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * kimg:.0f} kimg; penalty {penalty:.3g}")

@@ -6,14 +6,12 @@ import time
 
 from tqdm import tqdm
 
-from training.growth import planned_images
 
-
-def progress_bar(folder, args, shares, num_slices, images, shown):
-    """A bar over all images of the run's stages; on no terminal a line every 20 seconds."""
+def progress_bar(folder, args, per_epoch, step, shown):
+    """A bar over all images of the run; on no terminal a line every 20 seconds."""
     return tqdm(
-        total=sum(planned_images(args, shares, num_slices)),
-        initial=images,
+        total=args.epochs * per_epoch * args.batch_size,
+        initial=step * args.batch_size,
         unit=" images",
         desc=os.path.basename(folder),
         smoothing=0.1,

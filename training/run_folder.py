@@ -78,7 +78,7 @@ class RunFolder:
             self.lr_scale, self.lr_decay, self.done = (float(saved[name]) for name in ("lr_scale", "lr_decay", "done"))
             if not (0 <= self.seconds < 1e10 and self.skipped >= 0 and 0 < self.lr_scale <= 1 and 0 <= self.lr_decay <= 1):
                 raise ValueError
-            if not (0 <= self.done <= 1 and 0 <= self.stage.images <= saved["images"] and 0 <= self.stage.epoch < 1e10):
+            if not (0 <= self.done <= 1 and 0 <= self.stage.images <= saved["images"]):
                 raise ValueError
             self.restore_random_stream(state, saved)
         except Exception as error:

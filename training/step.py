@@ -16,6 +16,7 @@ import torch
 
 from dataset import shard
 from modules import build_networks
+from ops import resample
 from training.ada import AugmentationStrength, score_separation
 from training.augment import augment
 from training.distributed import Processes
@@ -69,6 +70,11 @@ class Batch(NamedTuple):
     labels: torch.Tensor | None = None  # int64 [N], of a class-conditional model
     held_out: torch.Tensor | None = None  # [N, 1, R, R], scored to see whether the critic overfits, never trained on
     held_out_labels: torch.Tensor | None = None
+
+    def resized(self, size):
+        """The batch at a stage's resolution; see `ops.resample`."""
+        held_out = None if self.held_out is None else resample(self.held_out, size)
+        return self._replace(images=resample(self.images, size), held_out=held_out)
 
     def split(self, parts):
         """Micro-batches of strided rows, so that each consists of whole minibatch-std groups."""

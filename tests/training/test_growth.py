@@ -22,7 +22,7 @@ from analysis.validation import Validation, load_critic
 from modules import Discriminator, build_generator
 from ops import resample, upsample
 from training import growth
-from training.growth import Fade, Position, Stage, enlarged, grow, resolution_at, stage_flags, stage_shares
+from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_flags, stage_shares
 from training.loss import gradient_penalty
 from training.source import read_source
 from training.step import Batch, Options, TrainingState, train_step
@@ -68,46 +68,6 @@ def test_resolution_rises_at_the_end_of_each_share_and_stays_at_the_last():
         64,
         64,
     ]
-
-
-def test_batches_are_larger_at_lower_resolutions_up_to_a_limit():
-    sizes = [stage_flags(flags(256), size)["batch_size"] for size in (16, 32, 64, 128, 256)]
-    assert sizes == [64, 64, 64, 32, 16]
-
-
-def test_planned_images_are_each_stage_s_share_of_the_epochs():
-    shares = stage_shares(flags(), 16)  # 10, 20 and 40 epochs, of 1, 3 and 6 batches of 64, 32 and 16
-    assert growth.planned_images(flags(), shares, 100) == [10 * 64, 20 * 3 * 32, 40 * 6 * 16]
-
-
-def test_position_counts_over_stages_with_different_batches():
-    """Against a plain count: 5 steps of 16 images, 3 to an epoch, then 7 steps of 8, 6 to an epoch."""
-    position = Position(Stage(16), 16, 50, 0)
-    for step in range(5):
-        assert (position.step, position.images, position.data_step) == (step, 16 * step, step)
-        assert position.epoch == pytest.approx(step / 3)
-        position.taken += 1
-    position = Position(position.next_stage(32), 8, 50, 80)
-    for step in range(7):
-        assert (position.step, position.images, position.data_step) == (5 + step, 80 + 8 * step, 10 + step)  # 10: 5/3 epochs
-        position.taken += 1
-    again = Position(position.stage, 8, 50, position.images)
-    assert (again.step, again.epoch) == (position.step, position.epoch)  # as a resumed run finds it
-
-
-def test_epochs_never_go_back_when_a_stage_ends_in_the_middle_of_a_step():
-    for taken in range(1, 40):
-        before = Position(Stage(16), 4, 30, 4 * taken)
-        after = Position(before.next_stage(32), 16, 30, before.images)
-        assert before.epoch <= after.epoch < before.epoch + 1
-
-
-def test_epochs_are_completed_once_each():
-    position, completed = Position(Stage(16), 4, 30, 0), []
-    for _ in range(50):
-        position.taken += 1
-        completed += [position.data_step] * position.completes(2)
-    assert completed == [14, 28, 42]  # seven steps an epoch
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,12 +154,11 @@ def test_fade_blends_old_and_new_features_linearly(grown):
 
 def test_fade_rises_with_the_images_of_its_stage_and_ends():
     critic = types.SimpleNamespace(fade=types.SimpleNamespace(alpha=None))
-    position, alphas = Position(Stage(32, images=400, fade_images=40), 8, 100, 400), []
-    while critic.fade is not None:
-        position.update_fade(critic)
+    stage, alphas = Stage(32, images=400, fade_images=40), []
+    for images in range(400, 480, 8):
+        set_fade(critic, stage, images)
         alphas += [critic.fade.alpha] if critic.fade else []
-        position.taken += 1
-    assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and critic.fade is None
 
 
 def test_growing_leaves_the_weighted_penalty_as_it_is(grown):
@@ -316,9 +275,9 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs that grow. 9 slices in batches of 16, 8 and 4: 2 epochs of one step, 4 of one and 8 of two.
+# Runs that grow. 9 slices in batches of 4, two an epoch: 2, 4 and 8 epochs.
 
-STEPS = 2 * [16] + 4 * [32] + 16 * [64]
+STEPS = 4 * [16] + 8 * [32] + 16 * [64]
 
 
 @pytest.fixture
@@ -356,9 +315,7 @@ def test_a_run_grows_in_one_folder(tmp_path, run, every_step):
     assert run("a", "--save_every", 4, "--debug") == 0
     folder = tmp_path / "a/AD"
     rows = read_table(folder / "losses.csv")
-    assert [row["resolution"] for row in rows] == STEPS and [row["step"] for row in rows] == list(range(1, 23))
-    assert [row["images"] for row in rows] == np.cumsum([64 * 4 // size for size in STEPS]).tolist()
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6, *np.arange(6.5, 14.5, 0.5)]
+    assert [row["resolution"] for row in rows] == STEPS and [row["step"] for row in rows] == list(range(1, 29))
     for row in rows:
         sizes = {size for size in (4, 8, 16, 32, 64) if math.isfinite(row[f"std generator {size}"])}
         assert sizes == {size for size in (4, 8, 16, 32, 64) if size <= row["resolution"]}
@@ -373,7 +330,7 @@ def test_a_run_grows_in_one_folder(tmp_path, run, every_step):
 
 @pytest.mark.slow
 def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unplotted):
-    stop_after(4)
+    stop_after(6)
     assert run("a", "--save_every", 1) == 128 + signal.SIGTERM
     folder = str(tmp_path / "a/AD")
     assert checkpoint(folder)["stage"]["resolution"] == 32
@@ -389,11 +346,11 @@ def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unpl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stops", [(1, 2, 6), (3, 10, 14)])
+@pytest.mark.parametrize("stops", [(1, 4, 12), (5, 14, 22)])
 def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
     tmp_path, run, stop_after, unplotted, monkeypatch, stops
 ):
-    monkeypatch.setattr(growth, "FADE", 0.5)  # over 2 of 4 steps and over 8 of 16
+    monkeypatch.setattr(growth, "FADE", 0.5)  # over 2 of 8 steps and over 6 of 16
     flags = "--augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --lr_decay 0.5".split()
     assert run("whole", *flags) == 0
     before, fades = 0, []
@@ -407,7 +364,7 @@ def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
     stop_after(0)
     assert run("stopped", *flags) == 0
     whole, stopped = (checkpoint(tmp_path / name / "AD") for name in ("whole", "stopped"))
-    assert same_checkpoints(whole, stopped) and whole["images"] == 2 * 16 + 4 * 8 + 16 * 4
+    assert same_checkpoints(whole, stopped) and whole["images"] == 4 * len(STEPS)
 
 
 @pytest.mark.slow
@@ -445,12 +402,13 @@ def test_gradients_that_are_not_finite_after_growing_go_back_to_the_stage_before
     count, step_of = iter(range(10**6)), train.train_step
 
     def poisoned(state, step, batch):
-        bad = 6 <= next(count) <= 6 + train.MAX_SKIPPED  # the first steps at 64x64
+        bad = 12 <= next(count) <= 12 + train.MAX_SKIPPED  # the first steps at 64x64
         return step_of(state, step, batch._replace(images=batch.images * math.nan) if bad else batch)
 
     monkeypatch.setattr(train, "train_step", poisoned)
     assert run("a") == 0
-    assert "went back to 0.1 kimg" in (tmp_path / "a/AD/trouble.txt").read_text()  # 64 images
+    assert "went back" in (tmp_path / "a/AD/trouble.txt").read_text()
+    assert next(count) == len(STEPS) + train.MAX_SKIPPED + 1  # only steps at 64x64 are repeated
     assert [row["resolution"] for row in read_table(tmp_path / "a/AD/losses.csv")] == STEPS
 
 
@@ -464,7 +422,7 @@ def test_a_run_grows_with_micro_batches(tmp_path, run, every_step, monkeypatch):
 
     monkeypatch.setattr(train, "train_step", recorded)
     assert run("a", "--batch_size", 8, "--grad_accum", 2, "--epochs", 7) == 0
-    assert sizes[0] == [16, 16] and sizes[1] == [8, 8] and sizes[-1] == [4, 4]
+    assert len(sizes) == 7 and all(parts == [4, 4] for parts in sizes)
 
 
 @pytest.mark.slow
@@ -489,7 +447,7 @@ def test_a_direct_run_can_be_continued_by_one_that_grows_and_the_other_way_round
     run("b")
     stop_after(0)
     assert run("b", "--epochs", 2, "--grow", "False") == 0
-    assert [row["resolution"] for row in read_table(tmp_path / "b/AD/losses.csv")] == [16, 64, 64]
+    assert [row["resolution"] for row in read_table(tmp_path / "b/AD/losses.csv")] == [16, 64, 64, 64]
 
 
 def test_best_generator_has_the_final_size_in_every_stage(tmp_path, slices_dir, validations):
@@ -525,9 +483,9 @@ def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
     assert start(slices_dir, tmp_path, *RUN, "--epochs", 700, "--dry_run") == 0
     out = capsys.readouterr().out
     for expected in (
-        "16x16 to 14% of the run: 2 kimg in batches of 16, penalty 0.312",
-        "64x64 to 100% of the run: 3 kimg in batches of 4, penalty 5\n",
-        "700 epochs = 1100, 6 kimg",
+        "16x16 to 14% of the run, or 1 kimg; penalty 0.312\n",
+        "64x64 to 100% of the run, or 6 kimg; penalty 5\n",
+        "700 epochs of 2 = 1400, 6 kimg",
     ):
         assert expected in out, expected
     start(slices_dir, tmp_path, *RUN, "--grow", "False", "--dry_run")
