@@ -1,6 +1,7 @@
 """Areas of ventricles, grey and white matter, measured from the image of a slice alone, generated or real.
 
     python -m analysis.areas AD_NC                       # phantoms of phantom.py: measured areas compared with the truth
+    python -m analysis.areas AD_NC --generated out/all-conditional    # mean areas of generated slices, and the true ones
     python -m analysis.areas AD_NC --fit True            # the constants below, fitted anew to train/
 
 Every image is reduced to 64x64, so that a slice measures the same at any resolution. The scanner's shading is divided out, so
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset import decode, for_each, pad_and_resize
+from dataset import Slices, decode, for_each, pad_and_resize
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, boolean, run_cli
 
 PIXEL_MM, WIDTH, WHITE = 0.85, 256, 190  # of phantom.py's slices: mm and pixels across, grey level of white matter
@@ -153,16 +154,41 @@ def accuracy_table(measured, truth):
     return "\n".join(lines)
 
 
+def generated_table(folder, phantoms):
+    """Lines that compare mean areas of the slices in folder/AD and folder/NC, mm^2, with the true ones of training phantoms."""
+    truth, means = true_means(os.path.join(phantoms, "train"), CLASSES), {}
+    if truth is None:
+        raise UserError(f"{phantoms}: subjects.csv lists no slices in train/ of both classes; draw the phantoms anew")
+    for name in CLASSES:
+        try:
+            slices = Slices(folder, name, SIDE)
+        except UserError as error:
+            raise UserError(str(error).replace("--dataset_dir", "--generated")) from None
+        means[name] = {tissue: area.mean() for tissue, area in measure_areas(slices[np.arange(len(slices))]).items()}
+    lines = [f"{'':10} generated: AD    NC   AD / NC    true: AD    NC   AD / NC"]
+    for tissue in AMOUNT:
+        pairs = [(values["AD"][tissue], values["NC"][tissue]) for values in (means, truth)]
+        (a, b), (true_a, true_b) = pairs
+        lines.append(f"{tissue:10} {a:13.0f} {b:5.0f} {a / b:9.3f} {true_a:11.0f} {true_b:5.0f} {true_a / true_b:9.3f}")
+    return "\n".join(lines)
+
+
 def main(argv=None):
     parser = ArgumentParser("Measure areas in phantoms and compare them with the truth.", "-m analysis.areas AD_NC")
     parser.prog = "-m analysis.areas"
     parser.add_argument("folder", help="phantoms, as phantom.py writes them")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS[1:], default=SIDE, help="at which slices are read")
     parser.add_argument(
+        "--generated", metavar="DIR", help="AD/ and NC/ of predict.py --export: their mean areas, and the true ones"
+    )
+    parser.add_argument(
         "--fit", type=boolean, default=False, metavar="True|False", help="print AMOUNT, fitted to train/; else measure test/"
     )
     args = parser.parse_args(argv)
     truth = read_truth(args.folder)
+    if args.generated:
+        print(generated_table(args.generated, args.folder))
+        return 0
     split = "train" if args.fit else "test"
     rows = truth["split"] == split
     if not rows.any():

@@ -241,6 +241,23 @@ def test_command_measures_phantoms_and_fits_amounts(folder, capsys):
     assert len(np.loadtxt(io.StringIO(ventricle.split("(")[1].rstrip("),")), delimiter=",")) == len(areas.LEVELS) - 1
 
 
+@pytest.mark.slow
+def test_command_compares_means_of_generated_slices_with_the_true_ones(folder, tmp_path, capsys):
+    """The training phantoms themselves, with AD and NC exchanged."""
+    (tmp_path / "AD").symlink_to(os.path.join(folder, "train", "NC"))
+    (tmp_path / "NC").symlink_to(os.path.join(folder, "train", "AD"))
+    assert areas.main([folder, "--generated", str(tmp_path)]) == 0
+    truth = areas.true_means(os.path.join(folder, "train"), ["AD", "NC"])
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        tissue, *numbers = line.split()
+        ad, nc, ratio, true_ad, true_nc, true_ratio = map(float, numbers)
+        assert (true_ad, true_nc) == (round(truth["AD"][tissue]), round(truth["NC"][tissue]))
+        assert (nc, ad) == pytest.approx((true_ad, true_nc), rel=0.1)
+        assert (ratio, true_ratio) == pytest.approx((ad / nc, true_ad / true_nc), abs=0.002)
+    with pytest.raises(UserError, match="^--generated nowhere: no such folder"):
+        areas.main([folder, "--generated", "nowhere"])
+
+
 @pytest.mark.parametrize("text, message", [(None, "subjects.csv"), ("path,split\n1,2\n", "not the table of phantom.py")])
 def test_command_refuses_a_folder_without_phantoms(tmp_path, text, message):
     if text:
