@@ -21,6 +21,7 @@ LONGEST = 4  # a stage takes twice the share of the stage before it, but at most
 # --lambda_gp is multiplied by this power of (a stage's side / the last stage's). R1 and R2 are squared gradients, and when a fade
 # begins, each of four pixels has a quarter of the gradient of the pixel that they replace: the weight has to grow by four.
 PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}
+EARLY_RATE = 2  # learning rates of all stages but the last are --lr and --lr_critic times this
 FADE = 0.1  # new critic blocks fade in over this share of the images shown before
 
 
@@ -49,8 +50,14 @@ def resolution_at(shares, done):
 
 
 def stage_flags(args, resolution):
-    """The flags that depend on the stage, {"lambda_gp"}; those of `args` at args.resolution."""
-    return {"lambda_gp": args.lambda_gp / (args.resolution // resolution) ** PENALTY_POWER[args.loss]}
+    """The flags that depend on the stage, {"lambda_gp", "lr", "lr_critic"}; those of `args` at args.resolution."""
+    factor = args.resolution // resolution
+    rate = EARLY_RATE if factor > 1 else 1
+    return {
+        "lambda_gp": args.lambda_gp / factor ** PENALTY_POWER[args.loss],
+        "lr": rate * args.lr,
+        "lr_critic": rate * args.lr_critic,
+    }
 
 
 def fade_images(images_before):

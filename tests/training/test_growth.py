@@ -38,7 +38,7 @@ RUN = ["--resolution", 64, "--grow", "--loss", "relativistic", "--gp_every", 2]
 
 
 def flags(resolution=64, **others):
-    defaults = {"grow": True, "batch_size": 16, "lambda_gp": 5.0, "loss": "relativistic", "epochs": 70}
+    defaults = {"grow": True, "lr": 4e-3, "lr_critic": 1e-3, "lambda_gp": 5.0, "loss": "relativistic", "epochs": 70}
     return types.SimpleNamespace(**defaults | {"resolution": resolution} | others)
 
 
@@ -68,6 +68,11 @@ def test_resolution_rises_at_the_end_of_each_share_and_stays_at_the_last():
         64,
         64,
     ]
+
+
+def test_learning_rates_are_twice_as_high_before_the_last_stage():
+    rates = [tuple(stage_flags(flags(), size)[name] for name in ("lr", "lr_critic")) for size in (16, 32, 64)]
+    assert rates == [(8e-3, 2e-3), (8e-3, 2e-3), (4e-3, 1e-3)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
