@@ -90,9 +90,9 @@ def parse_args(argv=None):
     )
     training.add_bool(
         "--grow",
-        False,
+        True,
         "train in stages of doubling resolution from 16x16 on, each of which takes its share of --epochs or --max_minutes, "
-        "whichever is nearer",
+        "whichever is nearer; False: at --resolution throughout",
     )
     training.add(
         "--lambda_gp",

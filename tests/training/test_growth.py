@@ -30,7 +30,7 @@ from utils import UserError, load_tensors
 
 CPU = torch.device("cpu")
 SMALL, LARGE = NETWORK | {"resolution": 16}, NETWORK | {"resolution": 64}
-RUN = ["--resolution", 64, "--grow", "--loss", "relativistic", "--gp_every", 2]
+RUN = ["--resolution", 64, "--grow", "True", "--loss", "relativistic", "--gp_every", 2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
