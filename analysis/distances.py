@@ -317,7 +317,7 @@ def memorisation(real, fake, train, progress=False):
     """Compare how close generated and held-out real images are to the training set, all uint8 [*, R, R]: `Memorisation`.
 
     `train` may be `Slices`. Without memorisation the share is about 0.01; copying a tenth of the images adds 0.1. The test is
-    only as sensitive as `real` is independent: where it shows subjects of the training set, its images are close to that set
+    only as sensitive as `real` is independent: where it shows people of the training set, its images are close to that set
     too, and only close copies are noticed. UserError if the training set contains all of `real`.
     """
     neighbours = fit_neighbours(train, "training images" if progress else None)
