@@ -77,6 +77,18 @@ def resampled_text(unit):
     return text + "."
 
 
+def shared_text(train, unseen):
+    """A sentence: how many people, or scans where people are unknown, of the unseen slices' Scans are among `train`'s."""
+    text = ""
+    for unit, field in (("people", "person"), ("scans", "image")):
+        seen, of_unseen = ({getattr(scan, field) for scan in scans} - {None} for scans in (train, unseen))
+        if shared := len(seen & of_unseen):
+            return f"{shared} of {len(of_unseen)} {unit} of the test slices are in the training set too: results are too good."
+        if not all(scan.person for scan in (*train, *unseen)):
+            text = "Whether the people of the test slices are in the training set too is not known; results are too good if so."
+    return text or "No person of the test slices is in the training set."
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the table
 

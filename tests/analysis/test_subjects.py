@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from analysis.subjects import Scan, identify, read_subjects, resampled_text, resampling_groups, scan_id
+from analysis.subjects import Scan, identify, read_subjects, resampled_text, resampling_groups, scan_id, shared_text
 from utils import UserError
 
 LONI = [
@@ -145,3 +145,12 @@ def test_resampled_text_says_where_intervals_are_too_narrow():
     assert resampled_text("people") == "95% intervals resample people."
     assert "--subjects" in resampled_text("scans") and "too narrow" in resampled_text("people and scans")
     assert "too narrow, since slices" in resampled_text("scans and slices")
+
+
+def test_shared_text_counts_people_or_else_scans_in_both_and_says_when_people_are_unknown():
+    ann, bob, eve = (Scan(str(i), name) for i, name in enumerate(("ann", "bob", "eve")))
+    assert shared_text([ann, bob], [Scan("9", "ann"), bob, bob, eve]).startswith("2 of 3 people of the test slices are")
+    assert shared_text([ann, bob], [eve, eve]) == "No person of the test slices is in the training set."
+    assert shared_text([Scan("7"), ann], [Scan("7"), Scan("8")]).startswith("1 of 2 scans of the test slices are")
+    for train, unseen in (([ann], [Scan("8")]), ([Scan("8")], [ann]), ([Scan()], [Scan()])):
+        assert "is not known" in shared_text(train, unseen)
