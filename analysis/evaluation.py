@@ -105,8 +105,10 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
 
     results["metrics"] = {}
     for name in generated:
-        train = slices["train"][name]
-        quality = measure_quality(sample["unseen"][name], sample["generated"][name], train, device=device, progress=True)
+        train, of_people = slices["train"][name], groups["unseen"][name][rows["unseen"][name]]
+        quality = measure_quality(
+            sample["unseen"][name], sample["generated"][name], train, device=device, progress=True, groups=of_people
+        )
         results["metrics"][name] = quality.values
         plot_quality(quality, path(f"metrics_{name}.png"))
         save_nearest(sample["generated"][name], train, quality.memory, path(f"nearest_{name}.png"))

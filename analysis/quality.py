@@ -78,13 +78,13 @@ def halves(description, size):
     return [Description(features[i:size:2], [band[i:size:2] for band in patches], power[i:size:2], similarity) for i in (0, 1)]
 
 
-def compare_sets(real, fake, size, swd_size, seed=0):
-    """All distances between two Descriptions: {name: float}.
+def compare_sets(real, fake, size, swd_size, seed=0, groups=None):
+    """All distances between two Descriptions: {name: float}; groups (people) of all real images are for the KID's standard error.
 
     Some depend on the number of images: precision, recall, density and coverage use the first `size` of each set, the sliced
     Wasserstein distances the first `swd_size`.
     """
-    mmd, error = polynomial_mmd(*standardise(real.features, fake.features))
+    mmd, error = polynomial_mmd(*standardise(real.features, fake.features), groups=groups)
     values = {"kid_x1000": 1000 * mmd, "kid_x1000_error": 1000 * error, **prdc(real.features[:size], fake.features[:size])}
     rng, swd = np.random.default_rng(seed), []
     for a, b in zip(real.patches, fake.patches):
@@ -96,11 +96,12 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
 
 
-def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False):
+def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None):
     """Compare uint8 real [N, R, R] with fake [M, R, R], both in random order, and with `train` (may be `Slices`): `Quality`.
 
     values: those of `compare_sets`; with the prefix floor_ the same between two halves of `real`, if these are large enough;
-    given `train`, memorised (the share from `memorisation`), nearest_fake and nearest_real (median relative distances).
+    given `train`, memorised (the share from `memorisation`, with its interval), nearest_fake and nearest_real (median relative
+    distances). groups: of the real images, such as the people that they show, for standard error and interval (None: each is one).
     Memory at R = 256: 150 kB per image besides the images. UserError: too few images, or images of different sizes.
     """
     sides = {images.shape[-1] for images in (real, fake, *([] if train is None else [train[[0]]]))}
@@ -113,14 +114,14 @@ def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed
     real_set = describe(real, extract, seed, "real" if progress else None)
     fake_set = describe(fake, extract, seed, "generated" if progress else None)
     size = min(len(real), len(fake))
-    values = compare_sets(real_set, fake_set, size, size // 2, seed)  # the SWD falls with size: the floor has only half
+    values = compare_sets(real_set, fake_set, size, size // 2, seed, groups)  # the SWD falls with size: the floor has only half
     if size >= 2 * (NEIGHBOURS + 1):
         floor = compare_sets(*halves(real_set, size // 2 * 2), size // 2, size // 2, seed)
         values |= {f"floor_{name}": value for name, value in floor.items()}
     memory = None
     if train is not None:
-        memory = memorisation(real, fake, train, progress)
-        values["memorised"] = memory.share
+        memory = memorisation(real, fake, train, progress, groups)
+        values |= {"memorised": memory.share, "memorised_low": memory.low, "memorised_high": memory.high}
         values["nearest_fake"], values["nearest_real"] = memory.fake.median().item(), memory.held_out.median().item()
     return Quality(values, real_set, fake_set, memory)
 
@@ -140,6 +141,8 @@ def quality_table(values):
     if "memorised" in values:
         lines += [
             ("memorised, share", values["memorised"], 0.01),
+            ("  95%, from", values["memorised_low"], None),
+            ("  95%, to", values["memorised_high"], None),
             ("nearest, median", values["nearest_fake"], values["nearest_real"]),
         ]
     return "\n".join(

@@ -15,6 +15,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from utils import UserError, printable
 
 # The columns that are looked for, in any letter case and order: LONI's names (of a collection, and of its search) and plain ones.
@@ -64,16 +66,16 @@ def resampling_groups(scans):
         unit, name = ("people", scan.person) if scan.person else ("scans", scan.image) if scan.image else ("slices", i)
         groups.append(f"{unit} {name}")
         units.add(unit)
-    return groups, " and ".join(unit for unit in ("people", "scans", "slices") if unit in units)
+    return np.array(groups), " and ".join(unit for unit in ("people", "scans", "slices") if unit in units)
 
 
 def resampled_text(unit):
-    """A sentence: what intervals over `unit` (of `resampling_groups`) resample, and whether they are too narrow for that."""
-    text = f"95% intervals resample {unit}"
+    """A sentence: what intervals over `unit` (of `resampling_groups`) resample, and whether they are too small for that."""
+    text = f"Intervals and standard errors resample {unit}"
     if "slices" in unit:
-        return f"{text}: file names do not give all scans, so intervals are too narrow, since slices of one brain are alike."
+        return f"{text}: file names do not give all scans, so they are too small, since slices of one brain are alike."
     if "scans" in unit:
-        return f"{text}: whose scans they are is not known (--subjects), so intervals are too narrow if people have several."
+        return f"{text}: whose scans they are is not known (--subjects), so they are too small if people have several."
     return text + "."
 
 

@@ -196,7 +196,7 @@ def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phan
             assert row["generated"] == row["unseen"] and row["wasserstein"] == row["floor"]  # the same slices
             assert row["train"] == pytest.approx(row["truth"], rel=0.2)
     _, of_classifier, of_areas, _ = (section.text for section in evaluation.sections(results, written, "run"))
-    resampled = ["95% intervals resample people.", "No person of the test slices is in the training set."]
+    resampled = ["Intervals and standard errors resample people.", "No person of the test slices is in the training set."]
     assert "above-chance AUC" in of_classifier[0] and of_classifier[1:] == of_areas == resampled
 
 

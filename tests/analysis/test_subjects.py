@@ -132,7 +132,7 @@ def test_resampling_groups_are_people_where_known_then_scans_then_slices():
 
     def partition(scans):  # the number of the group that each slice belongs to
         groups, unit = resampling_groups(scans)
-        return [groups.index(group) for group in groups], unit
+        return [groups.tolist().index(group) for group in groups], unit
 
     assert partition(identify(names[:3], SCANS)) == ([0, 0, 2], "people")
     assert partition(identify(names[:5])) == ([0, 1, 2, 3, 3], "scans")
@@ -141,10 +141,10 @@ def test_resampling_groups_are_people_where_known_then_scans_then_slices():
     assert partition([Scan("7"), Scan("8", "7")])[0] == [0, 1]  # a person named like another's scan
 
 
-def test_resampled_text_says_where_intervals_are_too_narrow():
-    assert resampled_text("people") == "95% intervals resample people."
-    assert "--subjects" in resampled_text("scans") and "too narrow" in resampled_text("people and scans")
-    assert "too narrow, since slices" in resampled_text("scans and slices")
+def test_resampled_text_says_where_intervals_are_too_small():
+    assert resampled_text("people") == "Intervals and standard errors resample people."
+    assert "--subjects" in resampled_text("scans") and "too small" in resampled_text("people and scans")
+    assert "too small, since slices" in resampled_text("scans and slices")
 
 
 def test_shared_text_counts_people_or_else_scans_in_both_and_says_when_people_are_unknown():
