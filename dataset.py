@@ -328,8 +328,7 @@ class Slices:
             label = CLASSES.index(name)
             bar = f"decoding {name}" if progress else None
             self._pixels[label], readable, note = load_folder(folder, files, resolution, num_workers, bar)
-            if note:
-                notes.add(note)
+            notes.add(note)
             readable_rows = np.flatnonzero(readable)
             require_readable(dataset_dir, folder, readable_rows, [file for file, *_ in files])
             self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(~readable)]
@@ -341,7 +340,7 @@ class Slices:
         self._rows = np.concatenate(rows)
         self.names = [f"{name}/{file}" for name, file, _ in identities]
         self.fingerprint = short_hash(identities)
-        for note in notes:
+        for note in notes - {None}:
             print(f"note: {note}", file=sys.stderr)
         warn_of_unreadable(self.unreadable)
 
@@ -436,10 +435,14 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
 
 
 def main(argv=None):
-    from analysis.dataset_report import report  # here, since it imports this file
+    from analysis import dataset_report, subject_split  # here, since they import this file
 
     args = parse_args(argv)
-    report(args.dataset_dir, args.classes, args.resolution, args.output_dir, args.num_workers, args.subjects)
+    data = args.dataset_dir, args.classes
+    if args.split_by_subject:
+        subject_split.split_by_subject(*data, args.split_by_subject, args.subjects, args.test_share, args.seed)
+    else:
+        dataset_report.report(*data, args.resolution, args.output_dir, args.num_workers, args.subjects)
     return 0
 
 
