@@ -3,7 +3,8 @@
     python metrics.py --real AD_NC/test --fake predictions/AD --classes AD --train AD_NC/train
 
 --fake is a folder of images, such as `predict.py --export` writes; --real should hold images that no model was trained on.
-Every value comes with its floor: the same measure between two halves of the real set, which a perfect generator would reach.
+Every value comes with its floor: the same measure between two halves of the real set, of different people where known, which
+a perfect generator would reach.
 Values are not comparable with published ones, which use other features and images. 2,000 against 2,000 slices at 256x256
 take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in analysis/quality.py and analysis/distances.py.
 """
@@ -134,7 +135,8 @@ def main(argv=None):
     )
     with atomic_path(json_path) as temporary, open(temporary, "w") as file:
         counts = {"real": len(real), "fake": len(fake), "resampled": unit}
-        json.dump({"values": quality.values, **counts, "flags": vars(args)}, file, indent=2)
+        values = {name: None if np.isnan(value) else value for name, value in quality.values.items()}  # JSON has no nan
+        json.dump({"values": values, **counts, "flags": vars(args)}, file, indent=2)
     plot_quality(quality, figure_path)
     print(f"{len(fake)} generated against {len(real)} real slices at {args.resolution}x{args.resolution}, {args.features}")
     print(quality_table(quality.values))

@@ -135,15 +135,19 @@ def split_groups(groups, blocks):
     return [np.flatnonzero(block[number] == i) for i in range(blocks)]
 
 
-def polynomial_mmd(x, y, blocks=10, groups=None):
+def polynomial_mmd(x, y, blocks=10, x_groups=None, y_groups=None):
     """Unbiased MMD^2 of float64 x [N, D], y [M, D] under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), and its error.
 
-    The standard error is a jackknife over `blocks` blocks of each set, of whole groups [N] (people) of x if these are given: else
-    it assumes independent images. nan with fewer than two groups. It is too large where both sets have the same distribution (the
-    estimate is degenerate there).
+    The standard error is a jackknife over `blocks` blocks of each set, of whole groups (people) where x_groups [N] or y_groups [M]
+    are given: else it assumes independent images. nan with fewer than two groups. It is too large where both sets have the same
+    distribution (the estimate is degenerate there).
     """
-    blocks = min(blocks, len(x) if groups is None else len(np.unique(groups)), len(y))
-    x, y = x.tensor_split(blocks) if groups is None else [x[rows] for rows in split_groups(groups, blocks)], y.tensor_split(blocks)
+    sets = (x, x_groups), (y, y_groups)
+    blocks = min(blocks, *(len(points if groups is None else np.unique(groups)) for points, groups in sets))
+    x, y = (
+        points.tensor_split(blocks) if groups is None else [points[rows] for rows in split_groups(groups, blocks)]
+        for points, groups in sets
+    )
 
     def kernel_sums(a, b):  # over pairs of a block of a and a block of b, [blocks, blocks]
         return torch.stack([torch.stack([(p @ q.T / p.shape[1] + 1).pow(3).sum() for q in b]) for p in a])

@@ -130,17 +130,19 @@ def test_polynomial_mmd_jackknife_leaves_out_whole_groups():
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 3, generator=rng, dtype=torch.float64) + shift for n, shift in ((12, 0), (18, 0.5)))
     groups = np.array(list("aabbbcabccca"))  # three groups of 4
-    value, error = distances.polynomial_mmd(x, y, groups=groups)
+    value, error = distances.polynomial_mmd(x, y, x_groups=groups)
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9)
     rest = y.tensor_split(3)
     without = [mmd_by_loops(x[groups != name], torch.cat(rest[:i] + rest[i + 1 :])) for i, name in enumerate("abc")]
     assert error == pytest.approx(math.sqrt(2 * np.var(without)), rel=1e-9)
+    swapped = distances.polynomial_mmd(y, x, y_groups=groups)
+    assert swapped == pytest.approx((value, error), rel=1e-9)  # the measure is symmetric
 
 
 @pytest.mark.parametrize("groups", ["aaaaaa", "aaaaab"])
 def test_polynomial_mmd_has_no_error_where_too_little_is_left_of_the_groups(groups):
     x, y = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value, error = distances.polynomial_mmd(x, y, groups=list(groups))
+    value, error = distances.polynomial_mmd(x, y, x_groups=list(groups))
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and math.isnan(error)
 
 
@@ -153,7 +155,7 @@ def test_jackknife_error_over_people_matches_the_spread_where_their_images_are_a
         x += 0.3 * torch.randn(x.shape, generator=rng, dtype=torch.float64)
         y = 1 + 0.3 * torch.randn(200, 4, generator=rng, dtype=torch.float64)  # so that x decides the spread
         order = torch.randperm(200, generator=rng)
-        found.append([*distances.polynomial_mmd(x[order], y, groups=people[order]), distances.polynomial_mmd(x[order], y)[1]])
+        found.append([*distances.polynomial_mmd(x[order], y, x_groups=people[order]), distances.polynomial_mmd(x[order], y)[1]])
     value, over_people, over_images = np.array(found).T
     assert 0.75 < over_people.mean() / value.std() < 1.33
     assert over_images.mean() / value.std() < 2 / 3
