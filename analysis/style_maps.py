@@ -120,7 +120,7 @@ def plot_umaps(
 
     text = conclusions(runs, separations)
     if REAL in separations:
-        text.append("Real slices: " + resampled_text(unit))
+        text.append(f"Of real slices: {resampled_text(unit)}")
     path, epochs_path, gif_path = (os.path.join(output_dir, method + end) for end in (".png", "_epochs.png", "_epochs.gif"))
     figures.plot_styles(panels, path, "\n".join(text))
     save_points(panels, os.path.join(output_dir, f"{method}.csv"))
