@@ -117,7 +117,7 @@ def test_bootstrap_over_scans_or_slices_is_too_narrow_by_as_much_as_people_diffe
         "scans": (a + b + c / SLICES) / (PEOPLE * SCANS),
         "slices": (a + b + c) / (PEOPLE * SCANS * SLICES),
     }[unit]
-    expected = 2 * student.cdf(1.96 * (assumed / variance) ** 0.5, PEOPLE - 1) - 1  # 0.93, 0.75 and 0.35
+    expected = 2 * student.cdf(1.96 * (assumed / variance) ** 0.5, PEOPLE - 1) - 1  # 0.94, 0.75 and 0.35
     assert covered == pytest.approx(expected, abs=3 * (expected * (1 - expected) / count) ** 0.5)
 
 
