@@ -1,13 +1,13 @@
 """Brain slices for training: decoded once into a cached uint8 array, served as shuffled batches in [-1, 1].
 
-    AD_NC/train/AD/<subject>_<slice>.jpeg       Alzheimer's disease, label 0
-    AD_NC/train/NC/<subject>_<slice>.jpeg       normal control, label 1
+    AD_NC/train/AD/<scan>_<slice>.jpeg       Alzheimer's disease, label 0
+    AD_NC/train/NC/<scan>_<slice>.jpeg       normal control, label 1
 
     slices = Slices("AD_NC/train", resolution=256)
     images, labels = next(batches(slices, batch_size=16, device="cpu", seed=0))   # [16, 1, 256, 256] and [16]
 
-As a command, this file reports on a data set before training (analysis/dataset_report.py): counts, sizes, damaged files, and
-the images and subjects that train and test share.
+As a command, this file reports on a data set before training: counts, sizes, damaged files, people, and what train and test
+share (analysis/dataset_report.py). Its flags are in analysis/dataset_flags.py.
 """
 
 import glob
@@ -19,19 +19,13 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, answer_early, atomic_path, has_room, number, printable, run_cli
+from utils import CLASSES, UserError, answer_early, atomic_path, has_room, printable, run_cli
 
 
 def parse_args(argv=None):
-    parser = ArgumentParser(
-        "Report on a data set: counts, sizes, damaged files, what train and test share, samples.", "dataset.py --dataset_dir AD_NC"
-    )
-    parser.add_argument("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
-    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
-    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="side of the sample images")
-    parser.add_argument("--output_dir", default="dataset_report", help="folder for samples.png")
-    parser.add_argument("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
-    return parser.parse_args(argv)
+    from analysis.dataset_flags import parse_args  # here, since this file must not need analysis/
+
+    return parse_args(argv)
 
 
 if __name__ == "__main__":
@@ -318,6 +312,7 @@ class Slices:
     RESOLUTIONS; num_workers: decoding threads (None: one per core, up to 16); progress: show a bar on a terminal.
 
     labels       int64 [N], the index of each slice's class in CLASSES
+    names        file names [N], such as "AD/218391_78.jpeg"
     counts       {class: number of slices}
     unreadable   names of the files left out, which one line on stderr also names
     fingerprint  16 hex digits of the names and sizes in bytes of the slices; moving the folder does not change it
@@ -333,8 +328,7 @@ class Slices:
             label = CLASSES.index(name)
             bar = f"decoding {name}" if progress else None
             self._pixels[label], readable, note = load_folder(folder, files, resolution, num_workers, bar)
-            if note:
-                notes.add(note)
+            notes.add(note)
             readable_rows = np.flatnonzero(readable)
             require_readable(dataset_dir, folder, readable_rows, [file for file, *_ in files])
             self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(~readable)]
@@ -344,8 +338,9 @@ class Slices:
             identities += [(name, *files[i][:2]) for i in readable_rows]
         self.labels = np.concatenate(labels).astype(np.int64)
         self._rows = np.concatenate(rows)
+        self.names = [f"{name}/{file}" for name, file, _ in identities]
         self.fingerprint = short_hash(identities)
-        for note in notes:
+        for note in notes - {None}:
             print(f"note: {note}", file=sys.stderr)
         warn_of_unreadable(self.unreadable)
 
@@ -440,9 +435,14 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
 
 
 def main(argv=None):
-    from analysis.dataset_report import report  # here, since it imports this file
+    from analysis import dataset_report, subject_split  # here, since they import this file
 
-    report(**vars(parse_args(argv)))
+    args = parse_args(argv)
+    data = args.dataset_dir, args.classes
+    if args.split_by_subject:
+        subject_split.split_by_subject(*data, args.split_by_subject, args.subjects, args.test_share, args.seed)
+    else:
+        dataset_report.report(*data, args.resolution, args.output_dir, args.num_workers, args.subjects)
     return 0
 
 

@@ -3,7 +3,8 @@
     python metrics.py --real AD_NC/test --fake predictions/AD --classes AD --train AD_NC/train
 
 --fake is a folder of images, such as `predict.py --export` writes; --real should hold images that no model was trained on.
-Every value comes with its floor: the same measure between two halves of the real set, which a perfect generator would reach.
+Every value comes with its floor: the same measure between two halves of the real set, of different people where known, which
+a perfect generator would reach.
 Values are not comparable with published ones, which use other features and images. 2,000 against 2,000 slices at 256x256
 take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in analysis/quality.py and analysis/distances.py.
 """
@@ -42,6 +43,7 @@ def parse_args(argv=None):
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
     images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
+    images.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject, of --real")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
     comparison = Group(parser, "comparison")
@@ -66,11 +68,12 @@ if __name__ == "__main__":
 import numpy as np
 
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
+from analysis.subjects import identify, read_subjects, resampled_text, resampling_groups
 from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
-    """Read the images of `folder` in random order, uint8 [N, R, R].
+    """Read the images of `folder` in random order: (uint8 [N, R, R], their paths).
 
     If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all images at any depth are. At most
     `count` are read, drawn with `seed`. UserError, which names `flag`: there is nothing to read, or --fake holds images of a
@@ -92,19 +95,19 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
     results = for_each(read, paths, label=f"reading {flag}")
     if damaged := [os.path.basename(path) for path, result in zip(paths, results) if result is None]:
         print(f"warning: {flag} {folder}: {len(damaged)} unreadable left out: {some_of(damaged)}", file=sys.stderr)
-    images = [result for result in results if result is not None]
+    images, paths = [result for result in results if result], [path for path, result in zip(paths, results) if result]
     if not images:
         raise UserError(f"{flag} {folder}: no readable slice in it")
     width, height = min(size for size, _ in images)
     if flag == "--fake" and width == height in RESOLUTIONS and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")
-    return np.stack([pixels for _, pixels in images])
+    return np.stack([pixels for _, pixels in images]), paths
 
 
 def load_train(folder, classes, resolution):
     """The whole training set: `Slices`, which use the cache that training made, or the images of another folder as an array."""
     if not holds_class(folder):
-        return load("--train", folder, classes, resolution)
+        return load("--train", folder, classes, resolution)[0]
     try:
         return Slices(folder, classes, resolution)
     except UserError as error:
@@ -120,19 +123,24 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     make_folder(args.output_dir, "--output_dir")
-    real = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
-    fake = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
+    table = read_subjects(args.subjects) if args.subjects else None
+    real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
+    groups, unit = resampling_groups(identify(names, table))
+    fake, _ = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
     train = load_train(args.train, args.classes, args.resolution) if args.train else None
-    quality = measure_quality(real, fake, train, args.features, device, args.seed, progress=True)
+    quality = measure_quality(real, fake, train, args.features, device, args.seed, progress=True, groups=groups)
 
     json_path, figure_path, nearest_path = (
         os.path.join(args.output_dir, name) for name in ("metrics.json", "metrics.png", "nearest.png")
     )
     with atomic_path(json_path) as temporary, open(temporary, "w") as file:
-        json.dump({"values": quality.values, "real": len(real), "fake": len(fake), "flags": vars(args)}, file, indent=2)
+        counts = {"real": len(real), "fake": len(fake), "resampled": unit}
+        values = {name: None if np.isnan(value) else value for name, value in quality.values.items()}  # JSON has no nan
+        json.dump({"values": values, **counts, "flags": vars(args)}, file, indent=2)
     plot_quality(quality, figure_path)
     print(f"{len(fake)} generated against {len(real)} real slices at {args.resolution}x{args.resolution}, {args.features}")
     print(quality_table(quality.values))
+    print(resampled_text(unit))
     print(json_path, figure_path, sep="\n")
     if quality.memory:
         save_nearest(fake, train, quality.memory, nearest_path)

@@ -2,9 +2,10 @@
 
     python phantom.py AD_NC --subjects 100 --seed 0
 
-A subject is one three-dimensional anatomy (functions of x, y, z in mm) cut at 20 neighbouring axial levels. AD and NC
-differ by overlapping distributions of ventricle size, sulcal width and cortical thickness. `subjects.csv` lists each subject's
-parameters and the true areas in each slice, so that what a model learnt can be checked against the truth. The phantoms are
+A subject is one three-dimensional anatomy (functions of x, y, z in mm) cut at 20 neighbouring axial levels, once for each of
+its scans. AD and NC differ by overlapping distributions of ventricle size, sulcal width and cortical thickness. `subjects.csv`
+lists each subject's parameters and the true areas in each slice, so that what a model learnt can be checked against the truth, and
+says whose each scan is: it serves as --subjects of dataset.py, metrics.py and predict.py. The phantoms are
 nobody's brain and have no clinical meaning. Coordinates: x right, y forward and z up of the anterior commissure.
 """
 
@@ -52,6 +53,7 @@ SHARED = {
     "bias": (0.06, 0.015),
     "noise": (3.5, 0.7),
 }
+POSE = "lowest_z_mm", "yaw_deg", "pitch_deg", "roll_deg", "shift_x_mm", "shift_y_mm"  # new in each scan of a subject
 
 # T1 signal of each tissue on the 8-bit scale.
 SIGNAL = {
@@ -332,36 +334,27 @@ def place(subject):
     return SPLITS[subject // 2 % 5 == 1], CLASSES[subject % 2]
 
 
-def write_subject(folder, seed, subject):
-    """Draw subject number `subject` of `seed` and write its slices below `folder`; returns their rows of subjects.csv."""
+def write_subject(folder, seed, scans, subject):
+    """Draw `scans` scans of subject number `subject` of `seed`, write their slices below `folder`; returns rows of subjects.csv."""
     split, label = place(subject)
     rng = np.random.default_rng([seed, subject])
-    params = draw_subject(rng, label)
-    rows = []
-    for number_in_scan in range(FIRST_SLICE, FIRST_SLICE + SLICES):
+    params, rows = draw_subject(rng, label), []
+    for scan, number_in_scan in itertools.product(range(scans), range(FIRST_SLICE, FIRST_SLICE + SLICES)):
+        if scan and number_in_scan == FIRST_SLICE:
+            params |= {name: value for name, value in draw_subject(rng, label).items() if name in POSE}
         z = params["lowest_z_mm"] + SPACING_MM * (number_in_scan - FIRST_SLICE)
         tissue = slice_tissue(params, z)
-        path = f"{split}/{label}/{subject:06d}_{number_in_scan}.jpeg"
+        path = f"{split}/{label}/{subject * scans + scan:06d}_{number_in_scan}.jpeg"
         Image.fromarray(render(params, tissue, z, rng)).save(os.path.join(folder, path), quality=95)
         numbers = {name: round(value, 4) for name, value in {"z_mm": z, **true_areas(tissue), **params}.items()}
-        rows.append(
-            {
-                "path": path,
-                "seed": seed,
-                "subject": subject,
-                "split": split,
-                "class": label,
-                "slice": number_in_scan,
-                "pixel_mm": PIXEL_MM,
-                **numbers,
-            }
-        )
+        whose = {"path": path, "seed": seed, "subject": subject, "split": split, "class": label}
+        rows.append({**whose, "slice": number_in_scan, "pixel_mm": PIXEL_MM, **numbers})
     return rows
 
 
-def write_subjects(folder, subjects, seed, num_workers):
+def write_subjects(folder, subjects, seed, scans, num_workers):
     """Yield the rows of each subject in order; `num_workers` processes draw them."""
-    write = functools.partial(write_subject, folder, seed)
+    write = functools.partial(write_subject, folder, seed, scans)
     num_workers = min(num_workers, subjects, 61)  # the most that Windows can wait for
     if num_workers == 1:
         yield from map(write, range(subjects))
@@ -371,34 +364,36 @@ def write_subjects(folder, subjects, seed, num_workers):
         yield from pool.imap(write, range(subjects))
 
 
-def already_written(folder, subjects, seed):
+def already_written(folder, subjects, seed, scans=1):
     """True if `folder` holds exactly these phantoms, False if it is empty; UserError if it holds anything else."""
-    seeds = None
+    rows = None
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
         if "subjects.csv" in names:
             with open(os.path.join(folder, "subjects.csv"), newline="") as file:
-                seeds = [row.get("seed") for row in csv.DictReader(file)]
+                rows = [(row.get("seed"), row.get("subject")) for row in csv.DictReader(file)]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{folder}: cannot be read ({error}); choose another folder") from None
     if not names:
         return False
-    if seeds is None:
+    if rows is None:
         raise UserError(f"{folder}: holds other files ({names[0]}, ...) and is left as it is; choose another folder")
-    if len(seeds) != subjects * SLICES or set(seeds) != {str(seed)}:
-        raise UserError(f"{folder}: holds phantoms of other --subjects or --seed and is left as it is; choose another folder")
+    if len(rows) != subjects * scans * SLICES or set(rows) != {(str(seed), str(subject)) for subject in range(subjects)}:
+        raise UserError(
+            f"{folder}: holds phantoms of other --subjects, --scans or --seed and is left as it is; choose another folder"
+        )
     return True
 
 
-def write_phantoms(folder, subjects, seed, num_workers=1):
-    """Write `folder`/{train,test}/{AD,NC}/<subject>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
+def write_phantoms(folder, subjects, seed, num_workers=1, scans=1):
+    """Write `folder`/{train,test}/{AD,NC}/<scan>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
 
-    On one machine, equal `subjects` and `seed` give equal bytes, whatever `num_workers`. Returns the number of slices written:
-    0 if they were there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot be written or holds
-    other files; whatever stops it half way, the slices written so far are removed.
+    On one machine, equal `subjects`, `seed` and `scans` (of each subject) give equal bytes, whatever `num_workers`. Returns the
+    number of slices written: 0 if they were there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot
+    be written or holds other files; whatever stops it half way, the slices written so far are removed.
     """
     make_folder(folder, "folder")
-    if already_written(folder, subjects, seed):
+    if already_written(folder, subjects, seed, scans):
         return 0
     rows = []
     try:
@@ -406,8 +401,8 @@ def write_phantoms(folder, subjects, seed, num_workers=1):
             for label in CLASSES:
                 make_folder(os.path.join(folder, split, label), "folder")
         with (
-            tqdm(total=subjects * SLICES, desc="drawing", unit=" slices", disable=None) as bar,
-            contextlib.closing(write_subjects(folder, subjects, seed, num_workers)) as drawn,
+            tqdm(total=subjects * scans * SLICES, desc="drawing", unit=" slices", disable=None) as bar,
+            contextlib.closing(write_subjects(folder, subjects, seed, scans, num_workers)) as drawn,
         ):
             for subject_rows in drawn:
                 rows += subject_rows
@@ -429,12 +424,13 @@ def main(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.", "phantom.py AD_NC --subjects 300")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
-    parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="20 slices each; a fifth are for testing")
+    parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="people; a fifth are for testing")
+    parser.add_argument("--scans", type=number(int, 1, 100), default=1, help="of each subject, 20 slices each")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
     args = parser.parse_args(argv)
     start = time.monotonic()
-    written = write_phantoms(args.folder, args.subjects, args.seed, args.num_workers)
+    written = write_phantoms(args.folder, args.subjects, args.seed, args.num_workers, args.scans)
     if not written:
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return

@@ -125,6 +125,7 @@ def parse_args(argv=None):
     evaluation.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
 
     machine = Group(parser, "how")
+    machine.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject: intervals over people")
     machine.add("--output_dir", default="predictions", help="folder for everything that is written")
     machine.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of latents, noise, maps and searches")
     machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -168,6 +169,7 @@ from analysis.models import BATCH, describe_runs, find_run, generate, list_runs,
 from analysis.projector import project_files
 from analysis.report import write_report
 from analysis.style_maps import compared_runs, plot_umaps
+from analysis.subjects import read_subjects
 from dataset import class_folders, find_slices, find_splits
 
 CONDITIONAL = "all-conditional"  # name of the run of a conditional model
@@ -178,6 +180,7 @@ def main(argv=None):
     """Do what the flags ask for; print every path as soon as its file is written."""
     args = parse_args(argv)
     device, start = pick_device(args.device), time.monotonic()
+    table = read_subjects(args.subjects) if args.subjects else None
     if args.plot_umap:
         check_map_runs(args, device)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
@@ -202,7 +205,7 @@ def main(argv=None):
         if args.project:
             show(project_files(model, args.project, args.output_dir, args.project_steps, args.space, args.seed))
     if args.evaluate or args.report and args.dataset_dir:
-        for section in evaluate(models, args, device):
+        for section in evaluate(models, args, device, table):
             show(section)
     if args.plot_umap:
         section = plot_umaps(
@@ -217,6 +220,7 @@ def main(argv=None):
             device=device,
             dataset_dir=args.dataset_dir,
             real_count=args.umap_slices,
+            table=table,
         )
         show(section)
     if args.report:
@@ -299,10 +303,10 @@ def check_map_runs(args, device):
 # Evaluation
 
 
-def evaluate(models, args, device):
+def evaluate(models, args, device, table=None):
     """Yield the report.Sections of --evaluate: of an AD and an NC model together, if there is one of each, and of each other model.
 
-    As many images are generated of each class as there are training slices.
+    As many images are generated of each class as there are training slices; table: of `read_subjects`.
     """
     single = [model for model in models if not is_conditional(model)]
     pair = single if sorted(model.trained_on for model in single) == [[name] for name in CLASSES] else []
@@ -318,7 +322,7 @@ def evaluate(models, args, device):
                 batches = generate(model, count, args.seed, args.truncation, label, device)
                 bar = tqdm(batches, f"{count} {classes} slices", -(-count // BATCH), unit=" batches", disable=None)
                 generated[classes] = np.concatenate(list(bar))
-        results = evaluation.evaluate_models(runs, generated, args.dataset_dir, args.output_dir, title, device)
+        results = evaluation.evaluate_models(runs, generated, args.dataset_dir, args.output_dir, title, device, table)
         yield from evaluation.sections(*results, title)
 
 

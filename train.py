@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 import torch
 
+from analysis.subjects import identify, read_subjects, shared_text
 from analysis.validation import VALIDATION, Validation
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
@@ -267,9 +268,12 @@ def main(argv=None):
     processes = Processes(device)
     shards = processes.size * args.grad_accum
     check_divisible(args.batch_size, shards)
+    table = read_subjects(args.subjects) if args.subjects else None
     slices, held_out = processes.first_on_each_machine(
         lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers, processes.leading), load_held_out(args))
     )
+    if table and held_out and processes.leading:
+        print(f"note: {shared_text(identify(slices.names, table), identify(held_out.names, table))}", file=sys.stderr)
     config = make_config(args, slices)
     exists, source = has_checkpoint(folder), None
     if exists and args.resume:

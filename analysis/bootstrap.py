@@ -1,6 +1,6 @@
-"""Bootstrap intervals that resample whole subjects, and the area under the ROC curve (AUC).
+"""Bootstrap intervals that resample whole people or scans, and the area under the ROC curve (AUC).
 
-bootstrap(lambda weights: auc(scores, positive, weights), groups=subjects, strata=positive)         # 0.81 (0.77 to 0.85)
+bootstrap(lambda weights: auc(scores, positive, weights), groups=people, strata=positive)           # 0.81 (0.77 to 0.85)
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def bootstrap(statistic, groups, strata=None, seed=0):
     """Interval of statistic(weights float [N]) by the percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
 
     A row's weight is the number of times that it was drawn; the value is that of weights 1. Rows of the same group [N] (slices of
-    a subject, vectors of a latent) are drawn together, with replacement; each of the strata [N] (classes) keeps its group count.
+    a person, vectors of a latent) are drawn together, with replacement; each of the strata [N] (classes) keeps its group count.
     """
     rng, weights = np.random.default_rng(seed), np.ones(len(groups))
     strata = np.zeros(len(groups)) if strata is None else strata

@@ -1,6 +1,6 @@
 """AD against NC by a small classifier: how much of the difference between the classes do generated slices carry?
 
-    classify({"AD": ..., "NC": ...}, generated, unseen, subjects)["generated"]["auc"]       # uint8 [n, R, R] each
+    classify({"AD": ..., "NC": ...}, generated, unseen, groups)["generated"]["auc"]         # uint8 [n, R, R] each
 
 Classifiers trained on real slices, on generated slices and on both tell AD from NC on unseen real slices: the
 classification accuracy score of Ravuri and Vinyals (2019, arXiv:1905.10887), with the AUC in place of the accuracy. If generated
@@ -85,9 +85,9 @@ def logits(network, pixels, device="cpu"):
 def classify(train, generated, unseen, groups=None, device="cpu"):
     """AUC of AD against NC on unseen real slices after training on real slices, on generated ones, and on both together.
 
-    train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: subjects of the unseen slices [n], or None}, or None.
-    Real and generated slices are used in equal numbers per class. Returns {"train", "generated", "both": `summary`; "ratio":
-    `above_chance`; "resampled": "subjects" or "slices", which the intervals resample}. UserError if a class has no slices.
+    train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: [n]} of the unseen slices, which
+    intervals resample (None: each slice is one). Real and generated slices are used in equal numbers per class. Returns {"train",
+    "generated", "both": `summary`; "ratio": `above_chance`}. UserError if a class has no slices.
     """
     for kind, slices in (("real", train), ("generated", generated), ("unseen", unseen)):
         if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:
@@ -97,20 +97,15 @@ def classify(train, generated, unseen, groups=None, device="cpu"):
     for kind, slices in (("train", train), ("generated", generated)):
         sets[kind] = {name: slices[name][rng.permutation(len(slices[name]))[: count[name]]] for name in CLASSES}
     sets["both"] = {name: np.concatenate([sets["train"][name], sets["generated"][name]]) for name in CLASSES}
-    has_subjects = groups is not None and all(groups[name] is not None for name in CLASSES)
     unseen, is_ad = pool_classes(unseen)
-    groups = np.concatenate([groups[name] for name in CLASSES]) if has_subjects else np.arange(len(unseen))
+    groups = np.arange(len(unseen)) if groups is None else np.concatenate([groups[name] for name in CLASSES])
     results = {}
     with tqdm(total=len(sets) * len(SEEDS) * STEPS, desc="classifiers", unit=" steps", disable=None) as bar:
         for kind, slices in sets.items():
             pixels, labels = pool_classes(slices)
             scores = [logits(train_classifier(pixels, labels, seed, device, bar), unseen, device) for seed in SEEDS]
             results[kind] = summary(scores, is_ad, groups)
-    return {
-        **results,
-        "ratio": above_chance(results["generated"]["auc"].value, results["train"]["auc"].value),
-        "resampled": "subjects" if has_subjects else "slices",
-    }
+    return {**results, "ratio": above_chance(results["generated"]["auc"].value, results["train"]["auc"].value)}
 
 
 def pool_classes(slices):
@@ -122,7 +117,7 @@ def pool_classes(slices):
 def summary(scores, is_ad, groups):
     """{"auc": Interval of the mean AUC, "seeds": the AUC of each, "spread": their standard deviation} of scores [seeds, N].
 
-    The interval is over other unseen groups (subjects), not over other trainings.
+    The interval is over other unseen groups (people), not over other trainings.
     """
 
     def mean_auc(weights):

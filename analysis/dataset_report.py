@@ -1,17 +1,17 @@
-"""The report of dataset.py: counts, sizes, damaged files, and the images and subjects that train and test share.
+"""The report of dataset.py: counts, sizes, damaged files, people and their scans, and what train and test share.
 
 report("AD_NC", classes="all", resolution=256, output_dir="dataset_report")
 """
 
 import hashlib
 import os
-import re
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.subjects import CLASS_OF, identify, read_subjects
 from dataset import class_folders, decode, find_slices, find_splits, for_each, open_slice, require_readable, some_of, to_grey
 from utils import UserError, atomic_path, make_folder
 
@@ -35,12 +35,13 @@ def inspect(path):
         return FileFacts(image.mode, image.size, peak, hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest())
 
 
-def report(dataset_dir, classes, resolution, output_dir, num_workers=None):
+def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subjects=None):
     """Print a report on every split of `dataset_dir` and on what they share; write `output_dir`/samples.png.
 
-    classes: "all", "AD" or "NC"; resolution: of the samples; num_workers: decoding threads (None: one per core, up to 16).
-    UserError if a folder is missing, or a class has no readable slice.
+    classes: "all", "AD" or "NC"; resolution: of the samples; num_workers: decoding threads (None: one per core, up to 16);
+    subjects: path of a table for `read_subjects`. UserError if a folder is missing, or a class has no readable slice.
     """
+    table = read_subjects(subjects) if subjects else None
     splits = find_splits(dataset_dir, classes)
     make_folder(output_dir, "--output_dir")
     samples_path, facts_of = os.path.join(output_dir, "samples.png"), {}
@@ -62,9 +63,15 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None):
         print(f"{split}: {' + '.join(f'{n} {name}' for name, n in counts.items())} slices in {split_folder}")
         print_facts(facts.values(), unreadable)
     if len(facts_of) == 2:
-        compare_splits(**facts_of)
+        compare_pictures(**facts_of)
     else:
         print(f"only {' '.join(facts_of)} is here, so what train and test share cannot be told")
+    scans_of = {split: dict(zip(facts, identify(facts, table))) for split, facts in facts_of.items()}
+    print_scans(scans_of)
+    if table:
+        print_people(scans_of, table)
+    else:
+        print("people: unknown, since a file name gives a scan and not whose it is; --subjects CSV would tell")
     print(f"samples: {samples_path}")
 
 
@@ -79,22 +86,50 @@ def print_facts(facts, unreadable):
     print(f"  pictures that are there more than once: {len(facts) - len({fact.digest for fact in facts})}")
 
 
-def compare_splits(train, test):
-    """Print the images and the subjects that two splits {file name: FileFacts} have in common."""
+def compare_pictures(train, test):
+    """Print the images that two splits {file name: FileFacts} have in common."""
     train_files = {fact.digest: file for file, fact in train.items()}
     shared = [f"test/{file} = train/{train_files[fact.digest]}" for file, fact in test.items() if fact.digest in train_files]
     print(f"test slices whose picture is in train too, pixel for pixel: {count_and_names(shared)}")
-    matches = [[re.fullmatch(r"(.*/)?(\d+)_\d+\.\w+", file) for file in split] for split in (train, test)]
-    train_subjects, test_subjects = ({match[2] for match in split if match} for split in matches)
-    if train_subjects and test_subjects:
-        both = count_and_names(sorted(train_subjects & test_subjects))
-        print(f"subjects: {len(train_subjects)} in train, {len(test_subjects)} in test, in both {both}")
-    without_subject = sum(split.count(None) for split in matches)
-    if without_subject:
-        print(
-            f"subjects: {without_subject} of {len(train) + len(test)} file names carry none (218391_78.jpeg would be slice "
-            "78 of subject 218391), so it cannot be told whether train and test share theirs"
-        )
+
+
+def print_scans(scans_of):
+    """Print the number of scans of each split {split: {file name: Scan}}, and which two splits share."""
+    images = [{scan.image for scan in scans.values() if scan.image} for scans in scans_of.values()]
+    text = ", ".join(f"{len(of_split)} in {split}" for split, of_split in zip(scans_of, images))
+    shared = f", in both {count_and_names(sorted(set.intersection(*images), key=int))}" if len(images) > 1 else ""
+    print(f"scans: {text}{shared}")
+    nameless = [f"{split}/{file}" for split, scans in scans_of.items() for file, scan in scans.items() if not scan.image]
+    if nameless:
+        print(f"  file names that give no scan (218391_78.jpeg is slice 78 of scan 218391): {count_and_names(nameless)}")
+
+
+def print_people(scans_of, table):
+    """Print who is in the splits {split: {file name: Scan}}, and what is wrong with them, by the `table` of `read_subjects`."""
+    people, places, repeats = {}, {}, {}  # {split: names}, {image: {class of its folder}}, {(person, date): images}
+    print("people:")
+    for split, scans in scans_of.items():
+        for name in sorted({file.split("/")[0] for file in scans}):
+            known = [scan for file, scan in scans.items() if file.startswith(f"{name}/") and scan.person]
+            who, images = {scan.person for scan in known}, {scan.image for scan in known}
+            print(f"  {split} {name}: {len(who)} people, {len(images)} scans, {len(known)} slices")
+            people[split] = people.get(split, set()) | who
+            for image in images:
+                places.setdefault(image, set()).add(name)
+    if len(people) > 1:
+        print(f"  in both train and test: {count_and_names(sorted(people['train'] & people['test']))}")
+    strangers = {scan.image for scans in scans_of.values() for scan in scans.values() if scan.image and not scan.person}
+    print(f"  scans that --subjects lacks: {count_and_names(sorted(strangers, key=int))}")
+    contradictions = []
+    for image in sorted(places, key=int):
+        group, date = table[image].group, table[image].date
+        if group and places[image] != {CLASS_OF.get(group.upper(), group)}:
+            contradictions.append(f"{image} in {' and '.join(sorted(places[image]))} but of group {group}")
+        if date:
+            repeats.setdefault((table[image].person, date), []).append(image)
+    print(f"  scans whose folder contradicts their group: {count_and_names(contradictions)}")
+    same_day = [f"{' '.join(images)} of {person} on {date}" for (person, date), images in repeats.items() if len(images) > 1]
+    print(f"  people scanned more than once on one day: {count_and_names(same_day)}")
 
 
 def count_and_names(names):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from analysis.bootstrap import bootstrap
 from dataset import to_float
 from utils import UserError
 
@@ -124,14 +125,29 @@ def standardise(real, fake):
     return (real - mean) / scale, (fake - mean) / scale
 
 
-def polynomial_mmd(x, y, blocks=10):
+def split_groups(groups, blocks):
+    """Rows of `groups` [N] in `blocks` blocks of about equal size, none of the groups in two: [int64 [n], ...]."""
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    filled, block = np.zeros(blocks, int), np.zeros(len(sizes), int)
+    for group in np.argsort(-sizes, kind="stable"):  # the largest first, each into the emptiest block
+        block[group] = filled.argmin()
+        filled[block[group]] += sizes[group]
+    return [np.flatnonzero(block[number] == i) for i in range(blocks)]
+
+
+def polynomial_mmd(x, y, blocks=10, x_groups=None, y_groups=None):
     """Unbiased MMD^2 of float64 x [N, D], y [M, D] under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), and its error.
 
-    The standard error is a jackknife over `blocks` blocks of each set. It assumes independent images, and is too large where
-    both sets have the same distribution (the estimate is degenerate there).
+    The standard error is a jackknife over `blocks` blocks of each set, of whole groups (people) where x_groups [N] or y_groups [M]
+    are given: else it assumes independent images. nan with fewer than two groups. It is too large where both sets have the same
+    distribution (the estimate is degenerate there).
     """
-    blocks = min(blocks, len(x), len(y))
-    x, y = x.tensor_split(blocks), y.tensor_split(blocks)
+    sets = (x, x_groups), (y, y_groups)
+    blocks = min(blocks, *(len(points if groups is None else np.unique(groups)) for points, groups in sets))
+    x, y = (
+        points.tensor_split(blocks) if groups is None else [points[rows] for rows in split_groups(groups, blocks)]
+        for points, groups in sets
+    )
 
     def kernel_sums(a, b):  # over pairs of a block of a and a block of b, [blocks, blocks]
         return torch.stack([torch.stack([(p @ q.T / p.shape[1] + 1).pow(3).sum() for q in b]) for p in a])
@@ -144,6 +160,8 @@ def polynomial_mmd(x, y, blocks=10):
 
     def estimate(used):  # used: bool [blocks]
         n, m = x_sizes[used].sum().item(), y_sizes[used].sum().item()
+        if min(n, m) < 2:
+            return math.nan
         pairs = used[:, None] & used
         return (xx[pairs].sum() / (n * (n - 1)) + yy[pairs].sum() / (m * (m - 1)) - 2 * xy[pairs].sum() / (n * m)).item()
 
@@ -311,23 +329,33 @@ class Memorisation(NamedTuple):
     held_out: torch.Tensor  # relative distance of each held-out image that is not itself in the training set, [up to N]
     nearest: torch.Tensor  # row of the training image nearest to each generated image, [M]
     mirrored: torch.Tensor  # whether that training image is nearest when mirrored, bool [M]
+    low: float = math.nan  # 95% bootstrap interval of the share
+    high: float = math.nan
 
 
-def memorisation(real, fake, train, progress=False):
+def memorisation(real, fake, train, progress=False, groups=None):
     """Compare how close generated and held-out real images are to the training set, all uint8 [*, R, R]: `Memorisation`.
 
     `train` may be `Slices`. Without memorisation the share is about 0.01; copying a tenth of the images adds 0.1. The test is
-    only as sensitive as `real` is independent: where it shows subjects of the training set, its images are close to that set
-    too, and only close copies are noticed. UserError if the training set contains all of `real`.
+    only as sensitive as `real` is independent: where it shows people of the training set, its images are close to that set
+    too, and only close copies are noticed. The interval resamples generated images, and of `real` the groups [N] (people; None:
+    each image is one). UserError if the training set contains all of `real`.
     """
     neighbours = fit_neighbours(train, "training images" if progress else None)
     held_out, _, _ = nearest_images(real, neighbours, label="nearest to real" if progress else None)
     distances, rows, mirrored = nearest_images(fake, neighbours, label="nearest to generated" if progress else None)
-    held_out = held_out[held_out > IDENTICAL]
+    new = held_out > IDENTICAL
+    held_out, groups = held_out[new], (np.arange(len(new)) if groups is None else np.asarray(groups))[new.numpy()]
     if not len(held_out):
         raise UserError("memorisation needs real slices that are not in the training set, but it holds them all")
-    share = (distances < held_out.quantile(0.01)).double().mean().item()
-    return Memorisation(share, distances, held_out, rows, mirrored)
+
+    def share(weights):
+        drawn, fake_weights = np.repeat(held_out.numpy(), weights[: len(groups)].astype(int)), weights[len(groups) :]
+        return np.average(distances.numpy() < np.quantile(drawn, 0.01), weights=fake_weights)
+
+    units = np.r_[np.unique(groups, return_inverse=True)[1], np.arange(len(distances))]
+    interval = bootstrap(share, units, np.arange(len(units)) < len(groups))
+    return Memorisation(interval.value, distances, held_out, rows, mirrored, *interval[1:])
 
 
 def fit_neighbours(images, label=None):

@@ -7,16 +7,15 @@ Critic: does it score unseen real slices like those it was trained on, or like g
 generated slices, does it tell AD from NC on unseen real ones as well as after training on real ones (classifier.py)? Areas: are
 ventricles, grey and white matter as large as in real slices, and AD and NC as far apart (areas.py)? Image quality: the metrics
 of quality.py, class by class. PACGAN, a progressive GAN with an auxiliary classifier (Lai et al. 2025,
-doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on unseen ADNI slices; its slices, subjects and
+doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on unseen ADNI slices; its slices, people and
 networks differ, so the AUCs cannot be compared.
 
-Slices of one brain are alike, so intervals resample subjects where file names give them; elsewhere they resample slices and are too
-narrow. Tables and figures are in evaluation_report.py.
+Slices of one brain are alike, so intervals resample people where a table tells them, else scans, else slices (subjects.py).
+Tables and figures are in evaluation_report.py.
 """
 
 import json
 import os
-import re
 
 import numpy as np
 import torch
@@ -39,21 +38,24 @@ from analysis.evaluation_report import (
     quality_tables,
 )
 from analysis.quality import measure_quality, plot_quality, save_nearest
+from analysis.subjects import identify, resampled_text, resampling_groups, shared_text
 from analysis.validation import critic_scores, load_critic
-from dataset import Slices, class_folders, find_slices, find_splits
+from dataset import Slices, find_splits
 from utils import CLASSES, UserError, atomic_path, make_folder
 
 BATCH = 16  # slices that the critic scores at once
 COMPARED = 2000  # slices of each kind and class, at most, for the critic and the metrics
 
 
-def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu"):
+def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu", table=None):
     """Answer all four questions for one model, or for a pair of one-class models; returns (results, paths written).
 
     runs: {run folder: its classes}; generated: {class: uint8 [n, R, R]}, where a model of both classes that is not
-    class-conditional has the one class "all", in both. dataset_dir: the folder above train/ and test/, or one of the two.
+    class-conditional has the one class "all", in both. dataset_dir: the folder above train/ and test/, or one of the two;
+    table: of `read_subjects`.
     Results, plain numbers that <title>_evaluation.json holds too: {"critic": {class: `critic_gaps`}, "classifier": `classify`
-    (only with both classes), "areas": `compare_areas` (from 64x64 on), "metrics": {class: values of `measure_quality`}}.
+    (only with both classes), "areas": `compare_areas` (from 64x64 on), "metrics": {class: values of `measure_quality`},
+    "resampled": [what intervals resample, and what that means]}.
     """
     side = next(iter(generated.values())).shape[-1]
     splits = find_splits(dataset_dir, "all" if len(generated) > 1 else next(iter(generated)))
@@ -66,15 +68,15 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
     make_folder(output_dir, "--output_dir")
     path, written = os.path.join(output_dir, f"{title}_{{}}").format, []
 
-    slices, subjects = {}, {}  # {kind: {class: ...}}
+    slices, scans, groups = {}, {}, {}  # {kind: {class: ...}}
     for kind, folder in (("train", splits["train"]), ("unseen", splits["test"])):
         slices[kind] = {name: Slices(folder, name, side) for name in generated}
-        subjects[kind] = {name: subjects_of(folder, name, of_class) for name, of_class in slices[kind].items()}
+        scans[kind] = {name: identify(of_class.names, table) for name, of_class in slices[kind].items()}
+        groups[kind] = {name: resampling_groups(of_class)[0] for name, of_class in scans[kind].items()}
     slices["generated"] = generated
     rng = np.random.default_rng(0)
-    sample = {
-        kind: {name: pixels[rng.permutation(len(pixels))[:COMPARED]] for name, pixels in slices[kind].items()} for kind in KINDS
-    }
+    rows = {kind: {name: rng.permutation(len(of_class))[:COMPARED] for name, of_class in slices[kind].items()} for kind in KINDS}
+    sample = {kind: {name: of_class[rows[kind][name]] for name, of_class in slices[kind].items()} for kind in KINDS}
     reduced = {kind: {name: reduce_all(pixels) for name, pixels in slices[kind].items()} for kind in KINDS}
 
     scores = {}  # {class: {kind: [n]}}
@@ -83,25 +85,30 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
             of_kind = scores_by_class(critics[folder], {name: sample[kind][name] for name in classes}, device)
             for name in classes:
                 scores.setdefault(name, {})[kind] = of_kind[name]
+    real = {kind: [scan for of_class in scans[kind].values() for scan in of_class] for kind in scans}
+    unit = resampling_groups(real["train"] + real["unseen"])[1]
     results = {"critic": {name: critic_gaps(of_class) for name, of_class in scores.items()}}
+    results["resampled"] = [resampled_text(unit), shared_text(real["train"], real["unseen"])]
     written.append(plot_critic(scores, results["critic"], path("critic.png")))
 
     if len(generated) > 1:
-        results["classifier"] = classify(*(reduced[kind] for kind in ("train", "generated", "unseen")), subjects["unseen"], device)
-        written.append(plot_classifier(results["classifier"], path("classifier.png")))
+        results["classifier"] = classify(*(reduced[kind] for kind in ("train", "generated", "unseen")), groups["unseen"], device)
+        written.append(plot_classifier(results["classifier"], unit, path("classifier.png")))
 
     if side >= SIDE:
         areas = {
             kind: {name: measure_areas(pixels, f"areas of {kind} {name}") for name, pixels in reduced[kind].items()}
             for kind in KINDS
         }
-        results["areas"] = compare_areas(areas, subjects, true_means(splits["train"], generated))
+        results["areas"] = compare_areas(areas, groups, true_means(splits["train"], generated))
         written.append(plot_areas(areas, results["areas"], path("areas.png")))
 
     results["metrics"] = {}
     for name in generated:
-        train = slices["train"][name]
-        quality = measure_quality(sample["unseen"][name], sample["generated"][name], train, device=device, progress=True)
+        train, of_people = slices["train"][name], groups["unseen"][name][rows["unseen"][name]]
+        quality = measure_quality(
+            sample["unseen"][name], sample["generated"][name], train, device=device, progress=True, groups=of_people
+        )
         results["metrics"][name] = quality.values
         plot_quality(quality, path(f"metrics_{name}.png"))
         save_nearest(sample["generated"][name], train, quality.memory, path(f"nearest_{name}.png"))
@@ -109,14 +116,6 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
     with atomic_path(path("evaluation.json")) as temporary, open(temporary, "w") as file:
         json.dump(results, file, indent=2)
     return results, [*written, path("evaluation.json")]
-
-
-def subjects_of(dataset_dir, classes, slices):
-    """Subject of each of `slices` = Slices(dataset_dir, classes, ...), str [N]; None unless all names are like 218391_78.jpeg."""
-    names = [f"{name}/{file}" for name, folder in class_folders(dataset_dir, classes).items() for file, *_ in find_slices(folder)]
-    unreadable = set(slices.unreadable)
-    matches = [re.fullmatch(r"(.*/)?(\d+)_\d+\.\w+", name) for name in names if name not in unreadable]
-    return np.array([match[2] for match in matches]) if all(matches) else None
 
 
 def reduce_all(pixels):
@@ -161,11 +160,11 @@ def critic_gaps(scores):
 # Areas
 
 
-def mean_difference(a, b, subjects_a=None, subjects_b=None, relative=False):
-    """Interval of mean(a [N]) - mean(b [M]), or of mean(a) / mean(b) - 1 if `relative`; resamples subjects, or values if None."""
+def mean_difference(a, b, groups_a=None, groups_b=None, relative=False):
+    """Interval of mean(a [N]) - mean(b [M]), or of mean(a) / mean(b) - 1 if `relative`; resamples groups, or values if None."""
     in_a = np.arange(len(a) + len(b)) < len(a)
-    groups = [f"a {group}" for group in (range(len(a)) if subjects_a is None else subjects_a)]
-    groups += [f"b {group}" for group in (range(len(b)) if subjects_b is None else subjects_b)]
+    groups = [f"a {group}" for group in (range(len(a)) if groups_a is None else groups_a)]
+    groups += [f"b {group}" for group in (range(len(b)) if groups_b is None else groups_b)]
 
     def statistic(weights):
         mean_a, mean_b = np.average(a, weights=weights[in_a]), np.average(b, weights=weights[~in_a])
@@ -174,10 +173,10 @@ def mean_difference(a, b, subjects_a=None, subjects_b=None, relative=False):
     return bootstrap(statistic, groups, in_a)
 
 
-def compare_areas(areas, subjects, truth=None):
+def compare_areas(areas, groups, truth=None):
     """Compare {kind of KINDS: {class: {tissue: mm^2 [n]}}} with the areas of training slices, and AD with NC.
 
-    subjects: {kind: {class: [n], or None}} of the real slices; truth: {class: {tissue: mean mm^2 of the training slices}}, known
+    groups: {kind: {class: [n], or None}} of the real slices; truth: {class: {tissue: mean mm^2 of the training slices}}, known
     of phantoms. Returns {class: {tissue: {"train", "unseen", "generated": mean; "unseen / train - 1", "generated / train - 1":
     Interval; "wasserstein": distance of generated from training slices; "floor": that of unseen slices, which are real but of
     other people; "truth"}}} and, with both classes, {"AD - NC": {tissue: {kind: Interval of the difference}}}.
@@ -185,7 +184,7 @@ def compare_areas(areas, subjects, truth=None):
 
     def difference(a, b, tissue, relative=False):  # a, b: (kind, class)
         values = [areas[kind][name][tissue] for kind, name in (a, b)]
-        return mean_difference(*values, *(subjects.get(kind, {}).get(name) for kind, name in (a, b)), relative)
+        return mean_difference(*values, *(groups.get(kind, {}).get(name) for kind, name in (a, b)), relative)
 
     comparison = {}
     for name, tissues in areas["train"].items():
@@ -218,21 +217,21 @@ def sections(results, paths, title):
         stems = [os.path.basename(path).removeprefix(f"{title}_").removesuffix(".png").split("_") for path in paths]
         return [report.ReportFigure(path, caption.format(stem[-1])) for path, stem in zip(paths, stems) if stem[0] == name]
 
-    critic = results["critic"]
+    critic, resampled = results["critic"], results["resampled"]
     yield report.Section(
         f"{title}: the critic on unseen slices", [], critic_tables(critic), figures("critic", "Scores of the critic."), critic
     )
     if classifier := results.get("classifier"):
         yield report.Section(
             f"{title}: a classifier of AD and NC",
-            [classifier_text(classifier)],
+            [classifier_text(classifier), *resampled],
             classifier_tables(classifier),
             figures("classifier", "AUC on unseen real slices."),
             classifier,
         )
     if areas := results.get("areas"):
         shown = figures("areas", "Areas of generated and of training slices.")
-        yield report.Section(f"{title}: areas", [], area_tables(areas), shown, areas)
+        yield report.Section(f"{title}: areas", resampled, area_tables(areas), shown, areas)
     shown = figures("metrics", "Generated slices compared with unseen ones, {}.")
     shown += figures("nearest", "Generated {} slices beside the nearest training slices.")
     yield report.Section(f"{title}: metrics", [], quality_tables(results["metrics"]), shown, results["metrics"])

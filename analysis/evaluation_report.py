@@ -21,20 +21,16 @@ def critic_tables(results):
 
 
 def classifier_text(results):
-    """What share of the above-chance AUC training on generated slices reaches, and what the intervals resample."""
+    """What share of the above-chance AUC training on generated slices reaches."""
     if results["ratio"] is None:
-        text = (
+        return (
             f"Trained on real slices, the classifier is no better than chance (AUC {results['train']['auc'][0]:.2f}): there is no "
             "above-chance AUC of which training on generated slices could reach a share."
         )
-    else:
-        text = (
-            f"Trained on generated slices alone, the classifier reaches {results['ratio']:.0%} of the above-chance AUC (AUC less "
-            "0.5) of one trained on real slices."
-        )
-    if results["resampled"] == "subjects":
-        return text + " Intervals are over unseen subjects."
-    return text + " File names give no subjects, so intervals are over unseen slices and are too narrow."
+    return (
+        f"Trained on generated slices alone, the classifier reaches {results['ratio']:.0%} of the above-chance AUC (AUC less "
+        "0.5) of one trained on real slices."
+    )
 
 
 def classifier_tables(results):
@@ -108,8 +104,8 @@ def plot_critic(scores, gaps, path):
     return path
 
 
-def plot_classifier(results, path):
-    """The AUC of the three classifiers: each seed, their mean and its interval."""
+def plot_classifier(results, unit, path):
+    """The AUC of the three classifiers: each seed, their mean and its interval over `unit` (people, scans or slices)."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for x, kind in enumerate(TRAINED_ON):
@@ -127,7 +123,7 @@ def plot_classifier(results, path):
         ylabel="AUC, AD against NC, on unseen real slices",
         ylim=(min(0.48, axes.get_ylim()[0]), 1.005),
     )
-    axes.set_title(f"dots: seeds; bars: their mean and its 95% interval over {results['resampled']}", fontsize=10)
+    axes.set_title(f"dots: seeds; bars: their mean and its 95% interval over {unit}", fontsize=10)
     figures.save_figure(figure, path)
     return path
 

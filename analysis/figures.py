@@ -53,7 +53,7 @@ def tile(images, columns):
 
 
 def spread(slices, count):
-    """`count` slices spread evenly over the set, and so over both classes: uint8 [count, R, R]."""
+    """`count` of N slices (or of their names) spread evenly over the set, and so over both classes: uint8 [count, R, R]."""
     return slices[np.linspace(0, len(slices) - 1, count).round().astype(int)]
 
 

@@ -3,7 +3,8 @@
     quality = measure_quality(real, fake, train)  # uint8 [N, R, R] each
     print(quality_table(quality.values))
 
-Every value comes with its floor: the same measure between two halves of the real set, which a perfect generator would reach.
+Every value comes with its floor: the same measure between two halves of the real set, of different people where known, which
+a perfect generator would reach.
 """
 
 import math
@@ -32,6 +33,7 @@ from analysis.distances import (
     radial_power,
     sliced_wasserstein,
     spectrum_db,
+    split_groups,
     standardise,
 )
 from utils import UserError
@@ -44,6 +46,7 @@ class Description(NamedTuple):
     patches: list  # of each band of the Laplacian pyramid, finest first: [N, PATCHES, 49]
     power: torch.Tensor  # from `radial_power`, [N, R/2]
     similarity: torch.Tensor  # MS-SSIM of images 0 and 1, 2 and 3, ...: [min(N // 2, PAIRS)]
+    groups: np.ndarray | None = None  # such as the people that the images show, [N]; None: each image is one
 
 
 class Quality(NamedTuple):
@@ -73,9 +76,19 @@ def describe(images, extract, seed=0, label=None):
 
 
 def halves(description, size):
-    """Split the first `size` images into those at even and at odd positions: two Descriptions with the same `similarity`."""
-    features, patches, power, similarity = description
-    return [Description(features[i:size:2], [band[i:size:2] for band in patches], power[i:size:2], similarity) for i in (0, 1)]
+    """Two Descriptions of equally many images, at most `size`, with the same `similarity` and none of the groups in both.
+
+    Without groups, they are the images at even and at odd positions.
+    """
+    features, patches, power, similarity, groups = description
+    rows = split_groups(np.arange(2 * size) if groups is None else groups, 2)
+    size = min(size, *map(len, rows))
+    return [
+        Description(
+            features[part], [band[part] for band in patches], power[part], similarity, None if groups is None else groups[part]
+        )
+        for part in (of_half[:size] for of_half in rows)
+    ]
 
 
 def compare_sets(real, fake, size, swd_size, seed=0):
@@ -84,7 +97,7 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     Some depend on the number of images: precision, recall, density and coverage use the first `size` of each set, the sliced
     Wasserstein distances the first `swd_size`.
     """
-    mmd, error = polynomial_mmd(*standardise(real.features, fake.features))
+    mmd, error = polynomial_mmd(*standardise(real.features, fake.features), x_groups=real.groups, y_groups=fake.groups)
     values = {"kid_x1000": 1000 * mmd, "kid_x1000_error": 1000 * error, **prdc(real.features[:size], fake.features[:size])}
     rng, swd = np.random.default_rng(seed), []
     for a, b in zip(real.patches, fake.patches):
@@ -96,11 +109,12 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
 
 
-def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False):
+def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None):
     """Compare uint8 real [N, R, R] with fake [M, R, R], both in random order, and with `train` (may be `Slices`): `Quality`.
 
     values: those of `compare_sets`; with the prefix floor_ the same between two halves of `real`, if these are large enough;
-    given `train`, memorised (the share from `memorisation`), nearest_fake and nearest_real (median relative distances).
+    given `train`, memorised (the share from `memorisation`, with its interval), nearest_fake and nearest_real (median relative
+    distances). groups [N]: see Description; for the standard error, the interval and the floor.
     Memory at R = 256: 150 kB per image besides the images. UserError: too few images, or images of different sizes.
     """
     sides = {images.shape[-1] for images in (real, fake, *([] if train is None else [train[[0]]]))}
@@ -111,16 +125,18 @@ def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed
             raise UserError(f"{len(images)} {name} slices are too few: each set needs at least {NEIGHBOURS + 1}")
     extract = Features(features, device, seed)
     real_set = describe(real, extract, seed, "real" if progress else None)
+    real_set = real_set._replace(groups=None if groups is None else np.asarray(groups))
     fake_set = describe(fake, extract, seed, "generated" if progress else None)
     size = min(len(real), len(fake))
     values = compare_sets(real_set, fake_set, size, size // 2, seed)  # the SWD falls with size: the floor has only half
-    if size >= 2 * (NEIGHBOURS + 1):
-        floor = compare_sets(*halves(real_set, size // 2 * 2), size // 2, size // 2, seed)
+    half = halves(real_set, size // 2)
+    if (count := len(half[0].features)) > NEIGHBOURS:
+        floor = compare_sets(*half, count, count, seed)
         values |= {f"floor_{name}": value for name, value in floor.items()}
     memory = None
     if train is not None:
-        memory = memorisation(real, fake, train, progress)
-        values["memorised"] = memory.share
+        memory = memorisation(real, fake, train, progress, groups)
+        values |= {"memorised": memory.share, "memorised_low": memory.low, "memorised_high": memory.high}
         values["nearest_fake"], values["nearest_real"] = memory.fake.median().item(), memory.held_out.median().item()
     return Quality(values, real_set, fake_set, memory)
 
@@ -140,6 +156,8 @@ def quality_table(values):
     if "memorised" in values:
         lines += [
             ("memorised, share", values["memorised"], 0.01),
+            ("  95%, from", values["memorised_low"], None),
+            ("  95%, to", values["memorised_high"], None),
             ("nearest, median", values["nearest_fake"], values["nearest_real"]),
         ]
     return "\n".join(

@@ -27,6 +27,7 @@ from analysis.style_space import (
     style_separation,
     verdict,
 )
+from analysis.subjects import identify, resampled_text, resampling_groups
 from dataset import Slices
 from utils import CLASSES, UserError, atomic_path, read_config
 
@@ -66,15 +67,16 @@ def style_sets(runs, which, count, seed, device):
 
 
 def projected_slices(folder, which, dataset_dir, count, seed, device):
-    """{"real AD": w [n, w_dim], "real NC": ...}: `count` slices of each class in `dataset_dir`, or all if there are fewer,
-    projected into a conditional model without being given their class."""
+    """({"real AD": w [n, w_dim], "real NC": ...}, their file names): `count` slices of each class in `dataset_dir`, or all if there
+    are fewer, projected into a conditional model without being given their class."""
     model = load_model(folder, device, which)
     slices = {name: Slices(dataset_dir, name, model.generator.resolution) for name in CLASSES}
     pixels = {f"real {name}": figures.spread(of_class, min(count, len(of_class))) for name, of_class in slices.items()}
+    names = [name for of_class in slices.values() for name in figures.spread(np.array(of_class.names), min(count, len(of_class)))]
     targets = np.concatenate(list(pixels.values()))
     unknown = np.full(len(targets), -1)
     ws = projector.project(model, targets, unknown, seed=seed, progress=True).ws[:, 0].numpy()
-    return split_like(ws, pixels)
+    return split_like(ws, pixels), names
 
 
 def plot_umaps(
@@ -89,11 +91,13 @@ def plot_umaps(
     device="cpu",
     dataset_dir=None,
     real_count=50,
+    table=None,
 ):
     """Plot a map for each of `runs` (of `compared_runs`) and maps over the epochs; returns a report.Section.
 
     Writes <method>.png and .csv, and <method>_epochs.png and .gif if the runs have saved style vectors. count: style vectors of
-    each class; real_count: slices of each class in `dataset_dir` to project into the conditional model (None: no slices).
+    each class; real_count: slices of each class in `dataset_dir` to project into the conditional model (None: no slices); table: of
+    `read_subjects`, whose people intervals over these slices resample.
     """
     options = {"method": method, "seed": seed, "neighbours": neighbours, "min_dist": min_dist}
     saved = {title: epochs for title, of_title in runs.items() if (epochs := history(of_title))}
@@ -103,9 +107,10 @@ def plot_umaps(
             sets = style_sets(of_title, which, count, seed, device)
             separations[title] = style_separation(*sets.values(), seed=seed)
             if title == CONDITIONAL and dataset_dir:
-                real = projected_slices(of_title, which, dataset_dir, real_count, seed, device)
+                real, names = projected_slices(of_title, which, dataset_dir, real_count, seed, device)
+                groups, unit = resampling_groups(identify(names, table))
                 title = REAL
-                separations[title] = style_separation(*real.values(), paired=False, seed=seed)
+                separations[title] = style_separation(*real.values(), groups, seed)
                 sets |= real
             points = split_like(embed(np.concatenate(list(sets.values())), **options), sets)
             measures = {MEASURES[name]: interval for name, interval in separations[title]._asdict().items()}
@@ -114,6 +119,8 @@ def plot_umaps(
         over_epochs = {title: maps_over_epochs(epochs, bar.update, **options) for title, epochs in saved.items()}
 
     text = conclusions(runs, separations)
+    if REAL in separations:
+        text.append(f"Of real slices: {resampled_text(unit)}")
     path, epochs_path, gif_path = (os.path.join(output_dir, method + end) for end in (".png", "_epochs.png", "_epochs.gif"))
     figures.plot_styles(panels, path, "\n".join(text))
     save_points(panels, os.path.join(output_dir, f"{method}.csv"))

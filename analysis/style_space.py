@@ -21,6 +21,7 @@ from analysis.bootstrap import Interval, auc, bootstrap
 from utils import CLASSES, UserError
 
 NEIGHBOURS, FOLDS = 15, 5
+UNDEFINED = Interval(np.nan, np.nan, np.nan)
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1  # shares of the training in the figure over epochs: 0, 5, 30, 80 of 80
 FRAMES = 12  # epochs in the GIF, at most
 APART = 0.99  # share of neighbours alike from which on two sets count as fully separated
@@ -41,35 +42,51 @@ class StyleSeparation(NamedTuple):
     auc: Interval  # of a linear probe, on vectors that it was not fitted to
 
 
-def style_separation(a, b, paired=True, seed=0):
-    """StyleSeparation of a [n, D] and b [m, D]; `paired`: row i of both has the same latent, and they are resampled together."""
+def style_separation(a, b, groups=None, seed=0):
+    """StyleSeparation of a [n, D] and b [m, D]; nan without two groups of both.
+
+    groups [n + m], of a and then of b: rows of one group (slices of a person) are resampled together, do not count as neighbours
+    and are not scored by a probe fitted to others of them. None: row i of both has the same latent; these are resampled together.
+    """
     points, classes = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
-    groups = np.r_[: len(a), : len(b)] if paired else np.arange(len(points))
-    shares, scores = neighbour_shares(points, classes), probe_scores(points, classes, groups, seed)
+    drawn = np.r_[: len(a), : len(b)] if groups is None else np.unique(groups, return_inverse=True)[1]
+    if min(len(np.unique(drawn[classes == i])) for i in (0, 1)) < 2:
+        return StyleSeparation(UNDEFINED, UNDEFINED)
+    shares, scores = neighbour_shares(points, classes, groups), probe_scores(points, classes, drawn, seed)
     return StyleSeparation(
-        bootstrap(lambda weights: np.average(shares, weights=weights), groups, seed=seed),
-        bootstrap(lambda weights: auc(scores, classes == 1, weights), groups, seed=seed),
+        bootstrap(lambda weights: np.average(shares, weights=weights), drawn, seed=seed),
+        bootstrap(lambda weights: auc(scores, classes == 1, weights), drawn, seed=seed),
     )
 
 
-def neighbour_shares(points, classes, k=NEIGHBOURS):
-    """Share of each point's k nearest neighbours (without itself) that have its own class: [N], of [N, D] and classes [N]."""
+def neighbour_shares(points, classes, groups=None, k=NEIGHBOURS):
+    """Share of each point's k nearest neighbours that have its own class: [N], of [N, D] and classes [N].
+
+    Neighbours are all other points, or, given groups [N], those of other groups.
+    """
     from sklearn.neighbors import NearestNeighbors
 
-    search = NearestNeighbors(n_neighbors=min(k, len(points) - 1), algorithm="brute").fit(points)
-    nearest = search.kneighbors(return_distance=False)  # [N, k]; without a query, no point is its own neighbour
-    return (classes[nearest] == classes[:, None]).mean(1)
+    groups = np.arange(len(points)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    largest = np.bincount(groups).max()  # so many of the nearest may have to be left out
+    search = NearestNeighbors(n_neighbors=min(k + largest, len(points)) - 1, algorithm="brute").fit(points)
+    nearest = search.kneighbors(return_distance=False)  # [N, k + largest - 1]; without a query, no point is its own neighbour
+    counted = groups[nearest] != groups[:, None]
+    counted &= counted.cumsum(1) <= k
+    return ((classes[nearest] == classes[:, None]) & counted).sum(1) / counted.sum(1)
 
 
 def probe_scores(points, classes, groups, seed=0):
-    """Held-out scores [N] of a logistic regression on standardised points [N, D], fitted FOLDS times without a fold's groups."""
+    """Held-out scores [N] of a logistic regression on standardised points [N, D], fitted FOLDS times without a fold's groups.
+
+    Each class needs two groups.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     scores = np.empty(len(points))
-    folds = min(FOLDS, np.bincount(classes).min())
+    folds = min(FOLDS, *(len(np.unique(groups[classes == i])) for i in (0, 1)))
     for fitted, held_out in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(points, classes, groups):
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
         scores[held_out] = probe.fit(points[fitted], classes[fitted]).decision_function(points[held_out])

@@ -38,6 +38,7 @@ from analysis import style_space as styles
 from analysis.export import export
 from analysis.models import load_model, weights_file
 from analysis.report import Section
+from analysis.subjects import read_subjects
 from analysis.validation import load_critic
 from training import augment
 from training.run_folder import check_same_run
@@ -575,12 +576,13 @@ def scripts(saved, slices_dir, tmp_path_factory):
 
 def draw_phantoms(folder):
     """A data set as phantom.py writes it, but for what it shows."""
-    lines = ["path,seed,split,class,ventricle_mm2,grey_mm2,white_mm2"]
+    lines = ["path,seed,subject,split,class,ventricle_mm2,grey_mm2,white_mm2"]
     for i, (split, label) in enumerate(itertools.product(("train", "test"), ("AD", "NC"))):
         (folder / split / label).mkdir(parents=True)
         for k in range(2):
-            (folder / split / label / f"{k}_75.png").write_bytes(PICTURES["grey.png"])
-            lines.append(f"{split}/{label}/{k}_75.png,0,{split},{label},{i + k},{10 - i},{20 + k}")
+            subject = 2 * i + k
+            (folder / split / label / f"{subject}_75.png").write_bytes(PICTURES["grey.png"])
+            lines.append(f"{split}/{label}/{subject}_75.png,0,{subject},{split},{label},{i + k},{10 - i},{20 + k}")
     (folder / "subjects.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
 
@@ -914,6 +916,7 @@ def test_damaged_subjects_are_refused(data):
         for fit in (False, True):
             cli(areas.main, folder, "--fit", fit)
         refused_or_fine(phantom.already_written, str(folder), 4, 0)
+        refused_or_fine(read_subjects, str(path))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

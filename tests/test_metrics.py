@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import refusal
+from conftest import read_image, refusal
 from PIL import Image
 from synthetic import brains
 
@@ -61,14 +61,30 @@ def test_command_prints_and_writes(folders, tmp_path, script):
             assert picture.width > 500 and np.asarray(picture.convert("L")).std() > 20
 
 
+@pytest.mark.parametrize("table, unit", [(None, "scans"), ("image,subject\n100,ann\n101,ann", "people and scans")])
+def test_command_says_what_its_errors_resample(slices_dir, tmp_path, monkeypatch, capsys, table, unit):
+    asked, flags = [], ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--output_dir", str(tmp_path)]
+    measure = metrics.measure_quality
+    monkeypatch.setattr(metrics, "measure_quality", lambda *given, groups, **_: asked.extend(groups) or measure(*given))
+    if table:
+        (tmp_path / "people.csv").write_text(table)
+        flags += ["--subjects", str(tmp_path / "people.csv")]
+    assert metrics.main([*flags, "--device", "cpu"]) == 0
+    assert len(set(asked)) == (10 if table else 11) and len(asked) == 20  # AD and NC both have scans from 100 on
+    assert f"resample {unit}: whose scans they are" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text())["resampled"] == unit
+
+
 def test_load_reads_classes_draws_and_leaves_out_damaged_files(slices_dir, tmp_path, capsys):
-    real = metrics.load("--real", slices_dir, "AD", 32)
-    assert real.shape == (9, 32, 32) and len(metrics.load("--real", slices_dir, "all", 32)) == 20
-    drawn = metrics.load("--real", slices_dir, "AD", 32, count=4, seed=1)
+    real, paths = metrics.load("--real", slices_dir, "AD", 32)
+    assert real.shape == (9, 32, 32) and len(metrics.load("--real", slices_dir, "all", 32)[0]) == 20
+    for pixels, path in zip(real, paths, strict=True):
+        np.testing.assert_array_equal(pixels[:, 1:-1], read_image(path))  # 30 pixels wide
+    drawn, _ = metrics.load("--real", slices_dir, "AD", 32, count=4, seed=1)
     assert len(np.unique(drawn, axis=0)) == 4 and all((real == image).all((1, 2)).any() for image in drawn)
     folder = write(tmp_path / "some", brains(3, 0))
     (tmp_path / "some" / "bad.png").write_bytes(b"no picture")
-    assert len(metrics.load("--fake", folder, "all", 32)) == 3
+    assert [len(part) for part in metrics.load("--fake", folder, "all", 32)] == [3, 3]
     assert "1 unreadable left out: bad.png" in capsys.readouterr().err
 
 
@@ -85,6 +101,7 @@ def test_wrong_input_is_refused_by_name(folders, slices_dir, tmp_path):
         "5 generated slices are too few": ["--real", real, "--fake", five],
         "--resolution 32": ["--real", real, "--fake", fake, "--resolution", "64"],
         "--train .*did you mean": ["--real", real, "--fake", fake, "--train", above],
+        "--subjects none.csv: cannot be read": ["--real", real, "--fake", fake, "--subjects", "none.csv"],
         "--num_images": ["--real", real, "--fake", fake, "--num_images", "5"],
     }.items():
         line = refusal(metrics.main, *flags, *more)

@@ -56,9 +56,24 @@ def test_a_subject_does_not_depend_on_the_number_of_subjects(phantoms, tmp_path)
     for split, label in {place(i) for i in range(4)}:
         (tmp_path / split / label).mkdir(parents=True)
     split, label = place(3)
-    phantom.write_subject(str(tmp_path), 0, 3)
+    phantom.write_subject(str(tmp_path), 0, 1, 3)
     for name, data in contents(tmp_path).items():
         assert (phantoms / name).read_bytes() == data
+
+
+def test_scans_of_a_subject_show_one_anatomy_in_another_pose(phantoms, tmp_path):
+    split, label = place(3)
+    (tmp_path / split / label).mkdir(parents=True)
+    rows = phantom.write_subject(str(tmp_path), 0, 2, 3)
+    first, second = rows[:20], rows[20:]
+    assert [row["path"].split("/")[-1][:7] for row in rows] == ["000006_"] * 20 + ["000007_"] * 20
+    for row in first:  # those of the only scan of this subject in another data set
+        path = row["path"].replace("000006", "000003")
+        assert (tmp_path / row["path"]).read_bytes() == (phantoms / path).read_bytes()
+    same = {name for name in first[0] if first[0][name] == second[0][name]}
+    assert {"subject", "anatomy_seed", "class", "slice", *phantom.DISEASE} <= same and not same & {*phantom.POSE, "z_mm"}
+    a, b = (np.mean([row["ventricle_mm2"] for row in of_scan]) for of_scan in (first, second))
+    assert b == pytest.approx(a, rel=0.15)
 
 
 @pytest.mark.parametrize("subjects, in_test", [(4, 2), (10, 2), (100, 20)])
@@ -185,9 +200,9 @@ def test_rician_noise_has_the_moments_of_the_rice_distribution():
 def test_write_phantoms_leaves_equal_phantoms_and_refuses_others(phantoms):
     before = {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")}
     assert write_phantoms(str(phantoms), subjects=4, seed=0) == 0
-    for subjects, seed in ((4, 1), (5, 0)):
-        with pytest.raises(UserError, match="other --subjects or --seed"):
-            write_phantoms(str(phantoms), subjects, seed)
+    for subjects, seed, scans in ((4, 1, 1), (5, 0, 1), (4, 0, 2), (2, 0, 2)):
+        with pytest.raises(UserError, match="other --subjects, --scans or --seed"):
+            write_phantoms(str(phantoms), subjects, seed, scans=scans)
     assert {path: path.stat().st_mtime_ns for path in phantoms.rglob("*")} == before
 
 
@@ -217,7 +232,7 @@ def test_write_phantoms_refuses_a_file_in_place_of_the_folder(tmp_path):
     "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
 )
 def test_write_phantoms_removes_its_files_when_stopped(tmp_path, monkeypatch, error, expected):
-    def write_subject(folder, seed, subject):
+    def write_subject(folder, seed, scans, subject):
         (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
         raise error
 

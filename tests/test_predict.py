@@ -87,6 +87,7 @@ def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_pa
         (["--classes", "AD", "--mixing", "--mix_layers", "3-8"], "AD has layers 0 to 7"),
         (["--classes", "AD", "--mixing", "--mix_layers", "3-1"], "expected two layers"),
         (["--classes", "AD", "--evaluate"], "--dataset_dir"),
+        (["--classes", "AD", "--subjects", "none.csv"], "--subjects none.csv: cannot be read"),
         (["--classes", "AD", "--project", "nowhere"], "nowhere"),
         (["--classes", "AD", "--project", ""], "--project: expected a value"),
         (["--model_dir", "nowhere"], "nowhere holds no run"),
@@ -162,7 +163,8 @@ def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     flags = "--classes all-conditional --report True --directions 2 --project_steps 3 --plot_umap"
     flags += " --conditional_dir all-conditional --method pca --num_styles 30 --umap_slices 6"
-    folders = "--dataset_dir", test_dir, "--project", os.path.join(test_dir, "AD")
+    folders = "--dataset_dir", test_dir, "--project", os.path.join(test_dir, "AD"), "--subjects", str(tmp_path / "people.csv")
+    (tmp_path / "people.csv").write_text("image,subject\n" + "".join(f"I{100 + i},p{i // 2}\n" for i in range(11)))
     assert run(models, tmp_path, *flags.split(), *folders) == 0
     with open(tmp_path / "report.json") as file:
         report = json.load(file)
@@ -184,6 +186,9 @@ def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     ]
     found = {section["title"].split(": ")[-1]: section for section in report["sections"]}
     assert len(found["real slices projected"]["tables"][0]["rows"]) == 6 + 1  # and their mean
+    assert found["Style space"]["text"][-1] == "Of real slices: Intervals and standard errors resample people."
+    text = found["a classifier of AD and NC"]["text"]
+    assert "resample people." in text[1] and text[2].startswith("4 of 4 people of the test slices are in the training set too")
     assert {"one conditional model", "real slices in one conditional model"} == set(found["Style space"]["numbers"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == sum(len(section["figures"]) for section in report["sections"]) > 20

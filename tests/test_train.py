@@ -1,5 +1,6 @@
 """train.py: its flags and defaults, learning rates, evaluations, alerts, skipped steps, and how a run stops."""
 
+import json
 import math
 import os
 import re
@@ -154,6 +155,19 @@ def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, ampere, nonsense):
     (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
     for device in (CPU, CUDA):
         assert learning(defaults(device, folder=str(tmp_path))) == learning(defaults(device))
+
+
+def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path, capsys, unplotted):
+    """AD scans 100 to 108 are trained on, 100 to 105 are unseen."""
+    table = tmp_path / "people.csv"
+    table.write_text("image,subject\n" + "".join(f"{100 + i},p{i // 2}\n" for i in range(9)))
+    assert start(slices_dir, tmp_path / "model", "--epochs", 1, "--eval_every", 1, "--subjects", table, "--dry_run") == 0
+    assert "note: 3 of 3 people of the test slices are in the training set too" in capsys.readouterr().err
+    assert start(slices_dir, tmp_path / "model", "--epochs", 1, "--subjects", table) == 0
+    assert "people" not in capsys.readouterr().err  # nothing is validated
+    assert json.loads((tmp_path / "model/AD/config.json").read_text())["flags"]["subjects"] == str(table)
+    with pytest.raises(UserError, match="--subjects .*none.csv: cannot be read"):
+        start(slices_dir, tmp_path / "model", "--subjects", tmp_path / "none.csv")
 
 
 def test_dry_run_of_the_same_command_says_that_the_run_will_be_resumed(cpu_run, slices_dir, capsys):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from analysis import bootstrap as bootstrap_module
@@ -71,18 +73,67 @@ def test_bootstrap_draws_whole_groups_and_keeps_the_size_of_strata():
     bootstrap(lambda weights: drawn.append(weights.copy()) or 0.0, groups, strata)
     assert (drawn[0] == 1).all()  # the value itself
     counts = np.array(drawn[1:])
-    assert (counts.reshape(-1, 6, 3) == counts[:, ::3, None]).all()  # the slices of a subject are drawn together
+    assert (counts.reshape(-1, 6, 3) == counts[:, ::3, None]).all()  # the slices of a person are drawn together
     assert (counts[:, :12].sum(1) == 12).all() and (counts[:, 12:].sum(1) == 6).all()
     assert counts[:, ::3].max() > 1 and counts[:, ::3].min() == 0  # with replacement
 
 
-def test_bootstrap_over_subjects_is_as_wide_as_independent_subjects_make_it():
+def test_bootstrap_over_people_is_as_wide_as_independent_people_make_it():
     rng = np.random.default_rng(2)
-    subjects = np.repeat([f"s{i}" for i in rng.permutation(200)], 10)
-    values = np.repeat(rng.standard_normal(200), 10)  # the slices of a subject are all the same
-    by_subject, by_slice = (bootstrap(weighted_mean(values), groups) for groups in (subjects, np.arange(2000)))
-    assert by_subject.high - by_subject.low == pytest.approx(2 * 1.96 * 200**-0.5, rel=0.2)
+    people = np.repeat([f"s{i}" for i in rng.permutation(200)], 10)
+    values = np.repeat(rng.standard_normal(200), 10)  # the slices of a person are all the same
+    by_person, by_slice = (bootstrap(weighted_mean(values), groups) for groups in (people, np.arange(2000)))
+    assert by_person.high - by_person.low == pytest.approx(2 * 1.96 * 200**-0.5, rel=0.2)
     assert by_slice.high - by_slice.low == pytest.approx(2 * 1.96 * 2000**-0.5, rel=0.2)
+
+
+PEOPLE, SCANS, SLICES = 30, 3, 8  # three scans of each person, eight slices of each scan
+DEVIATIONS = 1.0, 0.3, 0.5  # between people, between scans of a person, between slices of a scan
+GROUPS = {  # the group of each slice
+    "people": np.repeat(np.arange(PEOPLE), SCANS * SLICES),
+    "scans": np.repeat(np.arange(PEOPLE * SCANS), SLICES),
+    "slices": np.arange(PEOPLE * SCANS * SLICES),
+}
+
+
+def draw_slices(rng):
+    """A value for each slice, of mean 0."""
+    return sum(
+        rng.normal(0, sd, len(np.unique(of))).repeat(len(of) // len(np.unique(of))) for sd, of in zip(DEVIATIONS, GROUPS.values())
+    )
+
+
+@pytest.mark.parametrize("unit", GROUPS)
+def test_bootstrap_over_scans_or_slices_is_too_narrow_by_as_much_as_people_differ(monkeypatch, unit):
+    """How often the interval of a mean holds the truth, against a t interval of the width that each unit gives it."""
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 250)
+    rng, count = np.random.default_rng(4), 200
+    intervals = [bootstrap(weighted_mean(draw_slices(rng)), GROUPS[unit], seed=seed) for seed in range(count)]
+    covered = np.mean([low <= 0 <= high for _, low, high in intervals])
+    a, b, c = np.square(DEVIATIONS)  # variance of the mean, and what resampling this unit takes for it:
+    variance = a / PEOPLE + b / (PEOPLE * SCANS) + c / (PEOPLE * SCANS * SLICES)
+    assumed = {
+        "people": variance * (PEOPLE - 1) / PEOPLE,
+        "scans": (a + b + c / SLICES) / (PEOPLE * SCANS),
+        "slices": (a + b + c) / (PEOPLE * SCANS * SLICES),
+    }[unit]
+    expected = 2 * student.cdf(1.96 * (assumed / variance) ** 0.5, PEOPLE - 1) - 1  # 0.94, 0.75 and 0.35
+    assert covered == pytest.approx(expected, abs=3 * (expected * (1 - expected) / count) ** 0.5)
+
+
+@pytest.mark.slow
+def test_bootstrap_of_an_auc_covers_the_truth_over_people_and_seldom_over_slices(monkeypatch):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 200)
+    rng, count, covered = np.random.default_rng(5), 120, {"people": 0, "slices": 0}
+    truth = normal.cdf(1 / (2 * np.square(DEVIATIONS).sum()) ** 0.5)  # of two classes whose means are 1 apart
+    is_ad = np.repeat([True, False], PEOPLE * SCANS * SLICES)
+    for seed in range(count):
+        scores = np.concatenate([draw_slices(rng) + 1, draw_slices(rng)])
+        for unit in covered:
+            _, low, high = bootstrap(lambda weights: auc(scores, is_ad, weights), np.tile(GROUPS[unit], 2), is_ad, seed)
+            covered[unit] += low <= truth <= high
+    assert covered["people"] / count > 0.93 - 3 * (0.93 * 0.07 / count) ** 0.5
+    assert covered["slices"] / count < 0.5
 
 
 def test_bootstrap_intervals_are_reproducible_and_depend_on_the_seed():

@@ -123,10 +123,11 @@ def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_
     groups = {"AD": np.array(list("aabb")), "NC": np.array(list("ccdd"))}
     results = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, unseen, groups)
     assert trainings == [(1, 16, 7, 0), (1, 16, 7, 1), (3, 16, 7, 0), (3, 16, 7, 1), (3, 32, 14, 0), (3, 32, 14, 1)]
-    assert results["train"]["auc"] == (0.5, 0, 1)  # subject a scores above all NC, subject b below
-    assert results["train"]["spread"] == 0 and results["resampled"] == "subjects"
+    assert results["train"]["auc"] == (0.5, 0, 1)  # person a scores above all NC, person b below
+    assert results["train"]["spread"] == 0
     assert results["ratio"] is None  # AUC of 0.5: no ratio
-    assert classify(unseen, unseen, unseen, {**groups, "NC": None})["resampled"] == "slices"
+    over_slices = classify(unseen, unseen, unseen)["train"]["auc"]
+    assert over_slices.value == 0.5 and 0 < over_slices.low + 1 - over_slices.high  # of four AD slices, not of two people
 
 
 def test_summary_of_scores_by_seed_and_its_interval_over_groups_within_classes(monkeypatch):

@@ -14,7 +14,7 @@ from utils import UserError
 
 @pytest.fixture
 def data(tmp_path):
-    """AD_NC/train with five AD and seven NC slices of 32 x 32, each of another subject."""
+    """AD_NC/train with five AD and seven NC slices of 32 x 32, each of another scan."""
     for name, count, first in (("AD", 5, 100), ("NC", 7, 200)):
         for i in range(count):
             save(tmp_path / f"AD_NC/train/{name}/{first + i}_7.png", noise(32, 32, first + i))
@@ -23,7 +23,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def splits(data):
-    """The same and AD_NC/test; one subject and one image are in both, one image is twice in train, one file is damaged."""
+    """The same and AD_NC/test; one scan and one image are in both, one image is twice in train, one file is damaged."""
     for i, name in enumerate(("AD/300_1", "AD/301_1", "NC/203_9", "NC/401_1")):
         save(data.parent / f"test/{name}.png", noise(30, 32, 50 + i))
     save(data.parent / "test/NC/402_1.bmp", np.stack([noise(32, 32, 103)] * 3, -1))  # the pixels of train/AD/103_7.png
@@ -47,7 +47,8 @@ def test_report_of_two_splits_counts_files_and_what_they_share(splits, tmp_path,
     assert "unreadable: 1 (NC/broken.jpeg)" in text[train:test] and "unreadable: 0" in text[test:]
     assert "more than once: 1" in text[train:test] and "more than once: 0" in text[test:]
     assert "pixel for pixel: 1 (test/NC/402_1.bmp = train/AD/103_7.png)" in text
-    assert "subjects: 13 in train, 5 in test, in both 1 (203)" in text and "carry none" not in text
+    assert "\nscans: 13 in train, 5 in test, in both 1 (203)\npeople: unknown" in text and "give no scan" not in text
+    assert "subject" not in text.replace("--subjects CSV would tell", "")
 
 
 def test_report_draws_samples_of_each_class(splits, tmp_path, capsys):
@@ -71,12 +72,57 @@ def test_report_of_one_class(splits, tmp_path, capsys):
     assert "in both 0" in text and "pixel for pixel: 0\n" in text
 
 
-def test_report_without_a_test_split_or_subjects_in_file_names(data, tmp_path, capsys):
-    assert "only train is here" in report(tmp_path, capsys, "--dataset_dir", data)
+def test_report_without_a_test_split_or_scans_in_file_names(data, tmp_path, capsys):
+    text = report(tmp_path, capsys, "--dataset_dir", data)
+    assert "only train is here" in text and "\nscans: 12 in train\npeople: unknown" in text
     for name in ("AD/scan1", "NC/scan2", "NC/5_1"):
         save(data.parent / f"test/{name}.png", noise(32, 32, 77))
     text = report(tmp_path, capsys, "--dataset_dir", data)
-    assert "subjects: 12 in train, 1 in test, in both 0" in text and "2 of 15 file names carry none" in text
+    assert "scans: 12 in train, 1 in test, in both 0" in text
+    assert "give no scan (218391_78.jpeg is slice 78 of scan 218391): 2 (test/AD/scan1.png, test/NC/scan2.png)" in text
+
+
+def people_lines(text):
+    """The lines below "people:"."""
+    return [line.strip() for line in text.partition("\npeople:\n")[2].partition("samples:")[0].strip().split("\n")]
+
+
+def test_report_with_people_names_what_is_wrong(splits, tmp_path, capsys):
+    save(splits / "AD/100_8.png", noise(32, 32, 1))  # a second slice of scan 100
+    rows = ["Image Data ID,Subject,Group,Acq Date"]
+    rows += [f"I{100 + i},ann,AD,{'1/2/2010' if i < 2 else f'1/3/201{i}'}" for i in range(4)]  # 100 and 101 on one day
+    rows += ["I104,bob,CN,1/2/2010"]  # but in AD
+    rows += [f"I{200 + i},carl{i},CN,1/2/2010" for i in range(6)]  # 206 and 299 are not in the table
+    rows += ["I300,dora,Dementia,", "I301,ann,AD,1/2/2010", "I401,emil,MCI,", "I402,fay,NC,", "I999,gil,AD,"]
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    text = report(tmp_path, capsys, "--dataset_dir", splits, "--subjects", tmp_path / "people.csv")
+    assert people_lines(text) == [
+        "train AD: 2 people, 5 scans, 6 slices",
+        "train NC: 6 people, 6 scans, 6 slices",
+        "test AD: 2 people, 2 scans, 2 slices",
+        "test NC: 3 people, 3 scans, 3 slices",
+        "in both train and test: 2 (ann, carl3)",
+        "scans that --subjects lacks: 2 (206, 299)",
+        "scans whose folder contradicts their group: 2 (104 in AD but of group CN, 401 in NC but of group MCI)",
+        "people scanned more than once on one day: 1 (100 101 301 of ann on 1/2/2010)",
+    ]
+    assert "scans: 13 in train, 5 in test, in both 1 (203)" in text and "unknown" not in text
+
+
+def test_report_with_people_of_one_split_and_two_columns(data, tmp_path, capsys):
+    save(data / "NC/100_9.png", noise(32, 32, 1))  # a scan in both classes
+    (tmp_path / "people.csv").write_text("image,subject,group\n100,ann,AD\n200,ann,CN\n")
+    text = report(tmp_path, capsys, "--dataset_dir", data, "--subjects", tmp_path / "people.csv")
+    assert people_lines(text) == [
+        "train AD: 1 people, 1 scans, 1 slices",
+        "train NC: 1 people, 2 scans, 2 slices",
+        "scans that --subjects lacks: 10 (101, 102, 103, 104, 201, 202, 203, 204, 205, 206)",
+        "scans whose folder contradicts their group: 1 (100 in AD and NC but of group AD)",
+        "people scanned more than once on one day: 0",
+    ]
+    with pytest.raises(UserError, match="--subjects"):
+        dataset.main(["--dataset_dir", str(data), "--subjects", str(tmp_path / "none.csv"), "--output_dir", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
 
 
 def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):

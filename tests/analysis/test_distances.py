@@ -119,6 +119,48 @@ def test_jackknife_error_matches_the_spread_of_repeated_estimates():
     assert 0.75 < found[:, 1].mean() / found[:, 0].std() < 1.33
 
 
+def test_split_groups_gives_blocks_of_about_equal_size_and_no_group_in_two():
+    groups = np.random.default_rng(0).permutation(np.repeat([f"p{i}" for i in range(12)], [9, 9, 5, 5, 5, 4, 4, 4, 3, 2, 1, 1]))
+    blocks = distances.split_groups(groups, 4)
+    assert sorted(np.concatenate(blocks)) == list(range(52)) and {len(rows) for rows in blocks} == {13}
+    assert sum(len(set(groups[rows])) for rows in blocks) == 12
+
+
+def test_polynomial_mmd_jackknife_leaves_out_whole_groups():
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=rng, dtype=torch.float64) + shift for n, shift in ((12, 0), (18, 0.5)))
+    groups = np.array(list("aabbbcabccca"))  # three groups of 4
+    value, error = distances.polynomial_mmd(x, y, x_groups=groups)
+    assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9)
+    rest = y.tensor_split(3)
+    without = [mmd_by_loops(x[groups != name], torch.cat(rest[:i] + rest[i + 1 :])) for i, name in enumerate("abc")]
+    assert error == pytest.approx(math.sqrt(2 * np.var(without)), rel=1e-9)
+    swapped = distances.polynomial_mmd(y, x, y_groups=groups)
+    assert swapped == pytest.approx((value, error), rel=1e-9)  # the measure is symmetric
+
+
+@pytest.mark.parametrize("groups", ["aaaaaa", "aaaaab"])
+def test_polynomial_mmd_has_no_error_where_too_little_is_left_of_the_groups(groups):
+    x, y = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value, error = distances.polynomial_mmd(x, y, x_groups=list(groups))
+    assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and math.isnan(error)
+
+
+def test_jackknife_error_over_people_matches_the_spread_where_their_images_are_alike():
+    """40 people with five images each: over images the error is less than two thirds of the spread."""
+    rng = torch.Generator().manual_seed(0)
+    people, found = np.repeat(np.arange(40), 5), []
+    for _ in range(100):
+        x = torch.randn(40, 4, generator=rng, dtype=torch.float64).repeat_interleave(5, 0)
+        x += 0.3 * torch.randn(x.shape, generator=rng, dtype=torch.float64)
+        y = 1 + 0.3 * torch.randn(200, 4, generator=rng, dtype=torch.float64)  # so that x decides the spread
+        order = torch.randperm(200, generator=rng)
+        found.append([*distances.polynomial_mmd(x[order], y, x_groups=people[order]), distances.polynomial_mmd(x[order], y)[1]])
+    value, over_people, over_images = np.array(found).T
+    assert 0.75 < over_people.mean() / value.std() < 1.33
+    assert over_images.mean() / value.std() < 2 / 3
+
+
 def test_standardise_uses_the_moments_of_the_real_features_for_both():
     rng = np.random.default_rng(0)
     real, fake = rng.normal(2, 3, (40, 8)), rng.normal(-1, 0.5, (30, 8))
@@ -362,8 +404,24 @@ def test_memorisation_counts_images_below_the_first_percentile_of_held_out_ones(
     monkeypatch.setattr(distances, "fit_neighbours", lambda *_: None)
     monkeypatch.setattr(distances, "nearest_images", lambda *_, **__: next(planted))
     found = distances.memorisation(None, None, None)
-    assert found.share == 2 / 5
+    assert found.share == 2 / 5 and 0 <= found.low < 2 / 5 < found.high <= 1
     assert torch.equal(found.held_out, held_out) and torch.equal(found.fake, fake)
+
+
+def test_memorisation_interval_resamples_generated_images_and_the_groups_of_held_out_ones(monkeypatch):
+    held_out, fake = torch.tensor([0.0, 0.9, 0.9, 0.5, 0.5], dtype=torch.float64), torch.full([7], 0.7, dtype=torch.float64)
+    rows = torch.zeros(7, dtype=torch.int64)
+
+    def measured(groups):
+        planted = iter([(held_out, rows, rows), (fake, rows, rows > 0)])
+        monkeypatch.setattr(distances, "fit_neighbours", lambda *_: None)
+        monkeypatch.setattr(distances, "nearest_images", lambda *_, **__: next(planted))
+        return distances.memorisation(None, None, None, groups=groups)
+
+    found = measured(list("xaabb"))  # with a alone the limit is 0.9, above all of fake; in a quarter of the resamples
+    assert (found.share, found.low, found.high) == (0, 0, 1)
+    found = measured(list("xaaaa"))  # one group: nothing to resample
+    assert (found.share, found.low, found.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("copies", [0, 30, 100])

@@ -12,6 +12,7 @@ from PIL import Image
 from analysis import classifier, evaluation, evaluation_report
 from analysis.areas import AMOUNT
 from analysis.bootstrap import Interval
+from analysis.subjects import read_subjects
 from dataset import Slices
 from utils import UserError
 
@@ -72,13 +73,13 @@ def test_critic_gaps_are_in_standard_deviations():
 # The classifier
 
 
-def classifier_results(generated, train, resampled="subjects"):
+def classifier_results(generated, train):
     aucs = {"train": train, "generated": generated, "both": train}
     results = {
         kind: {"auc": Interval(auc, auc - 0.05, auc + 0.04), "seeds": [auc - 0.01, auc, auc + 0.01], "spread": 0.01}
         for kind, auc in aucs.items()
     }
-    return {**results, "ratio": classifier.above_chance(generated, train), "resampled": resampled}
+    return {**results, "ratio": classifier.above_chance(generated, train)}
 
 
 def test_classifier_text_tells_the_share_of_the_auc_above_chance():
@@ -87,33 +88,16 @@ def test_classifier_text_tells_the_share_of_the_auc_above_chance():
     assert "no better than chance (AUC 0.49)" in evaluation_report.classifier_text(classifier_results(0.8, 0.49))
 
 
-def test_classifier_text_says_when_intervals_are_too_narrow():
-    assert "over unseen subjects." in evaluation_report.classifier_text(classifier_results(0.7, 0.8))
-    assert "too narrow" in evaluation_report.classifier_text(classifier_results(0.7, 0.8, "slices"))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Areas
 
 
-def test_subjects_of_reads_names_and_is_none_if_any_has_no_subject(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("NC/218391_78.png", "NC/218391_79.png", "NC/5_1.png", "AD/deep/7_80.png"):
-        os.makedirs(os.path.dirname(tmp_path / name), exist_ok=True)
-        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
-    (tmp_path / "NC" / "300_1.png").write_text("damaged")
-    assert evaluation.subjects_of(tmp_path, "NC", Slices(tmp_path, "NC", 32)).tolist() == ["218391", "218391", "5"]
-    assert evaluation.subjects_of(tmp_path, "AD", Slices(tmp_path, "AD", 32)).tolist() == ["7"]
-    os.rename(tmp_path / "NC" / "5_1.png", tmp_path / "NC" / "N_5.png")
-    assert evaluation.subjects_of(tmp_path, "NC", Slices(tmp_path, "NC", 32)) is None
-
-
-def test_mean_difference_resamples_the_subjects_of_each_side():
+def test_mean_difference_resamples_the_groups_of_each_side():
     a, b = np.array([1.0, 3.0, 5.0]), np.array([2.0, 2.0])
     assert evaluation.mean_difference(a, b).value == 1
     assert evaluation.mean_difference(a, b, relative=True).value == 0.5
-    subjects = np.array(["s", "s", "s"])
-    assert evaluation.mean_difference(a, b, subjects, subjects[:2]) == (1, 1, 1)  # one subject each: nothing to resample
+    groups = np.array(["s", "s", "s"])
+    assert evaluation.mean_difference(a, b, groups, groups[:2]) == (1, 1, 1)  # one person each: nothing to resample
     by_value = evaluation.mean_difference(a, b)
     assert by_value.low < 1 < by_value.high
 
@@ -128,8 +112,8 @@ def planted_areas():
 
 def test_compare_areas_within_classes_and_between_them():
     areas = planted_areas()
-    subjects = {"train": {"AD": None, "NC": np.repeat(np.arange(40).astype(str), 10)}, "unseen": {"AD": None, "NC": None}}
-    comparison = evaluation.compare_areas(areas, subjects, {name: dict.fromkeys(AMOUNT, 7) for name in ("AD", "NC")})
+    groups = {"train": {"AD": None, "NC": np.repeat(np.arange(40).astype(str), 10)}, "unseen": {"AD": None, "NC": None}}
+    comparison = evaluation.compare_areas(areas, groups, {name: dict.fromkeys(AMOUNT, 7) for name in ("AD", "NC")})
     ad, nc = comparison["AD"]["grey"], comparison["NC"]["grey"]
     assert ad["generated / train - 1"].value == pytest.approx(0.2)
     assert ad["wasserstein"] == pytest.approx(0.2 * ad["train"])  # all areas grew: the difference of the means
@@ -178,8 +162,8 @@ def test_evaluate_models_on_a_conditional_model(models, slices_dir, tmp_path):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     results, written = evaluation.evaluate_models({folder: ("AD", "NC")}, generated, test_dir, str(tmp_path), "a_b")
     check_files(results, written, tmp_path)
-    assert set(results) == {"critic", "classifier", "metrics"}  # 32x32 is too small for areas
-    assert results["classifier"]["resampled"] == "subjects"
+    assert set(results) == {"critic", "classifier", "metrics", "resampled"}  # 32x32 is too small for areas
+    assert "resample scans" in results["resampled"][0] and "7 of 7 scans of the test slices" in results["resampled"][1]
     for part in ("critic", "metrics"):
         assert set(results[part]) == {"AD", "NC"}
     assert {"kid_x1000", "recall", "memorised"} <= set(results["metrics"]["AD"])
@@ -195,7 +179,7 @@ def test_evaluate_models_on_a_one_class_model_leaves_out_the_classifier(models, 
     folder = os.path.join(models, "AD")
     results, written = evaluation.evaluate_models({folder: ("AD",)}, {"AD": random_slices(8)}, slices_dir, str(tmp_path), "AD")
     check_files(results, written, tmp_path)
-    assert set(results) == {"critic", "metrics"} and set(results["critic"]) == {"AD"}
+    assert set(results) == {"critic", "metrics", "resampled"} and set(results["critic"]) == {"AD"}
 
 
 @pytest.mark.slow
@@ -203,16 +187,17 @@ def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phan
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
     unseen = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
     generated = {name: slices[np.arange(len(slices))] for name, slices in unseen.items()}
-    folder = tmp_path / "predictions"
-    results, written = evaluation.evaluate_models({"run": ("AD", "NC")}, generated, str(phantoms), str(folder), "run")
+    folder, table = tmp_path / "predictions", read_subjects(str(phantoms / "subjects.csv"))
+    results, written = evaluation.evaluate_models({"run": ("AD", "NC")}, generated, str(phantoms), str(folder), "run", table=table)
     check_files(results, written, folder)
     assert set(results["areas"]) == {"AD", "NC", "AD - NC"}
     for name in generated:
         for row in results["areas"][name].values():
             assert row["generated"] == row["unseen"] and row["wasserstein"] == row["floor"]  # the same slices
             assert row["train"] == pytest.approx(row["truth"], rel=0.2)
-    text = [section.text for section in evaluation.sections(results, written, "run")][1]
-    assert "above-chance AUC" in text[0] and "over unseen subjects" in text[0]
+    _, of_classifier, of_areas, _ = (section.text for section in evaluation.sections(results, written, "run"))
+    resampled = ["Intervals and standard errors resample people.", "No person of the test slices is in the training set."]
+    assert "above-chance AUC" in of_classifier[0] and of_classifier[1:] == of_areas == resampled
 
 
 def test_evaluate_models_refuses_early_what_is_missing(models, slices_dir, tmp_path):

@@ -88,6 +88,7 @@ def test_measure_quality_gives_finite_floats_and_the_same_ones_again():
     values = quality.measure_quality(real, fake, train).values
     assert all(type(value) is float and math.isfinite(value) for value in values.values())
     assert {"kid_x1000", "precision", "swd_x1000_32", "swd_x1000_16", "floor_kid_x1000", "memorised"} <= set(values)
+    assert values["memorised_low"] <= values["memorised"] <= values["memorised_high"]
     assert values["swd_x1000"] == pytest.approx((values["swd_x1000_32"] + values["swd_x1000_16"]) / 2)
     assert values == quality.measure_quality(real, fake, train).values
     assert "memorised" not in quality.measure_quality(real, fake).values
@@ -115,6 +116,9 @@ def test_compare_sets_gives_what_each_distance_gives():
     values = quality.compare_sets(real, fake, 20, 12)
     standard = distances.standardise(real.features, fake.features)
     assert (values["kid_x1000"], values["kid_x1000_error"]) == tuple(1000 * x for x in distances.polynomial_mmd(*standard))
+    people = np.repeat(np.arange(5), 4)
+    error = 1000 * distances.polynomial_mmd(*standard, x_groups=people)[1]
+    assert quality.compare_sets(real._replace(groups=people), fake, 20, 12)["kid_x1000_error"] == error != values["kid_x1000_error"]
     neighbourhoods = distances.prdc(real.features, fake.features)
     assert {name: values[name] for name in neighbourhoods} == neighbourhoods
     decibels = [10 * np.log10(of_set.power.numpy().mean(0) + (1 / 127.5) ** 2 / 12) for of_set in (real, fake)]
@@ -132,13 +136,14 @@ def test_measure_quality_searches_for_copies_of_training_images_among_generated_
 
     def memorisation(*images_and_progress):
         asked.append(images_and_progress[:3])
-        return distances.Memorisation(0.25, distant, 2 * distant, None, None)
+        assert images_and_progress[4] == list("aabbccdd")
+        return distances.Memorisation(0.25, distant, 2 * distant, None, None, 0.1, 0.5)
 
     monkeypatch.setattr(quality, "memorisation", memorisation)
     images = real, fake, train = brains(8, 1), brains(7, 2), brains(6, 0)
-    values = quality.measure_quality(real, fake, train).values
+    values = quality.measure_quality(real, fake, train, groups=list("aabbccdd")).values
     assert all(a is b for a, b in zip(*asked, images))
-    assert values["memorised"] == 0.25
+    assert (values["memorised"], values["memorised_low"], values["memorised_high"]) == (0.25, 0.1, 0.5)
     assert (values["nearest_fake"], values["nearest_real"]) == pytest.approx((0.7, 1.4))
 
 
@@ -166,11 +171,35 @@ def test_plot_of_memorisation_marks_the_first_percentile_of_held_out_images():
 
 def test_halves_are_the_even_and_the_odd_images(extract):
     images = brains(11, 0)
-    even, odd = quality.halves(quality.describe(images, extract), 10)
+    even, odd = quality.halves(quality.describe(images, extract), 5)
     for half, start in ((even, 0), (odd, 1)):
         np.testing.assert_allclose(half.power, distances.radial_power(distances.as_batch(images[start:10:2])), rtol=1e-4)
         np.testing.assert_allclose(half.features, extract(images[start:10:2]), atol=1e-5)
         assert [band.shape for band in half.patches] == [(5, 128, 49)] * 2
+
+
+def test_halves_share_no_group_and_are_equally_large():
+    description, groups = described(0), np.array(list("abcabcabcabcabcddddd"))
+    first, second = quality.halves(description._replace(groups=groups), 8)
+    index = {tuple(row): name for row, name in zip(description.features.tolist(), groups)}
+    people = [[index[tuple(row)] for row in half.features.tolist()] for half in (first, second)]
+    assert people == [first.groups.tolist(), second.groups.tolist()]
+    assert not set(people[0]) & set(people[1]) and [len(names) for names in people] == [8, 8]
+    assert all(len(part) == 8 for half in (first, second) for part in (half.power, *half.patches))
+    assert [len(half.power) for half in quality.halves(description._replace(groups=np.repeat("a", 20)), 10)] == [0, 0]
+
+
+def test_floor_is_that_of_other_people():
+    """Two people who differ: with slices of both in both halves, the floor would be near zero."""
+    two = np.concatenate([brains(1, 1).repeat(20, 0), brains(1, 2).repeat(20, 0)])
+    real, people = noisy(two, 3)[np.arange(40).reshape(2, 20).T.ravel()], np.tile(["a", "b"], 20)
+    mixed, apart = (
+        quality.measure_quality(real, brains(40, 3), groups=groups).values for groups in (np.repeat(range(20), 2), people)
+    )
+    assert mixed["floor_precision"] > 0.5 and apart["floor_precision"] == 0
+    assert apart["floor_kid_x1000"] > 100 > mixed["floor_kid_x1000"]
+    alone = quality.measure_quality(real, brains(40, 3), groups=["a"] * 40).values
+    assert "floor_kid_x1000" not in alone and np.isnan(alone["kid_x1000_error"])
 
 
 def test_quality_table_shows_every_value_beside_its_floor():
@@ -187,8 +216,10 @@ def test_quality_table_shows_every_value_beside_its_floor():
     assert lines[1].split() == ["KID", "x", "1000", "12.346", "-0.500"]
     assert lines[-1].split() == ["MS-SSIM", "of", "pairs", "0.600", "-"]
     assert len({len(line) for line in lines}) == 1  # columns are aligned
-    lines = quality.quality_table(values | {"memorised": 0.1, "nearest_fake": 0.8, "nearest_real": 0.9}).splitlines()
-    assert [line.split()[-2:] for line in lines[-2:]] == [["0.100", "0.010"], ["0.800", "0.900"]]
+    memorised = {"memorised": 0.1, "memorised_low": 0.05, "memorised_high": 0.2, "nearest_fake": 0.8, "nearest_real": 0.9}
+    lines = quality.quality_table(values | memorised).splitlines()
+    expected = [["0.100", "0.010"], ["0.050", "-"], ["0.200", "-"], ["0.800", "0.900"]]
+    assert [line.split()[-2:] for line in lines[-4:]] == expected
 
 
 def test_save_nearest_pairs_copies_with_their_originals(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from analysis.style_maps import (
     style_sets,
 )
 from analysis.style_space import StyleSeparation
+from analysis.subjects import Scan
 from modules import MappingNetwork
 from utils import CLASSES, UserError
 
@@ -73,9 +74,10 @@ def test_projected_slices_are_not_given_their_class(models, slices_dir, monkeypa
         return SimpleNamespace(ws=means[:, None, None].expand(-1, 8, 256))
 
     monkeypatch.setattr(style_maps.projector, "project", project)
-    sets = projected_slices(os.path.join(models, "all-conditional"), "last", slices_dir, 10, 0, "cpu")
+    sets, names = projected_slices(os.path.join(models, "all-conditional"), "last", slices_dir, 10, 0, "cpu")
     assert {name: w.shape for name, w in sets.items()} == {"real AD": (9, 256), "real NC": (10, 256)}  # there are 9 and 11
     assert labels == [-1] * 19
+    assert names[:2] == ["AD/100_0.png", "AD/101_0.png"] and names[9:11] == ["NC/100_0.png", "NC/101_0.png"] and len(names) == 19
     assert sets["real AD"].mean() < sets["real NC"].mean()  # NC has the larger discs
 
 
@@ -111,19 +113,23 @@ def test_conclusions_name_the_missing_control_and_the_projected_slices(tmp_path)
 
 def test_latents_are_compared_in_pairs_and_real_slices_are_not(tmp_path, monkeypatch):
     """Slice number i of AD and of NC have nothing in common, while latent number i is the same."""
-    compared, rng = [], np.random.default_rng(0)
+    compared, rng, names = [], np.random.default_rng(0), ["AD/7_1.png", "AD/8_1.png", "NC/9_1.png", "NC/9_2.png"]
 
-    def separation(a, b, paired=True, seed=0):
-        compared.append((len(a), len(b), paired))
+    def separation(a, b, groups=None, seed=0):
+        compared.append((len(a), len(b), None if groups is None else list(groups)))
         return StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6))
 
     monkeypatch.setattr(style_maps, "style_separation", separation)
     monkeypatch.setattr(style_maps, "style_sets", lambda *_: {name: rng.normal(size=(20, 4)) for name in CLASSES})
-    monkeypatch.setattr(style_maps, "projected_slices", lambda *_: {f"real {name}": rng.normal(size=(9, 4)) for name in CLASSES})
+    monkeypatch.setattr(
+        style_maps, "projected_slices", lambda *_: ({f"real {name}": rng.normal(size=(2, 4)) for name in CLASSES}, names)
+    )
     monkeypatch.setattr(style_maps.figures, "plot_styles", lambda *_: None)
     runs = compared_runs(str(tmp_path / "AD"), str(tmp_path / "NC"), str(tmp_path / "control"), str(tmp_path / "both"))
-    style_maps.plot_umaps(runs, str(tmp_path), method="pca", dataset_dir="slices")
-    assert compared == [(20, 20, True)] * 3 + [(9, 9, False)]
+    table = {"7": Scan("7", "ann"), "8": Scan("8", "ann")}
+    section = style_maps.plot_umaps(runs, str(tmp_path), method="pca", dataset_dir="slices", table=table)
+    assert compared == [(20, 20, None)] * 3 + [(2, 2, ["people ann", "people ann", "scans 9", "scans 9"])]
+    assert "resample people and scans" in section.text[-1]
 
 
 def test_save_points_writes_every_point(tmp_path):

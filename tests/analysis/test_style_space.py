@@ -56,14 +56,19 @@ def test_style_separation_of_one_cloud_and_of_two():
     assert min(apart.alike.low, apart.auc.low) == 1
 
 
-@pytest.mark.parametrize("paired, groups", [(True, [0, 1, 2] * 2), (False, list(range(6)))])
-def test_style_separation_resamples_latents_and_fits_no_twins_only_if_paired(monkeypatch, paired, groups):
+@pytest.mark.parametrize(
+    "given_groups, groups, alike",
+    [(None, [0, 1, 2] * 2, 2 / 5), (list("abcdef"), [0, 1, 2, 3, 4, 5], 2 / 5), (list("aabccd"), [0, 0, 1, 2, 2, 3], 1 / 4)],
+)
+def test_style_separation_resamples_latents_or_groups_and_fits_to_no_other_of_them(monkeypatch, given_groups, groups, alike):
     given = []
     monkeypatch.setattr(styles, "probe_scores", lambda points, classes, groups, seed: given.append(groups) or np.arange(6.0))
     monkeypatch.setattr(styles, "bootstrap", lambda statistic, groups, seed: given.append(groups) or statistic(np.ones(6)))
-    found = styles.style_separation(np.zeros((3, 2)), np.ones((3, 2)), paired)
+    found = styles.style_separation(np.zeros((3, 2)), np.ones((3, 2)), given_groups)
     assert [list(of_call) for of_call in given] == [groups] * 3
-    assert found.auc == 1 and found.alike == pytest.approx(2 / 5)  # two of the five others are of a vector's own set
+    assert found.auc == 1
+    # Two of five others are of a vector's own set; of groups a a b | c c d, the shares are 1/4 of a and c, 2/5 of b and d.
+    assert found.alike == pytest.approx(alike if alike == 2 / 5 else (4 * 1 / 4 + 2 * 2 / 5) / 6)
 
 
 def test_probe_scores_never_fit_to_the_twin_of_a_held_out_vector():
@@ -223,5 +228,28 @@ def test_verdict_at_its_limits_and_of_unlike_pairs():
 
 def test_style_separation_is_of_pairs_unless_told_otherwise():
     a, b = np.random.default_rng(2).normal(size=(2, 40, 4))
-    default, paired, unpaired = (styles.style_separation(a, b, **flags) for flags in ({}, {"paired": True}, {"paired": False}))
-    assert default == paired != unpaired
+    default, alone, people = (styles.style_separation(a, b, groups) for groups in (None, np.arange(80), np.repeat(range(8), 10)))
+    assert default.auc != alone.auc and default.alike.value == alone.alike.value != people.alike.value
+
+
+def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other():
+    """20 people of either class, who do not differ by class, with ten slices each that are nearly the same."""
+    rng, classes, people = np.random.default_rng(0), np.repeat([0, 1], 200), np.repeat(np.arange(40), 10)
+    draws = [np.repeat(rng.normal(size=(40, 8)), 10, axis=0) + 0.01 * rng.normal(size=(400, 8)) for _ in range(16)]
+
+    def measured(groups):
+        shares = [styles.neighbour_shares(points, classes, groups).mean() for points in draws]
+        return np.array(shares), np.array([auc(styles.probe_scores(points, classes, groups), classes == 1) for points in draws])
+
+    shares, aucs = measured(np.arange(400))
+    assert shares.mean() > 0.75 and aucs.mean() > 0.65  # as if the classes were apart
+    for found, chance in zip(measured(people), (19 / 39, 0.5)):
+        assert found.mean() == pytest.approx(chance, abs=3 * found.std(ddof=1) / 4)
+
+
+def test_style_separation_is_undefined_without_two_people_of_both_classes():
+    a, b = np.random.default_rng(2).normal(size=(2, 6, 4))
+    found = styles.style_separation(a, b, ["ann"] * 6 + ["bob", "eve"] * 3)
+    assert np.isnan([*found.alike, *found.auc]).all()
+    assert "no separation was shown" in styles.conditional_verdict(found)
+    assert np.isfinite(styles.style_separation(a, b, ["ann", "dan"] * 3 + ["bob", "eve"] * 3).auc.value)

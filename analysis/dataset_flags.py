@@ -1,0 +1,34 @@
+"""The flags of dataset.py: in a file of their own, which needs no PyTorch, so that --help is quick."""
+
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, number
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Report on a data set: counts, sizes, damaged files, people, what train and test share, samples; or split it anew.",
+        "dataset.py --dataset_dir AD_NC",
+        "dataset.py --dataset_dir AD_NC --subjects ADNI.csv",
+        "dataset.py --dataset_dir AD_NC --subjects ADNI.csv --split_by_subject AD_NC_new --test_share 0.3 --seed 0",
+    )
+    data = Group(parser, "data set")
+    data.add("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
+    data.add("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
+    data.add("--subjects", metavar="CSV", help="who was scanned: LONI's table, or one with the columns image and subject")
+    data.add("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
+
+    report = Group(parser, "report")
+    report.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="side of the sample images")
+    report.add("--output_dir", default="dataset_report", help="folder for samples.png")
+
+    split = Group(parser, "new split")
+    split.add(
+        "--split_by_subject",
+        metavar="OUT",
+        help="instead of the report: link the slices into a new OUT/train and OUT/test that share no person; needs --subjects",
+    )
+    split.add("--test_share", type=number(float, 0, 0.9, open_low=True), default=0.3, help="share of the people who go to OUT/test")
+    split.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
+    args = parser.parse_args(argv)
+    if args.split_by_subject and not args.subjects:
+        raise UserError("--split_by_subject also needs --subjects CSV: file names give scans, not people")
+    return args

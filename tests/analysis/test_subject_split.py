@@ -1,0 +1,147 @@
+"""The new split: no person on both sides, shares of every stratum, nothing lost, and what is refused."""
+
+import csv
+import errno
+import os
+
+import numpy as np
+import pytest
+from synthetic import noise, save
+
+import dataset
+from analysis import subject_split
+from analysis.subject_split import draw_test, split_by_subject
+from analysis.subjects import identify, read_subjects
+from utils import UserError
+
+PEOPLE = 24  # every other one has AD; person i has 1 + i % 3 scans of two slices
+
+
+@pytest.fixture
+def data(tmp_path):
+    """(AD_NC, its table): scans of one person are in both of the old splits; scans 900 and 901 are not in the table."""
+    rows = ["Image Data ID,Subject,Group,Sex,Age,Acq Date"]
+    for i in range(PEOPLE):
+        for k in range(1 + i % 3):
+            image, label = 100 + 3 * i + k, ("AD", "NC")[i % 2]
+            rows.append(f"I{image},p{i:02},{label},{'MF'[i // 2 % 2]},{60 + i + k},{k + 1}/1/2010")
+            for number in (1, 2):
+                save(tmp_path / f"AD_NC/{('train', 'test')[k % 2]}/{label}/{image}_{number}.png", noise(4, 4, 10 * image + number))
+    for name in ("train/AD/900_1.png", "test/NC/901_1.png", "test/NC/unnamed.png"):
+        save(tmp_path / "AD_NC" / name, noise(4, 4, 1))
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    return tmp_path / "AD_NC", str(tmp_path / "people.csv")
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.png")}
+
+
+def test_split_by_subject_shares_no_person_and_loses_no_known_slice(data, tmp_path, capsys):
+    folder, table = data
+    flags = ["--split_by_subject", tmp_path / "new", "--test_share", 0.25, "--seed", 3]
+    assert dataset.main([*map(str, ["--dataset_dir", folder / "train", "--subjects", table, *flags])]) == 0
+    old = {"/".join(name.split("/")[1:]): path for name, path in files_below(folder).items()}
+    new = {split: files_below(tmp_path / "new" / split) for split in ("train", "test")}
+    assert sorted([*new["train"], *new["test"]]) == sorted(set(old) - {"AD/900_1.png", "NC/901_1.png", "NC/unnamed.png"})
+    assert all(os.path.samefile(path, old[name]) for of_split in new.values() for name, path in of_split.items())
+    people = {split: {scan.person for scan in identify(of_split, read_subjects(table))} for split, of_split in new.items()}
+    assert not people["train"] & people["test"] and len(people["train"]) == 18 and len(people["test"]) == 6
+    text = capsys.readouterr().out
+    assert "left out: 3 slices; scans that --subjects lacks: 2 (900, 901)" in text
+    counted = [int(line.split()[2]) for line in text.splitlines()[:4]]
+    assert sum(counted) == PEOPLE and [line.split(":")[0] for line in text.splitlines()[:4]] == [
+        "train AD", "train NC", "test AD", "test NC"
+    ]  # fmt: skip
+
+
+def test_split_csv_tells_where_every_scan_went_and_serves_as_subjects(data, tmp_path):
+    folder, table = data
+    split_by_subject(str(folder), "all", str(tmp_path / "new"), table)
+    with open(tmp_path / "new/split.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert read_subjects(str(tmp_path / "new/split.csv")) == read_subjects(table)
+    for row in rows:
+        there = [name for name in files_below(tmp_path / "new" / row["split"] / row["class"]) if name.startswith(row["image"])]
+        assert len(there) == int(row["slices"]) == 2
+    assert sum(int(row["slices"]) for row in rows) == len(files_below(tmp_path / "new"))
+
+
+def test_split_by_subject_depends_on_the_seed_alone(data, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        split_by_subject(str(data[0]), "all", str(tmp_path / name), data[1], seed=seed)
+    a, b, c = (set(files_below(tmp_path / name)) for name in "abc")
+    assert a == b != c
+
+
+def test_draw_test_takes_the_share_of_every_run_of_strata():
+    rng = np.random.default_rng(0)
+    strata = {f"p{i}": (("AD", "NC")[rng.integers(2)], "FM"[rng.integers(2)], int(rng.integers(-1, 3))) for i in range(500)}
+    test, share = draw_test(strata, 0.3), 0.3
+    assert abs(len(test) - share * 500) < 1
+    for length in (1, 2, 3):
+        for start in {stratum[:length] for stratum in strata.values()}:
+            members = {person for person, stratum in strata.items() if stratum[:length] == start}
+            assert abs(len(members & test) - share * len(members)) < 1
+
+
+def test_draw_test_takes_every_person_with_the_same_probability():
+    strata = {f"p{i}": ("AD", "", 0) if i < 3 else ("NC", "", 0) for i in range(7)}
+    taken = np.array([[person in draw_test(strata, 0.3, seed) for person in strata] for seed in range(2000)])
+    np.testing.assert_allclose(taken.mean(0), 0.3, atol=4 * (0.3 * 0.7 / 2000) ** 0.5)
+
+
+def test_strata_are_of_the_first_scan_and_of_thirds_of_the_people(data):
+    table = read_subjects(data[1])
+    strata = subject_split.strata_of([file for file in subject_split.list_files(str(data[0]), "all", table) if file.scan.person])
+    assert [strata[f"p{i:02}"] for i in (0, 1, 8, 23)] == [("AD", "M", 0), ("NC", "M", 0), ("AD", "M", 1), ("NC", "F", 2)]
+    assert np.bincount([tercile for *_, tercile in strata.values()]).tolist() == [8, 8, 8]
+    bare = [
+        file._replace(scan=file.scan._replace(sex=None, age=None)) for file in subject_split.list_files(str(data[0]), "AD", table)
+    ]
+    assert set(subject_split.strata_of(bare).values()) == {("AD", "", -1)}
+
+
+def test_a_file_in_both_splits_counts_once_if_it_is_the_same(data, tmp_path):
+    folder, table = data
+    save(folder / "test/AD/100_1.png", noise(4, 4, 1001))  # the pixels of train/AD/100_1.png
+    split_by_subject(str(folder), "AD", str(tmp_path / "new"), table)
+    assert sum(name.endswith("/100_1.png") for name in files_below(tmp_path / "new")) == 1
+    save(folder / "test/AD/100_1.png", noise(4, 4, 5))
+    with pytest.raises(UserError, match="100_1.png have one name but differ"):
+        split_by_subject(str(folder), "AD", str(tmp_path / "other"), table)
+
+
+def test_links_are_copies_where_the_file_system_has_none(data, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    split_by_subject(str(data[0]), "all", str(tmp_path / "new"), data[1])
+    name, path = next((name, path) for name, path in files_below(tmp_path / "new").items() if name.endswith("AD/100_1.png"))
+    (old,) = [old for old_name, old in files_below(data[0]).items() if old_name.endswith("AD/100_1.png")]
+    assert path.read_bytes() == old.read_bytes() and not os.path.samefile(path, old)
+
+
+def test_what_stops_the_split_leaves_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject_split, "write_table", lambda *_: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        split_by_subject(str(data[0]), "all", str(tmp_path / "new"), data[1])
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_split_by_subject_refuses_in_one_line(data, tmp_path):
+    folder, table = data
+    (tmp_path / "others.csv").write_text("image,subject\n7,ann\n")
+    (tmp_path / "few.csv").write_text("image,subject\n100,ann\n103,bob\n106,ann\n")
+    for message, out, people in (
+        ("AD_NC: not empty", folder, table),
+        ("others.csv: has none of", tmp_path / "new", tmp_path / "others.csv"),
+        ("--test_share 0.3: no one of 1 people of class", tmp_path / "new", tmp_path / "few.csv"),
+        ("none.csv: cannot be read", tmp_path / "new", "none.csv"),
+    ):
+        with pytest.raises(UserError, match=message):
+            split_by_subject(str(folder), "all", str(out), str(people))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="also needs --subjects"):
+        dataset.main(["--dataset_dir", str(folder), "--split_by_subject", str(tmp_path / "new")])

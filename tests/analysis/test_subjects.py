@@ -1,0 +1,156 @@
+"""Scans from file names, people from tables as LONI writes them, and the tables that are refused."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from analysis.subjects import Scan, identify, read_subjects, resampled_text, resampling_groups, scan_id, shared_text
+from utils import UserError
+
+LONI = [
+    ["Image Data ID", "Subject", "Group", "Sex", "Age", "Visit", "Modality", "Description", "Type", "Acq Date", "Format"],
+    ["I218391", "037_S_4001", "AD", "M", "71.5", "m06", "MRI", "MPRAGE, repeat", "Original", "5/03/2011", "DCM"],
+    ["I218393", "037_S_4001", "AD", "M", "71.5", "m06", "MRI", "MPRAGE", "Original", "5/03/2011", "DCM"],
+    ["I45108", "002_S_0295", "CN", "F", "84", "sc", "MRI", "MPRAGE", "Original", "4/18/2006", "DCM"],
+]
+SCANS = {
+    "218391": Scan("218391", "037_S_4001", "AD", "M", 71.5, "5/03/2011"),
+    "218393": Scan("218393", "037_S_4001", "AD", "M", 71.5, "5/03/2011"),
+    "45108": Scan("45108", "002_S_0295", "CN", "F", 84.0, "4/18/2006"),
+}
+
+
+def table(tmp_path, content):
+    path = tmp_path / "people.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def as_csv(rows, **options):
+    text = io.StringIO()
+    csv.writer(text, **options).writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name, image",
+    [
+        ("218391_78.jpeg", "218391"),
+        ("AD/deep/218391_78.PNG", "218391"),
+        ("I218391_78.tif", "218391"),
+        ("000003_75.jpeg", "3"),
+        ("000_1.png", "0"),
+        ("218391.jpeg", None),
+        ("mild_12.jpg", None),
+        ("AD/21x_78.jpeg", None),
+        ("²_1.png", None),
+    ],
+)
+def test_scan_id_reads_the_number_before_the_underscore(name, image):
+    assert scan_id(name) == image
+
+
+@pytest.mark.parametrize("options", [{"quoting": csv.QUOTE_ALL}, {"delimiter": ";"}, {"delimiter": "\t", "lineterminator": "\n"}])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_read_subjects_takes_lonis_columns_however_they_are_written(tmp_path, options, start):
+    assert read_subjects(table(tmp_path, start + as_csv(LONI, **options))) == SCANS
+
+
+def test_read_subjects_takes_columns_in_any_order_and_case_and_ids_without_i(tmp_path):
+    order = np.random.default_rng(0).permutation(len(LONI[0]))
+    rows = [[name.upper() for name in LONI[0]], *([row[0].removeprefix("I"), *row[1:]] for row in LONI[1:])]
+    assert read_subjects(table(tmp_path, as_csv([[row[i] for i in order] for row in rows]))) == SCANS
+
+
+def test_read_subjects_takes_the_columns_of_lonis_search(tmp_path):
+    rows = [["Subject ID", "Sex", "Research Group", "Study Date", "Age", "Image ID"], ["a", "Female", "MCI", "1/2/2010", "70", "7"]]
+    assert read_subjects(table(tmp_path, as_csv(rows))) == {"7": Scan("7", "a", "MCI", "F", 70.0, "1/2/2010")}
+
+
+def test_read_subjects_takes_two_columns_and_leaves_the_rest_unknown(tmp_path):
+    found = read_subjects(table(tmp_path, 'image,subject\nI7, anna \n\n008,"berta, b."\n12_80.jpeg,anna\n'))
+    assert found == {"7": Scan("7", "anna"), "8": Scan("8", "berta, b."), "12": Scan("12", "anna")}
+
+
+def test_read_subjects_merges_rows_of_one_image(tmp_path):
+    found = read_subjects(table(tmp_path, "path,subject,class,age\nAD/5_1.png,x,AD,\nAD/5_2.png,x,,71\nAD/5_3.png,x,N/A,71.0\n"))
+    assert found == {"5": Scan("5", "x", "AD", None, 71.0)}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "empty"),
+        ("\n\n", "empty"),
+        ("image,subject\n", "no rows"),
+        ("image,subject\n,\n", "no rows"),
+        ("image,person\n1,a\n", "no column Subject; its first line is image, person"),
+        ("scan,Subject\n1,a\n", "no column Image Data ID"),
+        ("a,b\n1,a\n", "no column Image Data ID .* and no column Subject"),
+        ("image,subject\n1,a\nx7,b\n", "line 3: 'x7' is neither"),
+        ("image,subject\n1,a\n2\n", "line 3: image 2 has no subject"),
+        ("image,subject,age\n1,a,old\n", "line 2: 'old' is no age"),
+        ("image,subject,age\n1,a,-3\n", "line 2: '-3' is no age"),
+        ("image,subject,age\n1,a,inf\n", "'inf' is no age"),
+        ("image,subject\n1,a\n2,b\nI1,c\n", "lines 2 and 4 contradict each other: image 1 has person a and c"),
+        ("image,subject,group\n1,a,AD\n1,a,MCI\n", "lines 2 and 3 .* group AD and MCI"),
+        ("image,subject\n1," + "a" * 200_000 + "\n", "not a CSV"),
+    ],
+)
+def test_read_subjects_refuses_in_one_line(tmp_path, content, message):
+    path = table(tmp_path, content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_subjects(path)
+    assert str(refused.value).startswith(f"--subjects {path}: ") and "\n" not in str(refused.value)
+
+
+def test_read_subjects_refuses_what_is_no_file(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_subjects(str(path))
+
+
+def test_read_subjects_takes_the_table_of_phantoms(phantoms):
+    found = read_subjects(str(phantoms / "subjects.csv"))
+    assert {image: (scan.person, scan.group) for image, scan in found.items()} == {
+        "0": ("0", "AD"), "1": ("1", "NC"), "2": ("2", "AD"), "3": ("3", "NC")
+    }  # fmt: skip
+    names = [str(path) for path in phantoms.rglob("*.jpeg")]
+    assert len(names) == 80 and {scan.person for scan in identify(names, found)} == set("0123")
+
+
+def test_identify_keeps_the_scan_of_a_file_that_the_table_lacks():
+    names = ["AD/218391_78.jpeg", "NC/99_1.jpeg", "NC/mild.jpeg"]
+    assert identify(names, SCANS) == [SCANS["218391"], Scan("99"), Scan()]
+    assert identify(names) == [Scan("218391"), Scan("99"), Scan()]
+
+
+def test_resampling_groups_are_people_where_known_then_scans_then_slices():
+    names = ["218391_1.png", "218393_1.png", "45108_3.png", "9_1.png", "9_2.png", "a.png", "b.png"]
+
+    def partition(scans):  # the number of the group that each slice belongs to
+        groups, unit = resampling_groups(scans)
+        return [groups.tolist().index(group) for group in groups], unit
+
+    assert partition(identify(names[:3], SCANS)) == ([0, 0, 2], "people")
+    assert partition(identify(names[:5])) == ([0, 1, 2, 3, 3], "scans")
+    assert partition(identify(names[5:])) == ([0, 1], "slices")
+    assert partition(identify(names, SCANS)) == ([0, 0, 2, 3, 3, 5, 6], "people and scans and slices")
+    assert partition([Scan("7"), Scan("8", "7")])[0] == [0, 1]  # a person named like another's scan
+
+
+def test_resampled_text_says_where_intervals_are_too_small():
+    assert resampled_text("people") == "Intervals and standard errors resample people."
+    assert "--subjects" in resampled_text("scans") and "too small" in resampled_text("people and scans")
+    assert "too small, since slices" in resampled_text("scans and slices")
+
+
+def test_shared_text_counts_people_or_else_scans_in_both_and_says_when_people_are_unknown():
+    ann, bob, eve = (Scan(str(i), name) for i, name in enumerate(("ann", "bob", "eve")))
+    assert shared_text([ann, bob], [Scan("9", "ann"), bob, bob, eve]).startswith("2 of 3 people of the test slices are")
+    assert shared_text([ann, bob], [eve, eve]) == "No person of the test slices is in the training set."
+    assert shared_text([Scan("7"), ann], [Scan("7"), Scan("8")]).startswith("1 of 2 scans of the test slices are")
+    for train, unseen in (([ann], [Scan("8")]), ([Scan("8")], [ann]), ([Scan()], [Scan()])):
+        assert "is not known" in shared_text(train, unseen)
