@@ -4,8 +4,8 @@
         torch.zeros(3, device=device) + torch.zeros(3)      # DeviceMismatch
 
 PyTorch's FakeTensorMode computes shapes alone. It overlooks some mixtures, a kernel on the CPU in PyTorch 2.11's convolution
-and a generator on the CPU among them, so that every operation is checked here as well. Numbers that are read are 0, masks
-select every row, and all elements are unique. Derivatives do not work on "cuda" without a driver; tests/training/fake_gpu_worker.py tests them.
+and a generator on the CPU among them, so that every operation is checked here as well. Numbers that are read are 1, masks
+select every row, and all elements are unique. Derivatives of "cuda" need a driver; fake_gpu_worker.py has them without one.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class SameDevice(TorchDispatchMode):
         if len(devices) > 1 and name not in MIXING:
             raise DeviceMismatch(f"{name} of tensors on {' and '.join(sorted(devices))}")
         if name == "_local_scalar_dense":
-            return args[0].dtype.is_floating_point * 0.0 or 0
+            return 1.0 if args[0].dtype.is_floating_point else 1
         if name == "index":
             args = args[0], [torch.arange(len(i)) if i is not None and i.dtype == torch.bool else i for i in args[1]]
         return function(*args, **(kwargs or {}))
