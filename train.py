@@ -273,7 +273,7 @@ def make_config(args, slices):
 def main(argv=None):
     start = time.monotonic()
     args = parse_args(argv)
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.deterministic)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     fill_defaults(args, device, folder if args.resume and has_checkpoint(folder) else None)
     dtype = pick_dtype(args.amp, device)
