@@ -31,7 +31,7 @@ from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Position, Stage, fade_images, first_resolution, grow, resolution_at, stage_flags, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import print_plan
+from training.plan import out_of_memory, print_plan
 from training.progress import progress_bar, show_progress
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
 from training.source import describe_source, read_source, start_from
@@ -316,10 +316,8 @@ def main(argv=None):
         try:
             return train(args, slices, held_out, folder, config, device, dtype, processes, start + 60 * args.max_minutes, source)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
-                "--channel_base, or --resolution (--dry_run prints an estimate)"
-            ) from None
+            hint = out_of_memory(args, config["network"], dtype, processes.size)
+            raise UserError(f"{device} is out of memory: {hint}") from None
 
 
 if __name__ == "__main__":
