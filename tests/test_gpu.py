@@ -1,4 +1,4 @@
-"""What only a GPU can get wrong, against float64 on the CPU. On a machine without one, the tests themselves are tested on the CPU."""
+"""What only a GPU can get wrong, against float64 on the CPU. Where there is none, the tests run on the CPU."""
 
 import contextlib
 
