@@ -1,6 +1,7 @@
 # make demo: from nothing to trained models and their pictures.   make lint: static checks.
 # make quick: the tests of a minute, for every change.   make test: all of them.   make soak: 10,000 damaged inputs and 50 kills.
 # make mutants: would the tests notice a wrong formula? Hours; FILES="training/loss.py" for some files.
+# make gpu: tests, speed, training, analysis and memory on a GPU, in gpu/gpu.json; PART=2 for one part, DATA=AD_NC/train.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -11,7 +12,7 @@ DEVICE_FLAGS = $(shell $(PY) -c "import torch; torch.cuda.is_available() or prin
 TRAIN = $(PY) train.py --dataset_dir $(DEMO)/AD_NC/train --loss relativistic --save_every 5 --eval_every 20 $(DEVICE_FLAGS)
 PREDICT = $(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions
 
-.PHONY: demo quick test soak mutants lint clean
+.PHONY: demo quick test soak mutants gpu lint clean
 demo: $(VENV)/installed
 	$(PY) phantom.py $(DEMO)/AD_NC --subjects 100 --seed 0
 	$(TRAIN) --classes all --conditional True --model_dir $(DEMO)/model --max_minutes 4
@@ -40,6 +41,12 @@ soak: $(VENV)/installed-dev
 
 mutants: $(VENV)/installed-dev
 	$(PY) tests/mutants.py $(FILES)
+
+DATA := AD_NC/train
+DEVICE := cuda
+gpu:  # offline, too: without a .venv, with the packages of $(PYTHON)
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m training.gpu_check --dataset_dir $(DATA) --output_dir gpu --device $(DEVICE) \
+		$(if $(PART),--part $(PART))
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .

@@ -31,7 +31,7 @@ from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_flags, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import print_plan
+from training.plan import out_of_memory, print_plan
 from training.progress import progress_bar, show_progress
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
 from training.source import describe_source, read_source, start_from
@@ -261,7 +261,7 @@ def make_config(args, slices):
 def main(argv=None):
     start = time.monotonic()
     args = parse_args(argv)
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.deterministic)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     fill_defaults(args, device, folder if args.resume and has_checkpoint(folder) else None)
     dtype = pick_dtype(args.amp, device)
@@ -307,10 +307,8 @@ def main(argv=None):
         try:
             return train(args, slices, held_out, folder, config, device, dtype, processes, start + 60 * args.max_minutes, source)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"{device} is out of memory at --batch_size {args.batch_size}: raise --grad_accum, or lower it, or "
-                "--channel_base, or --resolution (--dry_run prints an estimate)"
-            ) from None
+            hint = out_of_memory(args, config["network"], dtype, processes.size)
+            raise UserError(f"{device} is out of memory: {hint}") from None
 
 
 if __name__ == "__main__":

@@ -200,8 +200,11 @@ def random_stream(purpose, seed, device="cpu"):
     return stream
 
 
-def pick_device(name):
-    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable."""
+def pick_device(name, deterministic=False):
+    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable.
+
+    deterministic: the same bits every time on the same GPU, with slower operations; those that have none raise RuntimeError.
+    """
     import torch  # here, since --help and phantom.py need this file but not PyTorch
 
     if name == "auto":
@@ -215,11 +218,17 @@ def pick_device(name):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one shape, so that looking for the fastest kernels pays
+        # All batches have one shape, so that looking for the fastest kernels pays; which ones win differs from run to run.
+        torch.backends.cudnn.benchmark = not deterministic
         torch.set_float32_matmul_precision("highest")  # float32 means float32, never TF32
         torch.backends.cudnn.allow_tf32 = False
     else:
         keep_freed_memory()
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which PyTorch refuses matrix products on CUDA
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and none is read
     torch.set_flush_denormal(True)  # on a CPU, denormal numbers cost up to a hundred times the others
     return device
 

@@ -44,7 +44,7 @@ def train_classifier(pixels, is_ad, seed, device="cpu", bar=None):
     AdamW on a one-cycle schedule for STEPS steps: nothing is chosen on validation slices. Batches hold both classes in equal
     numbers; slices are mirrored and moved at random.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; with several GPUs PyTorch would warn
         torch.manual_seed(seed)
         network = build_classifier().to(device, memory_format=torch.channels_last)
     rng, device = random_stream("classifier", seed), torch.device(device)

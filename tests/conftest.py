@@ -238,6 +238,22 @@ def validations(monkeypatch, unplotted):
 
 
 @pytest.fixture
+def settings_of_torch(monkeypatch):
+    """What `utils.pick_device` sets in PyTorch is put back at the end."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    saved = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
+    fill, algorithms = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    for name, value in saved.items():
+        setattr(cudnn, name, value)
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(algorithms)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.fixture
 def script():
     """Run one of the scripts as a user does; returns the finished process with text output."""
 

@@ -300,19 +300,33 @@ def test_pick_device_knows_the_cpu_and_refuses_nonsense():
         pick_device("meat")
 
 
-def test_float32_is_never_tf32_on_cuda(monkeypatch):
-    precision, zeros = torch.get_float32_matmul_precision(), torch.zeros
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)  # both are put back at the end
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))  # there may be no GPU here
+@pytest.fixture
+def pretended_gpus(monkeypatch, settings_of_torch):
+    """pick_device finds any GPU that it asks for."""
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+
+
+def test_float32_is_never_tf32_on_cuda(monkeypatch, pretended_gpus):
     monkeypatch.setenv("LOCAL_RANK", "3")
-    try:
-        torch.set_float32_matmul_precision("high")
-        assert pick_device("cuda") == torch.device("cuda:3")
-        assert torch.get_float32_matmul_precision() == "highest"
-        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default for convolutions
+    torch.set_float32_matmul_precision("high")
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert pick_device("cuda") == torch.device("cuda:3")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_deterministic_devices_take_operations_that_repeat_their_bits(pretended_gpus, device):
+    for deterministic in (True, False):
+        pick_device(device, deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == torch.backends.cudnn.deterministic == deterministic
+        if device == "cuda":
+            assert torch.backends.cudnn.benchmark != deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    pick_device(device, True)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -53,7 +53,24 @@ def move(v, mirror, shift, angle, zoom):
     cos, sin = ((f(angle) / zoom)[:, None, None] for f in (torch.cos, torch.sin))  # [N, 1, 1]
     right, down = (2 / size * shift).T[:, :, None, None]
     source = torch.stack([mirror[:, None, None] * (cos * x - sin * y - right), sin * x + cos * y - down], dim=3)
-    return F.grid_sample(v, source.to(v.dtype), align_corners=False)  # source: [N, R, R, 2]
+    return sample(v, source.to(v.dtype))
+
+
+def sample(v, places):
+    """Bilinear interpolation of v [N, 1, R, R] at `places` [N, R, R, 2], right and down, -1 to 1 from edge to edge; black outside.
+
+    F.grid_sample adds up its gradients in no fixed order on CUDA, and PyTorch has no other way for --deterministic. There the
+    four pixels around each place are gathered one by one, which PyTorch can reverse in order.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.grid_sample(v, places, align_corners=False)
+    n, _, size, _ = v.shape
+    padded = F.pad(v, (1, 1, 1, 1)).flatten(1)  # a black border, to which everything outside is moved
+    x, y = ((places + 1) * (size / 2) + 0.5).clamp(0, size + 1).unbind(3)  # [N, R, R], in pixels of `padded`
+    left, top = (at.floor().clamp(max=size) for at in (x, y))
+    x, y, corner = x - left, y - top, (top * (size + 2) + left).long().flatten(1)  # x, y: distances from the corner, 0 to 1
+    pixels = [padded.gather(1, corner + step).view_as(x) for step in (0, 1, size + 2, size + 3)]
+    return torch.lerp(torch.lerp(pixels[0], pixels[1], x), torch.lerp(pixels[2], pixels[3], x), y)[:, None]
 
 
 def tone(v, brightness, contrast, gamma):

@@ -133,6 +133,11 @@ def parse_args(argv=None):
         "activations in bfloat16, in the gradient penalty down to 32x32 (default: on a processor with instructions for it: a CPU "
         "with AMX or AVX512-BF16, a GPU from Ampere on)",
     )
+    machine.add_bool(
+        "--deterministic",
+        False,
+        "on a GPU, only operations that give the same bits every time, which are slower; a CPU's always do",
+    )
     machine.add(
         "--grad_accum", type=number(int, 1), default=1, help="micro-batches per step and process, for GPUs with little memory"
     )

@@ -6,7 +6,7 @@ import math
 import torch
 
 from dataset import steps_per_epoch
-from modules import build_networks
+from modules import GROUP_SIZE, build_networks
 from training.growth import stage_flags, stage_shares
 from training.loss import gradient_penalty
 from training.step import FLOAT32_UP_TO
@@ -37,6 +37,21 @@ def estimate_memory(network, loss, micro_batch, dtype):
         penalised = functools.partial(critic, dtype=dtype, exact=FLOAT32_UP_TO)
         gradient_penalty(loss, penalised, real, fake.detach(), labels)
     return 4 * (5 * model_size + 4 * critic_size) + sum(nbytes for nbytes, _ in saved.values())
+
+
+def out_of_memory(args, network, dtype, processes):
+    """What a run with too little memory takes, and what would take less, as text; `processes`: their number."""
+    step = GROUP_SIZE * processes  # a micro-batch holds whole groups of every process
+    divisors = [n for n in range(args.grad_accum + 1, args.batch_size // step + 1) if args.batch_size % (step * n) == 0]
+    takes = [
+        f"about {estimate_memory(network, args.loss, args.batch_size // processes // accum, dtype) / 2**30:.1f} GiB"
+        for accum in (args.grad_accum, *divisors[:1])
+    ]
+    less = f"--grad_accum {divisors[0]} would take {takes[1]}" if divisors else "a smaller --batch_size would take less"
+    return (
+        f"--batch_size {args.batch_size} with --grad_accum {args.grad_accum} takes {takes[0]}; {less}, a lower --channel_base or "
+        "--resolution would, too"
+    )
 
 
 def print_plan(args, slices, held_out, folder, config, device, dtype, shards, status, first):

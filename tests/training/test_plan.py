@@ -4,8 +4,9 @@ import re
 
 import pytest
 import torch
-from conftest import start
+from conftest import TINY, refusal, start
 
+import train
 from modules import build_networks
 from training.plan import estimate_memory
 
@@ -49,3 +50,21 @@ def test_plan_counts_the_memory_of_one_micro_batch(tmp_path, slices_dir, capsys)
         memory.append(float(plan[1]))
         assert (plan[2] is not None) == (accum == 4)
     assert memory[0] == pytest.approx(4 * memory[1], rel=0.1)
+
+
+@pytest.mark.parametrize("accum, larger", [(1, 2), (2, 3), (6, None)])
+def test_a_run_out_of_memory_says_what_would_take_less(tmp_path, slices_dir, monkeypatch, accum, larger):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train, "train", fail)
+    flags = [*TINY, "--dataset_dir", slices_dir, "--model_dir", tmp_path, "--batch_size", 24, "--grad_accum", accum]
+    line = refusal(train.main, *flags, "--channel_max", 512, "--channel_base", 16384)
+    network = THIN | {"resolution": 32, "channel_base": 16384, "channel_max": 512}
+
+    def takes(accum):
+        return f"about {estimate_memory(network, 'wgan-gp', 24 // accum, torch.float32) / 2**30:.1f} GiB"
+
+    assert line.startswith(f"cpu is out of memory: --batch_size 24 with --grad_accum {accum} takes {takes(accum)}; ")
+    assert (f"--grad_accum {larger} would take {takes(larger)}" if larger else "a smaller --batch_size would take less") in line
+    assert larger is None or takes(larger) != takes(accum)

@@ -594,3 +594,24 @@ def test_step_never_waits_for_a_number():
         for k in range(2):
             train_step(state, k, batch)
     assert not watcher.waits
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_step_leaves_out_operations_that_cuda_does_in_no_fixed_order(settings_of_torch, deterministic):
+    """Those that PyTorch's documentation of use_deterministic_algorithms lists, as far as images of two dimensions have them."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watcher(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.add(function._overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    backward = "adaptive_max_pool2d fractional_max_pool2d grid_sampler_2d reflection_pad2d upsample_bicubic2d upsample_bilinear2d"
+    unordered = {f"{name}_backward" for name in (*backward.split(), "_adaptive_avg_pool2d", "embedding_bag", "nll_loss2d")}
+    unordered |= {"max_unpool2d", "put", "put_", "histc", "bincount", "cumsum", "cumsum_", "median", "scatter_reduce"}
+    torch.use_deterministic_algorithms(deterministic)
+    (state, batch), names = everything(), set()
+    with Watcher():
+        train_step(state, 0, batch)
+    assert "convolution_backward" in names
+    assert names & unordered == (set() if deterministic else {"grid_sampler_2d_backward"})
