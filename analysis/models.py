@@ -195,8 +195,8 @@ def main(argv=None):
     parser.add_argument("--which", choices=tuple(WEIGHTS), default="last", help="the last generator, or that of the lowest KID")
     args = parser.parse_args(argv)
     path = share(find_run(args.run, ""), args.output_dir, args.which)
-    size, parent = os.path.getsize(path) / 1e6, os.path.dirname(os.path.abspath(args.output_dir))
-    print(f"{path}: {size:.1f} MB; predict.py --model_dir {os.path.relpath(parent)} reads it")
+    parent = os.path.dirname(os.path.normpath(args.output_dir)) or "."
+    print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; predict.py --model_dir {parent} reads it")
     return 0
 
 
