@@ -297,7 +297,7 @@ def check_slices(folder, expected=None):
     targets = refused_or_fine(projector.read_targets, str(folder / "AD"), side)
     assert len({one is None for one in (slices, again, loaded, targets)}) == 1
     if slices:
-        assert len(slices) == len(again) == len(loaded) == len(targets.images) and slices.fingerprint == again.fingerprint
+        assert len(slices) == len(again) == len(loaded[0]) == len(targets.images) and slices.fingerprint == again.fingerprint
         assert (slices[np.arange(len(slices))] == targets.images).all() and targets.images.shape[1:] == (side, side)
         assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in targets.names) and len(set(targets.names)) == len(slices)
     if expected is not None:
