@@ -76,5 +76,5 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
         + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else "")
     )
     for size, end in shares.items() if len(shares) > 1 else ():
-        penalty = stage_flags(args, size)["lambda_gp"]
-        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * kimg:.0f} kimg; penalty {penalty:.3g}")
+        flags, place = stage_flags(args, size), f"{size}x{size} to {end:.0%} of the run, or {end * kimg:.0f} kimg"
+        print(f"stage       {place}; learning rate {flags['lr']:g}, penalty {flags['lambda_gp']:.3g}")

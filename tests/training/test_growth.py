@@ -488,8 +488,8 @@ def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
     assert start(slices_dir, tmp_path, *RUN, "--epochs", 700, "--dry_run") == 0
     out = capsys.readouterr().out
     for expected in (
-        "16x16 to 14% of the run, or 1 kimg; penalty 0.312\n",
-        "64x64 to 100% of the run, or 6 kimg; penalty 5\n",
+        "16x16 to 14% of the run, or 1 kimg; learning rate 0.008, penalty 0.312\n",
+        "64x64 to 100% of the run, or 6 kimg; learning rate 0.004, penalty 5\n",
         "700 epochs of 2 = 1400, 6 kimg",
     ):
         assert expected in out, expected
