@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from analysis.models import draw_z, find_run, generate, list_runs, load_model, main, share
 from modules import MappingNetwork
@@ -75,6 +76,17 @@ def test_share_halves_the_size_and_hardly_changes_images(models, tmp_path, capsy
     assert abs(original.astype(int) - copied).mean() < 0.5  # grey levels; float16 keeps 11 bits
     with pytest.raises(UserError, match="generator.pt exists: name another folder"):
         share(run, shared)
+
+
+@pytest.mark.slow
+def test_the_model_that_comes_along_draws_brains_of_both_classes():
+    folder = find_run("all-conditional", os.path.join(ROOT, "models"))
+    assert os.listdir(folder) == ["generator.pt"] and os.path.getsize(os.path.join(folder, "generator.pt")) < 8e6
+    model = load_model(folder, "cpu")
+    ad, nc = (generated(model, 2, label=label) for label in model.labels)
+    assert ad.shape == nc.shape == (2, 256, 256) and (ad != nc).any()
+    for images in (ad, nc):  # bright in the middle, black in the corners
+        assert images[:, 96:160, 96:160].mean() > 50 and images[:, :16, :16].mean() < 5
 
 
 def test_generate_gives_the_same_images_for_a_seed_and_any_count(model):
