@@ -179,7 +179,7 @@ def profile(loss, sizes, device):
     begun = time.perf_counter()
     steps()
     seconds = time.perf_counter() - begun
-    with torch.profiler.profile(activities=[kind]) as profiler:
+    with torch.profiler.profile(activities=[kind], acc_events=True) as profiler:
         steps()
     events = [(event.self_device_time_total if cuda else event.self_cpu_time_total, event.key) for event in profiler.key_averages()]
     total = sum(microseconds for microseconds, _ in events)
