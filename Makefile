@@ -20,8 +20,8 @@ demo: $(VENV)/installed
 demo-models:
 	$(TRAIN) --classes all --conditional True --model_dir $(DEMO)/model --max_minutes 4
 	$(TRAIN) --classes AD --model_dir $(DEMO)/model --max_minutes 1
-	$(TRAIN) --classes NC --model_dir $(DEMO)/model --max_minutes 1
-	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 1 --max_minutes 1
+	$(TRAIN) --classes NC --model_dir $(DEMO)/model --seed 1 --max_minutes 1
+	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 1
 	rm -rf $(DEMO)/predictions
 	$(PREDICT) --classes all-conditional --export 200 --morph True
 	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --umap_slices 15
@@ -29,9 +29,9 @@ demo-models:
 	@echo "Look at, in this order:"
 	@echo "  generated slices beside real ones:       $$(ls $(DEMO)/model/all-conditional/fake_vs_real/epoch_*.png | tail -n 1)"
 	@echo "  what AD changes in the same slices:      $(DEMO)/predictions/all-conditional_morph.png"
-	@echo "  is AD / NC above as large as in truth? Ventricles larger, grey matter less: the model has learnt the disease"
+	@echo "  the table above: is AD / NC of the generated slices what it is in truth?"
 	@echo "  did training stay stable?                $(DEMO)/model/all-conditional/losses.png"
-	@echo "  AD and NC models lie apart, but so do two NC models: $(DEMO)/predictions/umap.png"
+	@echo "  do an AD and an NC model lie further apart than two NC models? $(DEMO)/predictions/umap.png"
 
 quick: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto --dist worksteal -m "not slow" tests
