@@ -167,8 +167,7 @@ def generated_table(folder, phantoms):
         means[name] = {tissue: area.mean() for tissue, area in measure_areas(slices[np.arange(len(slices))]).items()}
     lines = [f"{'':10} generated: AD    NC   AD / NC    true: AD    NC   AD / NC"]
     for tissue in AMOUNT:
-        pairs = [(values["AD"][tissue], values["NC"][tissue]) for values in (means, truth)]
-        (a, b), (true_a, true_b) = pairs
+        (a, b), (true_a, true_b) = ([values[name][tissue] for name in CLASSES] for values in (means, truth))
         lines.append(f"{tissue:10} {a:13.0f} {b:5.0f} {a / b:9.3f} {true_a:11.0f} {true_b:5.0f} {true_a / true_b:9.3f}")
     return "\n".join(lines)
 

@@ -226,15 +226,8 @@ def analyse(results, args, sizes):
         raise UserError(f"--part 4 needs the model of part 3: no {runs[0]}/generator.pt")
     data = os.path.abspath(args.dataset_dir)
     slice_path = os.path.join(data, "AD", sorted(os.listdir(os.path.join(data, "AD")))[0])
-    predict = [
-        "predict.py",
-        "--device",
-        args.device,
-        "--model_dir",
-        runs[0],
-        "--output_dir",
-        os.path.join(results.folder, "predictions"),
-    ]
+    output = os.path.join(results.folder, "predictions")
+    predict = ["predict.py", "--device", args.device, "--model_dir", runs[0], "--output_dir", output]
     jobs = {
         "projection": ["--project", slice_path, "--project_steps", sizes["steps"]],
         "export": ["--export", sizes["export"]],
