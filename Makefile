@@ -1,5 +1,5 @@
 # make demo: from nothing to trained models and their pictures.   make lint: static checks.
-# make quick: the tests of a minute, for every change.   make test: all of them.   make soak: 10,000 damaged inputs and 50 kills.
+# make quick: the quick tests, for every change.   make test: all of them.   make soak: 10,000 damaged inputs and 50 kills.
 # make mutants: would the tests notice a wrong formula? Hours; FILES="training/loss.py" for some files.
 # make gpu: tests, speed, training, analysis and memory on a GPU, in gpu/gpu.json; PART=2 for one part, DATA=AD_NC/train.
 PYTHON ?= python3
@@ -10,7 +10,8 @@ DEMO := demo
 # Without a GPU: 64x64, small networks. With one: the defaults at 256x256, in the same time.
 SMALL := import torch; torch.cuda.is_available() or print("--resolution 64 --channel_max 32")
 TRAIN = $(PY) train.py --dataset_dir $(DEMO)/AD_NC/train --loss relativistic --save_every 5 --eval_every 20 $(SIZE)
-PREDICT = $(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions
+PREDICT = $(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions \
+	--subjects $(DEMO)/AD_NC/subjects.csv
 
 .PHONY: demo demo-models quick test soak mutants gpu lint clean
 demo: $(VENV)/installed
