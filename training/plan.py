@@ -18,7 +18,8 @@ def estimate_memory(network, loss, micro_batch, dtype):
     Counts weights, gradients, Adam's moments and the average, and what a critic step saves for its two derivatives. The step
     runs on PyTorch's "meta" device, which computes shapes alone.
     """
-    model, critic = (module.to("meta") for module in build_networks(network))
+    with torch.device("meta"):
+        model, critic = build_networks(network)
     model_size, critic_size = (sum(p.numel() for p in module.parameters()) for module in (model, critic))
     size, saved = network["resolution"], {}
 

@@ -103,6 +103,7 @@ def draw_slices(rng):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", GROUPS)
 def test_bootstrap_over_scans_or_slices_is_too_narrow_by_as_much_as_people_differ(monkeypatch, unit):
     """How often the interval of a mean holds the truth, against a t interval of the width that each unit gives it."""
