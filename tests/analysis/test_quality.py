@@ -94,6 +94,7 @@ def test_measure_quality_gives_finite_floats_and_the_same_ones_again():
     assert "memorised" not in quality.measure_quality(real, fake).values
 
 
+@pytest.mark.slow
 def test_measure_quality_has_no_floor_for_few_images_and_refuses_other_sizes():
     real, fake = brains(30, 1), brains(24, 2)
     assert "floor_kid_x1000" not in quality.measure_quality(real[:8], fake).values

@@ -235,7 +235,7 @@ def test_style_separation_is_of_pairs_unless_told_otherwise():
 def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other():
     """20 people of either class, who do not differ by class, with ten slices each that are nearly the same."""
     rng, classes, people = np.random.default_rng(0), np.repeat([0, 1], 200), np.repeat(np.arange(40), 10)
-    draws = [np.repeat(rng.normal(size=(40, 8)), 10, axis=0) + 0.01 * rng.normal(size=(400, 8)) for _ in range(16)]
+    draws = [np.repeat(rng.normal(size=(40, 8)), 10, axis=0) + 0.01 * rng.normal(size=(400, 8)) for _ in range(9)]
 
     def measured(groups):
         shares = [styles.neighbour_shares(points, classes, groups).mean() for points in draws]
@@ -244,7 +244,7 @@ def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other(
     shares, aucs = measured(np.arange(400))
     assert shares.mean() > 0.75 and aucs.mean() > 0.65  # as if the classes were apart
     for found, chance in zip(measured(people), (19 / 39, 0.5)):
-        assert found.mean() == pytest.approx(chance, abs=3 * found.std(ddof=1) / 4)
+        assert found.mean() == pytest.approx(chance, abs=3 * found.std(ddof=1) / 3)
 
 
 def test_style_separation_is_undefined_without_two_people_of_both_classes():
