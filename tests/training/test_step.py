@@ -596,6 +596,20 @@ def test_step_never_waits_for_a_number():
     assert not watcher.waits
 
 
+@pytest.mark.parametrize("unseen", [True, False])
+def test_resized_batch_averages_squares_of_pixels_and_keeps_labels(unseen):
+    images, labels = random_images(4, side=32), torch.tensor([0, 1, 1, 0])
+    batch = Batch(images, labels, *((images[:2] / 2, labels[:2]) if unseen else ()))
+    small = batch.resized(8)
+    expected = images.double().reshape(4, 1, 8, 4, 8, 4).mean((3, 5))
+    torch.testing.assert_close(small.images.double(), expected, rtol=0, atol=16 * 2**-24)  # 16 terms of at most 1
+    assert small.labels is labels and small.held_out_labels is batch.held_out_labels
+    if unseen:
+        torch.testing.assert_close(small.held_out.double(), expected[:2] / 2, rtol=0, atol=16 * 2**-24)
+    else:
+        assert small.held_out is None
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_deterministic_step_leaves_out_operations_that_cuda_does_in_no_fixed_order(settings_of_torch, deterministic):
     """Those that PyTorch's documentation of use_deterministic_algorithms lists, as far as images of two dimensions have them."""
