@@ -9,23 +9,25 @@ DEMO := demo
 
 # Without a GPU: 64x64, small networks. With one: the defaults at 256x256, in the same time.
 SMALL := import torch; torch.cuda.is_available() or print("--resolution 64 --channel_max 32")
-TRAIN = $(PY) train.py --dataset_dir $(DEMO)/AD_NC/train --loss relativistic --save_every 5 --eval_every 20 $(SIZE)
+TRAIN = $(PY) train.py --dataset_dir $(DEMO)/AD_NC/train --loss relativistic --save_every 20 --eval_every 20 $(SIZE)
 PREDICT = $(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)/model --output_dir $(DEMO)/predictions \
 	--subjects $(DEMO)/AD_NC/subjects.csv
 
 .PHONY: demo demo-models quick test soak mutants gpu lint clean
 demo: $(VENV)/installed
+	$(PY) predict.py --model_dir models --morph True --output_dir $(DEMO)/first
+	@echo "^ drawn by a model that comes along. Now a data set of phantoms, and four models of it:"
 	$(PY) phantom.py $(DEMO)/AD_NC --subjects 100 --seed 0
 	$(MAKE) demo-models SIZE="$$($(PY) -c '$(SMALL)')"
 
 demo-models:
 	$(TRAIN) --classes all --conditional True --model_dir $(DEMO)/model --max_minutes 4
-	$(TRAIN) --classes AD --model_dir $(DEMO)/model --max_minutes 1
-	$(TRAIN) --classes NC --model_dir $(DEMO)/model --seed 1 --max_minutes 1
-	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 1
+	$(TRAIN) --classes AD --model_dir $(DEMO)/model --max_minutes 0.8
+	$(TRAIN) --classes NC --model_dir $(DEMO)/model --seed 1 --max_minutes 0.8
+	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 0.8
 	rm -rf $(DEMO)/predictions
 	$(PREDICT) --classes all-conditional --export 200 --morph True
-	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --umap_slices 15
+	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --umap_slices 10
 	$(PY) -m analysis.areas $(DEMO)/AD_NC --generated $(DEMO)/predictions/all-conditional
 	@echo "Look at, in this order:"
 	@echo "  generated slices beside real ones:       $$(ls $(DEMO)/model/all-conditional/fake_vs_real/epoch_*.png | tail -n 1)"
