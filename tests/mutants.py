@@ -74,9 +74,12 @@ def main():
         mutants = run_mutmut(path, args.processes, args.sample)
         survivors = [survivor for name, status in mutants.items() if status != "killed" for survivor in [describe(path, name)]]
         unexplained = [line for line in survivors if not any(fnmatch.fnmatchcase(line, pattern) for pattern in explanations)]
+        idle = [pattern for pattern in explanations if pattern.startswith(path) and not fnmatch.filter(survivors, pattern)]
         killed = len(mutants) - len(survivors)
         print(f"{path}: {killed} of {len(mutants)} killed, {killed / len(mutants):.1%}; {len(unexplained)} survivors unexplained")
         print("".join(f"    {line}\n" for line in unexplained), end="", flush=True)
+        if not args.sample:
+            print("".join(f"    explains no survivor any more: {pattern}\n" for pattern in idle), end="", flush=True)
         passed &= killed >= GOAL * len(mutants) and not unexplained
     return 0 if passed else 1
 
