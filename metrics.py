@@ -1,6 +1,7 @@
 """How good generated images are, in numbers that need no download: compared with real images and with the training set.
 
     python metrics.py --real AD_NC/test --fake predictions/AD --classes AD --train AD_NC/train
+    python metrics.py --real AD_NC/test --fake predictions/all-conditional --map True
 
 --fake is a folder of images, such as `predict.py --export` writes; --real should hold images that no model was trained on.
 Every value comes with its floor: the same measure between two halves of the real set, of different people where known, which
@@ -56,8 +57,12 @@ def parse_args(argv=None):
     )
     comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
 
+    maps = Group(parser, "map")
+    maps.add_bool("--map", False, "also write atlas.html: a map of the features in which every point shows its slice")
+    maps.add("--method", choices=("umap", "tsne", "pca"), default="umap", help="method of the map")
+
     other = Group(parser, "output and device")
-    other.add("--output_dir", default="metrics", help="folder for metrics.json, metrics.png and nearest.png")
+    other.add("--output_dir", default="metrics", help="folder for metrics.json, metrics.png, nearest.png and atlas.html")
     other.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
 
@@ -67,6 +72,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from analysis.atlas import write_quality_atlas
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
 from analysis.subjects import identify, read_subjects, resampled_text, resampling_groups
 from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
@@ -126,7 +132,7 @@ def main(argv=None):
     table = read_subjects(args.subjects) if args.subjects else None
     real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
     groups, unit = resampling_groups(identify(names, table))
-    fake, _ = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
+    fake, fake_names = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
     train = load_train(args.train, args.classes, args.resolution) if args.train else None
     quality = measure_quality(real, fake, train, args.features, device, args.seed, progress=True, groups=groups)
 
@@ -145,6 +151,10 @@ def main(argv=None):
     if quality.memory:
         save_nearest(fake, train, quality.memory, nearest_path)
         print(nearest_path)
+    if args.map:
+        page = os.path.join(args.output_dir, "atlas.html")
+        write_quality_atlas(page, quality, real, fake, names, fake_names, args.method, args.seed, table)
+        print(page)
     return 0
 
 

@@ -92,6 +92,14 @@ def parse_args(argv=None):
         help="with a conditional model and --dataset_dir: real slices of each class to project into its style space",
     )
     umap.add("--num_styles", type=number(int, 20, 10**5), default=1000, help="style vectors of each class")
+    umap.add_bool("--atlas", False, "also write atlas.html: one page of the maps in which every point shows its slice")
+    umap.add(
+        "--atlas_slices",
+        type=number(int, 2, 10**4),
+        default=400,
+        metavar="N",
+        help="slices of each class in atlas.html, of --num_styles",
+    )
     umap.add("--method", choices=METHODS, default=METHODS[0], help="method of the map")
     umap.add(
         "--umap_neighbors",
@@ -115,6 +123,11 @@ def parse_args(argv=None):
     )
     project.add("--space", choices=SPACES, default=SPACES[0], help="one style vector for all layers, or one for each")
 
+    styles = Group(parser, "chosen style vectors")
+    styles.add(
+        "--styles", metavar="CSV", help="draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
+    )
+
     evaluation = Group(parser, "evaluation")
     evaluation.add_bool(
         "--evaluate",
@@ -137,6 +150,13 @@ def parse_args(argv=None):
             f"--plot_umap True also needs {' and '.join(f'--{flag}' for flag in missing)}: the run of that "
             "class's model, such as --AD_dir AD --NC_dir NC"
         )
+    if args.atlas and not args.plot_umap:
+        raise UserError("--atlas True belongs to --plot_umap True")
+    other = [
+        name for name in ("plot_umap", "evaluate", "project", "export", "morph", "report") if args.styles and getattr(args, name)
+    ]
+    if other:
+        raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{other[0]}")
     if args.control_dir and missing:
         raise UserError("--control_dir is compared with --AD_dir and --NC_dir: give both")
     if args.mix_layers and not args.mixing:
@@ -162,6 +182,7 @@ import torch
 from tqdm import tqdm
 
 from analysis import evaluation
+from analysis.atlas import write_style_atlas
 from analysis.directions import plot_directions
 from analysis.export import export
 from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixing, plot_morph, plot_noise, plot_pyramid, plot_sweep
@@ -169,6 +190,7 @@ from analysis.models import BATCH, describe_runs, find_run, generate, list_runs,
 from analysis.projector import project_files
 from analysis.report import write_report
 from analysis.style_maps import compared_runs, plot_umaps
+from analysis.style_table import draw_style_table, read_style_table
 from analysis.subjects import read_subjects
 from dataset import class_folders, find_slices, find_splits
 
@@ -181,6 +203,12 @@ def main(argv=None):
     args = parse_args(argv)
     device, start = pick_device(args.device), time.monotonic()
     table = read_subjects(args.subjects) if args.subjects else None
+    if args.styles:
+        styles = read_style_table(args.styles)
+        make_folder(args.output_dir, "--output_dir")
+        section = draw_style_table(styles, args.styles, args.model_dir, args.which, args.output_dir, device)
+        print("\n".join([*section.text, *(figure.path for figure in section.figures)]))
+        return 0
     if args.plot_umap:
         check_map_runs(args, device)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
@@ -193,7 +221,7 @@ def main(argv=None):
 
     def show(section):
         sections.append(section)
-        print("\n".join([*section.text, *(figure.path for figure in section.figures)]), flush=True)
+        print("\n".join([*section.text, *(figure.path for figure in section.figures), *section.pages]), flush=True)
 
     for model in models:
         show(plot_grids(model, args.num_images, args.seed, args.truncation, args.output_dir, args.dataset_dir))
@@ -208,6 +236,7 @@ def main(argv=None):
         for section in evaluate(models, args, device, table):
             show(section)
     if args.plot_umap:
+        maps = [] if args.atlas else None
         section = plot_umaps(
             map_runs(args),
             args.output_dir,
@@ -221,7 +250,13 @@ def main(argv=None):
             dataset_dir=args.dataset_dir,
             real_count=args.umap_slices,
             table=table,
+            collected=maps,
         )
+        if args.atlas:
+            page = os.path.join(args.output_dir, "atlas.html")
+            count, real = min(args.atlas_slices, args.num_styles), (args.dataset_dir, args.umap_slices)
+            write_style_atlas(page, maps, args.which, count, args.seed, device, *real, table)
+            section = section._replace(pages=[page])
         show(section)
     if args.report:
         facts = {

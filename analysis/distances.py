@@ -186,6 +186,18 @@ def prdc(real, fake, k=NEIGHBOURS):
     density: mean number of real balls that a fake is in, over k (about 1, can exceed it); coverage: share of real balls that
     contain a fake. Only values from sets of equal sizes can be compared. UserError if a set is too small.
     """
+    balls, recalled, covered = in_balls(real, fake, k)
+    return {
+        "precision": (balls > 0).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": balls.mean().item() / k,
+        "coverage": covered.double().mean().item(),
+    }
+
+
+def in_balls(real, fake, k=NEIGHBOURS):
+    """What `prdc` averages: the number of real balls around each fake, float64 [M]; whether each real is in a fake ball and whether
+    its own ball holds a fake, bool [N] each."""
     from sklearn.neighbors import NearestNeighbors  # takes a second to import
 
     real, fake = torch.as_tensor(real, dtype=torch.float64), torch.as_tensor(fake, dtype=torch.float64)
@@ -197,19 +209,13 @@ def prdc(real, fake, k=NEIGHBOURS):
 
     real_radii, fake_radii = radii(real), radii(fake)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    balls = []  # number of real balls around each fake
+    balls = []
     for part, part_radii in zip(fake.split(512), fake_radii.split(512)):
         distance = torch.cdist(part, real)  # [512, N]
         balls.append((distance <= real_radii).sum(1))
         covered |= (distance <= real_radii).any(0)
         recalled |= (distance <= part_radii[:, None]).any(0)
-    balls = torch.cat(balls).double()
-    return {
-        "precision": (balls > 0).double().mean().item(),
-        "recall": recalled.double().mean().item(),
-        "density": balls.mean().item() / k,
-        "coverage": covered.double().mean().item(),
-    }
+    return torch.cat(balls).double(), recalled, covered
 
 
 # ---------------------------------------------------------------------------------------------------------------------

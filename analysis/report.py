@@ -40,13 +40,14 @@ class ReportFigure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Paragraphs, then tables, then figures. `numbers` only goes into report.json."""
+    """Paragraphs, then tables, then figures. `numbers` only goes into report.json, `pages` only into report.html."""
 
     title: str
     text: Sequence = ()
     tables: Sequence = ()
     figures: Sequence = ()
     numbers: dict | None = None
+    pages: Sequence = ()  # paths of HTML files in the folder of the report, which links them
 
 
 def write_report(folder, title, facts, sections):
@@ -160,6 +161,26 @@ def cell_text(value):
 
 def render(title, facts, sections):
     """The page as text."""
+    table_numbers, figure_numbers = count(1), count(1)
+    return fill_template(
+        "report.html.j2",
+        title=title,
+        facts=[(name, cell_text(value)[0]) for name, value in facts.items()],
+        sections=[
+            {
+                "title": section.title,
+                "text": section.text,
+                "pages": [os.path.basename(path) for path in section.pages],
+                "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
+                "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
+            }
+            for section in sections
+        ],
+    )
+
+
+def fill_template(name, **content):
+    """The text of a page, from a template in this folder, which escapes every value of `content`."""
     environment = Environment(
         loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
         autoescape=True,
@@ -167,21 +188,7 @@ def render(title, facts, sections):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    table_numbers, figure_numbers = count(1), count(1)
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        facts=[(name, cell_text(value)[0]) for name, value in facts.items()],
-        sections=[
-            {
-                "title": section.title,
-                "text": section.text,
-                "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
-                "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
-            }
-            for section in sections
-        ],
-        policy_hash=policy_hash,
-    )
+    return environment.get_template(name).render(policy_hash=policy_hash, **content)
 
 
 def table_content(table):

@@ -8,6 +8,7 @@ What a gap between AD and NC in these maps can show, and how it is measured, is 
 
 import csv
 import os
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,19 @@ from utils import CLASSES, UserError, atomic_path, read_config
 PAIR, CONTROL, CONDITIONAL = "AD and NC", "control: NC twice", "one conditional model"  # titles of maps
 REAL = "real slices in one conditional model"
 MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
+
+
+class StyleMap(NamedTuple):
+    """A map with what is known of it, for the atlas."""
+
+    title: str
+    runs: dict | str  # {legend: run folder}, or the folder of one conditional run
+    sets: dict  # {legend: w [n, w_dim]}
+    points: dict  # {legend: [n, 2]}
+    measures: dict  # {name: Interval}
+    sentence: str  # what the map can carry
+    epochs: list  # of `maps_over_epochs`; empty if the runs have saved no style vectors
+    last: dict  # {legend: w [512, w_dim]} of the last of these epochs
 
 
 def compared_runs(ad=None, nc=None, control=None, conditional=None):
@@ -70,13 +84,19 @@ def projected_slices(folder, which, dataset_dir, count, seed, device):
     """({"real AD": w [n, w_dim], "real NC": ...}, their file names): `count` slices of each class in `dataset_dir`, or all if there
     are fewer, projected into a conditional model without being given their class."""
     model = load_model(folder, device, which)
-    slices = {name: Slices(dataset_dir, name, model.generator.resolution) for name in CLASSES}
-    pixels = {f"real {name}": figures.spread(of_class, min(count, len(of_class))) for name, of_class in slices.items()}
-    names = [name for of_class in slices.values() for name in figures.spread(np.array(of_class.names), min(count, len(of_class)))]
+    pixels, names = chosen_slices(dataset_dir, count, model.generator.resolution)
     targets = np.concatenate(list(pixels.values()))
     unknown = np.full(len(targets), -1)
     ws = projector.project(model, targets, unknown, seed=seed, progress=True).ws[:, 0].numpy()
     return split_like(ws, pixels), names
+
+
+def chosen_slices(dataset_dir, count, resolution):
+    """({"real AD": uint8 [n, R, R], "real NC": ...}, their file names): `count` slices of each class, or all if there are fewer."""
+    slices = {name: Slices(dataset_dir, name, resolution) for name in CLASSES}
+    pixels = {f"real {name}": figures.spread(of_class, min(count, len(of_class))) for name, of_class in slices.items()}
+    names = [name for of_class in slices.values() for name in figures.spread(np.array(of_class.names), min(count, len(of_class)))]
+    return pixels, names
 
 
 def plot_umaps(
@@ -92,16 +112,17 @@ def plot_umaps(
     dataset_dir=None,
     real_count=50,
     table=None,
+    collected=None,
 ):
     """Plot a map for each of `runs` (of `compared_runs`) and maps over the epochs; returns a report.Section.
 
     Writes <method>.png and .csv, and <method>_epochs.png and .gif if the runs have saved style vectors. count: style vectors of
     each class; real_count: slices of each class in `dataset_dir` to project into the conditional model (None: no slices); table: of
-    `read_subjects`, whose people intervals over these slices resample.
+    `read_subjects`, whose people intervals over these slices resample; collected: a list that gets a StyleMap of each map.
     """
     options = {"method": method, "seed": seed, "neighbours": neighbours, "min_dist": min_dist}
     saved = {title: epochs for title, of_title in runs.items() if (epochs := history(of_title))}
-    panels, separations = [], {}
+    panels, separations, of_panels = [], {}, []
     with tqdm(total=len(runs) + sum(map(len, saved.values())), desc=method, unit=" maps") as bar:
         for title, of_title in runs.items():
             sets = style_sets(of_title, which, count, seed, device)
@@ -115,12 +136,18 @@ def plot_umaps(
             points = split_like(embed(np.concatenate(list(sets.values())), **options), sets)
             measures = {MEASURES[name]: interval for name, interval in separations[title]._asdict().items()}
             panels.append(figures.Panel(title, points, measures))
+            of_panels.append((title, of_title, sets, points, measures))
             bar.update()
         over_epochs = {title: maps_over_epochs(epochs, bar.update, **options) for title, epochs in saved.items()}
 
     text = conclusions(runs, separations)
     if REAL in separations:
         text.append(f"Of real slices: {resampled_text(unit)}")
+    if collected is not None:
+        for key, (title, of_title, *parts) in zip(runs, of_panels):
+            sentence = " ".join(text[PAIR in runs :]) if key == CONDITIONAL else text[0]  # the pair's comes first, if there is one
+            last = saved[key][-1][1] if key in saved else {}
+            collected.append(StyleMap(title, of_title, *parts, sentence, over_epochs.get(key, []), last))
     path, epochs_path, gif_path = (os.path.join(output_dir, method + end) for end in (".png", "_epochs.png", "_epochs.gif"))
     figures.plot_styles(panels, path, "\n".join(text))
     save_points(panels, os.path.join(output_dir, f"{method}.csv"))
