@@ -6,8 +6,8 @@ const sprite = document.getElementById("sprite");
 const map = document.getElementById("map");
 const RADIUS = 3.2, REAL_RADIUS = 4.6, REACH = 24, MARGIN = 18; // CSS pixels: of points, of the pointer, around the map
 const EPOCH_SECONDS = 0.7; // of the animation
-const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]; // viridis
-const LABELS = { area: "ventricle area, mm² (nominal)", distance: "distance from the mean of w", age: "age, years", sex: "sex" };
+const RAMP = ["#5b3a8c", "#3b6fa8", "#21918c", "#5ec962", "#e0c520"]; // near viridis, to be seen on light and dark paper
+const LABELS = { area: "ventricles, mm²", distance: "distance from mean w", age: "age, years", sex: "sex" };
 
 const state = {
   tab: 0, view: 0, colour: "set", epoch: 0, hidden: new Set(), current: -1, pinned: [], selected: [],
@@ -315,15 +315,14 @@ function inside(path, x, y) {
 /** [[name, text]] of what is known of a slice. */
 function describe(i) {
   const of = setOf(i), known = facts(i), lines = [["set", of.name]];
-  if (of.class && of.class !== of.name) lines.push(["class", of.class]);
+  if (present(known.drawn)) lines.push(["beside it", "drawn by the model at its style vector"]);
   if (present(known.file)) lines.push(["file", known.file]);
   if (present(known.number)) lines.push(["latent", of.fixed ? `${known.number} of train.py's fixed ones` : `${known.number} of seed ${of.seed}`]);
-  if (of.run) lines.push(["model", of.run], ["trained", of.fixed ? `epoch ${of.epoch}` : of.trained]);
+  if (of.run) lines.push(["model", of.run.split(/[\\/]/).slice(-2).join("/")], ["trained", of.fixed ? `epoch ${of.epoch}` : of.trained]);
   for (const name of ["area", "distance", "age", "sex"]) {
     if (present(known[name])) lines.push([LABELS[name], typeof known[name] === "number" ? number(known[name]) : known[name]]);
   }
   if (known.missed) lines.push(["nearby", of.real ? "no generated slice" : "no real slice"]);
-  if (present(known.drawn)) lines.push(["right", "what the model draws at its style vector"]);
   return lines;
 }
 
@@ -403,7 +402,7 @@ function select(rows) {
   const areas = rows.map((i) => view.facts.area?.[i]).filter(present);
   if (areas.length) {
     const [mean, low, high] = meanInterval(areas).map((value) => Math.round(value).toLocaleString("en"));
-    lines.push(["ventricle area, mm² (nominal), mean", mean]);
+    lines.push(["mean ventricle area, mm²", mean]);
     if (areas.length > 1) lines.push(["95% interval, over slices", `${low} to ${high}`]);
   }
   element("counts").replaceChildren(...lines.map(([name, text]) => make("tr", [make("th", name, { scope: "row" }), make("td", `${text}`)])));
@@ -501,9 +500,11 @@ function showEpoch() {
 function play() {
   state.playing = !state.playing;
   const last = view.epochs.length - 1, still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const begin = performance.now(), from = state.epoch < last ? state.epoch : 0, ofView = view;
+  const from = state.epoch < last ? state.epoch : 0, ofView = view;
+  let begin;
   const step = (now) => {
     if (!state.playing || view !== ofView) return;
+    begin ??= now;
     const at = Math.min(from + (now - begin) / 1000 / EPOCH_SECONDS, last);
     state.epoch = still ? Math.floor(at) : at;
     state.playing = at < last;

@@ -316,7 +316,7 @@ def write_quality_atlas(path, quality, real, fake, names, fake_names, method="um
         value, floor = (quality.values.get(key, math.nan) for key in (name, f"floor_{name}"))
         measures.append(Measure(name, value, number_text(value), math.nan, math.nan, floor, "two halves of the real slices"))
     sentence = (
-        f"{missed.sum()} of {size} real slices have no generated slice nearby and are outlined: the generator misses them. Nearby is "
-        "measured between the features, not on the map, whose gaps and clusters are no finding by themselves."
+        f"{missed.sum()} of {size} real slices have no generated slice nearby and are outlined: the generator misses them. Nearby "
+        "is measured between the features, not on the map, whose gaps and clusters are no finding by themselves."
     )
     atlas.write(path, "Real and generated slices", [Tab("random features", sentence, measures, [View(None, sets)])])
