@@ -5,7 +5,7 @@
 A subject is one three-dimensional anatomy (functions of x, y, z in mm) cut at 20 neighbouring axial levels, once for each of
 its scans. AD and NC differ by overlapping distributions of ventricle size, sulcal width and cortical thickness. `subjects.csv`
 lists each subject's parameters and the true areas in each slice, so that what a model learnt can be checked against the truth, and
-says whose each scan is: it serves as --subjects of dataset.py, metrics.py and predict.py. The phantoms are
+says whose each scan is, of which age and sex: it serves as --subjects of dataset.py, metrics.py and predict.py. The phantoms are
 nobody's brain and have no clinical meaning. Coordinates: x right, y forward and z up of the anterior commissure.
 """
 
@@ -53,6 +53,8 @@ SHARED = {
     "bias": (0.06, 0.015),
     "noise": (3.5, 0.7),
 }
+AGE = {"AD": 77, "NC": 74}, 7  # years: means, and the standard deviation in either class
+AGEING = {"ventricle_scale": 0.5, "sulcal_width_mm": 0.4, "cortical_thickness_mm": -0.4}  # correlation with age in either class
 POSE = "lowest_z_mm", "yaw_deg", "pitch_deg", "roll_deg", "shift_x_mm", "shift_y_mm"  # new in each scan of a subject
 
 # T1 signal of each tissue on the 8-bit scale.
@@ -80,6 +82,16 @@ def draw_subject(rng, label):
     return {**params, "anatomy_seed": int(rng.integers(2**31))}
 
 
+def draw_age_and_sex(rng, params, label):
+    """{"age": years, "sex": "F" or "M"} given the anatomy, which they change in truth: the joint distribution is the same.
+
+    Age and the parameters of AGEING are jointly normal in a class; the brains of men are 140 mm wide, of women 136 (SD 12^0.5).
+    """
+    ageing = sum(r * (params[name] - DISEASE[name][label][0]) / DISEASE[name][label][1] for name, r in AGEING.items())
+    age = AGE[0][label] + AGE[1] * (ageing + (1 - sum(r * r for r in AGEING.values())) ** 0.5 * rng.normal())
+    return {"age": round(age, 1), "sex": "M" if rng.random() < 1 / (1 + np.exp((138 - params["brain_width_mm"]) / 3)) else "F"}
+
+
 def draw_waves(rng, count, wavelength):
     """Plane waves for `wave_field` [count, 5]: wave vector (3, rad/mm), phase, and phase difference between left and right."""
     direction = rng.normal(size=(count, 3))
@@ -91,16 +103,8 @@ def draw_waves(rng, count, wavelength):
 def draw_fold_waves(rng, around, wavelength, count=12):
     """As `draw_waves`, but over (way around the hemisphere, distance from its core, z); `around` holds a whole number of waves."""
     turns = np.round(around / wavelength * rng.uniform(0.65, 1.35, count))
-    return np.stack(
-        [
-            2 * np.pi * turns / around,
-            rng.normal(0, 0.09, count),
-            rng.normal(0, 0.1, count),
-            rng.uniform(0, 2 * np.pi, count),
-            rng.normal(0, 0.8, count),
-        ],
-        axis=1,
-    )
+    rest = rng.normal(0, 0.09, count), rng.normal(0, 0.1, count), rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.8, count)
+    return np.stack([2 * np.pi * turns / around, *rest], axis=1)
 
 
 def wave_phases(waves, point, side):
@@ -237,9 +241,8 @@ def deep_structures(params, point, rng):
         (22 + push, -40, 10, 6.5),
         (25 + push, -55, 5, 2.5),
     ]
-    horns = tube(
-        (lateral + 0.4 * rough_x, y + 0.4 * rough_y, z), [(kx, ky, kz, scale * radius) for kx, ky, kz, radius in knots], 0.6
-    )
+    scaled = [(kx, ky, kz, scale * radius) for kx, ky, kz, radius in knots]
+    horns = tube((lateral + 0.4 * rough_x, y + 0.4 * rough_y, z), scaled, 0.6)
     # The nuclei bulge into the horns; nothing lateral of them belongs to a ventricle.
     wall = smooth_min(
         tube((np.minimum(lateral - push, 14), y, z), caudate_knots, 0.8),
@@ -339,6 +342,7 @@ def write_subject(folder, seed, scans, subject):
     split, label = place(subject)
     rng = np.random.default_rng([seed, subject])
     params, rows = draw_subject(rng, label), []
+    age_and_sex = draw_age_and_sex(np.random.default_rng([seed, subject, 1]), params, label)  # anatomy and noise stay as they were
     for scan, number_in_scan in itertools.product(range(scans), range(FIRST_SLICE, FIRST_SLICE + SLICES)):
         if scan and number_in_scan == FIRST_SLICE:
             params |= {name: value for name, value in draw_subject(rng, label).items() if name in POSE}
@@ -347,7 +351,7 @@ def write_subject(folder, seed, scans, subject):
         path = f"{split}/{label}/{subject * scans + scan:06d}_{number_in_scan}.jpeg"
         Image.fromarray(render(params, tissue, z, rng)).save(os.path.join(folder, path), quality=95)
         numbers = {name: round(value, 4) for name, value in {"z_mm": z, **true_areas(tissue), **params}.items()}
-        whose = {"path": path, "seed": seed, "subject": subject, "split": split, "class": label}
+        whose = {"path": path, "seed": seed, "subject": subject, "split": split, "class": label, **age_and_sex}
         rows.append({**whose, "slice": number_in_scan, "pixel_mm": PIXEL_MM, **numbers})
     return rows
 
@@ -397,9 +401,8 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1):
         return 0
     rows = []
     try:
-        for split in SPLITS:
-            for label in CLASSES:
-                make_folder(os.path.join(folder, split, label), "folder")
+        for split, label in itertools.product(SPLITS, CLASSES):
+            make_folder(os.path.join(folder, split, label), "folder")
         with (
             tqdm(total=subjects * scans * SLICES, desc="drawing", unit=" slices", disable=None) as bar,
             contextlib.closing(write_subjects(folder, subjects, seed, scans, num_workers)) as drawn,
@@ -434,10 +437,8 @@ def main(argv=None):
     if not written:
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return
-    print(
-        f"wrote {written} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: "
-        f"{written / (time.monotonic() - start):.0f} slices a second"
-    )
+    rate = written / (time.monotonic() - start)
+    print(f"wrote {written} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: {rate:.0f} slices a second")
 
 
 if __name__ == "__main__":

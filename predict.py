@@ -17,6 +17,7 @@ import time
 from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, run_cli
 
 METHODS = "umap", "tsne", "pca"
+COLOURS = "class", "age", "sex", "area"
 SPACES = "w", "w+"
 
 
@@ -100,6 +101,13 @@ def parse_args(argv=None):
         metavar="N",
         help="slices of each class in atlas.html, of --num_styles",
     )
+    umap.add(
+        "--colour",
+        choices=COLOURS,
+        default=COLOURS[0],
+        help="what colours the points: their class; age or sex of the real slices' people (with --subjects and --dataset_dir, in a "
+        "conditional model); the area of the ventricles in each slice",
+    )
     umap.add("--method", choices=METHODS, default=METHODS[0], help="method of the map")
     umap.add(
         "--umap_neighbors",
@@ -157,6 +165,14 @@ def parse_args(argv=None):
     ]
     if other:
         raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{other[0]}")
+    if args.colour != "class" and not args.plot_umap:
+        raise UserError(f"--colour {args.colour} belongs to --plot_umap True")
+    needed = [flag for flag in ("subjects", "dataset_dir") if args.colour in ("age", "sex") and not getattr(args, flag)]
+    if needed:
+        raise UserError(
+            f"--colour {args.colour} also needs {' and '.join(f'--{flag}' for flag in needed)}: real slices, with a table of their "
+            "people, are projected into a conditional model"
+        )
     if args.control_dir and missing:
         raise UserError("--control_dir is compared with --AD_dir and --NC_dir: give both")
     if args.mix_layers and not args.mixing:
@@ -181,7 +197,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis import evaluation
+from analysis import areas, evaluation, style_maps
+from analysis.age_probe import age_section
 from analysis.atlas import write_style_atlas
 from analysis.directions import plot_directions
 from analysis.export import export
@@ -189,7 +206,7 @@ from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixin
 from analysis.models import BATCH, describe_runs, find_run, generate, list_runs, load_model
 from analysis.projector import project_files
 from analysis.report import write_report
-from analysis.style_maps import compared_runs, plot_umaps
+from analysis.style_maps import compared_runs, plot_umaps, projected_slices
 from analysis.style_table import draw_style_table, read_style_table
 from analysis.subjects import read_subjects
 from dataset import class_folders, find_slices, find_splits
@@ -211,6 +228,7 @@ def main(argv=None):
         return 0
     if args.plot_umap:
         check_map_runs(args, device)
+        check_colour(args, device, table)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
     if args.morph and not all(is_conditional(model) for model in models):
         raise UserError(
@@ -235,6 +253,9 @@ def main(argv=None):
     if args.evaluate or args.report and args.dataset_dir:
         for section in evaluate(models, args, device, table):
             show(section)
+        if not args.plot_umap and any(scan.age is not None for scan in (table or {}).values()):  # else a map probes them
+            for section in probe_age(models, args, device, table):
+                show(section)
     if args.plot_umap:
         maps = [] if args.atlas else None
         section = plot_umaps(
@@ -251,6 +272,7 @@ def main(argv=None):
             real_count=args.umap_slices,
             table=table,
             collected=maps,
+            colour=args.colour,
         )
         if args.atlas:
             page = os.path.join(args.output_dir, "atlas.html")
@@ -334,6 +356,25 @@ def check_map_runs(args, device):
         )
 
 
+def check_colour(args, device, table):
+    """UserError if the runs of the maps, or the table of `read_subjects`, have nothing for --colour: before any work is done."""
+    runs = map_runs(args)
+    if args.colour in ("age", "sex"):
+        if style_maps.CONDITIONAL not in runs:
+            raise UserError(
+                f"--colour {args.colour} also needs --conditional_dir: real slices are projected into a conditional model"
+            )
+        if all(getattr(scan, args.colour) is None for scan in table.values()):
+            raise UserError(f"--subjects {args.subjects}: tells no {args.colour}; --colour {args.colour} needs such a column")
+    if args.colour == "area":
+        for folder in {folder for of_map in runs.values() for folder in ([of_map] if isinstance(of_map, str) else of_map.values())}:
+            side = load_model(folder, device, args.which).generator.resolution
+            if side < areas.SIDE:
+                raise UserError(
+                    f"--colour area: {folder} draws {side}x{side} pixels; areas need {areas.SIDE}x{areas.SIDE} at least"
+                )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
 
@@ -359,6 +400,15 @@ def evaluate(models, args, device, table=None):
                 generated[classes] = np.concatenate(list(bar))
         results = evaluation.evaluate_models(runs, generated, args.dataset_dir, args.output_dir, title, device, table)
         yield from evaluation.sections(*results, title)
+
+
+def probe_age(models, args, device, table):
+    """Yield a report.Section for each conditional model: does a linear probe of unseen slices for AD survive when age is held?"""
+    unseen = find_splits(args.dataset_dir)["test"]
+    for model in filter(is_conditional, models):
+        real, names = projected_slices(model.folder, args.which, unseen, args.umap_slices, args.seed, device)
+        if section := age_section(real, names, table, f"{model.name}: age and sex in the style space", args.seed):
+            yield section
 
 
 def evaluated_classes(model):

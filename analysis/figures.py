@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +22,8 @@ from ops import resample
 from utils import atomic_path
 
 CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
+CLASS_MARKERS = {"AD": "o", "NC": "D"}  # where colours tell something else
+VALUE_MAP, VALUE_COLOURS = "viridis", {"F": "#e69f00", "M": "#0072b2"}  # both told apart by colour-blind people
 REAL, FAKE, CRITIC, PENALTY, NEUTRAL, NORM = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888", "#ef9b20"
 MARGIN, GAP, CAPTION = 16, 2, 34  # pixels: around the figure, between tiles, height of the caption above a grid
 
@@ -147,18 +151,30 @@ class Panel(NamedTuple):
     title: str
     sets: dict  # {legend: [n, 2]}
     measures: dict  # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below the map
+    values: dict = {}  # {legend: what colours its points, [n]: numbers or text, nan or "" where unknown}; other sets stay grey
 
 
-def plot_styles(panels, path, note):
-    """Write maps side by side, each above its measures with their intervals and the level of chance, and a note at the bottom."""
+def plot_styles(panels, path, note, scale=None):
+    """Write maps side by side, each above its measures with their intervals and the level of chance, and a note at the bottom.
+
+    scale: what `values` are, with their unit, for a colour bar that all maps share; None: points have the colours of their classes.
+    """
     width = max(8.4, 4.2 * len(panels))
     note = wrap(note, width)
     figure = Figure(figsize=(width, 5.9 + 0.17 * note.count("\n")), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=[5.2, 1])
+    limits = _limits(panels)
     for map_axes, measure_axes, panel in zip(*axes, panels):
-        _scatter(map_axes, panel.sets)
+        if scale is None:
+            _scatter(map_axes, panel.sets)
+        else:
+            _scatter_values(map_axes, panel, limits)
         map_axes.set_title(panel.title, fontsize=10)
         _draw_measures(measure_axes, panel.measures)
+    if scale is not None and limits:
+        bar = figure.colorbar(ScalarMappable(Normalize(*limits), VALUE_MAP), ax=list(axes[0]), shrink=0.9, pad=0.01, extend="both")
+        bar.set_label(scale, fontsize=9)
+        bar.ax.tick_params(labelsize=8)
     figure.supxlabel(note, fontsize=9)
     save_figure(figure, path)
 
@@ -228,6 +244,48 @@ def _scatter(axes, sets):
     legend = axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
     for handle in legend.legend_handles:
         handle.set_sizes([26])
+
+
+def _limits(panels):
+    """Ends of the colour bar: percentiles 2 and 98 of the numbers in all panels' values, so that no outlier takes the colours."""
+    numbers = [values for panel in panels for values in map(np.asarray, panel.values.values()) if values.dtype.kind == "f"]
+    numbers = np.concatenate(numbers) if numbers else np.zeros(0)
+    numbers = numbers[np.isfinite(numbers)]
+    return tuple(np.quantile(numbers, (0.02, 0.98))) if len(numbers) else None
+
+
+def _scatter_values(axes, panel, limits):
+    """Draw a panel's points coloured by its values; the class is told by the marker, an unknown value by a hollow grey one."""
+    axes.set(xticks=[], yticks=[])
+    for name, points in sorted(panel.sets.items(), key=lambda item: item[0].startswith("real")):  # real slices on top
+        points, real = np.asarray(points), name.startswith("real")
+        marker = CLASS_MARKERS.get(name.removeprefix("real "), "^")
+        style = {"marker": marker, "s": 30 if real else max(2, min(10, 8000 / len(points)))}
+        style |= {"linewidths": 0.6, "edgecolors": "black"} if real else {"linewidths": 0, "alpha": 0.8}
+        if name not in panel.values:
+            axes.scatter(*points.T, color="#c4c4c4", label=name, **style | {"alpha": 0.5, "zorder": 1})
+            continue
+        values = np.asarray(panel.values[name])
+        known = np.isfinite(values) if values.dtype.kind == "f" else values != ""
+        if values.dtype.kind == "f":
+            colours = {"c": values[known], "cmap": VALUE_MAP, "vmin": limits[0], "vmax": limits[1]} if known.any() else {}
+            axes.scatter(*points[known].T, label=name, **colours, **style)
+        else:
+            for value in np.unique(values[known]):
+                rows = values == value
+                colour = VALUE_COLOURS.get(value, "#009e73")
+                axes.scatter(*points[rows].T, color=colour, label=f"{name}, {value} ({rows.sum()})", **style)
+        if not known.all():
+            label = f"{name}, unknown ({(~known).sum()})"
+            axes.scatter(*points[~known].T, label=label, **style | {"facecolors": "none", "edgecolors": NEUTRAL, "linewidths": 1.0})
+    legend = axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
+    for handle in legend.legend_handles:
+        handle.set_sizes([26])
+        if handle.get_array() is not None:  # the colour of its first point would mislead
+            handle.set_array(None)
+            handle.set_facecolor("white")
+            handle.set_edgecolor("black")
+            handle.set_linewidths([0.8])
 
 
 def wrap(note, inches):

@@ -15,7 +15,9 @@ import torch
 from tqdm import tqdm
 
 from analysis import figures, projector
-from analysis.models import draw_z, load_model, style_vectors
+from analysis.age_probe import age_section
+from analysis.areas import measure_areas
+from analysis.models import draw_z, load_model, style_vectors, synthesize
 from analysis.report import ReportFigure, ReportTable, Section
 from analysis.style_space import (
     EPOCHS_NOTE,
@@ -34,6 +36,12 @@ from utils import CLASSES, UserError, atomic_path, read_config
 
 PAIR, CONTROL, CONDITIONAL = "AD and NC", "control: NC twice", "one conditional model"  # titles of maps
 REAL = "real slices in one conditional model"
+COLOURS = {  # --colour, and what the colours are
+    "class": None,
+    "age": "age at the scan, years",
+    "sex": "sex, F or M",
+    "area": "ventricle area of the slice, mm² (nominal unless phantoms)",
+}
 MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
 
 
@@ -99,6 +107,28 @@ def chosen_slices(dataset_dir, count, resolution):
     return pixels, names
 
 
+def known_values(colour, names, table):
+    """What is known of slices, for --colour age (float [N], nan: unknown) or sex (str [N], "": unknown), by their file names.
+
+    UserError if nothing is known of any of them.
+    """
+    found = [getattr(scan, colour) for scan in identify(names, table)]
+    if not any(value is not None for value in found):
+        raise UserError(f"--colour {colour}: --subjects tells the {colour} of none of the {len(found)} slices of --dataset_dir")
+    return np.array([{"age": np.nan, "sex": ""}[colour] if value is None else value for value in found])
+
+
+def ventricle_areas(runs, sets, which, device, real=None):
+    """{legend: mm^2 [n]}: ventricle areas of real slices {legend: uint8 [n, R, R]} and, for the other style vectors in `sets`, of
+    the slices that the models of `runs` (of one map) draw of them with fixed noise."""
+    images = dict(real or {})
+    for name, ws in sets.items():
+        if name not in images:
+            model = load_model(runs if isinstance(runs, str) else runs[name], device, which)
+            images[name] = synthesize(model, torch.from_numpy(ws).to(device))
+    return {name: measure_areas(images[name], f"areas, {name}")["ventricle"] for name in sets}
+
+
 def plot_umaps(
     runs,
     output_dir,
@@ -113,29 +143,42 @@ def plot_umaps(
     real_count=50,
     table=None,
     collected=None,
+    colour="class",
 ):
     """Plot a map for each of `runs` (of `compared_runs`) and maps over the epochs; returns a report.Section.
 
     Writes <method>.png and .csv, and <method>_epochs.png and .gif if the runs have saved style vectors. count: style vectors of
     each class; real_count: slices of each class in `dataset_dir` to project into the conditional model (None: no slices); table: of
-    `read_subjects`, whose people intervals over these slices resample; collected: a list that gets a StyleMap of each map.
+    `read_subjects`, whose people intervals over these slices resample; collected: a list that gets a StyleMap of each map. colour:
+    one of COLOURS; "age" and "sex" need the table and these slices, UserError if it knows of none.
     """
     options = {"method": method, "seed": seed, "neighbours": neighbours, "min_dist": min_dist}
     saved = {title: epochs for title, of_title in runs.items() if (epochs := history(of_title))}
-    panels, separations, of_panels = [], {}, []
+    panels, separations, of_panels, age = [], {}, [], None
+    pixels = known = None  # of real slices, for their colours
+    if colour != "class" and dataset_dir and CONDITIONAL in runs:
+        side = load_model(runs[CONDITIONAL], device, which).generator.resolution
+        pixels, names = chosen_slices(dataset_dir, real_count, side)
+        known = known_values(colour, names, table) if colour in ("age", "sex") else None
     with tqdm(total=len(runs) + sum(map(len, saved.values())), desc=method, unit=" maps") as bar:
         for title, of_title in runs.items():
             sets = style_sets(of_title, which, count, seed, device)
             separations[title] = style_separation(*sets.values(), seed=seed)
             if title == CONDITIONAL and dataset_dir:
                 real, names = projected_slices(of_title, which, dataset_dir, real_count, seed, device)
+                age = age_section(real, names, table, seed=seed)
                 groups, unit = resampling_groups(identify(names, table))
                 title = REAL
                 separations[title] = style_separation(*real.values(), groups, seed)
                 sets |= real
             points = split_like(embed(np.concatenate(list(sets.values())), **options), sets)
             measures = {MEASURES[name]: interval for name, interval in separations[title]._asdict().items()}
-            panels.append(figures.Panel(title, points, measures))
+            values = {}
+            if colour == "area":
+                values = ventricle_areas(of_title, sets, which, device, pixels if title == REAL else None)
+            elif title == REAL and known is not None:
+                values = split_like(known, pixels)
+            panels.append(figures.Panel(title, points, measures, values))
             of_panels.append((title, of_title, sets, points, measures))
             bar.update()
         over_epochs = {title: maps_over_epochs(epochs, bar.update, **options) for title, epochs in saved.items()}
@@ -149,11 +192,13 @@ def plot_umaps(
             last = saved[key][-1][1] if key in saved else {}
             collected.append(StyleMap(title, of_title, *parts, sentence, over_epochs.get(key, []), last))
     path, epochs_path, gif_path = (os.path.join(output_dir, method + end) for end in (".png", "_epochs.png", "_epochs.gif"))
-    figures.plot_styles(panels, path, "\n".join(text))
-    save_points(panels, os.path.join(output_dir, f"{method}.csv"))
+    figures.plot_styles(panels, path, "\n".join(text), COLOURS[colour])
+    save_points(panels, os.path.join(output_dir, f"{method}.csv"), colour)
     caption = (
         f"{count} style vectors of each class, of the same latents, by {method}. The measures are taken in w, with 95% intervals."
     )
+    if COLOURS[colour]:
+        caption += f" Colours: {COLOURS[colour]}."
     shown = [ReportFigure(path, caption)]
     if over_epochs:
         figures.plot_epochs(select_epochs(over_epochs), epochs_path, "The same 512 latents over the epochs. " + EPOCHS_NOTE)
@@ -165,7 +210,10 @@ def plot_umaps(
         "Both are 0.5 by chance and 1 if the sets are fully separated; in brackets 95% bootstrap intervals.",
     )
     numbers = {title: separation._asdict() for title, separation in separations.items()}
-    return Section("Style space", text, [table], shown, numbers)
+    section = Section("Style space", text, [table], shown, numbers)
+    if age:
+        section = section._replace(text=text + age.text, tables=[table, *age.tables], numbers=numbers | {"age": age.numbers})
+    return section
 
 
 def conclusions(runs, separations):
@@ -199,11 +247,14 @@ def select_epochs(over_epochs):
     return shown
 
 
-def save_points(panels, path):
-    """Write the points of maps as a table with the columns panel, set, number, x, y."""
+def save_points(panels, path, colour="class"):
+    """Write the points of maps as a table with the columns panel, set, number, x, y and, unless it is "class", `colour`."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["panel", "set", "number", "x", "y"])
+        table.writerow(["panel", "set", "number", "x", "y"] + [colour] * (colour != "class"))
         for panel in panels:
             for name, points in panel.sets.items():
-                table.writerows([panel.title, name, i, *map(float, point)] for i, point in enumerate(points))
+                values = (
+                    [[value] for value in panel.values.get(name, [""] * len(points))] if colour != "class" else [[]] * len(points)
+                )
+                table.writerows([panel.title, name, i, *map(float, point), *values[i]] for i, point in enumerate(points))

@@ -10,7 +10,7 @@ from PIL import Image
 
 import phantom
 from phantom import PIXEL_MM, SIGNAL, add_rician_noise, draw_subject, place, render, slice_tissue, true_areas, write_phantoms
-from utils import UserError
+from utils import CLASSES, UserError
 
 
 def subject(number=0, label="NC", **changes):
@@ -250,3 +250,29 @@ def test_command_refuses_few_subjects_and_says_when_nothing_is_to_do(tmp_path, m
     argv = [str(tmp_path / "done"), "--subjects", "4"]
     phantom.main(argv)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_age_and_sex_are_correlated_with_the_anatomy_as_stated_in_either_class():
+    rng = np.random.default_rng(5)
+    for label in CLASSES:
+        people = [draw_subject(rng, label) for _ in range(4000)]
+        drawn = [phantom.draw_age_and_sex(rng, params, label) for params in people]
+        ages, men = np.array([one["age"] for one in drawn]), np.array([one["sex"] == "M" for one in drawn])
+        assert ages.mean() == pytest.approx(phantom.AGE[0][label], abs=0.45)  # four standard errors of 7 / sqrt(4000)
+        assert ages.std() == pytest.approx(phantom.AGE[1], rel=0.06)
+        for name, r in phantom.AGEING.items():
+            found = np.corrcoef(ages, [params[name] for params in people])[0, 1]
+            assert found == pytest.approx(r, abs=4 * (1 - r * r) / 4000**0.5 + 0.01)  # 0.01: the ends are clipped
+        width = np.array([params["brain_width_mm"] for params in people])
+        assert men.mean() == pytest.approx(0.5, abs=0.04)
+        assert (width[men].mean(), width[~men].mean()) == pytest.approx((140, 136), abs=0.4)
+
+
+def test_age_and_sex_of_a_subject_are_those_of_all_its_scans_and_change_no_image(rows):
+    for number in range(4):
+        of_subject = [row for row in rows if row["subject"] == str(number)]
+        params = {name: float(of_subject[0][name]) for name in (*phantom.AGEING, "brain_width_mm")}
+        expected = phantom.draw_age_and_sex(np.random.default_rng([0, number, 1]), params, of_subject[0]["class"])
+        assert {(float(row["age"]), row["sex"]) for row in of_subject} == {(expected["age"], expected["sex"])}
+        first = draw_subject(np.random.default_rng([0, number]), of_subject[0]["class"])  # the images' stream begins with this
+        assert float(of_subject[0]["ventricle_scale"]) == pytest.approx(first["ventricle_scale"], abs=1e-4)
