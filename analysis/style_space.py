@@ -78,7 +78,7 @@ def neighbour_shares(points, classes, groups=None, k=NEIGHBOURS):
 def probe_scores(points, classes, groups, seed=0):
     """Held-out scores [N] of a logistic regression on standardised points [N, D], fitted FOLDS times without a fold's groups.
 
-    Each class needs two groups.
+    Each class needs two groups. 0, which is no evidence either way, where the other folds hold one class alone.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -88,6 +88,9 @@ def probe_scores(points, classes, groups, seed=0):
     scores = np.empty(len(points))
     folds = min(FOLDS, *(len(np.unique(groups[classes == i])) for i in (0, 1)))
     for fitted, held_out in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(points, classes, groups):
+        if len(np.unique(classes[fitted])) < 2:  # a class of few groups, all in this fold
+            scores[held_out] = 0.0
+            continue
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
         scores[held_out] = probe.fit(points[fitted], classes[fitted]).decision_function(points[held_out])
     return scores

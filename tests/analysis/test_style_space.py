@@ -247,6 +247,13 @@ def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other(
         assert found.mean() == pytest.approx(chance, abs=3 * found.std(ddof=1) / 3)
 
 
+@pytest.mark.parametrize("groups", [list("abcd"), list("abac"), list("abab")])
+def test_probe_scores_two_people_of_either_class_whatever_the_seed(groups):
+    points, classes = np.array([[0.0], [1.0], [5.0], [6.0]]), np.array([0, 0, 1, 1])
+    for seed in range(20):
+        assert np.isfinite(styles.probe_scores(points, classes, np.unique(groups, return_inverse=True)[1], seed)).all()
+
+
 def test_style_separation_is_undefined_without_two_people_of_both_classes():
     a, b = np.random.default_rng(2).normal(size=(2, 6, 4))
     found = styles.style_separation(a, b, ["ann"] * 6 + ["bob", "eve"] * 3)
