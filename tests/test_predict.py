@@ -11,6 +11,7 @@ from PIL import Image
 
 import predict
 from analysis.models import load_model
+from analysis.subjects import Scan
 from predict import parse_args as parse_predict
 from utils import UserError
 
@@ -82,6 +83,9 @@ def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_pa
         (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "--NC_dir all-conditional is a conditional model"),
         (["--plot_umap", "--conditional_dir", "AD"], "--conditional_dir AD is no conditional model"),
         (["--plot_umap", "--conditional_dir", "all-conditional", "--control_dir", "NC"], "give both"),
+        (["--classes", "AD", "--colour", "area"], "--colour area belongs to --plot_umap"),
+        (["--plot_umap", "--conditional_dir", "all-conditional", "--colour", "sex"], "also needs --subjects and --dataset_dir"),
+        (["--plot_umap", "--conditional_dir", "all-conditional", "--colour", "area"], "draws 32x32 pixels; areas need 64x64"),
         (["--classes", "AD", "--morph"], "--morph True needs a conditional model"),
         (["--classes", "AD", "--mix_layers", "1-2"], "belongs to --mixing"),
         (["--classes", "AD", "--mixing", "--mix_layers", "3-8"], "AD has layers 0 to 7"),
@@ -99,6 +103,40 @@ def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_pa
 )
 def test_wrong_flags_are_refused_by_name(models, tmp_path, flags, expected):
     assert expected in refusal(predict.main, "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
+
+
+def test_colour_needs_a_conditional_model_and_a_table_that_tells_it(models, slices_dir, tmp_path):
+    table, alone = tmp_path / "people.csv", tmp_path / "models"
+    table.write_text("image,subject,sex\n100,ann,F\n101,bob,M\n")
+    alone.mkdir()
+    for name in ("AD", "NC"):
+        os.symlink(os.path.join(models, name), alone / name)
+    flags = ["--plot_umap", "--dataset_dir", slices_dir, "--subjects", table, "--output_dir", tmp_path / "out", "--device", "cpu"]
+    pair = ["--model_dir", alone, "--AD_dir", "AD", "--NC_dir", "NC"]
+    assert "also needs --conditional_dir" in refusal(predict.main, *flags, *pair, "--colour", "sex")
+    flags += ["--model_dir", models, "--conditional_dir", "all-conditional"]
+    assert "tells no age" in refusal(predict.main, *flags, "--colour", "age")
+    table.write_text("image,subject,sex\n99,ann,F\n")
+    assert "tells the sex of none of the" in refusal(predict.main, *flags, "--colour", "sex")
+
+
+def test_probe_age_projects_unseen_slices_into_each_conditional_model(models, slices_dir, tmp_path, monkeypatch):
+    asked, names = [], [f"AD/{i}_1.png" for i in range(6)] + [f"NC/{i}_1.png" for i in range(6, 12)]
+    w = np.random.default_rng(0).normal(size=(12, 4))
+
+    def projected(folder, which, dataset_dir, count, *_):
+        asked.append((os.path.basename(folder), dataset_dir, count))
+        return {"real AD": w[:6], "real NC": w[6:]}, names
+
+    monkeypatch.setattr(predict, "projected_slices", projected)
+    args = parse_predict(["--classes", "AD", "--evaluate", "--dataset_dir", slices_dir, "--umap_slices", "7"])
+    both = [load_model(os.path.join(models, name), "cpu") for name in ("AD", "all-conditional")]
+    table = {str(i): Scan(str(i), f"p{i}", None, "F", 70.0 + i) for i in range(12)}
+    (section,) = predict.probe_age(both, args, "cpu", table)
+    test_dir = os.path.join(os.path.dirname(slices_dir), "test")
+    assert asked == [("all-conditional", test_dir, 7)] and section.title == "all-conditional: age and sex in the style space"
+    assert section.numbers["compared"][0]["people"] == {"AD": 6, "NC": 6}
+    assert not list(predict.probe_age(both, args, "cpu", {"99": Scan("99", "eve", None, "F", 70.0)}))
 
 
 @pytest.mark.slow

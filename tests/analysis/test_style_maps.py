@@ -132,6 +132,64 @@ def test_latents_are_compared_in_pairs_and_real_slices_are_not(tmp_path, monkeyp
     assert "resample people and scans" in section.text[-1]
 
 
+def test_known_values_are_those_of_the_table_and_refused_without_any():
+    table = {"7": Scan("7", "ann", None, "F", 71.5), "8": Scan("8", "bob")}
+    names = ["AD/7_1.png", "AD/8_1.png", "NC/9_1.png"]
+    np.testing.assert_array_equal(style_maps.known_values("age", names, table), [71.5, np.nan, np.nan])
+    assert style_maps.known_values("sex", names, table).tolist() == ["F", "", ""]
+    with pytest.raises(UserError, match="--colour age: --subjects tells the age of none of the 2 slices"):
+        style_maps.known_values("age", names[1:], table)
+
+
+def test_ventricle_areas_are_of_the_drawn_and_of_the_real_slices(monkeypatch):
+    asked = []
+
+    def synthesize(folder, ws):
+        asked.append(folder)
+        return ws.numpy()[:, :1, None]
+
+    monkeypatch.setattr(style_maps, "load_model", lambda folder, *_: folder)
+    monkeypatch.setattr(style_maps, "synthesize", synthesize)
+    monkeypatch.setattr(style_maps, "measure_areas", lambda pixels, _: {"ventricle": 10 * pixels[:, 0, 0]})
+    sets = {"AD": np.array([[1.0, 9], [2, 9]]), "NC": np.array([[3.0, 9]]), "real AD": np.array([[4.0, 9]])}
+    found = style_maps.ventricle_areas("both", sets, "last", "cpu", {"real AD": np.full((1, 1, 1), 7.0)})
+    assert {name: areas.tolist() for name, areas in found.items()} == {"AD": [10, 20], "NC": [30], "real AD": [70]}
+    style_maps.ventricle_areas({"AD": "a", "NC": "n"}, dict(list(sets.items())[:2]), "last", "cpu")
+    assert asked == ["both", "both", "a", "n"]
+
+
+@pytest.mark.parametrize("colour", ["class", "age", "sex", "area"])
+def test_plot_umaps_colours_real_slices_by_what_the_table_tells(tmp_path, monkeypatch, colour):
+    drawn, rng = {}, np.random.default_rng(0)
+    names = [f"AD/{i}_1.png" for i in range(8)] + [f"NC/{i}_1.png" for i in range(8, 16)]
+    pixels = {f"real {name}": np.zeros((8, 64, 64), np.uint8) for name in CLASSES}
+    monkeypatch.setattr(style_maps, "load_model", lambda *_: SimpleNamespace(generator=SimpleNamespace(resolution=64)))
+    monkeypatch.setattr(style_maps, "style_sets", lambda *_: {name: rng.normal(size=(20, 4)) for name in CLASSES})
+    monkeypatch.setattr(style_maps, "chosen_slices", lambda *_: (pixels, names))
+    monkeypatch.setattr(style_maps, "projected_slices", lambda *_: ({name: rng.normal(size=(8, 4)) for name in pixels}, names))
+    monkeypatch.setattr(style_maps, "ventricle_areas", lambda runs, sets, *_: {name: np.ones(len(w)) for name, w in sets.items()})
+    monkeypatch.setattr(style_maps.figures, "plot_styles", lambda panels, _, note, scale: drawn.update(panels=panels, scale=scale))
+    table = {str(i): Scan(str(i), f"p{i}", None, "FM"[i % 2], 60.0 + i) for i in range(15)}  # not the last
+    runs = compared_runs(conditional=str(tmp_path / "both"))
+    section = style_maps.plot_umaps(runs, str(tmp_path), method="pca", dataset_dir="slices", table=table, colour=colour)
+    (panel,) = drawn["panels"]
+    assert drawn["scale"] == style_maps.COLOURS[colour]
+    if colour == "class":
+        assert not panel.values
+    elif colour == "area":
+        assert set(panel.values) == {"AD", "NC", *pixels}
+    else:
+        assert set(panel.values) == set(pixels)
+        first, last = {"age": (60, np.nan), "sex": ("F", "")}[colour]
+        np.testing.assert_equal((panel.values["real AD"][0], panel.values["real NC"][-1]), (first, last))
+    assert section.numbers["age"]["slices"] == 15 and any(sentence.startswith("Age: a linear probe") for sentence in section.text)
+    with open(tmp_path / "pca.csv", newline="") as file:
+        header, *rows = list(csv.reader(file))
+    assert header == ["panel", "set", "number", "x", "y"] + [colour] * (colour != "class") and {len(row) for row in rows} == {
+        len(header)
+    }
+
+
 def test_save_points_writes_every_point(tmp_path):
     panels = [Panel("a", {"AD": np.array([[1.0, 2.0], [3.0, 4.0]]), "NC": np.array([[5.0, 6.0]])}, {})]
     save_points(panels, str(tmp_path / "map.csv"))
