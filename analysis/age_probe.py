@@ -74,7 +74,8 @@ def predicted_ages(points, ages, people, seed=0):
 
     predicted = np.empty(len(points))
     thirds, _ = age_thirds(ages, people)
-    folds = StratifiedGroupKFold(min(FOLDS, len(np.unique(people))), shuffle=True, random_state=seed)
+    fewest = min(len(np.unique(people[thirds == i])) for i in np.unique(thirds))
+    folds = StratifiedGroupKFold(max(2, min(FOLDS, fewest)), shuffle=True, random_state=seed)
     for fitted, held_out in folds.split(points, thirds, people):
         ridge = make_pipeline(StandardScaler(), Ridge(alpha=SHRINKAGE))
         predicted[held_out] = ridge.fit(points[fitted], ages[fitted]).predict(points[held_out])

@@ -95,6 +95,11 @@ def test_predicted_ages_of_points_that_know_people_but_not_age_have_no_rank_corr
     assert np.mean(leaking) > 0.5
 
 
+@pytest.mark.parametrize("ages", [70.0 + np.arange(10), np.full(10, 70.0), np.repeat([60.0, 80.0], [9, 1])])
+def test_predicted_ages_of_few_people_with_a_slice_each_are_finite(ages):
+    assert np.isfinite(predicted_ages(np.random.default_rng(0).normal(size=(10, 3)), ages, np.arange(10))).all()
+
+
 @pytest.mark.parametrize("name", ["AUC within thirds", "rank correlation"])
 def test_intervals_over_people_cover_the_truth_in_about_95_percent_of_samples(monkeypatch, name):
     """60 people with four slices each, whose scores have a part that is the person's own."""
