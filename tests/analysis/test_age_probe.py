@@ -100,6 +100,7 @@ def test_predicted_ages_of_few_people_with_a_slice_each_are_finite(ages):
     assert np.isfinite(predicted_ages(np.random.default_rng(0).normal(size=(10, 3)), ages, np.arange(10))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AUC within thirds", "rank correlation"])
 def test_intervals_over_people_cover_the_truth_in_about_95_percent_of_samples(monkeypatch, name):
     """60 people with four slices each, whose scores have a part that is the person's own."""
@@ -176,6 +177,7 @@ def test_a_probe_that_knows_the_disease_alone_survives(monkeypatch):
     assert "sees something of AD that is not age" in text and "that w knows of age was not shown" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan, expected", [(AGE_ALONE, 0.5), (DISEASE, None)])
 def test_auc_within_thirds_over_many_draws_is_that_of_the_planted_truth(plan, expected):
     """Of age alone 0.5. Of the disease that of one coordinate's shift, less what three others cost the probe."""
