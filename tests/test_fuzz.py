@@ -543,6 +543,7 @@ def scripts(saved, slices_dir, tmp_path_factory):
                 (metrics, "measure_quality", lambda *_, **__: study),
                 (metrics, "plot_quality", lambda *_: None),
                 (metrics, "save_nearest", lambda *_: None),
+                (metrics, "write_quality_atlas", lambda *_: None),
             ],
         ),
         "phantom": (
