@@ -13,7 +13,7 @@ const state = {
   tab: 0, view: 0, colour: "set", epoch: 0, hidden: new Set(), current: -1, pinned: [], selected: [],
   zoom: 1, left: 0, top: 0, path: null, panning: null, playing: false,
 };
-let view, points, colours, due = false;
+let view, points, colours, placed, due = false;
 
 const element = (id) => document.getElementById(id);
 const present = (value) => value !== null && value !== undefined;
@@ -182,13 +182,13 @@ function computeColours() {
 
 const stamps = new Map();
 
-/** A point of this colour, drawn once: outlined if it is real, hollow and larger if it is missed. */
+/** A point of this colour, drawn once: {canvas, side in CSS pixels, rgba, rows and columns that it covers}. Real ones are outlined. */
 function stamp(colour, real, missed) {
-  const key = `${colour} ${real} ${missed} ${devicePixelRatio} ${themeColour("ink")}`;
+  const ink = themeColour("ink"), key = `${colour} ${real} ${missed} ${devicePixelRatio} ${ink}`;
   if (!stamps.has(key)) {
     const radius = real ? REAL_RADIUS : RADIUS, side = 2 * Math.ceil(radius + 3), canvas = document.createElement("canvas");
     canvas.width = canvas.height = side * devicePixelRatio;
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     context.scale(devicePixelRatio, devicePixelRatio);
     context.arc(side / 2, side / 2, radius, 0, 7);
     context.fillStyle = colour;
@@ -197,10 +197,13 @@ function stamp(colour, real, missed) {
     if (real || missed) {
       context.globalAlpha = 1;
       context.lineWidth = missed ? 2 : 0.9;
-      context.strokeStyle = themeColour("ink");
+      context.strokeStyle = ink;
       context.stroke();
     }
-    stamps.set(key, [canvas, side]);
+    const { data: rgba } = context.getImageData(0, 0, canvas.width, canvas.width);
+    const covered = Array.from({ length: canvas.width ** 2 }, (_, k) => k).filter((k) => rgba[4 * k + 3]);
+    const columns = covered.map((k) => k % canvas.width), rows = covered.map((k) => Math.floor(k / canvas.width));
+    stamps.set(key, { canvas, side, columns, rows, rgba: covered.flatMap((k) => [...rgba.slice(4 * k, 4 * k + 4)]) });
   }
   return stamps.get(key);
 }
@@ -208,14 +211,23 @@ function stamp(colour, real, missed) {
 // ----------------------------------------------------------------------------------------------------------------------
 // The map
 
-/** Where point i lies on the canvas, in CSS pixels; between two epochs in proportion. */
+/** Where point i lies on the canvas, in CSS pixels. */
 function position(i) {
+  placed ??= placePoints();
+  return [placed.x[i], placed.y[i]];
+}
+
+/** The positions {x, y} of all points; between two epochs in proportion. */
+function placePoints() {
   const before = Math.floor(state.epoch), after = Math.min(before + 1, view.x.length - 1), share = state.epoch - before;
-  const x = view.x[before][i] + share * (view.x[after][i] - view.x[before][i]);
-  const y = view.y[before][i] + share * (view.y[after][i] - view.y[before][i]);
-  const size = Math.min((map.clientWidth - 2 * MARGIN) / extent.width, (map.clientHeight - 2 * MARGIN) / extent.height);
-  const left = (map.clientWidth - size * extent.width) / 2, top = (map.clientHeight - size * extent.height) / 2;
-  return [state.left + state.zoom * (left + size * x), state.top + state.zoom * (top + size * y)];
+  const { clientWidth: width, clientHeight: height } = map;
+  const size = Math.min((width - 2 * MARGIN) / extent.width, (height - 2 * MARGIN) / extent.height);
+  const axis = (of, shift, margin) =>
+    Float64Array.from(of[before], (value, i) => shift + state.zoom * (margin + size * (value + share * (of[after][i] - value))));
+  return {
+    x: axis(view.x, state.left, (width - size * extent.width) / 2),
+    y: axis(view.y, state.top, (height - size * extent.height) / 2),
+  };
 }
 
 let extent;
@@ -226,6 +238,7 @@ function measureExtent() {
 }
 
 function redraw() {
+  placed = null;
   if (!due) requestAnimationFrame(draw);
   due = true;
 }
@@ -239,13 +252,11 @@ function draw() {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, map.clientWidth, map.clientHeight);
   const chosen = new Set(state.selected);
-  for (const i of points) {
-    if (!shown(i)) continue;
-    const [x, y] = position(i), [image, side] = stamp(colours.of[i], setOf(i).real, view.facts.missed?.[i]);
-    context.globalAlpha = chosen.size && !chosen.has(i) ? 0.2 : 1;
-    context.drawImage(image, x - side / 2, y - side / 2, side, side);
+  if (colours.ratio !== ratio) {
+    colours.stamps = points.map((i) => stamp(colours.of[i], setOf(i).real, view.facts.missed?.[i]));
+    colours.ratio = ratio;
   }
-  context.globalAlpha = 1;
+  paintPoints(context, ratio, chosen);
   context.strokeStyle = context.fillStyle = themeColour("ink");
   const ring = (i, radius) => {
     context.beginPath();
@@ -268,6 +279,27 @@ function draw() {
     context.stroke();
     context.setLineDash([]);
   }
+}
+
+let buffer;
+
+/** Put the points onto the canvas, blended here: thousands of drawImage take several times as long without a GPU. */
+function paintPoints(context, ratio, chosen) {
+  const edge = Math.ceil(10 * ratio), width = map.width + 2 * edge, height = map.height + 2 * edge; // wide enough for half a point
+  if (buffer?.width !== width || buffer.height !== height) buffer = context.createImageData(width, height);
+  const out = buffer.data.fill(0);
+  for (const i of points) {
+    if (!shown(i)) continue;
+    const [x, y] = position(i), { canvas, columns, rows, rgba } = colours.stamps[i], strength = chosen.size && !chosen.has(i) ? 0.2 : 1;
+    const left = Math.round(x * ratio - canvas.width / 2) + edge, top = Math.round(y * ratio - canvas.width / 2) + edge;
+    if (left < 0 || top < 0 || left + canvas.width > width || top + canvas.width > height) continue;
+    for (let k = 0; k < rows.length; k++) {
+      const to = 4 * ((top + rows[k]) * width + left + columns[k]), alpha = strength * rgba[4 * k + 3], share = out[to + 3] ? alpha / 255 : 1;
+      for (let c = 0; c < 3; c++) out[to + c] += share * (rgba[4 * k + c] - out[to + c]);
+      out[to + 3] += alpha * (1 - out[to + 3] / 255);
+    }
+  }
+  context.putImageData(buffer, -edge, -edge);
 }
 
 function nearest(x, y) {
@@ -458,7 +490,7 @@ function recolour() {
   colours = computeColours();
   const ofSets = setColours();
   const entries = view.sets.map((of, k) => {
-    const canvas = document.createElement("canvas"), [image, side] = stamp(state.colour === "set" ? ofSets[k] : themeColour("none"), of.real, false);
+    const canvas = document.createElement("canvas"), { canvas: image, side } = stamp(state.colour === "set" ? ofSets[k] : themeColour("none"), of.real, false);
     canvas.width = canvas.height = image.width;
     canvas.getContext("2d").drawImage(image, 0, 0, image.width, image.width);
     const count = view.set.filter((set) => set === k).length;
