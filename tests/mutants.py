@@ -41,8 +41,8 @@ TARGETS = {
     "training/augment.py": Target("tests/training/test_augment.py", "move tone add_noise cut_out augment"),
     "analysis/distances.py": Target(
         "tests/analysis/test_distances.py",
-        "standardise polynomial_mmd kid prdc filter_separable smooth laplacian_pyramid draw_patches sliced_wasserstein _sort_rows "
-        "radial_power spectrum_db ms_ssim memorisation fit_neighbours nearest_images _small_pixels",
+        "standardise polynomial_mmd kid prdc in_balls filter_separable smooth laplacian_pyramid draw_patches sliced_wasserstein "
+        "_sort_rows radial_power spectrum_db ms_ssim memorisation fit_neighbours nearest_images _small_pixels",
     ),
     "analysis/bootstrap.py": Target("tests/analysis/test_bootstrap.py"),
     "analysis/style_space.py": Target(

@@ -76,6 +76,7 @@ def ticking(monkeypatch):
     monkeypatch.setattr(bench, "MATRIX_SIDE", {"cpu": 64})
 
 
+@pytest.mark.slow
 def test_table_has_every_phase_and_its_phases_leave_no_time_out(ticking, capsys):
     assert bench.main(FLAGS) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -88,6 +89,7 @@ def test_table_has_every_phase_and_its_phases_leave_no_time_out(ticking, capsys)
     assert found["plain step"] == pytest.approx(4 / (7 + 1 / 2), rel=0.005)  # two steps and a look at the end; printed to 3 digits
 
 
+@pytest.mark.slow
 def test_other_networks_alternate_with_ours(ticking, tmp_path, capsys):
     (tmp_path / "other.py").write_text(OTHER)
     assert bench.main([*FLAGS, "--against", str(tmp_path / "other.py")]) == 0

@@ -506,6 +506,7 @@ def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
     assert load(data, classes="AD").counts == {"AD": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "test").is_dir(), reason="needs the real slices")
 def test_slices_of_the_real_data_set():
     slices = Slices(str(REAL / "test"), progress=False)

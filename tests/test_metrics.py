@@ -61,6 +61,7 @@ def test_command_prints_and_writes(folders, tmp_path, script):
             assert picture.width > 500 and np.asarray(picture.convert("L")).std() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table, unit", [(None, "scans"), ("image,subject\n100,ann\n101,ann", "people and scans")])
 def test_command_says_what_its_errors_resample(slices_dir, tmp_path, monkeypatch, capsys, table, unit):
     asked, flags = [], ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--output_dir", str(tmp_path)]

@@ -252,6 +252,7 @@ def test_command_refuses_few_subjects_and_says_when_nothing_is_to_do(tmp_path, m
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_age_and_sex_are_correlated_with_the_anatomy_as_stated_in_either_class():
     rng = np.random.default_rng(5)
     for label in CLASSES:

@@ -185,6 +185,7 @@ def test_a_large_network_on_a_cpu_comes_with_a_note_whose_flags_parse(tmp_path, 
         assert parse_train(["--dataset_dir", slices_dir, *note[1].split()]).resolution == 64
 
 
+@pytest.mark.slow
 def test_other_flags_and_another_pytorch_are_noted(tmp_path, slices_dir, unplotted, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "1.0")
@@ -316,6 +317,7 @@ def test_a_run_is_evaluated_every_so_many_epochs_and_at_its_end(tmp_path, slices
     assert read_table(tmp_path / "c/AD/evaluations.csv") == [] and not (tmp_path / "c/AD/best.pt").exists()
 
 
+@pytest.mark.slow
 def test_evaluations_run_on_micro_batches(tmp_path, slices_dir, monkeypatch, unplotted):
     sizes = []
 
@@ -333,6 +335,7 @@ def test_evaluations_run_on_micro_batches(tmp_path, slices_dir, monkeypatch, unp
     assert sizes == [16, 4]
 
 
+@pytest.mark.slow
 def test_debug_prints_statistics_of_every_block(tmp_path, slices_dir, unplotted, capsys):
     start(slices_dir, tmp_path, "--epochs", 2, "--debug")
     out = capsys.readouterr().out
@@ -491,6 +494,7 @@ def test_many_such_steps_go_back_to_the_checkpoint_with_half_the_rate(
     assert rates(tmp_path / "AD")[-1] == 0.002 and optimizer_rates(checkpoint(tmp_path / "AD")) == [0.002, 0.002]
 
 
+@pytest.mark.slow
 def test_a_few_such_steps_are_no_reason_to_go_back(tmp_path, slices_dir, log_steps, poison):
     log_steps(1)
     poison(set(range(1, 8)) - {3})  # two, a good one, four

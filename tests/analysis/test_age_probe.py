@@ -83,6 +83,7 @@ def test_predicted_ages_are_those_of_ridge_regression_by_its_normal_equations():
     np.testing.assert_allclose(predicted_ages(points, ages, people), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_predicted_ages_of_points_that_know_people_but_not_age_have_no_rank_correlation():
     """The slices of a person are nearly the same: fitted to them, a regression would know their age."""
     rng, found, leaking = np.random.default_rng(1), [], []
@@ -153,6 +154,7 @@ def found(monkeypatch, **plan):
     return {row["among"]: row for row in results["compared"]}, results
 
 
+@pytest.mark.slow
 def test_a_probe_that_knows_age_alone_does_not_survive_when_age_is_held(monkeypatch):
     rows, results = found(monkeypatch, **AGE_ALONE)
     assert rows["all"]["probe"].low > 0.6 and rows["all"]["age"].low > 0.6
@@ -167,6 +169,7 @@ def test_a_probe_that_knows_age_alone_does_not_survive_when_age_is_held(monkeypa
     )
 
 
+@pytest.mark.slow
 def test_a_probe_that_knows_the_disease_alone_survives(monkeypatch):
     rows, results = found(monkeypatch, **DISEASE)
     assert rows["within thirds of age"]["probe"].low > 0.65
@@ -193,6 +196,7 @@ def test_auc_within_thirds_over_many_draws_is_that_of_the_planted_truth(plan, ex
         assert np.mean(aucs) == pytest.approx(expected, abs=3 * np.std(aucs, ddof=1) / 4)
 
 
+@pytest.mark.slow
 def test_what_is_left_of_age_within_thirds_is_named(monkeypatch):
     """AD from 75 years on: within the middle third, too, people with AD are older."""
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 300)

@@ -39,6 +39,7 @@ def test_build_classifier_takes_any_side_and_returns_one_logit_per_slice():
     assert logits(network, np.zeros((70, 32, 32), np.uint8)).shape == (70,)
 
 
+@pytest.mark.slow
 def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_generator(short_training):
     pixels, is_ad = np.concatenate([discs(12, 8, 0), discs(12, 11, 1)]), np.arange(24) < 12
     torch.manual_seed(5)

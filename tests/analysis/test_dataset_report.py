@@ -125,6 +125,7 @@ def test_report_with_people_of_one_split_and_two_columns(data, tmp_path, capsys)
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
     save(data / "AD/500_1.png", noise(32, 32, 0, high=4096, dtype=np.uint16))
     text = report(tmp_path, capsys, "--dataset_dir", data)

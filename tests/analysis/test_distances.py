@@ -107,11 +107,18 @@ def test_polynomial_mmd_of_fewer_features_than_blocks(counts):
     assert error == distances.polynomial_mmd(x, y, blocks=min(counts))[1] > 0  # no block is empty
 
 
+def test_polynomial_mmd_of_two_features_each_has_a_value_and_no_error():
+    x, y = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value, error = distances.polynomial_mmd(x, y)
+    assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and math.isnan(error)
+
+
 def test_polynomial_mmd_takes_ten_blocks():
     x, y = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert distances.polynomial_mmd(x, y) == distances.polynomial_mmd(x, y, blocks=10) != distances.polynomial_mmd(x, y, blocks=11)
 
 
+@pytest.mark.slow
 def test_jackknife_error_matches_the_spread_of_repeated_estimates():
     rng = torch.Generator().manual_seed(0)
     draws = [torch.randn(2, 100, 4, generator=rng, dtype=torch.float64) for _ in range(100)]
@@ -146,6 +153,7 @@ def test_polynomial_mmd_has_no_error_where_too_little_is_left_of_the_groups(grou
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and math.isnan(error)
 
 
+@pytest.mark.slow
 def test_jackknife_error_over_people_matches_the_spread_where_their_images_are_alike():
     """40 people with five images each: over images the error is less than two thirds of the spread."""
     rng = torch.Generator().manual_seed(0)
@@ -422,6 +430,9 @@ def test_memorisation_interval_resamples_generated_images_and_the_groups_of_held
     assert (found.share, found.low, found.high) == (0, 0, 1)
     found = measured(list("xaaaa"))  # one group: nothing to resample
     assert (found.share, found.low, found.high) == (0, 0, 0)
+    fake[:3] = 0.3
+    found = measured(list("xaaaa"))
+    assert found.low < found.share == 3 / 7 < found.high
 
 
 @pytest.mark.parametrize("copies", [0, 30, 100])

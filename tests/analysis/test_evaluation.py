@@ -128,6 +128,7 @@ def test_compare_areas_within_classes_and_between_them():
     assert between["train"].high < between["generated"].low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [("AD", "NC"), ("AD",)])
 def test_area_tables_and_plot_have_a_row_for_each_class_and_tissue(tmp_path, classes):
     areas = {kind: {name: of_kind[name] for name in classes} for kind, of_kind in planted_areas().items()}

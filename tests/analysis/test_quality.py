@@ -148,6 +148,7 @@ def test_measure_quality_searches_for_copies_of_training_images_among_generated_
     assert (values["nearest_fake"], values["nearest_real"]) == pytest.approx((0.7, 1.4))
 
 
+@pytest.mark.slow
 def test_set_sizes_that_each_distance_is_measured_at(monkeypatch):
     """Those that grow or fall with size use as many of both sets, and the sliced Wasserstein distance as many as its floor."""
     seen = {"prdc": [], "sliced_wasserstein": []}
@@ -190,6 +191,7 @@ def test_halves_share_no_group_and_are_equally_large():
     assert [len(half.power) for half in quality.halves(description._replace(groups=np.repeat("a", 20)), 10)] == [0, 0]
 
 
+@pytest.mark.slow
 def test_floor_is_that_of_other_people():
     """Two people who differ: with slices of both in both halves, the floor would be near zero."""
     two = np.concatenate([brains(1, 1).repeat(20, 0), brains(1, 2).repeat(20, 0)])

@@ -310,6 +310,7 @@ fetch("http://127.0.0.1:9/").catch(() => found.refused = true).finally(() => {
 """
 
 
+@pytest.mark.slow
 def test_sorts_in_a_browser_without_an_error(written, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if not browser:

@@ -158,6 +158,7 @@ def test_ventricle_areas_are_of_the_drawn_and_of_the_real_slices(monkeypatch):
     assert asked == ["both", "both", "a", "n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", ["class", "age", "sex", "area"])
 def test_plot_umaps_colours_real_slices_by_what_the_table_tells(tmp_path, monkeypatch, colour):
     drawn, rng = {}, np.random.default_rng(0)

@@ -64,6 +64,7 @@ def test_damaged_measurements_are_begun_anew(tmp_path, damaged):
     assert Results(str(tmp_path), MACHINE).measured == saved(tmp_path) == {"machine": MACHINE}
 
 
+@pytest.mark.slow
 def test_failing_commands_are_recorded_with_their_last_line(results, tmp_path):
     assert gpu_check.run(results, "a b", "-c", "print('why'); raise SystemExit(3)") is None
     assert saved(tmp_path)["a b"] == {"failed": "exit status 3", "last line": "why", "log": str(tmp_path / "a_b.log")}

@@ -212,6 +212,7 @@ def test_augmentation_and_path_length_carry_over(grown):
     assert torch.equal(grow(small, state_of(LARGE, augment="ada")).augmentation.p, small.augmentation.p)
 
 
+@pytest.mark.slow
 def test_new_weights_learn_from_the_first_step_on(grown):
     _, large = grown
     before = {name: value.clone() for name, value in large.model["generator"].blocks[-1].state_dict().items()}
@@ -577,6 +578,7 @@ def test_a_run_that_cannot_start_from_another_is_refused_in_one_line(tmp_path, s
     assert "\n" not in str(refused.value) and not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 1, "--classes", "all", "--conditional")
     conditional = str(tmp_path / "all-conditional")

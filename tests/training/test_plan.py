@@ -52,6 +52,7 @@ def test_plan_counts_the_memory_of_one_micro_batch(tmp_path, slices_dir, capsys)
     assert memory[0] == pytest.approx(4 * memory[1], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accum, larger", [(1, 2), (2, 3), (6, None)])
 def test_a_run_out_of_memory_says_what_would_take_less(tmp_path, slices_dir, monkeypatch, accum, larger):
     def fail(*_):

@@ -117,6 +117,7 @@ def test_tensorboard_without_its_package_is_refused_in_one_line(tmp_path, slices
         start(slices_dir, tmp_path, "--epochs", 1, "--tensorboard", True)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_what_the_tables_hold(tmp_path, slices_dir, validations, monkeypatch):
     written = {}
 
@@ -299,6 +300,7 @@ def test_lock_folder_removes_temporary_files_but_not_through_links(tmp_path):
     assert sorted(os.listdir(elsewhere)) == [".tmp-left.npy", "kept.npy"]
 
 
+@pytest.mark.slow
 def test_changed_network_or_data_is_refused_by_name(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 1)
     before = checkpoint(tmp_path / "AD")
