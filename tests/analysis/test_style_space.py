@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis import style_space as styles
@@ -247,11 +248,23 @@ def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other(
         assert found.mean() == pytest.approx(chance, abs=3 * found.std(ddof=1) / 3)
 
 
-@pytest.mark.parametrize("groups", [list("abcd"), list("abac"), list("abab")])
-def test_probe_scores_two_people_of_either_class_whatever_the_seed(groups):
-    points, classes = np.array([[0.0], [1.0], [5.0], [6.0]]), np.array([0, 0, 1, 1])
+@pytest.mark.parametrize(
+    "classes, groups",
+    [("0011", "abcd"), ("0011", "abac"), ("0011", "abab"), ("000000111111", "aaabbbcdefgh"), ("111000", "aabbcc")],
+)
+def test_probe_scores_of_a_class_of_two_people_come_from_two_folds_and_are_0_where_the_other_holds_one_class(classes, groups):
+    classes, groups = np.array(list(classes), int), np.unique(list(groups), return_inverse=True)[1]
+    points = np.arange(len(classes), dtype=float)[:, None] + 4 * classes[:, None]
     for seed in range(20):
-        assert np.isfinite(styles.probe_scores(points, classes, np.unique(groups, return_inverse=True)[1], seed)).all()
+        found = styles.probe_scores(points, classes, groups, seed)
+        for fitted, held_out in StratifiedGroupKFold(2, shuffle=True, random_state=seed).split(points, classes, groups):
+            mean, deviation = points[fitted].mean(), points[fitted].std() or 1
+            if len(set(classes[fitted])) == 1:
+                expected = 0
+            else:
+                probe = LogisticRegression(C=0.01).fit((points[fitted] - mean) / deviation, classes[fitted])
+                expected = probe.coef_ * (points[held_out] - mean) / deviation + probe.intercept_
+            np.testing.assert_allclose(found[held_out], np.ravel(expected) * np.ones(len(held_out)), atol=1e-4)
 
 
 def test_style_separation_is_undefined_without_two_people_of_both_classes():
