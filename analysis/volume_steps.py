@@ -281,7 +281,7 @@ def cut_slices(image, settings, mask_path=None, show=None):
 
 
 def prepare_scan(job):
-    """Write the slices of a Job; returns what is recorded of it, a dict that has "error" if it failed. Never raises an Exception."""
+    """Write the slices of a Job; returns what is recorded of it, a dict that has "error" if it failed. Raises no Exception."""
     start = time.monotonic()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
     panels = []

@@ -232,7 +232,7 @@ def test_write_phantoms_refuses_a_file_in_place_of_the_folder(tmp_path):
     "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
 )
 def test_write_phantoms_removes_its_files_when_stopped(tmp_path, monkeypatch, error, expected):
-    def write_subject(folder, seed, scans, subject):
+    def write_subject(folder, seed, scans, subject, **_):
         (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
         raise error
 
