@@ -38,34 +38,36 @@ def write_nifti(image, path):
     sitk.WriteImage(image, path, useCompression=path.endswith(".gz"))
 
 
-def write_dicom(image, prefix, tags=(), number=1):
+def write_dicom(image, prefix, tags=None, number=1):
     """Write a SimpleITK.Image of integers in [0, 65535] as a DICOM series, the files `prefix`001.dcm, 002, ...
 
-    tags: (DICOM tag "gggg|eeee", text) pairs for all files. number: makes the identifiers unique, which are equal in every run.
+    tags: {"gggg|eeee": text} for all files. number: makes the identifiers unique. Equal calls write equal bytes.
     """
-    row, column, normal = np.reshape(image.GetDirection(), (3, 3)).T
-    shared = [
-        ("0008|0016", "1.2.840.10008.5.1.4.1.1.4"),  # MR Image Storage
-        ("0008|0060", "MR"),
-        ("0020|000d", f"{UID}{number}"),  # study
-        ("0020|000e", f"{UID}{number}.1"),  # series
-        ("0020|0052", f"{UID}{number}.2"),  # frame of reference
-        ("0020|0037", decimals(*row, *column)),  # Image Orientation
-        ("0018|0050", decimals(image.GetSpacing()[2])),  # slice thickness
-        ("0018|0088", decimals(image.GetSpacing()[2])),  # spacing between slices
-        *tags,
-    ]
+    row, column, _ = np.reshape(image.GetDirection(), (3, 3)).T
+    shared = {
+        "0008|0016": "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
+        "0008|0020": "20000101",  # study date and time, which would else be those of writing
+        "0008|0030": "090000",
+        "0008|0060": "MR",
+        "0018|0050": decimals(image.GetSpacing()[2]),  # slice thickness
+        "0018|0088": decimals(image.GetSpacing()[2]),  # spacing between slices
+        "0020|000d": f"{UID}{number}",  # study
+        "0020|000e": f"{UID}{number}.1",  # series
+        "0020|0037": decimals(*row, *column),  # Image Orientation
+        "0020|0052": f"{UID}{number}.2",  # frame of reference
+        **(tags or {}),
+    }
     image = sitk.Cast(image, sitk.sitkUInt16)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for i in range(image.GetSize()[2]):
         plane = image[:, :, i]
-        for tag, text in (
-            *shared,
-            ("0008|0018", f"{UID}{number}.1.{i + 1}"),  # this file
-            ("0020|0013", str(i + 1)),  # instance number
-            ("0020|0032", decimals(*image.TransformIndexToPhysicalPoint((0, 0, i)))),  # Image Position
-        ):
+        own = {
+            "0008|0018": f"{UID}{number}.1.{i + 1}",  # this file
+            "0020|0013": str(i + 1),  # instance number
+            "0020|0032": decimals(*image.TransformIndexToPhysicalPoint((0, 0, i))),  # Image Position
+        }
+        for tag, text in (shared | own).items():
             plane.SetMetaData(tag, text)
         writer.SetFileName(f"{prefix}{i + 1:03d}.dcm")
         writer.Execute(plane)
@@ -76,22 +78,26 @@ def decimals(*values):
     return "\\".join(f"{value:.10g}" for value in values)
 
 
-def write_scan(folder, planes, spacing, subject, scan, image, sex):
-    """Write the axial slices of a scan (uint8, as in `make_image`) below `folder`, in the layout of LONI's downloads.
-
-    Formats and orientations alternate over subjects and scans, alike for both classes, whose subjects have even and odd numbers.
-    """
+def variant(subject, scan):
+    """(format, orientation, turned) of a scan, all eight in turn; alike for both classes, whose subjects are even and odd."""
     turn = subject // 2 + scan
-    orientation, turned = ORIENTATIONS[turn % len(ORIENTATIONS)]
-    volume = make_image(planes, spacing, orientation, turned)
+    return "NIfTI" if (turn + turn // len(ORIENTATIONS)) % 2 == 0 else "DICOM", *ORIENTATIONS[turn % len(ORIENTATIONS)]
+
+
+def write_scan(folder, planes, spacing, subject, scan, image, sex):
+    """Write the axial slices of a scan (uint8 [z upwards, y backwards, x to the right]) below `folder`, in LONI's layout.
+
+    spacing: (x, y, z) mm. image: the scan's Image Data ID, a number.
+    """
+    kind, *orientation = variant(subject, scan)
+    volume = make_image(planes, spacing, *orientation)
     person, date = f"000_S_{subject:04d}", f"{2010 + scan}-01-01"
     place = os.path.join(folder, person, SERIES, f"{date}_09_00_00.0", f"I{image:06d}")
     os.makedirs(place)
     prefix = os.path.join(place, f"{person}_I{image:06d}")
-    if (turn + turn // len(ORIENTATIONS)) % 2 == 0:
+    if kind == "NIfTI":
         write_nifti(volume, f"{prefix}.nii.gz")
         return
-    day = date.replace("-", "")
     tags = {"0010|0010": f"Phantom^{subject}", "0010|0020": person, "0010|0040": sex, "0008|103e": SERIES, "0020|0011": "1"}
-    dates = {"0008|0020": day, "0008|0021": day, "0008|0022": day, "0008|0030": "090000"}
-    write_dicom(volume, f"{prefix}_", (tags | dates).items(), image + 1)
+    tags |= dict.fromkeys(("0008|0020", "0008|0021", "0008|0022"), date.replace("-", ""))  # of study, series and acquisition
+    write_dicom(volume, f"{prefix}_", tags, image + 1)
