@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from analysis import volume_pictures
-from analysis.volumes import Volume, read_volume, reason, sitk
+from analysis.volumes import Volume, file_checksum, read_volume, reason, sitk
 from utils import UserError, atomic_path, printable
 
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
@@ -281,7 +281,7 @@ def cut_slices(image, settings, mask_path=None, show=None):
 
 
 def prepare_scan(job):
-    """Write the slices of a Job; returns what is recorded of it, a dict that has "error" if it failed. Never raises an Exception."""
+    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception."""
     start = time.monotonic()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
     panels = []
@@ -305,6 +305,7 @@ def prepare_scan(job):
         "format": job.volume.format,
         "size": size,
         "sha256": source,
+        "mask": job.mask and file_checksum(job.mask),
         "voxels": shape,
         "spacing": [round(side, 5) for side in spacing],
         "slices": slices,

@@ -58,12 +58,17 @@ class Volume(NamedTuple):
 
     def checksum(self):
         """SHA-256, in hex, of the contents of its files, in order of their names."""
-        sha = hashlib.sha256()
-        for path in self.files:
-            with open(path, "rb") as file:
-                while part := file.read(2**20):
-                    sha.update(part)
-        return sha.hexdigest()
+        return file_checksum(*self.files)
+
+
+def file_checksum(*paths):
+    """SHA-256, in hex, of the contents of files, one after the other."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(2**20):
+                sha.update(part)
+    return sha.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,19 +91,23 @@ def image_id(path, is_dicom=False):
     return plain and (plain[1].lstrip("0") or "0")
 
 
-def find_volumes(folder):
+def find_volumes(folder, flag="--volumes"):
     """({image: [Volume, ...]}, files and folders without an Image Data ID) of the NIfTI and DICOM files below `folder`.
 
-    UserError if it is none, or holds no such files. Hidden files are left out.
+    UserError, which names `flag`, if it is none, or holds no such files. Hidden files are left out.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"--volumes {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
+        raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
 
     def refuse(error):
-        raise UserError(f"--volumes {error.filename}: cannot look into this folder ({error.strerror})")
+        raise UserError(f"{flag} {error.filename}: cannot look into this folder ({error.strerror})")
 
-    found, nameless = {}, set()
-    for root, folders, names in os.walk(folder, onerror=refuse):
+    found, nameless, visited = {}, set(), set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if os.path.realpath(root) in visited:  # a link to a folder above it would be followed for ever
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         series = {}
         for path in (os.path.join(root, name) for name in sorted(names) if not name.startswith(".")):
@@ -114,7 +123,7 @@ def find_volumes(folder):
         for image, files in series.items():
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
     if not found and not nameless:
-        raise UserError(f"--volumes {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth")
+        raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth")
     return found, sorted(nameless)
 
 
