@@ -60,6 +60,7 @@ def prepare(args, command):
     if not found:
         raise UserError(why_none(args, table, skipped, counts))
     make_folder(args.output_dir, "--output_dir")
+    read_record(args.output_dir, flags)  # refuses a folder of something else before anything is written there
     with only_here(args.output_dir):
         record = read_record(args.output_dir, flags)
         assign_sides(record["people"], [table[image] for image in found], args.test_share, args.seed)
@@ -69,12 +70,14 @@ def prepare(args, command):
         )
         for text in counts:
             print(f"left out: {text}")
-        failed = work(args, command, table, record, jobs, done)
+        try:
+            failed = work(args, command, table, record, jobs, done)
+        finally:
+            write_scans(args.output_dir, record)
         for image, reason in failed.items():
             scan = table[image]
             skipped.append(Skipped(image, scan.person, scan.group, found[image][0].place, reason, True))
         write_skipped(os.path.join(args.output_dir, "skipped.csv"), skipped)
-        write_scans(args.output_dir, record)
     return conclude(args, record, found, skipped)
 
 
@@ -141,29 +144,33 @@ def assign_sides(people, scans, share, seed):
 
 
 def plan(args, settings, table, found, record):
-    """([Job, ...], those that get a picture first; number of scans done before). Slices that lie on the wrong side are removed."""
+    """([Job, ...], those that get a picture first; number of scans done before). Old slices of what is to do are removed."""
     images, jobs, done = list(found), [], 0
     shown = {images[i] for i in np.linspace(0, len(images) - 1, min(args.pictures, len(images))).astype(int)}
-    if shown:
-        make_folder(os.path.join(args.output_dir, "steps"), "--output_dir")
+    make_folders(args.output_dir, shown)
     for image in sorted(images, key=lambda image: image not in shown):
         (volume, mask), scan, old = found[image], table[image], record["scans"].get(image)
         folder = f"{record['people'][scan.person]}/{label_of(scan)}"
         picture = os.path.join(args.output_dir, "steps", f"{image}.png") if image in shown else None
-        if old and old["folder"] != folder:
-            for name in old["slices"]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(args.output_dir, old["folder"], name))
         if old and is_done(old, args.output_dir, folder, volume, mask) and (not picture or os.path.isfile(picture)):
             old["scan"] = scan._asdict()
             done += 1
-        else:
-            record["scans"].pop(image, None)
-            jobs.append(Job(volume, mask, os.path.join(args.output_dir, folder), picture, settings))
-    for split in SPLITS:
-        for label in CLASSES:
-            make_folder(os.path.join(args.output_dir, split, label), "--output_dir")
+            continue
+        for name in record["scans"].pop(image)["slices"] if old else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(args.output_dir, old["folder"], name))
+        jobs.append(Job(volume, mask, os.path.join(args.output_dir, folder), picture, settings))
     return jobs, done
+
+
+def make_folders(output_dir, pictures):
+    """Make the folders of slices and of `pictures`, if any; what a killed process left half written there is removed."""
+    parts = [os.path.join(split, label) for split in SPLITS for label in CLASSES] + ["steps"] * bool(pictures)
+    for folder in (os.path.join(output_dir, part) for part in parts):
+        make_folder(folder, "--output_dir")
+        for name in os.listdir(folder):
+            if name.startswith(".tmp-"):
+                os.unlink(os.path.join(folder, name))
 
 
 def is_done(old, output_dir, folder, volume, mask):
@@ -196,10 +203,14 @@ def work(args, command, table, record, jobs, done):
         cost = written - before
 
     save()
-    with progress_bar(len(jobs) + done, done) as bar:
+    with progress_bar(len(jobs) + done, done) as bar, contextlib.closing(run_jobs(jobs, args.num_workers)) as results:
         try:
-            for result in run_jobs(jobs, args.num_workers):
+            for result in results:
                 image = result.pop("image")
+                if result.pop("full", False):
+                    raise UserError(
+                        f"--output_dir {args.output_dir}: {result['error']}; make room, then resume by the same command"
+                    )
                 if "error" in result:
                     failed[image] = result["error"]
                     run["failed"] += 1
@@ -258,11 +269,14 @@ def versions():
 @contextlib.contextmanager
 def only_here(folder):
     """A context in which no other prepare.py writes into `folder`; UserError if one does."""
-    lock = FileLock(os.path.join(folder, ".prepare.lock"), timeout=0)
+    path = os.path.join(folder, ".prepare.lock")
+    lock = FileLock(path)
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"--output_dir {folder}: another prepare.py is at work there") from None
+    except NotImplementedError:  # some network disks cannot lock files
+        print(f"warning: {path} cannot be locked on this disk: mind that no other prepare.py works there", file=sys.stderr)
     try:
         yield
     finally:
@@ -334,7 +348,8 @@ def conclude(args, record, found, skipped):
             entries = [entry for entry in record["scans"].values() if entry["folder"] == f"{split}/{label}"]
             people = {entry["scan"]["person"] for entry in entries}
             slices = sum(len(entry["slices"]) for entry in entries)
-            print(f"{split} {label}: {len(people)} people, {len(entries)} scans, {slices} slices")
+            note = "" if people else f" (no one: {'too few people' if args.test_share else '--test_share is 0'})"
+            print(f"{split} {label}: {len(people)} people, {len(entries)} scans, {slices} slices{note}")
     if earlier := set(record["scans"]) - set(found):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
     print(os.path.join(args.output_dir, "scans.csv"))

@@ -7,10 +7,13 @@ for result in run_jobs(jobs, num_workers=8):        # jobs: of volume_steps.prep
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
 
 from analysis.volume_steps import prepare_scan
 
@@ -34,7 +37,8 @@ def run_jobs(jobs, num_workers, work=prepare_scan):
     """Yield what work(job) returns of each job, as soon as it has it.
 
     Of the jobs under way when a process dies (out of memory, a fault in a library), each is tried again alone; one of which the
-    process dies again gives {"image", "error"}. Closing the generator, or an exception in it, ends the processes at once.
+    process dies again gives {"image", "error"}. The others go on with half as many processes. Closing the generator, or an
+    exception in it, ends the processes at once.
     """
     waiting, suspects = deque(jobs), deque()
     while waiting or suspects:
@@ -56,9 +60,9 @@ def run_jobs(jobs, num_workers, work=prepare_scan):
                 yield {"image": job.volume.image, "error": DIED}
             else:
                 suspects.extend(running.values())
+                num_workers = max(1, limit // 2)
+                tqdm.write(f"warning: a process died, most likely for lack of memory: going on with {num_workers}", file=sys.stderr)
         finally:
-            children = multiprocessing.active_children()
-            pool.shutdown(wait=False, cancel_futures=True)
-            if running:
-                for child in children:
-                    child.terminate()
+            for child in multiprocessing.active_children() if running else ():
+                child.terminate()
+            pool.shutdown(cancel_futures=True)

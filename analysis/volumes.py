@@ -27,7 +27,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings are many lin
 
 NIFTI = ".nii", ".nii.gz"
 DICOM = ".dcm", ".ima"
-MIN_SIDE, MAX_VOXELS = 20, 2**28  # voxels: fewer are a localiser; more than 640 x 640 x 640 would need gigabytes
+MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512 x 512 x 512 would need gigabytes
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
 TAGS = {  # of DICOM: one value each
     "series": "0020|000e",
@@ -112,7 +112,7 @@ def find_volumes(folder, flag="--volumes"):
         series = {}
         for path in (os.path.join(root, name) for name in sorted(names) if not name.startswith(".")):
             is_nifti = path.lower().endswith(NIFTI)
-            if is_nifti or is_dicom(path):
+            if os.path.isfile(path) and (is_nifti or is_dicom(path)):  # reading a pipe would never end
                 image = image_id(os.path.relpath(path, folder), not is_nifti)
                 if image is None:
                     nameless.add(path if is_nifti else root)
@@ -131,9 +131,11 @@ def is_dicom(path):
     """Whether a file is called, or begins like, a DICOM file."""
     if path.lower().endswith(DICOM):
         return True
-    if path.lower().endswith((".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz")) or not os.path.isfile(path):
+    if path.lower().endswith((".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz")):
         return False
     try:
+        if os.path.getsize(path) < 132:  # of some files in /proc, which have no size, reading would never end
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
