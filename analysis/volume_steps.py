@@ -11,9 +11,10 @@
 Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
+import contextlib
+import errno
 import functools
 import glob
-import hashlib
 import itertools
 import os
 import time
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from analysis import volume_pictures
-from analysis.volumes import Volume, read_volume, reason, sitk
+from analysis.volumes import MAX_VOXELS, Volume, file_checksum, read_volume, reason, sitk
 from utils import UserError, atomic_path, printable
 
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
@@ -154,6 +155,8 @@ def cubes(image, side, axial=True):
     corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends]) @ axes
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = np.floor((high - low) / side + 1e-3).astype(int) + 1
+    if np.prod(size, dtype=float) > MAX_VOXELS:
+        raise UserError(f"{' x '.join(f'{n * side:g}' for n in size)} mm, as its header says, are too many cubes of {side:g} mm")
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([side] * 3)
     grid.SetOrigin((axes @ low).tolist())
@@ -171,7 +174,7 @@ def interpolate(image, grid, motion=None):
 def scale(voxels, mask, percentiles):
     """Float [z, y, x] in [0, 1]: the two percentiles of the voxels inside the mask become 0 and 1."""
     low, high = np.percentile(voxels[mask], percentiles)
-    if low == high:
+    if not low < high:  # or nan
         raise UserError(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} inside the brain are both {low:g}")
     return np.clip((voxels - low) / (high - low), 0, 1)
 
@@ -281,30 +284,46 @@ def cut_slices(image, settings, mask_path=None, show=None):
 
 
 def prepare_scan(job):
-    """Write the slices of a Job; returns what is recorded of it, a dict that has "error" if it failed. Raises no Exception."""
-    start = time.monotonic()
+    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception.
+
+    A disk that is full adds {"full": True}, since the next scan would fail likewise.
+    """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
-    panels = []
     try:
-        size, source = job.volume.size(), job.volume.checksum()
-        image = read_volume(job.volume)
-        shape, spacing = image.GetSize(), image.GetSpacing()
-        show = (lambda *panel: panels.append(volume_pictures.views(*panel))) if job.picture else None
-        pixels, indices = cut_slices(image, job.settings, job.mask, show)
-        slices = write_slices(job, pixels, indices)
-        if job.picture:
-            volume_pictures.save(panels, pixels, f"image {job.volume.image}", job.settings.view, job.picture)
-    except UserError as error:
-        return {"image": job.volume.image, "error": printable(str(error))}
-    except RuntimeError as error:  # SimpleITK's
-        return {"image": job.volume.image, "error": reason(error)}
-    except (OSError, MemoryError, ValueError, ArithmeticError, IndexError, TypeError) as error:
-        return {"image": job.volume.image, "error": printable(f"{type(error).__name__}: {error}")[:200]}
+        remove_slices(job)  # of an earlier run that was cut off
+        return {"image": job.volume.image, **write_scan(job)}
+    except Exception as error:  # whatever is wrong with one scan, the others go on
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        text = reason(error) if isinstance(error, RuntimeError) else text  # SimpleITK's
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    with contextlib.suppress(OSError):
+        remove_slices(job)
+    return {"image": job.volume.image, "error": printable(text)[:300]} | ({"full": True} if full else {})
+
+
+def remove_slices(job):
+    """Remove the slices that a Job would write."""
+    for old in glob.glob(os.path.join(glob.escape(job.folder), f"{job.volume.image}_*")):
+        os.unlink(old)
+
+
+def write_scan(job):
+    """Write the slices and the picture of a Job; returns what is recorded of it."""
+    start = time.monotonic()
+    size, source = job.volume.size(), job.volume.checksum()
+    image = read_volume(job.volume)
+    shape, spacing = image.GetSize(), image.GetSpacing()
+    panels = []
+    show = (lambda *panel: panels.append(volume_pictures.views(*panel))) if job.picture else None
+    pixels, indices = cut_slices(image, job.settings, job.mask, show)
+    slices = write_slices(job, pixels, indices)
+    if job.picture:
+        volume_pictures.save(panels, pixels, f"image {job.volume.image}", job.settings.view, job.picture)
     return {
-        "image": job.volume.image,
         "format": job.volume.format,
         "size": size,
         "sha256": source,
+        "mask": job.mask and file_checksum(job.mask),
         "voxels": shape,
         "spacing": [round(side, 5) for side in spacing],
         "slices": slices,
@@ -313,14 +332,11 @@ def prepare_scan(job):
 
 
 def write_slices(job, pixels, indices):
-    """Write <image>_<index>.jpeg or .png for each slice; returns {name: SHA-256}. Those of an earlier run are removed."""
-    for old in glob.glob(os.path.join(glob.escape(job.folder), f"{job.volume.image}_*")):
-        os.unlink(old)
+    """Write <image>_<index>.jpeg or .png for each slice; returns {name: SHA-256}."""
     written = {}
     for plane, index in zip(pixels, indices):
         name = f"{job.volume.image}_{index}.{job.settings.format}"
         with atomic_path(os.path.join(job.folder, name)) as temporary:
             Image.fromarray(plane).save(temporary, quality=95)  # quality: of JPEG
-            with open(temporary, "rb") as file:
-                written[name] = hashlib.sha256(file.read()).hexdigest()
+            written[name] = file_checksum(temporary)
     return written

@@ -27,7 +27,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings are many lin
 
 NIFTI = ".nii", ".nii.gz"
 DICOM = ".dcm", ".ima"
-MIN_SIDE, MAX_VOXELS = 20, 2**28  # voxels: fewer are a localiser; more than 640 x 640 x 640 would need gigabytes
+MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512 x 512 x 512 would need gigabytes
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
 TAGS = {  # of DICOM: one value each
     "series": "0020|000e",
@@ -58,12 +58,17 @@ class Volume(NamedTuple):
 
     def checksum(self):
         """SHA-256, in hex, of the contents of its files, in order of their names."""
-        sha = hashlib.sha256()
-        for path in self.files:
-            with open(path, "rb") as file:
-                while part := file.read(2**20):
-                    sha.update(part)
-        return sha.hexdigest()
+        return file_checksum(*self.files)
+
+
+def file_checksum(*paths):
+    """SHA-256, in hex, of the contents of files, one after the other."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(2**20):
+                sha.update(part)
+    return sha.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,24 +91,28 @@ def image_id(path, is_dicom=False):
     return plain and (plain[1].lstrip("0") or "0")
 
 
-def find_volumes(folder):
+def find_volumes(folder, flag="--volumes"):
     """({image: [Volume, ...]}, files and folders without an Image Data ID) of the NIfTI and DICOM files below `folder`.
 
-    UserError if it is none, or holds no such files. Hidden files are left out.
+    UserError, which names `flag`, if it is none, or holds no such files. Hidden files are left out.
     """
     if not os.path.isdir(folder):
-        raise UserError(f"--volumes {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
+        raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
 
     def refuse(error):
-        raise UserError(f"--volumes {error.filename}: cannot look into this folder ({error.strerror})")
+        raise UserError(f"{flag} {error.filename}: cannot look into this folder ({error.strerror})")
 
-    found, nameless = {}, set()
-    for root, folders, names in os.walk(folder, onerror=refuse):
+    found, nameless, visited = {}, set(), set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if os.path.realpath(root) in visited:  # a link to a folder above it would be followed for ever
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         series = {}
         for path in (os.path.join(root, name) for name in sorted(names) if not name.startswith(".")):
             is_nifti = path.lower().endswith(NIFTI)
-            if is_nifti or is_dicom(path):
+            if os.path.isfile(path) and (is_nifti or is_dicom(path)):  # reading a pipe would never end
                 image = image_id(os.path.relpath(path, folder), not is_nifti)
                 if image is None:
                     nameless.add(path if is_nifti else root)
@@ -114,7 +123,7 @@ def find_volumes(folder):
         for image, files in series.items():
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
     if not found and not nameless:
-        raise UserError(f"--volumes {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth")
+        raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth")
     return found, sorted(nameless)
 
 
@@ -122,9 +131,11 @@ def is_dicom(path):
     """Whether a file is called, or begins like, a DICOM file."""
     if path.lower().endswith(DICOM):
         return True
-    if path.lower().endswith((".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz")) or not os.path.isfile(path):
+    if path.lower().endswith((".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz")):
         return False
     try:
+        if os.path.getsize(path) < 132:  # of some files in /proc, which have no size, reading would never end
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
