@@ -315,7 +315,7 @@ def write_subject(folder, seed, scans, subject, write_volume=None):
             rest = np.random.default_rng([seed, subject, 2, scan])
             volume = np.stack([planes[i] if i in planes else draw_slice(params, i, rest)[2] for i in range(VOLUME_SLICES)])
             spacing = PIXEL_MM, PIXEL_MM, SPACING_MM
-            write_volume(os.path.join(folder, "volumes"), volume, spacing, subject, scan, image, age_and_sex["sex"])
+            write_volume(folder, volume, spacing, subject, scan, image, age_and_sex["sex"])
     return rows
 
 
@@ -355,7 +355,7 @@ def already_written(folder, subjects, seed, scans=1, volumes=False):
 def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False):
     """Write `folder`/{train,test}/{AD,NC}/<scan>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
 
-    volumes: also write `folder`/volumes (analysis/phantom_volumes.py), which needs SimpleITK.
+    volumes: also write `folder`/volumes and `folder`/masks (analysis/phantom_volumes.py), which needs SimpleITK.
 
     On one machine, equal `subjects`, `seed` and `scans` (of each subject) give equal bytes, whatever `num_workers`. Returns the
     number of slices written: 0 if they were there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot
@@ -383,7 +383,7 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False
             table.writeheader()
             table.writerows(rows)
     except BaseException as error:
-        for name in (*SPLITS, "volumes"):
+        for name in (*SPLITS, "volumes", "masks"):
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"folder {folder}: cannot write there ({error.strerror}); choose another") from None
@@ -398,7 +398,7 @@ def main(argv=None):
     parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="people; a fifth are for testing")
     parser.add_argument("--scans", type=number(int, 1, 100), default=1, help="of each subject, 20 slices each")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
-    Group(parser, "volumes").add_bool("--volumes", False, "also write each scan as a volume (NIfTI or DICOM), for prepare.py")
+    Group(parser, "volumes").add_bool("--volumes", False, "also each scan's volume and brain mask, for prepare.py")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
     args = parser.parse_args(argv)
     start = time.monotonic()

@@ -2,6 +2,7 @@
 
     OUT/volumes/000_S_0003/MPRAGE/2010-01-01_09_00_00.0/I000006/000_S_0003_I000006.nii.gz
     OUT/volumes/000_S_0003/MPRAGE/2011-01-01_09_00_00.0/I000007/000_S_0003_I000007_001.dcm, _002.dcm, ...
+    OUT/masks/000_S_0003_I000006_mask.nii.gz, ...           of their brains, for --masks of prepare.py
 
 Points are SimpleITK's and DICOM's: x to the person's left, y backwards, z upwards, in mm.
 """
@@ -85,15 +86,17 @@ def variant(subject, scan):
 
 
 def write_scan(folder, planes, spacing, subject, scan, image, sex):
-    """Write the axial slices of a scan (uint8 [z upwards, y backwards, x to the right]) below `folder`, in LONI's layout.
+    """Write a scan (uint8 [z upwards, y backwards, x to the right], black around the brain) and its mask below `folder`.
 
     spacing: (x, y, z) mm. image: the scan's Image Data ID, a number.
     """
     kind, *orientation = variant(subject, scan)
-    volume = make_image(planes, spacing, *orientation)
+    volume, mask = (make_image(np.uint8(voxels), spacing, *orientation) for voxels in (planes, planes > 0))
     person, date = f"000_S_{subject:04d}", f"{2010 + scan}-01-01"
-    place = os.path.join(folder, person, SERIES, f"{date}_09_00_00.0", f"I{image:06d}")
+    place = os.path.join(folder, "volumes", person, SERIES, f"{date}_09_00_00.0", f"I{image:06d}")
     os.makedirs(place)
+    os.makedirs(os.path.join(folder, "masks"), exist_ok=True)
+    write_nifti(mask, os.path.join(folder, "masks", f"{person}_I{image:06d}_mask.nii.gz"))
     prefix = os.path.join(place, f"{person}_I{image:06d}")
     if kind == "NIfTI":
         write_nifti(volume, f"{prefix}.nii.gz")

@@ -236,6 +236,7 @@ def test_write_phantoms_removes_its_files_when_stopped(tmp_path, monkeypatch, er
     def write_subject(folder, seed, scans, subject, **_):
         (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
         (pathlib.Path(folder) / "volumes/000_S_0000").mkdir(parents=True)
+        (pathlib.Path(folder) / "masks").mkdir()
         raise error
 
     monkeypatch.setattr(phantom, "write_subject", write_subject)

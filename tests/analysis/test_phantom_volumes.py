@@ -186,6 +186,22 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
     assert contents(tmp_path / "without") == own
 
 
+@pytest.mark.parametrize("subject", [1, 7])  # NIfTI as it is, DICOM oblique
+def test_the_mask_of_a_phantom_is_its_brain_inside_which_the_percentiles_are_taken(tmp_path, subject):
+    planes = np.zeros((30, 24, 24), np.uint8)
+    planes[5:25, 4:20, 6:15] = np.random.default_rng(0).integers(1, 256, (20, 16, 9))
+    phantom_volumes.write_scan(str(tmp_path), planes, (1, 1, 1.5), subject, 0, 12, "F")
+    (volume,) = find_volumes(str(tmp_path / "volumes"))[0]["12"]
+    (mask,) = (tmp_path / "masks").iterdir()
+    assert mask.name == f"000_S_{subject:04d}_I000012_mask.nii.gz"
+    settings = AS_STORED._replace(scale=True, percentiles=(10, 90), slices=(5, 24), num_slices=20)
+    pixels, _ = cut_slices(read_volume(volume), settings, str(mask))
+    low, high = np.percentile(planes[planes > 0], (10, 90))
+    expected = 65535 * np.clip((planes[5:25].astype(float) - low) / (high - low), 0, 1)
+    # Half a grey level is lost in rounding, and single precision has 24 bits.
+    assert np.abs(pixels[:, 108:132, 116:140] - expected).max() < 0.5 + 65535 * 2.0**-22
+
+
 def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(tmp_path, small):
     params = phantom.draw_subject(np.random.default_rng(2), "AD")
     planes = np.stack([phantom.draw_slice(params, i, np.random.default_rng(i))[2] for i in range(phantom.VOLUME_SLICES)])
