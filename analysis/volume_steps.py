@@ -30,7 +30,8 @@ from utils import UserError, atomic_path, printable
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
 HEAD_MM = 150  # a brain is within these from the top of the head; what is below is neck
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
-ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50
+ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
+ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
 MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
 
 
@@ -127,12 +128,14 @@ def align(image, mask, template, template_mask):
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(ALIGN_BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(min(1.0, ALIGN_SAMPLES / template.GetNumberOfPixels()), 1)  # with a seed: repeatable
+    factors = [max(1, round(side / max(template.GetSpacing()))) for side in ALIGN_MM]
+    shares = [min(1.0, ALIGN_SAMPLES * factor**3 / template.GetNumberOfPixels()) for factor in factors]
+    method.SetMetricSamplingPercentagePerLevel(shares, 1)  # with a seed: repeatable
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 200, gradientMagnitudeTolerance=1e-6)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([4.0, 2.0, 0.0])
+    method.SetShrinkFactorsPerLevel(factors)
+    method.SetSmoothingSigmasPerLevel([*ALIGN_MM[:-1], 0.0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(motion)
     method.Execute(template, image)

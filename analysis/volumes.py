@@ -7,9 +7,12 @@ LONI's downloads are trees such as ADNI/<subject>/<description>/<date>/I218391/*
 the file or of a folder above it. SimpleITK is imported here and in what prepare.py needs beside this file, nowhere else.
 """
 
+import functools
+import gzip
 import hashlib
 import os
 import re
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -202,10 +205,27 @@ def read_nifti(path):
         raise UserError(
             f"{path}: no orientation (qform and sform codes are 0): nobody could tell left from right; convert it again"
         )
+    check_whole(
+        path, int(reader.GetMetaData("vox_offset").split(".")[0]), int(np.prod(size)) * int(reader.GetMetaData("bitpix")) // 8
+    )
     image = reader.Execute()
     while image.GetDimension() > 3:
         image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
     return sitk.Cast(image, sitk.sitkFloat32)
+
+
+def check_whole(path, offset, length):
+    """UserError unless a NIfTI file has `length` bytes of voxels behind `offset`: ITK reads what is there, and says nothing."""
+    try:
+        if not path.lower().endswith(".gz"):
+            there = os.path.getsize(path)
+        else:
+            with gzip.open(path) as file:
+                there = sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: damaged ({printable(str(error))}); download it again") from None
+    if there < offset + length:
+        raise UserError(f"{path}: cut off, with {there} of {offset + length} bytes; download it again")
 
 
 def read_headers(files):

@@ -297,7 +297,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(download, monkeypatch)
     assert {row["image"] for row in rows_of("scans")} == set(written)
 
 
-def test_nothing_but_failures_is_an_error(download):
+def test_nothing_but_failures_ends_in_status_3(download):
     shutil.rmtree("ADNI")
     write_nifti(download / "ADNI" / "I100.nii", head()).write_bytes(b"none")
     assert run() == 3 and slices() == {}
