@@ -25,10 +25,14 @@ def views(title, image, mask):
 
 
 def save(panels, pixels, name, view, path):
-    """Draw what `views` made of each step, a column each, and the slices uint8 or uint16 [N, 240, 256], into the PNG at `path`."""
-    columns, rows = len(panels), -(-len(pixels) // MAX_COLUMNS)
+    """Draw what `views` made of each step, a column each, and the slices uint8 or uint16 [N, 240, 256], into the PNG at `path`.
+
+    view: "neurological" or "radiological"; None: the volume was not oriented, so nobody knows which side is which.
+    """
+    columns, strip_columns = len(panels), min(max(len(pixels), 4), MAX_COLUMNS)
+    rows = -(-len(pixels) // strip_columns)
     width = 1.75 * max(columns, 4)
-    slice_height = width / min(len(pixels), MAX_COLUMNS) * pixels.shape[1] / pixels.shape[2]
+    slice_height = width / strip_columns * pixels.shape[1] / pixels.shape[2]
     figure = Figure((width, 0.5 + 3 * 1.75 + 0.3 + rows * slice_height), facecolor="black")
     FigureCanvasAgg(figure)
     above, below = figure.add_gridspec(
@@ -51,21 +55,25 @@ def save(panels, pixels, name, view, path):
         for row, (plane, outline, aspect) in enumerate(planes):
             axes = figure.add_subplot(grid[row, column])
             axes.set_axis_off()
-            flip = VIEWS[row] != "sagittal" and view == "neurological" and title != "as stored"
-            step = -1 if flip else 1
+            across = VIEWS[row] != "sagittal" and view and title != "as stored"  # columns run from side to side
+            step = -1 if across and view == "neurological" else 1
             axes.imshow(
                 plane[:, ::step], cmap="viridis" if title == FIELD else "gray", vmin=limits[0], vmax=limits[1], aspect=aspect
             )
             if outline is not None and 0 < outline.mean() < 1:
                 axes.contour(outline[:, ::step], [0.5], colors=["#ef9b20"], linewidths=0.8)
+            if across:
+                side = "L" if view == "neurological" else "R"
+                axes.text(0.02, 0.5, side, color="white", fontsize=7, va="center", transform=axes.transAxes)
             if row == 0:
                 text = f"{title}\n{limits[0]:.2f} to {limits[1]:.2f}" if title == FIELD else title
                 axes.set_title(text, color="white", fontsize=8, pad=3)
-    strip = below.subgridspec(rows, min(len(pixels), MAX_COLUMNS), wspace=0.02, hspace=0.02)
+    strip = below.subgridspec(rows, strip_columns, wspace=0.02, hspace=0.02)
     for i, plane in enumerate(pixels):
-        axes = figure.add_subplot(strip[divmod(i, MAX_COLUMNS)])
+        axes = figure.add_subplot(strip[divmod(i, strip_columns)])
         axes.set_axis_off()
         axes.imshow(plane, cmap="gray", vmin=0, vmax=np.iinfo(pixels.dtype).max)
+    name += {None: "", "neurological": "   L: the person's left", "radiological": "   R: the person's right"}[view]
     figure.text(0.005, 1 - 0.1 / figure.get_figheight(), name, color="white", fontsize=8, va="top")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png", facecolor="black")

@@ -132,7 +132,7 @@ def align(image, mask, template, template_mask):
     shares = [min(1.0, ALIGN_SAMPLES * factor**3 / template.GetNumberOfPixels()) for factor in factors]
     method.SetMetricSamplingPercentagePerLevel(shares, 1)  # with a seed: repeatable
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 200, gradientMagnitudeTolerance=1e-6)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.01, 300, relaxationFactor=0.8, gradientMagnitudeTolerance=1e-6)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(factors)
     method.SetSmoothingSigmasPerLevel([*ALIGN_MM[:-1], 0.0])
@@ -321,7 +321,8 @@ def write_scan(job):
     pixels, indices = cut_slices(image, job.settings, job.mask, show)
     slices = write_slices(job, pixels, indices)
     if job.picture:
-        volume_pictures.save(panels, pixels, f"image {job.volume.image}", job.settings.view, job.picture)
+        view = job.settings.view if job.settings.orient else None
+        volume_pictures.save(panels, pixels, f"image {job.volume.image}", view, job.picture)
     return {
         "format": job.volume.format,
         "size": size,

@@ -99,7 +99,7 @@ def test_align_finds_a_known_motion():
     masks = [volume_steps.head_mask(image, oriented=False) for image in (moved, template)]
     found = volume_steps.align(moved, masks[0], template, masks[1])
     for point in itertools.product((-50, 50), repeat=3):  # corners of the brain
-        assert np.linalg.norm(np.subtract(found.TransformPoint(point), known.TransformPoint(point))) < 1  # mm; voxels have 4
+        assert np.linalg.norm(np.subtract(found.TransformPoint(point), known.TransformPoint(point))) < 2  # mm: half a voxel
 
 
 @pytest.mark.slow
@@ -258,10 +258,10 @@ def test_voxels_that_are_not_square_are_refused_unless_resampled():
 
 @pytest.mark.slow
 def test_with_a_template_slices_of_a_turned_head_are_those_of_the_template(tmp_path):
-    template = sitk.Cast(head(noise=1), sitk.sitkFloat32)
+    template = sitk.DiscreteGaussian(sitk.Cast(head(noise=1), sitk.sitkFloat32), 36.0)  # smooth, as its voxels are large: 6 mm
     path = write_nifti(tmp_path / "template.nii", template)
     turn = sitk.Euler3DTransform()
-    turn.SetRotation(0.15, 0.1, -0.1)
+    turn.SetRotation(0.25, 0.2, -0.2)
     turn.SetTranslation((5, -7, 8))
     moved = sitk.Resample(template, template, turn.GetInverse(), sitk.sitkLinear, 0.0)
     settings = PLAIN._replace(format="png")
