@@ -1,6 +1,7 @@
 """Phantom brains: synthetic T1 slices in the layout of the ADNI AD_NC set, for anyone who has no access to the real ones.
 
     python phantom.py AD_NC --subjects 100 --seed 0
+    python phantom.py AD_NC --subjects 4 --scans 2 --volumes True     # and the volumes of which prepare.py makes these slices
 
 A subject is one three-dimensional anatomy (functions of x, y, z in mm) cut at 20 neighbouring axial levels, once for each of
 its scans. AD and NC differ by overlapping distributions of ventricle size, sulcal width and cortical thickness. `subjects.csv`
@@ -23,11 +24,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from utils import CLASSES, ArgumentParser, UserError, atomic_path, make_folder, number, run_cli
+from analysis.shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field, wave_phases
+from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli
 
 HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
 SLICES, FIRST_SLICE, SPACING_MM = 20, 75, 1.5
+VOLUME_SLICES = 140  # numbered from 0: from below the brain to above it
 SPLITS = "train", "test"
 CENTRE_Y = -16.0  # the middle of the brain is behind the anterior commissure
 WAVELENGTH_MM = 27.0  # of the cortical folds: two sulci each
@@ -90,62 +93,6 @@ def draw_age_and_sex(rng, params, label):
     ageing = sum(r * (params[name] - DISEASE[name][label][0]) / DISEASE[name][label][1] for name, r in AGEING.items())
     age = AGE[0][label] + AGE[1] * (ageing + (1 - sum(r * r for r in AGEING.values())) ** 0.5 * rng.normal())
     return {"age": round(age, 1), "sex": "M" if rng.random() < 1 / (1 + np.exp((138 - params["brain_width_mm"]) / 3)) else "F"}
-
-
-def draw_waves(rng, count, wavelength):
-    """Plane waves for `wave_field` [count, 5]: wave vector (3, rad/mm), phase, and phase difference between left and right."""
-    direction = rng.normal(size=(count, 3))
-    direction *= 2 * np.pi / np.linalg.norm(direction, axis=1, keepdims=True)
-    vector = direction / (wavelength * rng.uniform(0.8, 1.25, (count, 1)))
-    return np.hstack([vector, rng.uniform(0, 2 * np.pi, (count, 1)), rng.normal(0, 0.8, (count, 1))])
-
-
-def draw_fold_waves(rng, around, wavelength, count=12):
-    """As `draw_waves`, but over (way around the hemisphere, distance from its core, z); `around` holds a whole number of waves."""
-    turns = np.round(around / wavelength * rng.uniform(0.65, 1.35, count))
-    rest = rng.normal(0, 0.09, count), rng.normal(0, 0.1, count), rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.8, count)
-    return np.stack([2 * np.pi * turns / around, *rest], axis=1)
-
-
-def wave_phases(waves, point, side):
-    """Yield the phase (rad) of each wave at `point`."""
-    x, y, z = point
-    for kx, ky, kz, phase, asymmetry in waves.tolist():  # Python floats keep the arrays in float32
-        yield kx * x + ky * y + kz * z + (asymmetry * side + phase)
-
-
-def wave_field(waves, point, side=0):
-    """Smooth noise of unit variance at `point` (x, y, z arrays, mm); `side` (-1 left, 1 right) makes the halves differ."""
-    return sum(np.cos(phase) for phase in wave_phases(waves, point, side)) * (2 / len(waves)) ** 0.5
-
-
-def smooth_min(a, b, blend):
-    """The smaller of two signed distances, rounded where they differ by less than `blend` (mm)."""
-    gap = np.maximum(blend - np.abs(a - b), 0)
-    return np.minimum(a, b) - gap * gap / (4 * blend)
-
-
-def inside(distance, softness):
-    """Fraction of a pixel that lies inside a surface at signed `distance` (mm, negative inside): 0 to 1."""
-    t = np.clip(0.5 - distance / (2 * softness), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def tube(point, knots, flatten):
-    """Signed distance (mm) to a chain of cones through `knots` (x, y, z, radius).
-
-    `flatten` scales heights: below 1 the tube is taller than wide, at 0 it is a sheet as tall as the brain.
-    """
-    x, y, z = point
-    distance = None
-    for (x0, y0, z0, radius0), (x1, y1, z1, radius1) in itertools.pairwise(knots):
-        px, py, pz = x - x0, y - y0, flatten * (z - z0)
-        dx, dy, dz = x1 - x0, y1 - y0, flatten * (z1 - z0)
-        along = np.clip((px * dx + py * dy + pz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
-        cone = np.sqrt((px - along * dx) ** 2 + (py - along * dy) ** 2 + (pz - along * dz) ** 2)
-        cone -= radius0 + along * (radius1 - radius0)
-        distance = cone if distance is None else np.minimum(distance, cone)
-    return distance
 
 
 def brain_point(params, z, rng):
@@ -337,28 +284,44 @@ def place(subject):
     return SPLITS[subject // 2 % 5 == 1], CLASSES[subject % 2]
 
 
-def write_subject(folder, seed, scans, subject):
-    """Draw `scans` scans of subject number `subject` of `seed`, write their slices below `folder`; returns rows of subjects.csv."""
+def draw_slice(params, number_in_scan, rng):
+    """Height (mm), tissue (of `slice_tissue`) and image (of `render`) of a slice of a subject's scan."""
+    z = params["lowest_z_mm"] + SPACING_MM * (number_in_scan - FIRST_SLICE)
+    tissue = slice_tissue(params, z)
+    return z, tissue, render(params, tissue, z, rng)
+
+
+def write_subject(folder, seed, scans, subject, write_volume=None):
+    """Draw `scans` scans of subject number `subject` of `seed`, write their slices below `folder`; returns rows of subjects.csv.
+
+    write_volume (analysis/phantom_volumes.py): called with each scan's whole volume, in which a slice's index is its number.
+    """
     split, label = place(subject)
     rng = np.random.default_rng([seed, subject])
     params, rows = draw_subject(rng, label), []
     age_and_sex = draw_age_and_sex(np.random.default_rng([seed, subject, 1]), params, label)  # anatomy and noise stay as they were
-    for scan, number_in_scan in itertools.product(range(scans), range(FIRST_SLICE, FIRST_SLICE + SLICES)):
-        if scan and number_in_scan == FIRST_SLICE:
+    for scan in range(scans):
+        if scan:
             params |= {name: value for name, value in draw_subject(rng, label).items() if name in POSE}
-        z = params["lowest_z_mm"] + SPACING_MM * (number_in_scan - FIRST_SLICE)
-        tissue = slice_tissue(params, z)
-        path = f"{split}/{label}/{subject * scans + scan:06d}_{number_in_scan}.jpeg"
-        Image.fromarray(render(params, tissue, z, rng)).save(os.path.join(folder, path), quality=95)
-        numbers = {name: round(value, 4) for name, value in {"z_mm": z, **true_areas(tissue), **params}.items()}
-        whose = {"path": path, "seed": seed, "subject": subject, "split": split, "class": label, **age_and_sex}
-        rows.append({**whose, "slice": number_in_scan, "pixel_mm": PIXEL_MM, **numbers})
+        image, planes = subject * scans + scan, {}
+        for number_in_scan in range(FIRST_SLICE, FIRST_SLICE + SLICES):
+            z, tissue, planes[number_in_scan] = draw_slice(params, number_in_scan, rng)
+            path = f"{split}/{label}/{image:06d}_{number_in_scan}.jpeg"
+            Image.fromarray(planes[number_in_scan]).save(os.path.join(folder, path), quality=95)
+            numbers = {name: round(value, 4) for name, value in {"z_mm": z, **true_areas(tissue), **params}.items()}
+            whose = {"path": path, "seed": seed, "subject": subject, "split": split, "class": label, **age_and_sex}
+            rows.append({**whose, "slice": number_in_scan, "pixel_mm": PIXEL_MM, **numbers})
+        if write_volume:
+            rest = np.random.default_rng([seed, subject, 2, scan])
+            volume = np.stack([planes[i] if i in planes else draw_slice(params, i, rest)[2] for i in range(VOLUME_SLICES)])
+            spacing = PIXEL_MM, PIXEL_MM, SPACING_MM
+            write_volume(folder, volume, spacing, subject, scan, image, age_and_sex["sex"])
     return rows
 
 
-def write_subjects(folder, subjects, seed, scans, num_workers):
+def write_subjects(folder, subjects, seed, scans, num_workers, write_volume=None):
     """Yield the rows of each subject in order; `num_workers` processes draw them."""
-    write = functools.partial(write_subject, folder, seed, scans)
+    write = functools.partial(write_subject, folder, seed, scans, write_volume=write_volume)
     num_workers = min(num_workers, subjects, 61)  # the most that Windows can wait for
     if num_workers == 1:
         yield from map(write, range(subjects))
@@ -368,7 +331,7 @@ def write_subjects(folder, subjects, seed, scans, num_workers):
         yield from pool.imap(write, range(subjects))
 
 
-def already_written(folder, subjects, seed, scans=1):
+def already_written(folder, subjects, seed, scans=1, volumes=False):
     """True if `folder` holds exactly these phantoms, False if it is empty; UserError if it holds anything else."""
     rows = None
     try:
@@ -382,22 +345,27 @@ def already_written(folder, subjects, seed, scans=1):
         return False
     if rows is None:
         raise UserError(f"{folder}: holds other files ({names[0]}, ...) and is left as it is; choose another folder")
-    if len(rows) != subjects * scans * SLICES or set(rows) != {(str(seed), str(subject)) for subject in range(subjects)}:
-        raise UserError(
-            f"{folder}: holds phantoms of other --subjects, --scans or --seed and is left as it is; choose another folder"
-        )
+    same = len(rows) == subjects * scans * SLICES and set(rows) == {(str(seed), str(subject)) for subject in range(subjects)}
+    if not same or ("volumes" in names) != volumes:
+        flag = "--subjects, --scans or --seed" if not same else "--volumes"
+        raise UserError(f"{folder}: holds phantoms of other {flag} and is left as it is; choose another folder")
     return True
 
 
-def write_phantoms(folder, subjects, seed, num_workers=1, scans=1):
+def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False):
     """Write `folder`/{train,test}/{AD,NC}/<scan>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
+
+    volumes: also write `folder`/volumes and `folder`/masks (analysis/phantom_volumes.py), which needs SimpleITK.
 
     On one machine, equal `subjects`, `seed` and `scans` (of each subject) give equal bytes, whatever `num_workers`. Returns the
     number of slices written: 0 if they were there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot
     be written or holds other files; whatever stops it half way, the slices written so far are removed.
     """
+    write_scan = None
+    if volumes:
+        from analysis.phantom_volumes import write_scan
     make_folder(folder, "folder")
-    if already_written(folder, subjects, seed, scans):
+    if already_written(folder, subjects, seed, scans, volumes):
         return 0
     rows = []
     try:
@@ -405,7 +373,7 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1):
             make_folder(os.path.join(folder, split, label), "folder")
         with (
             tqdm(total=subjects * scans * SLICES, desc="drawing", unit=" slices", disable=None) as bar,
-            contextlib.closing(write_subjects(folder, subjects, seed, scans, num_workers)) as drawn,
+            contextlib.closing(write_subjects(folder, subjects, seed, scans, num_workers, write_scan)) as drawn,
         ):
             for subject_rows in drawn:
                 rows += subject_rows
@@ -415,8 +383,8 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1):
             table.writeheader()
             table.writerows(rows)
     except BaseException as error:
-        for split in SPLITS:
-            shutil.rmtree(os.path.join(folder, split), ignore_errors=True)
+        for name in (*SPLITS, "volumes", "masks"):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"folder {folder}: cannot write there ({error.strerror}); choose another") from None
         raise
@@ -430,10 +398,11 @@ def main(argv=None):
     parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="people; a fifth are for testing")
     parser.add_argument("--scans", type=number(int, 1, 100), default=1, help="of each subject, 20 slices each")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
+    Group(parser, "volumes").add_bool("--volumes", False, "also each scan's volume and brain mask, for prepare.py")
     parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
     args = parser.parse_args(argv)
     start = time.monotonic()
-    written = write_phantoms(args.folder, args.subjects, args.seed, args.num_workers, args.scans)
+    written = write_phantoms(args.folder, args.subjects, args.seed, args.num_workers, args.scans, args.volumes)
     if not written:
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BASE = {"ops", "utils", "modules", "dataset"}
-COMMANDS = {"train", "predict", "metrics", "phantom", "bench"}
+COMMANDS = {"train", "predict", "metrics", "phantom", "bench", "prepare"}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for pattern in ("*.py", "training/*.py", "analysis/*.py")

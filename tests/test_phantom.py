@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -232,8 +233,10 @@ def test_write_phantoms_refuses_a_file_in_place_of_the_folder(tmp_path):
     "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
 )
 def test_write_phantoms_removes_its_files_when_stopped(tmp_path, monkeypatch, error, expected):
-    def write_subject(folder, seed, scans, subject):
+    def write_subject(folder, seed, scans, subject, **_):
         (pathlib.Path(folder) / "train/AD/000000_75.jpeg").write_bytes(b"half")
+        (pathlib.Path(folder) / "volumes/000_S_0000").mkdir(parents=True)
+        (pathlib.Path(folder) / "masks").mkdir()
         raise error
 
     monkeypatch.setattr(phantom, "write_subject", write_subject)
@@ -277,3 +280,23 @@ def test_age_and_sex_of_a_subject_are_those_of_all_its_scans_and_change_no_image
         assert {(float(row["age"]), row["sex"]) for row in of_subject} == {(expected["age"], expected["sex"])}
         first = draw_subject(np.random.default_rng([0, number]), of_subject[0]["class"])  # the images' stream begins with this
         assert float(of_subject[0]["ventricle_scale"]) == pytest.approx(first["ventricle_scale"], abs=1e-4)
+
+
+def test_volumes_are_refused_before_anything_is_written_where_simpleitk_is_missing(tmp_path, monkeypatch):
+    for name in ("analysis.volumes", "analysis.phantom_volumes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(UserError, match="pip install -r requirements-volumes.txt"):
+        phantom.main([str(tmp_path / "AD_NC"), "--subjects", "4", "--volumes", "True"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_phantoms_with_and_without_volumes_are_not_taken_for_each_other(tmp_path, there):
+    rows = [f"0,{subject}\n" for subject in range(4) for _ in range(phantom.SLICES)]
+    (tmp_path / "subjects.csv").write_text("seed,subject\n" + "".join(rows))
+    if there:
+        (tmp_path / "volumes").mkdir()
+    assert phantom.already_written(str(tmp_path), 4, 0, volumes=there)
+    with pytest.raises(UserError, match="of other --volumes and is left as it is"):
+        phantom.already_written(str(tmp_path), 4, 0, volumes=not there)

@@ -1,0 +1,110 @@
+"""From an ADNI download to a data set: NIfTI or DICOM volumes become axial slices, split by person into train/ and test/.
+
+    python prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC
+
+    AD_NC/train/AD/218391_78.jpeg    image 218391, slice 78: 256x240 pixels of 8 bits, or 16-bit PNG (--format png)
+    AD_NC/scans.csv                  a row for each scan done: whose it is, its group, sex, age and side; serves as --subjects
+    AD_NC/skipped.csv                a row for each scan or file that became no slices, and why
+    AD_NC/provenance.json            flags, versions, commands, who is on which side, and SHA-256 of every input and slice
+    AD_NC/steps/218391.png           what each step does, for --pictures scans
+
+The table says whose scan a volume is and its Group: AD, and CN or NC; scans of other groups, such as MCI, are left out. The
+Image Data ID is in the name of a file or of a folder above it, as LONI's downloads have it. The steps are described in
+analysis/volume_steps.py, what is read and refused in analysis/volumes.py.
+
+The same command resumes: a scan done is not done again, one that failed is tried again, and volumes that have come since are
+added; nobody changes sides. Slices of earlier runs stay, also where the table no longer has their scan. Exit status: 0 if every
+AD and CN scan in the table has its slices, 3 if some have none (skipped.csv says why), 2 if nothing could be done, 128 + n
+after signal n, as after Ctrl-C (130).
+"""
+
+import os
+import shlex
+import sys
+
+from utils import ArgumentParser, Group, UserError, number, run_cli
+
+
+def parse_args(argv=None):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = ArgumentParser(
+        "Cut the volumes of an ADNI download (NIfTI, DICOM) into axial slices, split by person: the data set that train.py reads.\n"
+        "The same command resumes. Exit status: 0 if every AD and CN scan in the table has its slices, 3 if some have none\n"
+        "(skipped.csv says why), 2 if nothing could be done.",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --masks brain_masks --template MNI152_brain.nii.gz",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --slices 60 100 --slices_in index --n4 False --format png",
+    )
+    data = Group(parser, "data")
+    data.add("--volumes", metavar="DIR", required=True, help="the download: .nii, .nii.gz or DICOM files at any depth")
+    data.add(
+        "--subjects",
+        metavar="CSV",
+        required=True,
+        help="LONI's table, or one with the columns image, subject and group; groups other than AD, CN and NC are left out",
+    )
+    data.add("--output_dir", default="AD_NC", help="where train/ and test/ go: new, empty, or of an earlier run of the same flags")
+    data.add("--test_share", type=number(float, 0, 0.9), default=0.3, help="share of the people who go to test/")
+    data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
+
+    steps = Group(parser, "steps, in this order")
+    steps.add_bool("--orient", True, "swap and flip the axes to axial slices; False: slices along the third axis as it is stored")
+    steps.add(
+        "--masks",
+        metavar="DIR",
+        help="brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
+        "becomes black; without them, the head stays",
+    )
+    steps.add_bool("--n4", True, "correct the coil's bias field (N4): most of the time that a scan takes")
+    steps.add(
+        "--template",
+        metavar="FILE",
+        help="NIfTI volume, of a brain with --masks, else of a head: turn and shift each scan onto it (a rigid motion)",
+    )
+    steps.add("--resample", type=number(float, 0, 20), default=1.0, metavar="MM", help="to cubes of this side; 0: voxels stay")
+    steps.add_bool("--scale", True, "make the --percentiles of brightness inside the brain (or head) black and white")
+    steps.add(
+        "--percentiles", type=number(float, 0, 100), nargs=2, default=[0.5, 99.5], metavar=("LOW", "HIGH"), help="for --scale"
+    )
+
+    slices = Group(parser, "slices")
+    slices.add(
+        "--slices",
+        type=number(float, -1000, 10**5),
+        nargs=2,
+        default=[-10.0, 28.0],
+        metavar=("FROM", "TO"),
+        help="where the lowest and the highest are: mm above --centre, or numbers of slices",
+    )
+    slices.add("--slices_in", choices=("mm", "index"), default="mm", help="the unit of --slices")
+    slices.add("--num_slices", type=number(int, 1, 1000), default=20, help="of each scan, at even distances")
+    slices.add("--centre", choices=("brain", "volume"), default="brain", help="of the --masks or the head, or of the volume")
+    slices.add(
+        "--view",
+        choices=("neurological", "radiological"),
+        default="neurological",
+        help="the person's right is on the right (neurological) or on the left; only with --orient",
+    )
+    slices.add("--format", choices=("jpeg", "png"), default="jpeg", help="8-bit JPEG or 16-bit PNG")
+
+    run = Group(parser, "run")
+    run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
+    run.add("--num_workers", type=number(int, 1), default=cores, help="processes, a scan each")
+    args = parser.parse_args(argv)
+    for flag in "slices", "percentiles":
+        low, high = getattr(args, flag)
+        if low > high or (low == high and (flag == "percentiles" or args.num_slices > 1)):
+            raise UserError(f"--{flag} {low:g} {high:g}: the second has to be the greater")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    from analysis.preparation import prepare  # here: where SimpleITK is missing, that has to reach run_cli
+
+    command = shlex.join(["prepare.py", *map(str, sys.argv[1:] if argv is None else argv)])
+    return prepare(args, command)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,332 @@
+"""Finding the scans of a download and reading them: positions against files written byte by byte, and every refusal."""
+
+import os
+import shutil
+import struct
+
+import numpy as np
+import pytest
+
+sitk = pytest.importorskip("SimpleITK")
+
+from synthetic_volumes import head, write_dicom, write_nifti  # noqa: E402
+
+from analysis import volumes  # noqa: E402
+from analysis.volumes import Volume, check_spacing, find_volumes, image_id, numbers, read_volume  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def read(path):
+    """What `read_volume` makes of a NIfTI file or a folder of DICOM files."""
+    if os.path.isdir(path):
+        return read_volume(Volume("1", "DICOM", tuple(sorted(str(file) for file in path.iterdir()))))
+    return read_volume(Volume("1", "NIfTI", (str(path),)))
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+def nifti_bytes(voxels, affine, qform=0, sform=1, dims=None):
+    """A NIfTI-1 file by its specification: float32 [x, y, z], and the affine (mm, RAS) from indices to positions."""
+    dims = dims or voxels.shape
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, len(dims), *dims, *[1] * (7 - len(dims)))
+    struct.pack_into("<2h", header, 70, 16, 32)  # float32
+    struct.pack_into("<8f", header, 76, 1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1)
+    struct.pack_into("<f", header, 108, 352)
+    struct.pack_into("<f", header, 112, 1)
+    header[123] = 2  # mm
+    struct.pack_into("<2h", header, 252, qform, sform)
+    struct.pack_into("<12f", header, 280, *affine[:3].ravel())
+    header[344:348] = b"n+1\0"
+    return bytes(header) + voxels.astype("<f4").tobytes(order="F")
+
+
+def oblique_affine():
+    a, b = 0.3, -0.2
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    turn = turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([1.0, 1.5, 2.0])
+    affine[:3, 3] = -11, 7, 30
+    return affine
+
+
+def random_voxels(*shape):
+    return np.random.default_rng(0).normal(100, 10, shape).astype("f4")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+@pytest.mark.parametrize(
+    "path, is_dicom, image",
+    [
+        ("037_S_4001/MPRAGE/2011-03-05_08_00_00.0/I218391/ADNI_037_S_4001_MR_MPRAGE_br_raw_1_S104020_I218391.dcm", True, "218391"),
+        ("037_S_4001/MPRAGE/2011/I218391/I10.dcm", True, "218391"),
+        ("037_S_4001/MPRAGE/2011/S104020/ADNI_037_S_4001_S104020_I218391.dcm", True, "218391"),
+        ("218391/0001.dcm", True, "218391"),
+        ("series/0001.dcm", True, None),
+        ("0001.dcm", True, None),
+        ("037_S_4001/ADNI_037_S_4001_MR_MPR__GradWarp__B1_Correction_N3_Br_20110101_S104020_I218391.nii", False, "218391"),
+        ("I00218391.nii.gz", False, "218391"),
+        ("218391.nii.gz", False, "218391"),
+        ("218391_brain.NII", False, "218391"),
+        ("I218391/T1w.nii", False, "218391"),
+        ("I218391/ADNI_I218393.nii", False, "218393"),
+        ("037_S_4001.nii", False, None),
+        ("sub-037S4001_T1w.nii.gz", False, None),
+        ("MNI152.nii", False, None),
+        ("I0.nii", False, "0"),
+    ],
+)
+def test_image_id_is_found_in_files_and_folders(path, is_dicom, image):
+    assert image_id(path, is_dicom) == image
+
+
+def test_find_volumes_groups_files_into_scans(tmp_path):
+    write_dicom(tmp_path / "a" / "I1", head(), keep=range(3))
+    write_dicom(tmp_path / "b" / "I1" / "again", head(), keep=range(2))
+    write_dicom(tmp_path / "both", head(), names="x_I2_{}.dcm", keep=range(2))
+    for path in write_dicom(tmp_path / "both" / "x", head(), names="x_I3_{}.dcm", keep=range(2)).iterdir():
+        path.rename(tmp_path / "both" / path.stem)  # DICOM without its extension
+    for name in ("I4.nii", "c/I4.nii.gz", "nameless.nii", ".hidden/I5.nii"):
+        write_nifti(tmp_path / name, head())
+    (tmp_path / "I4.nii").with_name(".I6.nii").write_bytes(b"")
+    (tmp_path / "a" / "I1" / "report.xml").write_text("x" * 200)
+    (tmp_path / "a" / "I1" / "notes").write_text("x" * 200)
+    found, nameless = find_volumes(str(tmp_path))
+    counts = {image: [(volume.format, len(volume.files)) for volume in there] for image, there in found.items()}
+    assert counts == {
+        "1": [("DICOM", 3), ("DICOM", 2)],
+        "2": [("DICOM", 2)],
+        "3": [("DICOM", 2)],
+        "4": [("NIfTI", 1), ("NIfTI", 1)],
+    }
+    assert nameless == [str(tmp_path / "nameless.nii")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_find_volumes_follows_links_once_and_never_opens_a_pipe(tmp_path):
+    write_nifti(tmp_path / "elsewhere" / "I1.nii", head())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    os.mkfifo(tmp_path / "data" / "I2.nii")
+    os.mkfifo(tmp_path / "data" / "I3.dcm")
+    found, nameless = find_volumes(str(tmp_path / "data"))
+    assert list(found) == ["1"] and len(found["1"]) == 1 and nameless == []
+
+
+def test_find_volumes_refuses_a_folder_without_volumes(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UserError, match="--volumes .*: neither NIfTI files"):
+        find_volumes(str(tmp_path))
+    with pytest.raises(UserError, match="--masks .*no such folder"):
+        find_volumes(str(tmp_path / "nowhere"), "--masks")
+
+
+def test_checksum_and_size_are_of_all_files(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"de")
+    volume = Volume("1", "DICOM", (str(tmp_path / "a"), str(tmp_path / "b")))
+    assert volume.size() == [2, 5] and volume.place == str(tmp_path)
+    assert volume.checksum() == "36bbe50ed96841d10443bcb670d6554f0a34b761be67ec9c4a8ad2c0c44ca42c"  # sha256sum of abcde
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NIfTI
+
+
+@pytest.mark.parametrize("affine", [np.diag([-2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1]), oblique_affine()])
+def test_nifti_voxels_lie_where_the_affine_puts_them(tmp_path, affine):
+    voxels = random_voxels(20, 22, 24)
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, affine))
+    image = read(tmp_path / "x.nii")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), voxels.transpose(2, 1, 0))
+    for index in ((0, 0, 0), (3, 5, 7), (19, 21, 23)):
+        position = affine @ [*index, 1]
+        there = image.TransformIndexToPhysicalPoint(index)  # LPS: x and y the other way round
+        np.testing.assert_allclose(there, position[:3] * [-1, -1, 1], atol=1e-3)  # the header has float32
+
+
+def test_nifti_values_that_are_not_finite_become_0(tmp_path):
+    voxels = random_voxels(20, 20, 20)
+    voxels[1, 2, 3], voxels[4, 5, 6], voxels[7, 8, 9] = np.nan, np.inf, -np.inf
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, oblique_affine()))
+    image = read(tmp_path / "x.nii")
+    expected = np.where(np.isfinite(voxels), voxels, 0).transpose(2, 1, 0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
+    np.testing.assert_allclose(image.GetSpacing(), [1, 1.5, 2], rtol=1e-6)
+
+
+def test_a_4d_file_of_one_volume_is_read(tmp_path):
+    voxels = random_voxels(20, 20, 20)
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, np.eye(4), dims=(20, 20, 20, 1)))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / "x.nii")), voxels.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (nifti_bytes(random_voxels(20, 20, 40), np.eye(4), dims=(20, 20, 20, 2)), "4-D series of 2 volumes"),
+        (nifti_bytes(random_voxels(20, 20, 3), np.eye(4)), "a localiser or a part of a scan, with 20 x 20 x 3 voxels"),
+        (nifti_bytes(random_voxels(20, 20), np.eye(4)), "with 20 x 20 x 1 voxels"),
+        (nifti_bytes(random_voxels(20, 20, 20), np.eye(4), sform=0), "no orientation"),
+        (nifti_bytes(np.zeros((20, 20, 20)), np.eye(4)), "every voxel is 0"),
+        (nifti_bytes(np.full((20, 20, 20), np.nan), np.eye(4)), "every voxel is 0"),
+        (nifti_bytes(random_voxels(20, 20, 20), np.eye(4))[:-4], "cut off, with 32348 of 32352 bytes"),
+        (nifti_bytes(random_voxels(20, 20, 20), np.eye(4))[:300], "cannot be read"),
+        (nifti_bytes(random_voxels(2), np.eye(4), dims=(1000, 1000, 1000)), "1000 x 1000 x 1000 voxels are more than"),
+        (b"", "cannot be read"),
+        (b"no NIfTI" * 100, "cannot be read"),
+    ],
+)
+def test_nifti_files_that_are_no_whole_scan_are_refused(tmp_path, content, part):
+    (tmp_path / "x.nii").write_bytes(content)
+    assert part in refused(tmp_path / "x.nii")
+
+
+def test_colour_and_a_truncated_gz_are_refused(tmp_path):
+    colour = sitk.Compose([head()] * 3)
+    assert "3 values a voxel" in refused(write_nifti(tmp_path / "colour.nii", colour))
+    path = write_nifti(tmp_path / "cut.nii.gz", head())
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert "damaged (Compressed file ended" in refused(path)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    assert "cannot be read" in refused(tmp_path / "nowhere.nii")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DICOM
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """A series in a sagittal, oblique orientation."""
+    image = sitk.DICOMOrient(head(), "PIR")[2:, :, 5:30]  # 38 x 40 x 25 voxels
+    a = 0.2
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    image.SetDirection((turn @ np.reshape(image.GetDirection(), (3, 3))).ravel().tolist())
+    image.SetSpacing((1.25, 1.5, 3.0))
+    return image, write_dicom(tmp_path_factory.mktemp("series") / "I7", image)
+
+
+def copied(series, tmp_path):
+    return shutil.copytree(series[1], tmp_path / "I7")
+
+
+def test_dicom_series_is_read_with_its_position_whatever_its_files_are_called(series, tmp_path):
+    folder = copied(series, tmp_path)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{i * 7 % 25:03}.ima")
+    image, original = read(folder), series[0]
+    step = np.argmax(np.abs(np.reshape(image.GetDirection(), (3, 3)).T @ np.reshape(original.GetDirection(), (3, 3))), axis=1)
+    assert step.tolist() == [0, 1, 2]
+    for index in ((0, 0, 0), (5, 11, 17), (37, 39, 24)):
+        there = original.TransformIndexToPhysicalPoint(index)
+        same = image.TransformPhysicalPointToIndex(there)
+        assert image[same] == original[index]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(same), there, atol=1e-3)  # mm; headers have 6 digits
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ({"t0008_103e": "3 Plane Localizer"}, "a localiser (3 Plane Localizer)"),
+        ({"t0008_103e": "AAHScout_MPR"}, "a localiser (AAHScout_MPR)"),
+        ({"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "a localiser"),
+        ({"t0020_0032": "0\\0\\0"}, "a 4-D series, or a slice twice: 25 files at 1 positions"),
+        ({"keep": [*range(10), *range(12, 25)]}, "2 missing slices: gaps up to 9 mm, others 3 mm"),
+        ({"keep": [4]}, "a single slice"),
+        ({"keep": range(12)}, "a localiser or a part of a scan, with 38 x 40 x 12 voxels"),
+    ],
+)
+def test_dicom_series_that_are_no_whole_scan_are_refused(series, tmp_path, options, part):
+    assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
+
+
+@pytest.mark.parametrize("tag", [b"\x20\0\x32\0", b"\x20\0\x37\0"])  # of Image Position and Image Orientation
+def test_dicom_without_orientation_is_refused(series, tmp_path, tag):
+    folder = copied(series, tmp_path)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert tag in content
+        path.write_bytes(content.replace(tag, b"\x21" + tag[1:], 1))  # an unknown tag
+    assert "no orientation" in refused(folder)
+
+
+def test_dicom_with_directions_that_are_not_perpendicular_is_refused(series, tmp_path):
+    folder = copied(series, tmp_path)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        at = content.index(b"\x20\0\x37\0") + 8  # behind the tag and the length of its value
+        length = int.from_bytes(content[at - 4 : at], "little")
+        path.write_bytes(content[:at] + b"1\\0\\0\\1\\0\\0".ljust(length) + content[at + length :])
+    assert "no orientation" in refused(folder)
+
+
+def test_mixed_series_are_refused(series, tmp_path):
+    folder = write_dicom(copied(series, tmp_path), series[0], names="b{}.dcm", keep=range(2), t0020_000e="1.2.3.9")
+    assert "2 series are mixed" in refused(folder)
+    other = write_dicom(copied(series, tmp_path / "2"), sitk.DICOMOrient(head(), "LPS"), names="b{}.dcm", keep=range(2))
+    assert "several directions" in refused(other)
+    smaller = write_dicom(copied(series, tmp_path / "3"), series[0][:30], names="b{}.dcm", keep=range(2))
+    assert "several sizes" in refused(smaller)
+
+
+def test_a_sheared_series_is_refused(series, tmp_path):
+    image = series[0]
+    folder = tmp_path / "tilted"
+    for i in range(image.GetDepth()):
+        position = np.array(image.TransformIndexToPhysicalPoint((0, 0, i))) + [0, 0, 0.4 * i]  # along the rows: 8 degrees
+        write_dicom(folder, image, keep=[i], t0020_0032="\\".join(map(str, position)))
+    assert "sheared" in refused(folder)
+
+
+def test_damaged_dicom_files_are_refused(series, tmp_path):
+    folder = copied(series, tmp_path)
+    path = folder / "007.dcm"
+    whole = path.read_bytes()
+    for content in (b"", whole[:200], bytes(132) + b"DICM" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="damaged|cannot be read|mixed|no orientation"):
+            read(folder)
+
+
+def test_a_series_of_truncated_pixels_is_refused(series, tmp_path):
+    folder = copied(series, tmp_path)
+    path = folder / "007.dcm"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "007.dcm: damaged" in refused(folder)
+
+
+def test_numbers_reads_so_many_finite_values():
+    assert numbers("1\\2.5\\-3e1", 3).tolist() == [1, 2.5, -30]
+    assert all(numbers(text, 3) is None for text in (None, "", "1\\2", "1\\2\\x", "1\\2\\nan", "1\\2\\3\\4", "inf\\1\\2"))
+
+
+def test_check_spacing_returns_the_mean_distance_and_refuses_gaps():
+    assert check_spacing("x", np.arange(30) * 1.2 + 5) == pytest.approx(1.2)
+    for heights, part in (
+        ([0, 1, 2, 4, 5], "1 missing slice: gaps up to 2 mm, others 1 mm"),
+        ([0, 1, 1, 2], "4 files at 3 positions"),
+        ([0, 1, 2, 3.3, 4.3], "unevenly spaced, 1 to 1.3 mm"),
+        ([7], "a single slice"),
+    ):
+        with pytest.raises(UserError, match=part):
+            check_spacing("x", np.array(heights, float))
+
+
+def test_reason_is_what_simpleitk_says_in_one_line():
+    assert volumes.reason(RuntimeError("sitk::ERROR: Unable to open it.\n")) == "Unable to open it"
+    text = "Exception thrown in X\n/src/a.cxx:99:\nITK ERROR: ImageFileReader(0x55d0): The file\x1b is empty."
+    assert volumes.reason(RuntimeError(text)) == "The file\\x1b is empty" and volumes.reason(RuntimeError()) == "no reason given"

@@ -1,0 +1,404 @@
+"""prepare.py as a command: what it writes, how it resumes, whom it leaves out, what it refuses, and what kills do to it."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_once, read_image, refusal
+
+sitk = pytest.importorskip("SimpleITK")
+
+from synthetic_volumes import head, write_dicom, write_download, write_nifti  # noqa: E402
+
+import prepare  # noqa: E402
+from analysis import preparation, volume_steps  # noqa: E402
+from analysis.subjects import identify, read_subjects  # noqa: E402
+from analysis.volumes import file_checksum  # noqa: E402
+
+QUICK = "--n4 False --resample 4 --pictures 0 --num_slices 3 --slices -8 8 --num_workers 1".split()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A download of four people, two AD and two CN, two scans each."""
+    return make_once(tmp_path_factory, "download", lambda folder: write_download(folder, scans=2))
+
+
+@pytest.fixture
+def download(made, tmp_path, monkeypatch):
+    """A copy of it, in the working folder; scans are prepared in this process."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preparation, "run_jobs", lambda jobs, _: (volume_steps.prepare_scan(job) for job in jobs))
+    return tmp_path
+
+
+def flags(*more):
+    return [*"--volumes ADNI --subjects adni.csv --output_dir out".split(), *QUICK, *map(str, more)]
+
+
+def run(*more):
+    return prepare.main(flags(*more))
+
+
+def record():
+    with open("out/provenance.json") as file:
+        return json.load(file)
+
+
+def rows_of(name):
+    with open(f"out/{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def slices():
+    """{path below out: modification time in ns}."""
+    found = {}
+    for root, _, names in os.walk("out"):
+        for name in names:
+            if name.endswith((".jpeg", ".png")):
+                path = os.path.join(root, name)
+                found[os.path.relpath(path, "out")] = os.stat(path).st_mtime_ns
+    return found
+
+
+def add_scan(image, subject, group):
+    """Add a NIfTI volume and its row; returns its path."""
+    with open("adni.csv", "a") as file:
+        file.write(f"I{image},{subject},{group},F,70,1/1/2012\n")
+    return write_nifti(Path("ADNI") / subject / f"I{image}" / f"I{image}.nii", head(image))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it writes
+
+
+def test_prepare_writes_slices_that_dataset_reads_with_no_person_on_both_sides(download):
+    assert run("--test_share", 0.5) == 0
+    found = slices()
+    assert len(found) == 8 * 3 and {read_image(f"out/{path}").shape for path in found} == {(240, 256)}
+    table = read_subjects("adni.csv")
+    people = {
+        split: {scan.person for scan in identify([p for p in found if p.startswith(split)], table)} for split in ("train", "test")
+    }
+    assert len(people["train"]) == len(people["test"]) == 2 and not people["train"] & people["test"]
+    for path, scan in zip(found, identify(found, table)):
+        assert path.split("/")[1] == {"AD": "AD", "CN": "NC"}[scan.group]
+    assert read_subjects("out/scans.csv") == table and {row["slices"] for row in rows_of("scans")} == {"3"}
+
+
+def test_provenance_has_the_checksums_of_inputs_and_slices(download):
+    run()
+    scans = record()["scans"]
+    assert len(scans) == 8
+    for image, entry in scans.items():
+        (place,) = [root for root, _, names in os.walk("ADNI") if root.endswith(f"I{image}")]
+        content = b"".join(path.read_bytes() for path in sorted(Path(place).iterdir()))
+        assert (
+            entry["sha256"] == hashlib.sha256(content).hexdigest()
+            and entry["voxels"] == [40, 40, 40]
+            and entry["spacing"] == [4, 4, 4]
+        )
+        assert len(entry["slices"]) == 3
+        for name, checksum in entry["slices"].items():
+            assert name.startswith(f"{image}_") and file_checksum(f"out/{entry['folder']}/{name}") == checksum
+    assert record()["runs"][0]["versions"]["SimpleITK"] == sitk.Version.VersionString()
+    assert record()["runs"][0]["command"].startswith("prepare.py --volumes ADNI") and record()["flags"]["n4"] is False
+
+
+def test_slices_do_not_depend_on_format_or_order_of_files(download):
+    """Image 100 is DICOM: the same volume as NIfTI, stored in another orientation, gives the same slices."""
+    run()
+    before = {path: read_image(f"out/{path}") for path in slices() if "/100_" in path}
+    place = next(root for root, _, _ in os.walk("ADNI") if root.endswith("I100"))
+    shutil.rmtree(place)
+    write_nifti(download / "ADNI" / "x_I100.nii.gz", sitk.DICOMOrient(head(100), "RIA"))
+    shutil.rmtree("out")
+    run()
+    assert len(before) == 3
+    for path, pixels in before.items():
+        assert np.abs(read_image(f"out/{path}").astype(int) - pixels).max() <= 1  # float32 sums in another order
+
+
+def test_png_has_16_bits(download):
+    run("--format", "png")
+    pixels = read_image("out/" + next(iter(slices())))
+    assert pixels.dtype.kind in "ui" and pixels.max() > 255 and {path[-4:] for path in slices()} == {".png"}
+
+
+def test_pictures_are_drawn_of_so_many_scans_and_added_by_a_second_run(download):
+    assert run("--pictures", 2) == 0
+    assert len(os.listdir("out/steps")) == 2
+    assert read_image("out/steps/" + os.listdir("out/steps")[0]).shape[2] >= 3
+    before = slices()
+    run("--pictures", 0)
+    assert slices() == before
+
+
+def test_masks_black_out_what_is_outside(download):
+    for image in range(100, 108):
+        mask = sitk.Cast(head(image, noise=0) > 120, sitk.sitkUInt8)
+        write_nifti(download / "masks" / f"ADNI_I{image}_bet_mask.nii.gz", mask)
+        write_nifti(download / "masks" / f"ADNI_I{image}_bet.nii.gz", head(image))
+    assert run("--masks", "masks", "--format", "png") == 0
+    assert record()["scans"]["103"]["mask"] == file_checksum("masks/ADNI_I103_bet_mask.nii.gz")
+    for path in slices():
+        image, index = map(int, Path(path).stem.split("_"))
+        inside = sitk.GetArrayFromImage(head(image, noise=0) > 120)[index].sum()
+        assert 0.95 * inside <= (read_image(f"out/{path}") > 0).sum() <= inside  # the darkest half per cent inside is black, too
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+def test_the_same_command_does_nothing_twice(download):
+    run()
+    before = slices()
+    assert run() == 0 and slices() == before
+    assert [done["prepared"] for done in record()["runs"]] == [8, 0]
+
+
+def test_a_lost_slice_a_changed_volume_and_a_changed_mask_are_done_again(download):
+    for image in range(100, 108):
+        write_nifti(download / "masks" / f"{image}.nii", sitk.Cast(head(image, noise=0) > 60, sitk.sitkUInt8))
+    run("--masks", "masks")
+    before = slices()
+    lost = next(path for path in before if "/101_" in path)
+    os.unlink(f"out/{lost}")
+    changed = next(os.path.join(root, name) for root, _, names in os.walk("ADNI") for name in names if "I103" in name)
+    with open(changed, "ab") as file:
+        file.write(b"\0")
+    write_nifti(download / "masks" / "105.nii", sitk.Cast(head(105, noise=0) > 120, sitk.sitkUInt8))
+    assert run("--masks", "masks") == 0
+    assert {path.split("/")[2].split("_")[0] for path, time in slices().items() if before[path] != time} == {"101", "103", "105"}
+    assert set(slices()) == set(before) and record()["runs"][-1]["prepared"] == 3
+
+
+def test_new_scans_are_added_and_nobody_changes_sides(download):
+    run()
+    before, sides = slices(), record()["people"]
+    for i in range(12):
+        add_scan(900 + i, f"new{i}", ("AD", "CN")[i % 2])
+    add_scan(920, "001_S_0001", "CN")
+    assert run() == 0
+    assert {path: slices()[path] for path in before} == before
+    people = record()["people"]
+    assert sides.items() <= people.items() and {people[f"new{i}"] for i in range(12)} == {"train", "test"}
+    assert record()["scans"]["920"]["folder"] == f"{sides['001_S_0001']}/NC"
+
+
+def test_a_scan_whose_group_was_corrected_moves(download):
+    run()
+    old = record()["scans"]["100"]["folder"]
+    with open("adni.csv") as file:
+        text = file.read()
+    with open("adni.csv", "w") as file:
+        file.write(text.replace("I100,000_S_0000,AD", "I100,000_S_0000,CN"))
+    run()
+    assert record()["scans"]["100"]["folder"] == old.replace("/AD", "/NC")
+    assert len([path for path in slices() if "/100_" in path]) == 3
+
+
+def test_slices_of_a_scan_no_longer_in_the_table_stay_and_are_named(download, capsys):
+    run()
+    before = slices()
+    with open("adni.csv") as file:
+        lines = file.readlines()
+    with open("adni.csv", "w") as file:
+        file.writelines(line for line in lines if "I107" not in line)
+    assert run() == 0
+    assert slices() == before and "1 of these scans are of earlier runs" in capsys.readouterr().out
+
+
+def test_other_flags_are_refused_by_name(download):
+    run()
+    line = refusal(prepare.main, *flags("--resample", 2))
+    assert "--resample" in line and "4.0" in line and "out" in line
+    assert "--seed" in refusal(prepare.main, *flags("--seed", 1))
+
+
+def test_a_damaged_record_and_a_folder_of_other_files_are_refused(download):
+    os.mkdir("out")
+    (download / "out" / "thesis.txt").write_text("x")
+    assert "thesis.txt" in refusal(prepare.main, *flags())
+    assert os.listdir("out") == ["thesis.txt"]
+    for content in ("{", "[]", "{}", '{"format": 1, "flags": {}, "people": [], "scans": {}}'):
+        (download / "out" / "provenance.json").write_text(content)
+        assert "provenance.json" in refusal(prepare.main, *flags())
+
+
+def test_half_written_files_of_a_killed_run_are_removed(download):
+    run()
+    (download / "out/train/AD/.tmp-x.jpeg").write_bytes(b"half")
+    (download / "out/.tmp-other").write_bytes(b"not ours")
+    run()
+    assert not os.path.exists("out/train/AD/.tmp-x.jpeg") and os.path.exists("out/.tmp-other")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scans that become no slices
+
+
+def test_scans_that_fail_are_named_and_the_others_done(download, capsys):
+    os.remove(next(os.path.join(root, name) for root, _, names in os.walk("ADNI") for name in names if "I102" in name))
+    add_scan(110, "p1", "MCI")
+    add_scan(111, "p2", "AD").write_bytes(b"no NIfTI")
+    add_scan(112, "p3", "AD")
+    write_nifti(download / "ADNI" / "again_I112.nii", head())
+    add_scan(113, "p4", "")
+    write_nifti(download / "ADNI" / "I114.nii", head())
+    write_nifti(download / "ADNI" / "brain.nii", head())
+    assert run() == 3
+    reasons = {row["image"]: row["reason"] for row in rows_of("skipped")}
+    assert set(reasons) == {"102", "111", "112", "114", ""}
+    assert "no volume" in reasons["102"] and "cannot be read" in reasons["111"] and "2 volumes" in reasons["112"]
+    assert "--subjects" in reasons["114"] and "no Image Data ID" in reasons[""]
+    out, err = capsys.readouterr()
+    assert "left out: 1 scans of group MCI" in out and "1 scans of group no group" in out
+    assert "3 AD and CN scans have no slices (102, 112, 111)" in err and "skipped 111" in err
+    assert len(record()["scans"]) == 7
+
+
+def test_a_scan_that_failed_is_tried_again_and_leaves_no_slices(download):
+    run()
+    path = next(os.path.join(root, name) for root, _, names in os.walk("ADNI") for name in names if "I103" in name)
+    with open(path, "rb") as file:
+        content = file.read()
+    with open(path, "wb") as file:
+        file.write(content[:5000])
+    assert run() == 3 and not [name for name in slices() if "/103_" in name] and "103" not in record()["scans"]
+    with open(path, "wb") as file:
+        file.write(content)
+    assert run() == 0 and len([name for name in slices() if "/103_" in name]) == 3
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_done(download, monkeypatch):
+    real, written = volume_steps.write_slices, []
+
+    def write(job, *rest):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(job.volume.image)
+        return real(job, *rest)
+
+    monkeypatch.setattr(volume_steps, "write_slices", write)
+    assert "No space left" in refusal(prepare.main, *flags())
+    assert list(record()["scans"]) == written and len(written) == 3
+    assert {row["image"] for row in rows_of("scans")} == set(written)
+
+
+def test_nothing_but_failures_ends_in_status_3(download):
+    shutil.rmtree("ADNI")
+    write_nifti(download / "ADNI" / "I100.nii", head()).write_bytes(b"none")
+    assert run() == 3 and slices() == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals of the whole run
+
+
+@pytest.mark.parametrize(
+    "table, part",
+    [
+        ("image,subject\n100,a\n", "no column Group"),
+        ("Subject,Group\na,AD\n", "no column Image Data ID"),
+        ("Image Data ID,Group\nI100,AD\n", "no column Subject"),
+        ("image,subject,group\n100,a,MCI\n101,b,EMCI\n", "no scan of the groups AD, CN or NC among 2: 1 scans of group EMCI"),
+        ("image,subject,group\n999,a,AD\n", "none of the 1 AD and CN scans in --subjects adni.csv can be used; 999: no volume"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(download, table, part):
+    (download / "adni.csv").write_text(table)
+    assert part in refusal(prepare.main, *flags())
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize(
+    "more, part",
+    [
+        (["--volumes", "nowhere"], "--volumes nowhere: no such folder"),
+        (["--volumes", "empty"], "--volumes empty: neither NIfTI"),
+        (["--masks", "nowhere"], "--masks nowhere: no such folder"),
+        (["--template", "nowhere.nii"], "nowhere.nii"),
+        (["--template", "adni.csv"], "adni.csv: cannot be read"),
+        (["--slices", 5, 4], "--slices 5 4"),
+        (["--percentiles", 5, 5], "--percentiles 5 5"),
+        (["--slices", 5], "--slices"),
+        (["--resample", "-1"], "--resample"),
+        (["--format", "tiff"], "--format"),
+        (["--output_dir", "adni.csv"], "adni.csv"),
+        (["--test_share", 0.95], "--test_share"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused(download, more, part):
+    os.mkdir("empty")
+    assert part in refusal(prepare.main, *flags(*more))
+    assert not os.path.exists("out")
+
+
+@pytest.mark.slow
+def test_missing_simpleitk_is_one_line(download, script, tmp_path):
+    (tmp_path / "SimpleITK.py").write_text("raise ImportError")
+    done = script("prepare.py", *flags(), env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2 and done.stderr.startswith("error: SimpleITK is not installed") and done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kills
+
+
+def start(*more):
+    command = [sys.executable, os.path.join(ROOT, "prepare.py"), *flags(*more)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_slices(process, count=1):
+    for _ in range(600):
+        if len(slices()) >= count or process.poll() is not None:
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_is_resumed_and_ends_as_one_that_was_not(download, signum):
+    assert run() == 0
+    whole = {path: read_image(f"out/{path}") for path in slices()}
+    shutil.rmtree("out")
+    os.mkdir("out")
+    process = start()
+    wait_for_slices(process)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if signum == signal.SIGINT else -9) and "Traceback" not in err
+    done = len(record()["scans"])
+    assert run() == 0
+    assert {path: read_image(f"out/{path}").tobytes() for path in slices()} == {path: p.tobytes() for path, p in whole.items()}
+    assert record()["runs"][-1]["prepared"] == 8 - done
+    assert len(rows_of("scans")) == 8
+
+
+def test_a_second_run_at_the_same_time_is_refused(download):
+    with preparation_lock():
+        assert "another prepare.py" in refusal(prepare.main, *flags())
+
+
+def preparation_lock():
+    os.mkdir("out")
+    return preparation.only_here("out")
+
+
+def test_dicom_without_an_id_is_skipped_by_its_folder(download):
+    write_dicom(download / "ADNI" / "unknown", head())
+    assert run() == 0
+    assert [row["where"] for row in rows_of("skipped")] == ["ADNI/unknown"]
