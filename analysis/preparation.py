@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from utils import CLASSES, UserError, atomic_path, make_folder, printable
 
 RECORD = "provenance.json"
 FORMAT = 1  # of the record; another one is refused
+FOLDERS = [(split, label) for split in SPLITS for label in CLASSES]  # of slices
 
 
 class Skipped(NamedTuple):
@@ -165,7 +167,7 @@ def plan(args, settings, table, found, record):
 
 def make_folders(output_dir, pictures):
     """Make the folders of slices and of `pictures`, if any; what a killed process left half written there is removed."""
-    parts = [os.path.join(split, label) for split in SPLITS for label in CLASSES] + ["steps"] * bool(pictures)
+    parts = [os.path.join(*folder) for folder in FOLDERS] + ["steps"] * bool(pictures)
     for folder in (os.path.join(output_dir, part) for part in parts):
         make_folder(folder, "--output_dir")
         for name in os.listdir(folder):
@@ -287,7 +289,12 @@ def comparable(settings, args):
     """The flags that slices and sides depend on, as JSON has them; the template by its checksum. UserError if it is unusable."""
     flags = settings._asdict() | {"masks": settings.masks is not None, "test_share": args.test_share, "seed": args.seed}
     if settings.template:
-        load_template(settings.template)
+        if not os.path.isfile(settings.template):
+            raise UserError(f"--template {settings.template}: no such file")
+        try:
+            load_template(settings.template)
+        except (UserError, ValueError) as error:  # ValueError: numbers of its header
+            raise UserError(f"--template {error}") from None
         flags["template"] = file_checksum(settings.template)
     return json.loads(json.dumps(flags))
 
@@ -298,15 +305,14 @@ def read_record(folder, flags):
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
-        if record["format"] != FORMAT or not all(isinstance(record[name], dict) for name in ("flags", "people", "scans")):
-            raise ValueError("another format")
+        check_record(record)
     except FileNotFoundError:
         if names := sorted(name for name in os.listdir(folder) if not name.startswith(".")):
             raise UserError(
                 f"--output_dir {folder}: holds other files ({names[0]}, ...) and is left as it is; choose a new folder"
             ) from None
         return {"format": FORMAT, "flags": flags, "people": {}, "runs": [], "scans": {}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}), so nothing can be resumed; choose a new --output_dir") from None
     for name, value in flags.items():
         if (before := record["flags"].get(name)) != value:
@@ -314,6 +320,28 @@ def read_record(folder, flags):
                 f"--output_dir {folder}: its slices were made with another --{name} ({before}); choose a new folder, or that flag"
             )
     return record
+
+
+def check_record(record):
+    """ValueError unless a record has what a run reads, slices and people in known folders: it decides what is removed."""
+    try:
+        known = (
+            record["format"] == FORMAT
+            and isinstance(record["flags"], dict)
+            and isinstance(record["runs"], list)
+            and set(record["people"].values()) <= set(SPLITS)
+            and all(
+                tuple(entry["folder"].split("/")) in FOLDERS
+                and not {"size", "mask"} - set(entry)
+                and set(entry["scan"]) == set(Scan._fields)
+                and all(re.fullmatch(rf"{int(image)}_[0-9]+\.(jpeg|png)", name) for name in entry["slices"])
+                for image, entry in record["scans"].items()
+            )
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        known = False
+    if not known:
+        raise ValueError("damaged, or of another version")
 
 
 def write_json(path, value):

@@ -6,6 +6,7 @@ Long workers are replaced: what is tried is what is let through to them.
 """
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -32,6 +33,7 @@ import dataset
 import metrics
 import phantom
 import predict
+import prepare
 import train
 from analysis import areas, dataset_report, diagrams, projector
 from analysis import style_space as styles
@@ -518,7 +520,9 @@ def scripts(saved, slices_dir, tmp_path_factory):
     section = Section("x")
     figure = diagrams.Figure(figsize=(1, 1))
     drawn = draw_phantoms(tmp_path_factory.mktemp("phantoms"))
+    prepared = prepare_script(tmp_path_factory.mktemp("download")) if importlib.util.find_spec("SimpleITK") else None
     return {
+        "prepare": prepared,
         "train": (
             train.main,
             [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", "runs", "--dry_run"],
@@ -575,6 +579,26 @@ def scripts(saved, slices_dir, tmp_path_factory):
     }
 
 
+def prepare_script(folder):
+    """As in `scripts`. Only its own download is searched: /, among the values, would take minutes."""
+    from synthetic_volumes import write_download
+
+    from analysis import preparation
+
+    write_download(folder)
+    found, _ = preparation.find_volumes(str(folder / "ADNI"))
+    masks = {image: [volume._replace(format="NIfTI") for volume in there] for image, there in found.items()}
+    pixels = {"folder": "", "size": [1, 1], "mask": None, "slices": {}}
+    return (
+        prepare.main,
+        ["--volumes", folder / "ADNI", "--subjects", folder / "adni.csv", "--output_dir", "out"],
+        [
+            (preparation, "find_volumes", lambda _, flag=None: (masks if flag else found, [])),
+            (preparation, "run_jobs", lambda jobs, _: ({"image": job.volume.image, **pixels} for job in jobs)),
+        ],
+    )
+
+
 def draw_phantoms(folder):
     """A data set as phantom.py writes it, but for what it shows."""
     lines = ["path,seed,subject,split,class,ventricle_mm2,grey_mm2,white_mm2"]
@@ -588,8 +612,13 @@ def draw_phantoms(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset"])
+NAMES = "train", "predict", "metrics", "phantom", "prepare", "bench", "augment", "diagrams", "areas", "dataset"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_flags_end_in_status_0_or_one_line(scripts, saved, slices_dir, name):
+    if name == "prepare":
+        pytest.importorskip("SimpleITK")
     main, base, workers = scripts[name]
     code, usage, _ = cli(main, "--help")
     assert code == 0

@@ -237,6 +237,29 @@ def test_a_damaged_record_and_a_folder_of_other_files_are_refused(download):
         assert "provenance.json" in refusal(prepare.main, *flags())
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record.update(runs=3),
+        lambda record: record.pop("runs"),
+        lambda record: record["people"].update({"000_S_0000": "left"}),
+        lambda record: record["scans"]["100"].pop("size"),
+        lambda record: record["scans"]["100"].update(folder="../precious"),
+        lambda record: record["scans"]["100"]["slices"].update({"../../../precious/100_1.jpeg": ""}),
+    ],
+)
+def test_a_record_with_other_contents_is_refused_before_anything_is_removed(download, damage):
+    """A slice that the record lists is removed when its scan is done again: never outside of the output folder."""
+    run()
+    (download / "precious").mkdir()
+    (download / "precious" / "100_1.jpeg").write_bytes(b"x")
+    changed, before = record(), slices()
+    damage(changed)
+    (download / "out" / "provenance.json").write_text(json.dumps(changed))
+    assert "provenance.json" in refusal(prepare.main, *flags())
+    assert slices() == before and os.listdir("precious") == ["100_1.jpeg"]
+
+
 def test_half_written_files_of_a_killed_run_are_removed(download):
     run()
     (download / "out/train/AD/.tmp-x.jpeg").write_bytes(b"half")
@@ -329,8 +352,8 @@ def test_tables_that_cannot_be_used_are_refused(download, table, part):
         (["--volumes", "nowhere"], "--volumes nowhere: no such folder"),
         (["--volumes", "empty"], "--volumes empty: neither NIfTI"),
         (["--masks", "nowhere"], "--masks nowhere: no such folder"),
-        (["--template", "nowhere.nii"], "nowhere.nii"),
-        (["--template", "adni.csv"], "adni.csv: cannot be read"),
+        (["--template", "nowhere.nii"], "--template nowhere.nii: no such file"),
+        (["--template", "adni.csv"], "--template adni.csv: cannot be read"),
         (["--slices", 5, 4], "--slices 5 4"),
         (["--percentiles", 5, 5], "--percentiles 5 5"),
         (["--slices", 5], "--slices"),
