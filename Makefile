@@ -69,6 +69,6 @@ $(VENV)/installed: requirements.txt
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+$(VENV)/installed-dev: requirements-dev.txt requirements-volumes.txt $(VENV)/installed
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
