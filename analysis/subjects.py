@@ -29,6 +29,7 @@ COLUMNS = {
     "date": ("acq date", "study date", "date"),
 }
 NEEDED = {"image": "Image Data ID (or image)", "person": "Subject"}
+MAX_TABLE = 2**26  # characters, of some 400,000 scans
 UNKNOWN = "", "-", "n/a", "nan", "na", "none", "unknown"
 CLASS_OF = {"AD": "AD", "DEMENTIA": "AD", "CN": "NC", "NC": "NC", "CONTROL": "NC", "NORMAL": "NC"}  # ADNI's groups, folders' names
 
@@ -104,7 +105,9 @@ def read_subjects(path):
     """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            text = file.read()
+            text = file.read(MAX_TABLE)
+            if file.read(1):
+                raise UserError(f"--subjects {path}: too large for a table of scans (more than {MAX_TABLE} characters)")
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
         header = [" ".join(name.replace("_", " ").split()).casefold() for name in next(rows, [])]
         columns = find_columns(path, header)

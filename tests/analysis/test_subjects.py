@@ -2,10 +2,12 @@
 
 import csv
 import io
+import os
 
 import numpy as np
 import pytest
 
+from analysis import subjects
 from analysis.subjects import Scan, identify, read_subjects, resampled_text, resampling_groups, scan_id, shared_text
 from utils import UserError
 
@@ -110,6 +112,17 @@ def test_read_subjects_refuses_what_is_no_file(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
             read_subjects(str(path))
+
+
+def test_read_subjects_refuses_what_never_ends(monkeypatch, tmp_path):
+    text = "image,subject\n1,ann\n"
+    for limit, path in ((2**26, "/dev/zero"), (len(text) - 1, table(tmp_path, text))):
+        monkeypatch.setattr(subjects, "MAX_TABLE", limit)
+        if os.path.exists(path):
+            with pytest.raises(UserError, match="too large for a table"):
+                read_subjects(str(path))
+    monkeypatch.setattr(subjects, "MAX_TABLE", len(text))
+    assert read_subjects(str(table(tmp_path, text)))["1"].person == "ann"
 
 
 def test_read_subjects_takes_the_table_of_phantoms(phantoms):
