@@ -93,6 +93,9 @@ def run_mutmut(path, processes, sample):
     module = path.removesuffix(".py").replace("/", ".")
     functions = [f"{module}.x_{name}__mutmut_*" for name in target.functions.split()] or [f"{module}.*"]
     patterns = [function + digit for function in functions for digit in (("0", "5") if sample else ("",))]
+    stats = os.path.join(folder, "mutants", "mutmut-stats.json")  # which tests reach a function: unknown of new functions
+    if os.path.exists(stats):
+        os.unlink(stats)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [mutmut(), "run", "--max-children", str(processes), *patterns]
     with open(os.path.join(folder, "mutmut.log"), "w") as log:
