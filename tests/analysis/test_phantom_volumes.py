@@ -15,6 +15,7 @@ from analysis import phantom_volumes, volume_steps
 from analysis.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
 from analysis.volume_steps import Job, Settings, cut_slices, prepare_scan
 from analysis.volumes import find_volumes, read_volume
+from utils import UserError
 
 SIZE, SPACING = (40, 44, 48), (1.0, 1.1, 1.2)  # of the test volumes, along x, y and z
 # Gaussian blobs: centre (mm to the left, backwards, upwards) and height. The largest is on the person's right: the marker.
@@ -184,6 +185,23 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
     # Drawing volumes takes no random number from what the slices are drawn with.
     phantom.write_subject(make_folders(tmp_path / "without"), 0, 2, 3)
     assert contents(tmp_path / "without") == own
+
+
+@pytest.mark.parametrize("flag", ["True", "False"])
+def test_the_command_writes_volumes_if_it_is_asked_to(tmp_path, monkeypatch, flag):
+    def write_subject(folder, seed, scans, subject, write_volume):
+        if write_volume:
+            write_volume(folder, np.full((20, 20, 20), 9, np.uint8), (1, 1, 1), subject, 0, subject, "F")
+        return [{"seed": seed, "subject": subject}] * phantom.SLICES
+
+    monkeypatch.setattr(phantom, "write_subject", write_subject)
+    argv = [str(tmp_path / "out"), "--subjects", "4", "--num_workers", "1", "--volumes"]
+    phantom.main([*argv, flag])
+    masks = [path.name[-15:-12] for path in sorted(tmp_path.rglob("*_mask.nii.gz"))]
+    assert masks == (["000", "001", "002", "003"] if flag == "True" else [])
+    phantom.main([*argv, flag])  # there already
+    with pytest.raises(UserError, match="other --volumes"):
+        phantom.main([*argv, "False" if flag == "True" else "True"])
 
 
 @pytest.mark.parametrize("subject", [1, 7])  # NIfTI as it is, DICOM oblique
