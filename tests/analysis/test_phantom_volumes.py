@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (without SimpleITK nothing below can be imported)
 
 import itertools
+import locale
 import pathlib
 
 import numpy as np
@@ -126,6 +127,12 @@ def test_dicom_files_are_one_series_that_the_reader_of_itk_puts_to_the_same_plac
         "48",
         "2.25.3.1.48",
     ]
+
+
+def test_text_is_read_in_the_same_encoding_after_dicom_was_written(tmp_path):
+    before = locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)
+    write_dicom(make_image(np.uint8(np.zeros((20, 20, 20))), (1, 1, 1)), str(tmp_path / "x"))
+    assert (locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)) == before
 
 
 def test_equal_volumes_give_equal_files(tmp_path):
