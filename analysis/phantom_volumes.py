@@ -7,6 +7,8 @@
 Points are SimpleITK's and DICOM's: x to the person's left, y backwards, z upwards, in mm.
 """
 
+import contextlib
+import locale
 import os
 
 import numpy as np
@@ -39,6 +41,17 @@ def write_nifti(image, path):
     sitk.WriteImage(image, path, useCompression=path.endswith(".gz"))
 
 
+@contextlib.contextmanager
+def same_locale():
+    """A context after which the locale is what it was: GDCM's writer sets it to "C", and Python then reads text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@same_locale()
 def write_dicom(image, prefix, tags=None, number=1):
     """Write a SimpleITK.Image of integers in [0, 65535] as a DICOM series, the files `prefix`001.dcm, 002, ...
 

@@ -101,7 +101,7 @@ def choose(args, table):
             continue
         row = Skipped(image, scan.person, scan.group or "", there[0].place if there else "", "", True)
         if label_of(scan) is None:
-            groups[scan.group or "no group"] += 1
+            groups[f"of group {printable(scan.group)}" if scan.group else "without a group"] += 1
         elif not there:
             skipped.append(row._replace(reason=f"no volume below --volumes {args.volumes} has this Image Data ID"))
         elif len(there) > 1:
@@ -112,9 +112,9 @@ def choose(args, table):
             skipped.append(row._replace(reason=f"{number} masks in --masks {args.masks} have this Image Data ID"))
         else:
             found[image] = there[0], masks[image][0] if masks else None
-    counts = [f"{count} scans of group {printable(group)}" for group, count in sorted(groups.items())]
-    counts += [f"{strangers} volumes that --subjects lacks (skipped.csv)"] * (strangers > 0)
-    counts += [f"{len(nameless)} files or folders without an Image Data ID (skipped.csv)"] * bool(nameless)
+    counts = [f"{count} scan{'s' * (count > 1)} {group}" for group, count in sorted(groups.items())]
+    counts += [f"{strangers} volume{'s' * (strangers > 1)} that --subjects lacks (skipped.csv)"] * (strangers > 0)
+    counts += [f"{len(nameless)} file(s) or folder(s) without an Image Data ID (skipped.csv)"] * bool(nameless)
     return found, skipped, counts
 
 
@@ -316,9 +316,9 @@ def read_record(folder, flags):
         raise UserError(f"{path}: cannot be read ({error}), so nothing can be resumed; choose a new --output_dir") from None
     for name, value in flags.items():
         if (before := record["flags"].get(name)) != value:
-            raise UserError(
-                f"--output_dir {folder}: its slices were made with another --{name} ({before}); choose a new folder, or that flag"
-            )
+            shown = " ".join(map(str, before)) if isinstance(before, list) else str(before)
+            flag = f"another --{name}, or without" if name in ("masks", "template") else f"--{name} {shown}"
+            raise UserError(f"--output_dir {folder}: its slices were made with {flag}; choose a new folder, or the same flag")
     return record
 
 
@@ -376,8 +376,7 @@ def conclude(args, record, found, skipped):
             entries = [entry for entry in record["scans"].values() if entry["folder"] == f"{split}/{label}"]
             people = {entry["scan"]["person"] for entry in entries}
             slices = sum(len(entry["slices"]) for entry in entries)
-            note = "" if people else f" (no one: {'too few people' if args.test_share else '--test_share is 0'})"
-            print(f"{split} {label}: {len(people)} people, {len(entries)} scans, {slices} slices{note}")
+            print(f"{split} {label}: {len(people)} people, {len(entries)} scans, {slices} slices")
     if earlier := set(record["scans"]) - set(found):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
     print(os.path.join(args.output_dir, "scans.csv"))

@@ -32,6 +32,7 @@ HEAD_MM = 150  # a brain is within these from the top of the head; what is below
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
 ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
 ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
+MASK_VALUES = 256  # a mask may have labels, 0 outside; an image has more grey values
 MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
 
 
@@ -99,8 +100,11 @@ def move_mask(mask, grid, transform=None):
 
 
 def read_mask(path, image):
-    """The brain mask in a NIfTI file, on the grid of `image`; UserError where it is empty or lies elsewhere."""
-    mask = move_mask(read_volume(Volume("", "NIfTI", (path,))) > 0, image)
+    """The brain mask in a NIfTI file, on the grid of `image`; UserError where it is no mask, is empty or lies elsewhere."""
+    stored = read_volume(Volume("", "NIfTI", (path,)))
+    if (values := len(np.unique(sitk.GetArrayViewFromImage(stored)[::3, ::3, ::3]))) > MASK_VALUES:
+        raise UserError(f"{path}: holds {values} different values or more, so it is an image, not a mask of 0 and 1")
+    mask = move_mask(stored > 0, image)
     if not sitk.GetArrayViewFromImage(mask).any():
         raise UserError(f"{path}: no voxel of this mask lies in the volume")
     return mask

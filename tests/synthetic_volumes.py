@@ -3,6 +3,8 @@
 import numpy as np
 import SimpleITK as sitk
 
+from analysis.phantom_volumes import same_locale
+
 SIDE, SPACING = 40, 4.0  # voxels and mm: 160 mm
 
 
@@ -26,6 +28,7 @@ def write_nifti(path, image):
     return path
 
 
+@same_locale()
 def write_dicom(folder, image, names="{:03}.dcm", keep=None, **tags):
     """Write the slices of `image` as DICOM files; `tags` such as t0008_103e="MPRAGE" are of all; keep: numbers of the slices."""
     folder.mkdir(parents=True, exist_ok=True)

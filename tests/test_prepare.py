@@ -223,7 +223,9 @@ def test_slices_of_a_scan_no_longer_in_the_table_stay_and_are_named(download, ca
 def test_other_flags_are_refused_by_name(download):
     run()
     line = refusal(prepare.main, *flags("--resample", 2))
-    assert "--resample" in line and "4.0" in line and "out" in line
+    assert line == "--output_dir out: its slices were made with --resample 4.0; choose a new folder, or the same flag"
+    assert "--slices -8.0 8.0" in refusal(prepare.main, *flags("--slices", -4, 8))
+    assert "another --masks, or without" in refusal(prepare.main, *flags("--masks", "ADNI"))
     assert "--seed" in refusal(prepare.main, *flags("--seed", 1))
 
 
@@ -287,7 +289,7 @@ def test_scans_that_fail_are_named_and_the_others_done(download, capsys):
     assert "no volume" in reasons["102"] and "cannot be read" in reasons["111"] and "2 volumes" in reasons["112"]
     assert "--subjects" in reasons["114"] and "no Image Data ID" in reasons[""]
     out, err = capsys.readouterr()
-    assert "left out: 1 scans of group MCI" in out and "1 scans of group no group" in out
+    assert "left out: 1 scan of group MCI" in out and "left out: 1 scan without a group" in out
     assert "3 AD and CN scans have no slices (102, 112, 111)" in err and "skipped 111" in err
     assert len(record()["scans"]) == 7
 
@@ -336,7 +338,7 @@ def test_nothing_but_failures_ends_in_status_3(download):
         ("image,subject\n100,a\n", "no column Group"),
         ("Subject,Group\na,AD\n", "no column Image Data ID"),
         ("Image Data ID,Group\nI100,AD\n", "no column Subject"),
-        ("image,subject,group\n100,a,MCI\n101,b,EMCI\n", "no scan of the groups AD, CN or NC among 2: 1 scans of group EMCI"),
+        ("image,subject,group\n100,a,MCI\n101,b,EMCI\n", "no scan of the groups AD, CN or NC among 2: 1 scan of group EMCI"),
         ("image,subject,group\n999,a,AD\n", "none of the 1 AD and CN scans in --subjects adni.csv can be used; 999: no volume"),
     ],
 )

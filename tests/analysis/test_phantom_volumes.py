@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (without SimpleITK nothing below can be imported)
 
 import itertools
+import locale
 import pathlib
 
 import numpy as np
@@ -15,6 +16,7 @@ from analysis import phantom_volumes, volume_steps
 from analysis.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
 from analysis.volume_steps import Job, Settings, cut_slices, prepare_scan
 from analysis.volumes import find_volumes, read_volume
+from utils import UserError
 
 SIZE, SPACING = (40, 44, 48), (1.0, 1.1, 1.2)  # of the test volumes, along x, y and z
 # Gaussian blobs: centre (mm to the left, backwards, upwards) and height. The largest is on the person's right: the marker.
@@ -127,6 +129,12 @@ def test_dicom_files_are_one_series_that_the_reader_of_itk_puts_to_the_same_plac
     ]
 
 
+def test_text_is_read_in_the_same_encoding_after_dicom_was_written(tmp_path):
+    before = locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)
+    write_dicom(make_image(np.uint8(np.zeros((20, 20, 20))), (1, 1, 1)), str(tmp_path / "x"))
+    assert (locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)) == before
+
+
 def test_equal_volumes_give_equal_files(tmp_path):
     image = make_image(np.uint8(np.arange(20**3).reshape(20, 20, 20) % 251), (1, 1, 1), "PIR")
     for name in ("a", "b"):
@@ -184,6 +192,23 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
     # Drawing volumes takes no random number from what the slices are drawn with.
     phantom.write_subject(make_folders(tmp_path / "without"), 0, 2, 3)
     assert contents(tmp_path / "without") == own
+
+
+@pytest.mark.parametrize("flag", ["True", "False"])
+def test_the_command_writes_volumes_if_it_is_asked_to(tmp_path, monkeypatch, flag):
+    def write_subject(folder, seed, scans, subject, write_volume):
+        if write_volume:
+            write_volume(folder, np.full((20, 20, 20), 9, np.uint8), (1, 1, 1), subject, 0, subject, "F")
+        return [{"seed": seed, "subject": subject}] * phantom.SLICES
+
+    monkeypatch.setattr(phantom, "write_subject", write_subject)
+    argv = [str(tmp_path / "out"), "--subjects", "4", "--num_workers", "1", "--volumes"]
+    phantom.main([*argv, flag])
+    masks = [path.name[-15:-12] for path in sorted(tmp_path.rglob("*_mask.nii.gz"))]
+    assert masks == (["000", "001", "002", "003"] if flag == "True" else [])
+    phantom.main([*argv, flag])  # there already
+    with pytest.raises(UserError, match="other --volumes"):
+        phantom.main([*argv, "False" if flag == "True" else "True"])
 
 
 @pytest.mark.parametrize("subject", [1, 7])  # NIfTI as it is, DICOM oblique

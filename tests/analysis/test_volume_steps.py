@@ -66,6 +66,9 @@ def test_read_mask_is_put_onto_the_grid_of_the_volume_and_refused_elsewhere(tmp_
     mask = sitk.Cast(image > 60, sitk.sitkUInt8)
     path = write_nifti(tmp_path / "mask.nii", sitk.DICOMOrient(mask, "SAL"))
     np.testing.assert_array_equal(array(volume_steps.read_mask(str(path), image)), array(mask))
+    write_nifti(path, sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32)))
+    with pytest.raises(UserError, match="mask.nii: holds .* different values or more, so it is an image"):
+        volume_steps.read_mask(str(path), image)
     mask.SetOrigin((1000, 0, 0))
     write_nifti(path, mask)
     with pytest.raises(UserError, match="no voxel of this mask lies in the volume"):
