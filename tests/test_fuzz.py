@@ -6,6 +6,7 @@ Long workers are replaced: what is tried is what is let through to them.
 """
 
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -32,6 +33,7 @@ import dataset
 import metrics
 import phantom
 import predict
+import prepare
 import train
 from analysis import areas, dataset_report, diagrams, projector
 from analysis import style_space as styles
@@ -572,7 +574,32 @@ def scripts(saved, slices_dir, tmp_path_factory):
             ["--dataset_dir", slices_dir, "--resolution", "32"],
             [(dataset_report, "save_samples", lambda *_: None)],
         ),
+        "prepare": (prepare.main, *download_of_one(tmp_path_factory.mktemp("download"))),
     }
+
+
+HAS_SITK = importlib.util.find_spec("SimpleITK") is not None
+
+
+def download_of_one(folder):
+    """(flags that work, what stands for the workers) of prepare.py; nothing where SimpleITK is missing."""
+    if not HAS_SITK:
+        return [], []
+    from analysis import preparation
+
+    real = preparation.find_volumes
+
+    def find_volumes(place, *flag):  # not on the whole disk
+        inside = any(os.path.realpath(place).startswith(str(base)) for base in (folder, Path.cwd()))
+        return real(place if inside or not os.path.isdir(place) else folder, *flag)
+
+    def run_jobs(jobs, _):
+        return ({"image": job.volume.image, "size": job.volume.size(), "mask": None, "slices": {}} for job in jobs)
+
+    (folder / "I7.nii").write_bytes(b"text")
+    (folder / "table.csv").write_text("image,subject,group\n7,someone,AD\n")
+    flags = ["--volumes", folder, "--subjects", folder / "table.csv", "--output_dir", "out"]
+    return flags, [(preparation, "run_jobs", run_jobs), (preparation, "find_volumes", find_volumes)]
 
 
 def draw_phantoms(folder):
@@ -588,9 +615,13 @@ def draw_phantoms(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset"])
+@pytest.mark.parametrize(
+    "name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset", "prepare"]
+)
 def test_any_flags_end_in_status_0_or_one_line(scripts, saved, slices_dir, name):
     main, base, workers = scripts[name]
+    if name == "prepare" and not HAS_SITK:
+        pytest.skip("SimpleITK is not installed")
     code, usage, _ = cli(main, "--help")
     assert code == 0
     flags = sorted(set(re.findall(r"^  (--\w+)", usage, re.MULTILINE)) - {"--help"})
