@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -298,22 +299,37 @@ def read_record(folder, flags):
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
-        if record["format"] != FORMAT or not all(isinstance(record[name], dict) for name in ("flags", "people", "scans")):
-            raise ValueError("another format")
+        check_record(record)
     except FileNotFoundError:
         if names := sorted(name for name in os.listdir(folder) if not name.startswith(".")):
             raise UserError(
                 f"--output_dir {folder}: holds other files ({names[0]}, ...) and is left as it is; choose a new folder"
             ) from None
         return {"format": FORMAT, "flags": flags, "people": {}, "runs": [], "scans": {}}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), so nothing can be resumed; choose a new --output_dir") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({printable(str(error))[:100]}), so nothing can be resumed; choose a new --output_dir"
+        ) from None
     for name, value in flags.items():
         if (before := record["flags"].get(name)) != value:
             shown = " ".join(map(str, before)) if isinstance(before, list) else str(before)
             flag = f"another --{name}, or without" if name in ("masks", "template") else f"--{name} {shown}"
             raise UserError(f"--output_dir {folder}: its slices were made with {flag}; choose a new folder, or the same flag")
     return record
+
+
+def check_record(record):
+    """Any of several errors unless a record is one that this file writes: files that it names would be deleted."""
+    if record["format"] != FORMAT:
+        raise ValueError("of another version of prepare.py")
+    record["flags"].items(), record["runs"].append
+    if not set(record["people"].values()) <= set(SPLITS):
+        raise ValueError("damaged")
+    folders = [f"{split}/{label}" for split in SPLITS for label in CLASSES]
+    for image, entry in record["scans"].items():
+        Scan(**entry["scan"]), entry["size"], entry["mask"]
+        if entry["folder"] not in folders or not all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"]):
+            raise ValueError("damaged")
 
 
 def write_json(path, value):

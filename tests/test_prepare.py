@@ -239,6 +239,31 @@ def test_a_damaged_record_and_a_folder_of_other_files_are_refused(download):
         assert "provenance.json" in refusal(prepare.main, *flags())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(format=2),
+        lambda record: record.update(flags=[]),
+        lambda record: record.update(runs={}),
+        lambda record: record["people"].update(someone="../.."),
+        lambda record: record["scans"]["100"].update(folder="../ADNI"),
+        lambda record: record["scans"]["100"].update(slices={"../../../adni.csv": ""}),
+        lambda record: record["scans"]["100"].update(slices=None),
+        lambda record: record["scans"]["100"].pop("size"),
+        lambda record: record["scans"]["100"]["scan"].update(shoe=44),
+        lambda record: record["scans"].update({"../x": record["scans"]["100"]}),
+    ],
+)
+def test_a_record_that_was_tampered_with_is_refused_and_deletes_nothing(download, change):
+    run()
+    changed = record()
+    change(changed)
+    (download / "out" / "provenance.json").write_text(json.dumps(changed))
+    before = slices()
+    assert "provenance.json: cannot be read" in refusal(prepare.main, *flags())
+    assert slices() == before and os.path.exists("adni.csv")
+
+
 def test_half_written_files_of_a_killed_run_are_removed(download):
     run()
     (download / "out/train/AD/.tmp-x.jpeg").write_bytes(b"half")
