@@ -312,8 +312,10 @@ def read_record(folder, flags):
                 f"--output_dir {folder}: holds other files ({names[0]}, ...) and is left as it is; choose a new folder"
             ) from None
         return {"format": FORMAT, "flags": flags, "people": {}, "runs": [], "scans": {}}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}), so nothing can be resumed; choose a new --output_dir") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({printable(str(error))[:100]}), so nothing can be resumed; choose a new --output_dir"
+        ) from None
     for name, value in flags.items():
         if (before := record["flags"].get(name)) != value:
             shown = " ".join(map(str, before)) if isinstance(before, list) else str(before)
@@ -323,25 +325,17 @@ def read_record(folder, flags):
 
 
 def check_record(record):
-    """ValueError unless a record has what a run reads, slices and people in known folders: it decides what is removed."""
-    try:
-        known = (
-            record["format"] == FORMAT
-            and isinstance(record["flags"], dict)
-            and isinstance(record["runs"], list)
-            and set(record["people"].values()) <= set(SPLITS)
-            and all(
-                tuple(entry["folder"].split("/")) in FOLDERS
-                and not {"size", "mask"} - set(entry)
-                and set(entry["scan"]) == set(Scan._fields)
-                and all(re.fullmatch(rf"{int(image)}_[0-9]+\.(jpeg|png)", name) for name in entry["slices"])
-                for image, entry in record["scans"].items()
-            )
-        )
-    except (KeyError, TypeError, AttributeError, ValueError):
-        known = False
-    if not known:
-        raise ValueError("damaged, or of another version")
+    """Any of several errors unless a record is one that this file writes: files that it names would be deleted."""
+    if record["format"] != FORMAT:
+        raise ValueError("of another version of prepare.py")
+    record["flags"].items(), record["runs"].append
+    if not set(record["people"].values()) <= set(SPLITS):
+        raise ValueError("damaged")
+    folders = [f"{split}/{label}" for split in SPLITS for label in CLASSES]
+    for image, entry in record["scans"].items():
+        Scan(**entry["scan"]), entry["size"], entry["mask"]
+        if entry["folder"] not in folders or not all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"]):
+            raise ValueError("damaged")
 
 
 def write_json(path, value):
