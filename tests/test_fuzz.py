@@ -520,9 +520,7 @@ def scripts(saved, slices_dir, tmp_path_factory):
     section = Section("x")
     figure = diagrams.Figure(figsize=(1, 1))
     drawn = draw_phantoms(tmp_path_factory.mktemp("phantoms"))
-    prepared = prepare_script(tmp_path_factory.mktemp("download")) if importlib.util.find_spec("SimpleITK") else None
     return {
-        "prepare": prepared,
         "train": (
             train.main,
             [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", "runs", "--dry_run"],
@@ -621,8 +619,6 @@ def draw_phantoms(folder):
     "name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset", "prepare"]
 )
 def test_any_flags_end_in_status_0_or_one_line(scripts, saved, slices_dir, name):
-    if name == "prepare":
-        pytest.importorskip("SimpleITK")
     main, base, workers = scripts[name]
     if name == "prepare" and not HAS_SITK:
         pytest.skip("SimpleITK is not installed")
