@@ -386,7 +386,7 @@ def test_missing_simpleitk_is_one_line(download, script, tmp_path):
 
 def start(*more):
     command = [sys.executable, os.path.join(ROOT, "prepare.py"), *flags(*more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def wait_for_slices(process, count=1):
