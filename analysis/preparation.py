@@ -365,12 +365,16 @@ def write_scans(folder, record):
 
 def conclude(args, record, found, skipped):
     """Print what there is now; returns the exit status."""
+    empty = []
     for split in SPLITS:
         for label in CLASSES:
             entries = [entry for entry in record["scans"].values() if entry["folder"] == f"{split}/{label}"]
             people = {entry["scan"]["person"] for entry in entries}
             slices = sum(len(entry["slices"]) for entry in entries)
             print(f"{split} {label}: {len(people)} people, {len(entries)} scans, {slices} slices")
+            empty += [] if entries else [f"{split}/{label}"]
+    if empty:
+        print(f"note: nothing in {', '.join(empty)}; with few people, try another --seed or --test_share in a new folder")
     if earlier := set(record["scans"]) - set(found):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
     print(os.path.join(args.output_dir, "scans.csv"))

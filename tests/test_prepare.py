@@ -129,6 +129,12 @@ def test_slices_do_not_depend_on_format_or_order_of_files(download):
         assert np.abs(read_image(f"out/{path}").astype(int) - pixels).max() <= 1  # float32 sums in another order
 
 
+def test_an_empty_class_on_a_side_is_noted(download, capsys):
+    run("--test_share", 0)
+    assert "note: nothing in test/AD, test/NC;" in capsys.readouterr().out
+    assert all(path.startswith("train/") for path in slices())
+
+
 def test_png_has_16_bits(download):
     run("--format", "png")
     pixels = read_image("out/" + next(iter(slices())))
@@ -386,7 +392,7 @@ def test_missing_simpleitk_is_one_line(download, script, tmp_path):
 
 def start(*more):
     command = [sys.executable, os.path.join(ROOT, "prepare.py"), *flags(*more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def wait_for_slices(process, count=1):
