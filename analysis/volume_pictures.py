@@ -67,7 +67,8 @@ def save(panels, pixels, name, view, path):
                 axes.text(0.02, 0.5, side, color="white", fontsize=7, va="center", transform=axes.transAxes)
             if row == 0:
                 text = f"{title}\n{limits[0]:.2f} to {limits[1]:.2f}" if title == FIELD else title
-                axes.set_title(text, color="white", fontsize=8, pad=3)
+                cell = grid[row, column].get_position(figure)  # all titles at one height, whatever the shape of the planes
+                figure.text((cell.x0 + cell.x1) / 2, cell.y1, text, color="white", fontsize=8, ha="center", va="center")
     strip = below.subgridspec(rows, strip_columns, wspace=0.02, hspace=0.02)
     for i, plane in enumerate(pixels):
         axes = figure.add_subplot(strip[divmod(i, strip_columns)])

@@ -41,6 +41,7 @@ def states(loss, gp_every):
     return ours, other, bench.PlainStep(bench.our_networks(other), loss, gp_every, torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss, gp_every", [("relativistic", 1), ("relativistic", 2), ("logistic", 3)])
 def test_plain_step_has_the_gradients_of_train_step(loss, gp_every):
     ours, other, plain_step = states(loss, gp_every)

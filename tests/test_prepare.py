@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, make_once, read_image, refusal
 
 sitk = pytest.importorskip("SimpleITK")
+pytestmark = pytest.mark.slow  # each runs the command, most of them twice
 
 from synthetic_volumes import head, write_dicom, write_download, write_nifti  # noqa: E402
 
@@ -379,7 +380,6 @@ def test_flags_that_cannot_be_used_are_refused(download, more, part):
     assert not os.path.exists("out")
 
 
-@pytest.mark.slow
 def test_missing_simpleitk_is_one_line(download, script, tmp_path):
     (tmp_path / "SimpleITK.py").write_text("raise ImportError")
     done = script("prepare.py", *flags(), env={**os.environ, "PYTHONPATH": str(tmp_path)})
@@ -402,7 +402,6 @@ def wait_for_slices(process, count=1):
         time.sleep(0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_is_resumed_and_ends_as_one_that_was_not(download, signum):
     assert run() == 0

@@ -599,6 +599,7 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, slices_dir, signalled, n
 
 
 @posix
+@pytest.mark.slow
 def test_a_second_signal_ends_the_save_of_the_first_and_keeps_the_old_checkpoint(tmp_path, slices_dir, signalled, monkeypatch):
     start(slices_dir, tmp_path, "--epochs", 1)
     before = checkpoint(tmp_path / "AD")

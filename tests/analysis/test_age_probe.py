@@ -235,6 +235,7 @@ def test_few_people_get_no_figure_but_a_sentence(monkeypatch):
     assert age_tables(results)[0].rows[1][3] == "too few (under 5 of a class)"
 
 
+@pytest.mark.slow
 def test_age_section_matches_slices_to_people_by_their_file_names(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 40)
     w, classes, scans = planted(0, **DISEASE)

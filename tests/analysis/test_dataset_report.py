@@ -37,6 +37,7 @@ def report(tmp_path, capsys, *flags):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["train", "test", "."])
 def test_report_of_two_splits_counts_files_and_what_they_share(splits, tmp_path, capsys, folder):
     text = report(tmp_path, capsys, "--dataset_dir", splits.parent / folder)
@@ -109,6 +110,7 @@ def test_report_with_people_names_what_is_wrong(splits, tmp_path, capsys):
     assert "scans: 13 in train, 5 in test, in both 1 (203)" in text and "unknown" not in text
 
 
+@pytest.mark.slow
 def test_report_with_people_of_one_split_and_two_columns(data, tmp_path, capsys):
     save(data / "NC/100_9.png", noise(32, 32, 1))  # a scan in both classes
     (tmp_path / "people.csv").write_text("image,subject,group\n100,ann,AD\n200,ann,CN\n")

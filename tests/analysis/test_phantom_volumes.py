@@ -175,6 +175,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).rglob("*.jpeg")}
 
 
+@pytest.mark.slow
 def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small, monkeypatch):
     monkeypatch.setattr(phantom, "VOLUME_SLICES", 97)  # enough for the 20 that are stored as slices
     folder = make_folders(tmp_path / "AD_NC")
@@ -227,6 +228,7 @@ def test_the_mask_of_a_phantom_is_its_brain_inside_which_the_percentiles_are_tak
     assert np.abs(pixels[:, 108:132, 116:140] - expected).max() < 0.5 + 65535 * 2.0**-22
 
 
+@pytest.mark.slow
 def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(tmp_path, small):
     params = phantom.draw_subject(np.random.default_rng(2), "AD")
     planes = np.stack([phantom.draw_slice(params, i, np.random.default_rng(i))[2] for i in range(phantom.VOLUME_SLICES)])

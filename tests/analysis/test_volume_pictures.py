@@ -23,6 +23,7 @@ def test_views_are_the_planes_through_the_middle_with_the_top_above():
         np.testing.assert_array_equal(outline, expected > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_save_draws_every_step_and_slice(tmp_path, count):
     panels, image = [], sitk.Cast(head(), sitk.sitkFloat32)

@@ -225,6 +225,7 @@ def test_to_pixels_rounds_and_fills_the_range():
 # All of them
 
 
+@pytest.mark.slow
 def test_slices_are_the_same_in_whatever_orientation_the_volume_is_stored():
     image = sitk.Cast(head(), sitk.sitkFloat32)
     expected, indices = cut_slices(image, PLAIN)

@@ -199,6 +199,7 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplott
     assert (one["path_length"]["mean"] > 0) == ("--path_length" in flags)
 
 
+@pytest.mark.slow
 def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir, validations):
     validations[0].extend([3.0, 2.0])
     start(slices_dir, tmp_path, "--epochs", 1, "--eval_every", 1)
