@@ -19,7 +19,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from utils import CLASSES, UserError, answer_early, atomic_path, has_room, printable, run_cli
+from utils import CLASSES, UserError, answer_early, atomic_path, has_room, printable, run_cli, walk
 
 
 def parse_args(argv=None):
@@ -165,20 +165,11 @@ def find_slices(folder):
 
     Hidden files and folders are left out.
     """
-
-    def refuse(error):
-        raise UserError(f"{error.filename}: cannot look into this folder ({error.strerror})")
-
-    files, visited = [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        if os.path.realpath(root) in visited:  # a link to a folder above it would be followed for ever
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(root))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    files = []
+    for root, names in walk(folder):
         below = os.path.relpath(root, folder).replace(os.sep, "/") + "/"
         for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(EXTENSIONS):
                 try:
                     entry = os.stat(os.path.join(root, name))
                     size, mtime = entry.st_size, entry.st_mtime_ns

@@ -178,6 +178,25 @@ def checksum(state):
     return sha.hexdigest()
 
 
+def walk(folder, flag=""):
+    """Yield each folder in `folder`, itself first, with the sorted names of its files; hidden ones are left out, links followed.
+
+    UserError, which names `flag`, if one cannot be looked into.
+    """
+
+    def refuse(error):
+        raise UserError(f"{flag} {error.filename}: cannot look into this folder ({error.strerror})".lstrip())
+
+    visited = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if os.path.realpath(root) in visited:  # a link to a folder above it would be followed for ever
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(root))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield root, sorted(name for name in names if not name.startswith("."))
+
+
 def make_folder(path, flag):
     """Create folder `path` (and parents) or raise a UserError that names `flag`."""
     try:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import UserError, printable
+from utils import UserError, printable, walk
 
 try:
     import SimpleITK as sitk
@@ -101,19 +101,10 @@ def find_volumes(folder, flag="--volumes"):
     """
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
-
-    def refuse(error):
-        raise UserError(f"{flag} {error.filename}: cannot look into this folder ({error.strerror})")
-
-    found, nameless, visited = {}, set(), set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        if os.path.realpath(root) in visited:  # a link to a folder above it would be followed for ever
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(root))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    found, nameless = {}, set()
+    for root, names in walk(folder, flag):
         series = {}
-        for path in (os.path.join(root, name) for name in sorted(names) if not name.startswith(".")):
+        for path in (os.path.join(root, name) for name in names):
             is_nifti = path.lower().endswith(NIFTI)
             if os.path.isfile(path) and (is_nifti or is_dicom(path)):  # reading a pipe would never end
                 image = image_id(os.path.relpath(path, folder), not is_nifti)
