@@ -503,6 +503,12 @@ VALUES = st.one_of(
 
 
 @pytest.fixture(scope="module")
+def own_slices(slices_dir, tmp_path_factory):
+    """A copy of the slices: into the shared ones, a command of another worker may be writing."""
+    return str(shutil.copytree(os.path.dirname(slices_dir), tmp_path_factory.mktemp("copy") / "data") / "train")
+
+
+@pytest.fixture(scope="module")
 def saved(models, tmp_path_factory):
     """A folder with runs AD, with a checkpoint before its last and a best.pt, and all-conditional, each of two epochs."""
     folder = tmp_path_factory.mktemp("saved")
@@ -512,7 +518,7 @@ def saved(models, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scripts(saved, slices_dir, tmp_path_factory):
+def scripts(saved, own_slices, tmp_path_factory):
     """{name: (main, flags that work, what stands for its workers)}."""
     rng, real = np.random.default_rng(0), metrics.measure_quality
     study = real(*rng.integers(0, 255, (2, 12, 32, 32), dtype=np.uint8))
@@ -523,7 +529,7 @@ def scripts(saved, slices_dir, tmp_path_factory):
     return {
         "train": (
             train.main,
-            [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", "runs", "--dry_run"],
+            [*TINY, "--classes", "AD", "--dataset_dir", own_slices, "--model_dir", "runs", "--dry_run"],
             [(train, "train", lambda *_: 0)],
         ),
         "predict": (
@@ -540,7 +546,7 @@ def scripts(saved, slices_dir, tmp_path_factory):
         ),
         "metrics": (
             metrics.main,
-            ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--device", "cpu"],
+            ["--real", own_slices, "--fake", own_slices, "--resolution", "32", "--device", "cpu"],
             [
                 (metrics, "measure_quality", lambda *_, **__: study),
                 (metrics, "plot_quality", lambda *_: None),
@@ -555,12 +561,12 @@ def scripts(saved, slices_dir, tmp_path_factory):
         ),
         "bench": (
             bench.main,
-            ["--resolution", "32", "--device", "cpu", "--dataset_dir", slices_dir],
+            ["--resolution", "32", "--device", "cpu", "--dataset_dir", own_slices],
             [(bench, "benchmark", lambda *_: [])],
         ),
         "augment": (
             augment.main,
-            ["--dataset_dir", slices_dir, "--resolution", "32"],
+            ["--dataset_dir", own_slices, "--resolution", "32"],
             [(augment, "plot_operations", lambda *_: None)],
         ),
         "diagrams": (
@@ -568,10 +574,10 @@ def scripts(saved, slices_dir, tmp_path_factory):
             ["--output_dir", "out"],
             [(diagrams, name, lambda *_: figure) for name in ("draw_generator", "draw_style_block", "draw_discriminator")],
         ),
-        "areas": (areas.main, [drawn], [(areas, "measure_areas", lambda x, _: {name: np.arange(len(x)) for name in areas.AMOUNT})]),
+        "areas": (areas.main, [drawn], [(areas, "measure_areas", lambda x, *_: dict.fromkeys(areas.AMOUNT, np.arange(len(x))))]),
         "dataset": (
             dataset.main,
-            ["--dataset_dir", slices_dir, "--resolution", "32"],
+            ["--dataset_dir", own_slices, "--resolution", "32"],
             [(dataset_report, "save_samples", lambda *_: None)],
         ),
         "prepare": (prepare.main, *download_of_one(tmp_path_factory.mktemp("download"))),
@@ -618,7 +624,7 @@ def draw_phantoms(folder):
 @pytest.mark.parametrize(
     "name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset", "prepare"]
 )
-def test_any_flags_end_in_status_0_or_one_line(scripts, saved, slices_dir, name):
+def test_any_flags_end_in_status_0_or_one_line(scripts, saved, own_slices, name):
     main, base, workers = scripts[name]
     if name == "prepare" and not HAS_SITK:
         pytest.skip("SimpleITK is not installed")
@@ -641,19 +647,19 @@ def test_any_flags_end_in_status_0_or_one_line(scripts, saved, slices_dir, name)
             (folder / "FILE").write_text("text")
             for link, target in (
                 ("FOLDER", folder),
-                ("SLICES", slices_dir),
-                ("TEST", os.path.join(slices_dir, "../test")),
+                ("SLICES", own_slices),
+                ("TEST", os.path.join(own_slices, "../test")),
                 ("MODELS", saved),
             ):
                 os.symlink(target, folder / link)
             argv = [part for flag, value, form in drawn for part in form.replace(" ", "\0").format(flag, value).split("\0")]
-            before = listing(saved), listing(os.path.dirname(slices_dir))
+            before = listing(saved), listing(os.path.dirname(own_slices))
             try:
                 cli(main, *(base if whole else []), *argv)
             except Exception as error:
                 raise AssertionError(argv) from error
             if not any("/" in value or value in ("SLICES", "TEST", "MODELS") for _, value, _ in drawn):
-                assert before == (listing(saved), listing(os.path.dirname(slices_dir)))
+                assert before == (listing(saved), listing(os.path.dirname(own_slices)))
 
     check()
 
