@@ -182,7 +182,7 @@ function computeColours() {
 
 const stamps = new Map();
 
-/** A point of this colour, drawn once: {canvas, side in CSS pixels, rgba, rows and columns that it covers}. Real ones are outlined. */
+/** A point of this colour, drawn once: {canvas, side in CSS pixels, rgba, rows and columns that it covers}, outlined if it is real or missed. */
 function stamp(colour, real, missed) {
   const ink = themeColour("ink"), key = `${colour} ${real} ${missed} ${devicePixelRatio} ${ink}`;
   if (!stamps.has(key)) {

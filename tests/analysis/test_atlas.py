@@ -265,6 +265,37 @@ def test_hover_shows_the_slice_of_the_point_and_what_is_known_of_it(example, pag
 
 
 @pytest.mark.slow
+def test_map_shows_every_point_in_the_colour_of_its_set_and_no_hidden_one(example, page):
+    names = [
+        page(f"return getComputedStyle(document.documentElement).getPropertyValue('--{name}')") for name in ("AD", "NC", "other")
+    ]
+    colours = [[int(name.strip()[k : k + 2], 16) for k in (1, 3, 5)] for name in names]
+
+    def painted():
+        """RGBA of the canvas where each point is, once the next frame is drawn."""
+        return np.array(
+            page.browser.execute_async_script(
+                "const done = arguments[1], ratio = devicePixelRatio; requestAnimationFrame(() => requestAnimationFrame(() => done("
+                "arguments[0].map((i) => { const [x, y] = atlas.position(i);"
+                "return [...map.getContext('2d').getImageData(Math.round(x * ratio), Math.round(y * ratio), 1, 1).data]; }))));",
+                chosen,
+            )
+        )
+
+    order = [int(i) for i in isolated(example, page) if i != page("return atlas.state.current")]
+    chosen = [i for k in range(3) for i in [i for i in order if example.sets[i] == k][:3]]
+    found = painted()
+    assert np.abs(found[:, :3] - np.array(colours)[example.sets[chosen]]).max() <= 3  # stored multiplied by their opacity
+    assert found[:, 3].min() > 190
+    page.find("#legend button:nth-child(1)").click()
+    assert ((painted()[:, 3] > 190) == (example.sets[chosen] > 0)).all()
+    x, y = page.position(chosen[-1])
+    page("atlas.state.left = 12; redraw()")
+    assert page.position(chosen[-1]) == pytest.approx([x + 12, y])
+    assert ((painted()[:, 3] > 190) == (example.sets[chosen] > 0)).all()
+
+
+@pytest.mark.slow
 def test_arrow_keys_go_to_the_nearest_slice_in_their_direction_and_enter_pins(example, page):
     from selenium.webdriver import Keys
 
