@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from analysis.shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field, wave_phases
-from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli
+from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli, usable_cores
 
 HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
@@ -392,14 +392,13 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False
 
 
 def main(argv=None):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser("Draw phantom brains in the layout of the ADNI AD_NC set.", "phantom.py AD_NC --subjects 300")
     parser.add_argument("folder", help="where to write train/, test/ and subjects.csv; new or empty")
     parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="people; a fifth are for testing")
     parser.add_argument("--scans", type=number(int, 1, 100), default=1, help="of each subject, 20 slices each")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
     Group(parser, "volumes").add_bool("--volumes", False, "also each scan's volume and brain mask, for prepare.py")
-    parser.add_argument("--num_workers", type=number(int, 1), default=cores, help="processes")
+    parser.add_argument("--num_workers", type=number(int, 1), default=usable_cores(), help="processes")
     args = parser.parse_args(argv)
     start = time.monotonic()
     written = write_phantoms(args.folder, args.subjects, args.seed, args.num_workers, args.scans, args.volumes)

@@ -18,15 +18,13 @@ AD and CN scan in the table has its slices, 3 if some have none (skipped.csv say
 after signal n, as after Ctrl-C (130). Needs SimpleITK: pip install -r requirements-volumes.txt.
 """
 
-import os
 import shlex
 import sys
 
-from utils import ArgumentParser, Group, UserError, number, run_cli
+from utils import ArgumentParser, Group, UserError, number, run_cli, usable_cores
 
 
 def parse_args(argv=None):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = ArgumentParser(
         "Cut the volumes of an ADNI download (NIfTI, DICOM) into axial slices, split by person: the data set that train.py reads.\n"
         "The same command resumes. Exit status: 0 if every AD and CN scan in the table has its slices, 3 if some have none\n"
@@ -90,7 +88,10 @@ def parse_args(argv=None):
     run = Group(parser, "run")
     run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
     run.add(
-        "--num_workers", type=number(int, 1), default=cores, help="processes; each takes 0.6 GB of memory for a scan of 256x256x166"
+        "--num_workers",
+        type=number(int, 1),
+        default=usable_cores(),
+        help="processes; each takes 0.6 GB of memory for a scan of 256x256x166",
     )
     args = parser.parse_args(argv)
     for flag in "slices", "percentiles":

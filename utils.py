@@ -178,6 +178,11 @@ def checksum(state):
     return sha.hexdigest()
 
 
+def usable_cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def walk(folder, flag=""):
     """Yield each folder in `folder`, itself first, with the sorted names of its files; hidden ones are left out, links followed.
 

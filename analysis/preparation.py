@@ -331,10 +331,10 @@ def check_record(record):
     record["flags"].items(), record["runs"].append
     if not set(record["people"].values()) <= set(SPLITS):
         raise ValueError("damaged")
-    folders = [f"{split}/{label}" for split in SPLITS for label in CLASSES]
     for image, entry in record["scans"].items():
         Scan(**entry["scan"]), entry["size"], entry["mask"]
-        if entry["folder"] not in folders or not all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"]):
+        named = all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"])
+        if tuple(entry["folder"].split("/")) not in FOLDERS or not named:
             raise ValueError("damaged")
 
 

@@ -162,11 +162,9 @@ def read_volume(volume):
 def reason(error):
     """What SimpleITK's error says, without the names of its source files."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    return (
-        printable(re.sub(r"^.*?(ERROR|Error): *(\w+\([0-9a-fx]+\): *)?", "", lines[-1]))[:200].rstrip(".")
-        if lines
-        else "no reason given"
-    )
+    if not lines:
+        return "no reason given"
+    return printable(re.sub(r"^.*?(ERROR|Error): *(\w+\([0-9a-fx]+\): *)?", "", lines[-1]))[:200].rstrip(".")
 
 
 def check_size(place, size):
@@ -247,7 +245,7 @@ def read_dicom(files):
     """Read the DICOM files of one series, in any order; the errors are those of `read_volume`."""
     place, headers = os.path.dirname(files[0]), read_headers(files)
     first = headers[0]
-    described = " ".join(header[name] or "" for header in headers[:1] for name in ("description", "type"))
+    described = " ".join(first[name] or "" for name in ("description", "type"))
     if LOCALISER.search(described):
         raise UserError(f"{place}: a localiser ({printable(first['description'] or first['type'])[:60]})")
     if (first["frames"] or "1") != "1":
