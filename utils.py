@@ -249,7 +249,8 @@ def pick_device(name, deterministic=False):
     else:
         keep_freed_memory()
     torch.backends.cudnn.deterministic = deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: two seconds
+        torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which PyTorch refuses matrix products on CUDA
         torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and none is read
