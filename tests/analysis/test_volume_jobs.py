@@ -16,7 +16,7 @@ from analysis.volume_steps import Job  # noqa: E402
 from analysis.volumes import Volume  # noqa: E402
 
 pytestmark = pytest.mark.slow  # they start processes
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # conftest's would import PyTorch in each process
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # conftest's would import PyTorch, too
 
 
 def jobs(count):
