@@ -119,7 +119,7 @@ def work_folder(path):
 def copy_repository(folder):
     """Copy the sources, tests and settings of the repository, as far as git does not ignore them."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [name for name in listed.stdout.splitlines() if name.endswith((".py", ".j2", ".ini", ".toml", ".md", ".txt"))]
+    files = [name for name in listed.stdout.splitlines() if name.endswith((".py", ".j2", ".toml", ".md", ".txt"))]
     for name in files:
         destination = os.path.join(folder, name)
         if os.path.exists(os.path.join(ROOT, name)):
@@ -131,7 +131,7 @@ def configuration(path, target):
     lists = {
         "source_paths": ["modules.py", "ops.py", "dataset.py", "training", "analysis"],
         "only_mutate": [path],
-        "also_copy": ["train.py", "predict.py", "metrics.py", "bench.py", "phantom.py", "utils.py", "pytest.ini"],
+        "also_copy": ["train.py", "predict.py", "metrics.py", "bench.py", "phantom.py", "utils.py", "pyproject.toml"],
         "pytest_add_cli_args_test_selection": target.tests.split(),
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-m", "not slow"],
         "do_not_mutate_patterns": IGNORED.split("\n"),
