@@ -37,7 +37,7 @@ def read_checkpoint(folder, warn=True):
     for name in FILES:
         try:
             state = load_tensors(os.path.join(folder, name))
-            images = state.get("images", 0)
+            kimg = f"{state.get('images', 0) / 1000:.1f} kimg"
         except Exception as error:  # PyTorch raises nearly anything for a damaged file
             problems.append(f"{name} is damaged or missing ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]})")
             continue
@@ -48,7 +48,7 @@ def read_checkpoint(folder, warn=True):
             )
         if problems and warn:
             print(
-                f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {images / 1000:.1f} kimg",
+                f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {kimg}",
                 file=sys.stderr,
             )
         return state

@@ -24,7 +24,11 @@ def save_list(path):
     torch.save([1, 2], path)
 
 
-DAMAGE = [cut, flip_bit, os.unlink, save_list] + [replace_by_pipe] * hasattr(os, "mkfifo")
+def save_other_images(path):
+    save_tensors({"images": None, "format": FORMAT}, path)  # with a checksum that fits
+
+
+DAMAGE = [cut, flip_bit, os.unlink, save_list, save_other_images] + [replace_by_pipe] * hasattr(os, "mkfifo")
 
 
 def test_the_newest_checkpoint_is_read_and_the_one_before_it_kept(folder, capsys):
