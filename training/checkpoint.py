@@ -47,10 +47,7 @@ def read_checkpoint(folder, warn=True):
                 f"{FORMAT}); {START_ANEW}"
             )
         if problems and warn:
-            print(
-                f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {kimg}",
-                file=sys.stderr,
-            )
+            print(f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {kimg}", file=sys.stderr)
         return state
     raise UserError(f"{folder}: {' and '.join(problems)}; {START_ANEW}")
 
