@@ -17,17 +17,17 @@ PREDICT = $(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)
 demo: $(VENV)/installed
 	$(PY) predict.py --model_dir models --morph True --output_dir $(DEMO)/first
 	@echo "^ drawn by a model that comes along. Now a data set of phantoms, and four models of it:"
-	$(PY) phantom.py $(DEMO)/AD_NC --subjects 80 --seed 0
+	$(PY) phantom.py $(DEMO)/AD_NC --subjects 75 --seed 0
 	$(MAKE) demo-models SIZE="$$($(PY) -c '$(SMALL)')"
 
 demo-models:
-	$(TRAIN) --classes all --conditional True --model_dir $(DEMO)/model --max_minutes 4
+	$(TRAIN) --classes all --conditional True --model_dir $(DEMO)/model --max_minutes 3.75
 	$(TRAIN) --classes AD --model_dir $(DEMO)/model --max_minutes 0.5
 	$(TRAIN) --classes NC --model_dir $(DEMO)/model --seed 1 --max_minutes 0.5
 	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 0.5
 	rm -rf $(DEMO)/predictions
 	$(PREDICT) --classes all-conditional --export 200 --morph True
-	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --umap_slices 10 --atlas True
+	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --umap_slices 5 --atlas True
 	$(PY) -m analysis.areas $(DEMO)/AD_NC --generated $(DEMO)/predictions/all-conditional
 	@echo "Look at, in this order:"
 	@echo "  generated slices beside real ones:       $$(ls $(DEMO)/model/all-conditional/fake_vs_real/epoch_*.png | tail -n 1)"
