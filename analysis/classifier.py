@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 from tqdm import tqdm
 
 from analysis.bootstrap import auc, bootstrap
@@ -29,6 +28,8 @@ SHIFT = 2  # pixels; training slices are moved by up to this much in either dire
 
 def build_classifier():
     """Slices [N, 1, R, R] -> logit of AD [N, 1]: torchvision's residual blocks (He et al. 2016), one at each of four levels."""
+    from torchvision.models.resnet import BasicBlock  # takes seconds to import
+
     layers, channels = [nn.Conv2d(1, WIDTH, 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True)], WIDTH
     for level in range(4):
         out, stride = WIDTH << level, 2 if level else 1

@@ -19,7 +19,6 @@ import os
 
 import numpy as np
 import torch
-from scipy.stats import wasserstein_distance
 from tqdm import tqdm
 
 from analysis import report
@@ -181,6 +180,7 @@ def compare_areas(areas, groups, truth=None):
     Interval; "wasserstein": distance of generated from training slices; "floor": that of unseen slices, which are real but of
     other people; "truth"}}} and, with both classes, {"AD - NC": {tissue: {kind: Interval of the difference}}}.
     """
+    from scipy.stats import wasserstein_distance  # takes a second to import
 
     def difference(a, b, tissue, relative=False):  # a, b: (kind, class)
         values = [areas[kind][name][tissue] for kind, name in (a, b)]
