@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, TINY_NETWORK, checkpoint, read_table, refusal, same_checkpoints, start, train_command
+from conftest import ROOT, TINY, TINY_NETWORK, checkpoint, leave_plots_out, read_table, refusal, same_checkpoints, start, train_command
 
 import train
 import utils
@@ -112,13 +112,16 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
     assert network == expected
 
 
-@pytest.fixture
-def cpu_run(tmp_path, slices_dir, unplotted):
-    """The folder of a run begun on a CPU with its learning rates, but for the critic's."""
-    flags = [*TINY_NETWORK, "--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", tmp_path, "--device", "cpu"]
+@pytest.fixture(scope="module")
+def cpu_run(tmp_path_factory, slices_dir):
+    """The folder of a run begun on a CPU with its learning rates, but for the critic's. Never write there."""
+    folder = tmp_path_factory.mktemp("cpu_run")
+    flags = [*TINY_NETWORK, "--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", folder, "--device", "cpu"]
     flags += ["--epochs", 1, "--eval_every", 0, "--lr_critic", 0.003]
-    assert train.main(list(map(str, flags))) == 0
-    return str(tmp_path / "AD")
+    with pytest.MonkeyPatch.context() as patch:
+        leave_plots_out(patch)
+        assert train.main(list(map(str, flags))) == 0
+    return str(folder / "AD")
 
 
 def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run, ampere):

@@ -52,6 +52,7 @@ def test_constants_of_the_measurement():
     assert areas.LEVELS == (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tissue, correlation, bias", [("ventricle", 0.97, 0.08), ("grey", 0.93, 0.04), ("white", 0.96, 0.04)])
 def test_measured_areas_agree_with_the_truth_of_subjects_not_fitted_to(slices, tissue, correlation, bias):
     pixels, truth = slices

@@ -233,6 +233,7 @@ def test_style_separation_is_of_pairs_unless_told_otherwise():
     assert default.auc != alone.auc and default.alike.value == alone.alike.value != people.alike.value
 
 
+@pytest.mark.slow
 def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other():
     """20 people of either class, who do not differ by class, with ten slices each that are nearly the same."""
     rng, classes, people = np.random.default_rng(0), np.repeat([0, 1], 200), np.repeat(np.arange(40), 10)
