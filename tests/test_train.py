@@ -12,7 +12,18 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, TINY_NETWORK, checkpoint, leave_plots_out, read_table, refusal, same_checkpoints, start, train_command
+from conftest import (
+    ROOT,
+    TINY,
+    TINY_NETWORK,
+    checkpoint,
+    leave_plots_out,
+    read_table,
+    refusal,
+    same_checkpoints,
+    start,
+    train_command,
+)
 
 import train
 import utils
