@@ -105,6 +105,11 @@ ALERTS = {  # name: (condition on a row of losses.csv or evaluations.csv, what i
         lambda row: row["separation"] > 0.999 and row["images"] > 20_000,
         "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help",
     ),
+    "critic lost": (
+        lambda row: row["separation"] < -0.2,
+        "it scores most generated slices above real ones, so the generator learns the wrong way; a new run with a lower --lr or "
+        "a larger --batch_size may help",
+    ),
     "generator narrows": (
         lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
         "its slices look real (precision {precision:.2f}) but cover few of the training slices (recall {recall:.2f}); an "

@@ -132,6 +132,7 @@ LOSS_PROBLEMS = {
     "generator black": {"lit": 0.02},
     "generator saturated": {"beyond": 0.5},
     "critic won": {"separation": 0.9999},
+    "critic lost": {"separation": -0.25},
 }
 EVALUATION_PROBLEMS = {"critic overfits": {"overfitting": 0.62}, "generator narrows": {"precision": 0.9, "recall": 0.05}}
 MESSAGES = {
@@ -139,6 +140,7 @@ MESSAGES = {
     "generator black": "0.02 of the real lit area",
     "generator saturated": "50% of its pixels",
     "critic won": "every generated slice",
+    "critic lost": "generated slices above real ones",
     "critic overfits": "62% of the way",
     "generator narrows": "precision 0.90.*recall 0.05",
 }
@@ -154,6 +156,7 @@ def test_every_alert_is_provoked_below():
         HEALTHY,
         HEALTHY | {"diversity": 0.15, "lit": 0.15, "beyond": 0.2, "separation": 0.99},
         HEALTHY | {"images": 10_000, "separation": 1.0},  # at the start
+        HEALTHY | {"separation": -0.15},  # it cannot tell them apart
         HEALTHY | dict.fromkeys(HEALTHY, math.nan),
         EVALUATED,
         EVALUATED | {"overfitting": 0.4, "recall": 0.15},
