@@ -73,10 +73,10 @@ def learning(args):
 
 def test_defaults_of_a_new_run_suit_the_device(ampere):
     cpu, gpu = defaults(CPU), defaults(CUDA)
-    assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 16, 4e-3, 4e-3)
+    assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 4e-3, 4e-3)
     assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 2e-3, 2e-3) and gpu.amp is True
     assert defaults(CUDA, "--amp", "False").amp is False
-    assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 8)) == (8, 1, 2)
+    assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 16)) == (16, 1, 2)
     assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 1)
 
 
@@ -84,13 +84,13 @@ def test_constants_of_training():
     assert training_flags.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
     assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
     assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
-    assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 0.004}
+    assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 0.004}
     assert (train.Z_DIM, train.W_DIM) == (256, 256)
 
 
 def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypatch):
     given = {
-        "batch_size": 8,
+        "batch_size": 16,
         "grad_accum": 2,
         "loss": "logistic",
         "lambda_gp": 3.0,
@@ -138,17 +138,17 @@ def cpu_run(tmp_path_factory, slices_dir):
 def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run, ampere):
     resumed = defaults(CUDA, folder=cpu_run)
     assert (resumed.channel_base, resumed.channel_max) == (128, 8)
-    assert learning(resumed) == (16, 4e-3, 3e-3)
+    assert learning(resumed) == (8, 4e-3, 3e-3)
     assert resumed.amp is True  # which does suit the device
     assert learning(defaults(CUDA)) == (32, 2e-3, 2e-3)  # a new run has other defaults
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_flags_override_those_of_the_run(cpu_run, ampere, device):
-    assert learning(defaults(device, "--batch_size", 8, folder=cpu_run)) == (8, 4e-3, 3e-3)
-    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (16, 1e-3, 1e-3)  # a new rate is for both
-    assert learning(defaults(device, "--lr_critic", 1e-3, folder=cpu_run)) == (16, 4e-3, 1e-3)
-    assert learning(defaults(device, "--lr", 1, "--lr_critic", 2, folder=cpu_run)) == (16, 1, 2)
+    assert learning(defaults(device, "--batch_size", 16, folder=cpu_run)) == (16, 4e-3, 3e-3)
+    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (8, 1e-3, 1e-3)  # a new rate is for both
+    assert learning(defaults(device, "--lr_critic", 1e-3, folder=cpu_run)) == (8, 4e-3, 1e-3)
+    assert learning(defaults(device, "--lr", 1, "--lr_critic", 2, folder=cpu_run)) == (8, 1, 2)
     assert defaults(device, "--channel_max", 4, folder=cpu_run).channel_max == 4  # refused later, by name
 
 

@@ -9,7 +9,7 @@ GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_
 LOSSES = tuple(LAMBDA_GP)
 DEFAULTS = {
     "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
-    "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 16, "lr": 4e-3},
+    "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 4e-3},
 }
 
 

@@ -21,7 +21,6 @@ LONGEST = 4  # a stage takes twice the share of the stage before it, but at most
 # --lambda_gp is multiplied by this power of (a stage's side / the last stage's). R1 and R2 are squared gradients, and when a fade
 # begins, each of four pixels has a quarter of the gradient of the pixel that they replace: the weight has to grow by four.
 PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}
-EARLY_RATE = 2  # learning rates of all stages but the last are --lr and --lr_critic times this
 FADE = 0.1  # new critic blocks fade in over this share of the images shown before
 
 
@@ -49,15 +48,9 @@ def resolution_at(shares, done):
     return next((size for size, end in shares.items() if done < end), max(shares))
 
 
-def stage_flags(args, resolution):
-    """The flags that depend on the stage, {"lambda_gp", "lr", "lr_critic"}; those of `args` at args.resolution."""
-    factor = args.resolution // resolution
-    rate = EARLY_RATE if factor > 1 else 1
-    return {
-        "lambda_gp": args.lambda_gp / factor ** PENALTY_POWER[args.loss],
-        "lr": rate * args.lr,
-        "lr_critic": rate * args.lr_critic,
-    }
+def stage_lambda_gp(args, resolution):
+    """The weight of the gradient penalty in the stage of this resolution; --lambda_gp is that at args.resolution."""
+    return args.lambda_gp / (args.resolution // resolution) ** PENALTY_POWER[args.loss]
 
 
 def fade_images(images_before):

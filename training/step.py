@@ -47,7 +47,7 @@ TERMS = (
 class Options(NamedTuple):
     """How to train: the flags of the same names in train.py, with their defaults for a CPU."""
 
-    batch_size: int = 16  # of all processes and micro-batches together
+    batch_size: int = 8  # of all processes and micro-batches together
     grad_accum: int = 1  # micro-batches per step and process
     loss: str = "wgan-gp"
     lambda_gp: float = 10.0

@@ -22,7 +22,7 @@ from analysis.validation import Validation, load_critic
 from modules import Discriminator, build_generator
 from ops import resample, upsample
 from training import growth
-from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_flags, stage_shares
+from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_lambda_gp, stage_shares
 from training.loss import gradient_penalty
 from training.source import read_source
 from training.step import Batch, Options, TrainingState, train_step
@@ -38,7 +38,7 @@ RUN = ["--resolution", 64, "--grow", "True", "--loss", "relativistic", "--gp_eve
 
 
 def flags(resolution=64, **others):
-    defaults = {"grow": True, "lr": 4e-3, "lr_critic": 1e-3, "lambda_gp": 5.0, "loss": "relativistic", "epochs": 70}
+    defaults = {"grow": True, "lambda_gp": 5.0, "loss": "relativistic", "epochs": 70}
     return types.SimpleNamespace(**defaults | {"resolution": resolution} | others)
 
 
@@ -70,9 +70,9 @@ def test_resolution_rises_at_the_end_of_each_share_and_stays_at_the_last():
     ]
 
 
-def test_learning_rates_are_twice_as_high_before_the_last_stage():
-    rates = [tuple(stage_flags(flags(), size)[name] for name in ("lr", "lr_critic")) for size in (16, 32, 64)]
-    assert rates == [(8e-3, 2e-3), (8e-3, 2e-3), (4e-3, 1e-3)]
+def test_penalty_of_squared_gradients_is_weighted_by_the_number_of_pixels():
+    assert [stage_lambda_gp(flags(), size) for size in (16, 32, 64)] == [5 / 16, 5 / 4, 5]
+    assert [stage_lambda_gp(flags(loss="wgan-gp"), size) for size in (16, 32, 64)] == [5, 5, 5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,8 +171,8 @@ def test_growing_leaves_the_weighted_penalty_as_it_is(grown):
     small, large = grown
     real, fake = random_images(4, 64), random_images(4, 64).flip(0).tanh()
     means = [resample(images, 16) for images in (real, fake)]
-    before = stage_flags(flags(64), 16)["lambda_gp"] * gradient_penalty("relativistic", small.critic, *means)[0]
-    after = stage_flags(flags(64), 64)["lambda_gp"] * gradient_penalty("relativistic", large.critic, real, fake)[0]
+    before = stage_lambda_gp(flags(64), 16) * gradient_penalty("relativistic", small.critic, *means)[0]
+    after = stage_lambda_gp(flags(64), 64) * gradient_penalty("relativistic", large.critic, real, fake)[0]
     torch.testing.assert_close(after, before, rtol=1e-10, atol=0)
 
 
@@ -489,8 +489,8 @@ def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
     assert start(slices_dir, tmp_path, *RUN, "--epochs", 700, "--dry_run") == 0
     out = capsys.readouterr().out
     for expected in (
-        "16x16 to 14% of the run, or 1 kimg; learning rate 0.008, penalty 0.312\n",
-        "64x64 to 100% of the run, or 6 kimg; learning rate 0.004, penalty 5\n",
+        "16x16 to 14% of the run, or 1 kimg; penalty 0.312\n",
+        "64x64 to 100% of the run, or 6 kimg; penalty 5\n",
         "700 epochs of 2 = 1400, 6 kimg",
     ):
         assert expected in out, expected
@@ -560,7 +560,7 @@ def test_a_conditional_run_starts_from_an_unconditional_one(tmp_path, slices_dir
 def test_a_run_takes_its_channels_from_the_run_that_it_starts_from(source):
     args = train.parse_args(["--dataset_dir", "x", "--start_from", source])
     train.fill_defaults(args, CPU)
-    assert (args.channel_base, args.channel_max, args.batch_size) == (128, 8, 16)
+    assert (args.channel_base, args.channel_max, args.batch_size) == (128, 8, 8)
 
 
 @pytest.mark.slow
