@@ -314,7 +314,7 @@ DASHBOARD = {
     ],
 }
 # Margins and gaps as shares of the figure and of a panel; Matplotlib's own layout would take as long again as drawing.
-PANELS = {"left": 0.04, "right": 0.99, "bottom": 0.06, "top": 0.97, "wspace": 0.13, "hspace": 0.12}
+PANELS = {"left": 0.05, "right": 0.99, "bottom": 0.06, "top": 0.97, "wspace": 0.18, "hspace": 0.12}
 GRADIENTS = [("critic_gradient", "critic", CRITIC), ("generator_gradient", "generator", FAKE)]
 
 
@@ -335,6 +335,7 @@ def plot_dashboard(losses, evaluations, path):
     for axes, (title, curves) in zip(panels.flat, curves_of.items()):
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.2)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))  # longer labels would not fit the margins
         for column, label, colour in curves:
             if column in losses:
                 _plot_line(axes, losses["images"] / 1000, losses[column], label, colour)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import read_image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from analysis import figures
@@ -168,6 +169,22 @@ def test_plot_dashboard_draws_every_column_in_its_panel(drawn):
     )
     shown = next(line for line in drawn["a.png"].axes[0].lines if line.get_label() == "generator")
     np.testing.assert_allclose(shown.get_xdata(), np.delete(losses["images"], 2) / 1000)
+
+
+@pytest.mark.parametrize("scale", [1e-6, -0.012, 1, -1500, 1e6])
+def test_plot_dashboard_has_room_for_the_labels_of_any_values(drawn, scale):
+    rng = np.random.default_rng(0)
+    losses, evaluations = (figures.columns(rng.uniform(1, 1.02, (5, len(names))), names) for names in (LOSSES, EVALUATIONS))
+    for values in (losses, evaluations):
+        values |= {name: (abs(scale) if name.startswith("std") else scale) * values[name] for name in values.keys() - {"epoch"}}
+        values["images"] = np.linspace(1e4, 2e6, len(values["images"]))
+    figures.plot_dashboard(losses, evaluations, "a.png")
+    figure = drawn["a.png"]
+    FigureCanvasAgg(figure).draw()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    for left, right in ((left, right) for row in (boxes[:3], boxes[3:6], boxes[6:]) for left, right in zip(row, row[1:])):
+        assert left.x1 < right.x0
 
 
 def test_plot_loss_proportion_stacks_shares_that_sum_to_one(drawn):
