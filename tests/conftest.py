@@ -28,9 +28,9 @@ TINY = [*TINY_NETWORK, *"--grow False --batch_size 4 --eval_every 0 --device cpu
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of the trained runs and of the phantoms are slow: one of them has to wait until they are made."""
+    """Tests that share what takes more than a second to make are slow: one of them has to wait for it."""
     for item in items:
-        if {"models", "phantoms"} & set(item.fixturenames):
+        if {"models", "phantoms", "drawn_slices", "projected"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

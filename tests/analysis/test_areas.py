@@ -28,7 +28,7 @@ def draw(params, z, noise=None):
 
 
 @pytest.fixture(scope="module")
-def slices():
+def drawn_slices():
     """Slices of 12 subjects at four heights, uint8 [48, 256, 256], and the truth {tissue: [48]}."""
     rng = np.random.default_rng(0)
     drawn = [draw(subject(i, ("AD", "NC")[i % 2]), z, rng) for i in range(12) for z in (3.0, 10.0, 17.0, 24.0)]
@@ -52,10 +52,9 @@ def test_constants_of_the_measurement():
     assert areas.LEVELS == (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tissue, correlation, bias", [("ventricle", 0.97, 0.08), ("grey", 0.93, 0.04), ("white", 0.96, 0.04)])
-def test_measured_areas_agree_with_the_truth_of_subjects_not_fitted_to(slices, tissue, correlation, bias):
-    pixels, truth = slices
+def test_measured_areas_agree_with_the_truth_of_subjects_not_fitted_to(drawn_slices, tissue, correlation, bias):
+    pixels, truth = drawn_slices
     measured = areas.measure_areas(pixels)[tissue]
     assert np.corrcoef(measured, truth[tissue])[0, 1] > correlation
     assert abs(measured.mean() / truth[tissue].mean() - 1) < bias
@@ -74,9 +73,9 @@ def test_measured_grey_matter_shrinks_with_the_cortex():
     assert (np.diff(areas.measure_areas(np.stack(images))["grey"]) > 0).all()
 
 
-def test_measured_areas_depend_little_on_the_resolution(slices):
+def test_measured_areas_depend_little_on_the_resolution(drawn_slices):
     def resized(side):
-        images = [Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS) for pixels in slices[0][:8]]
+        images = [Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS) for pixels in drawn_slices[0][:8]]
         return np.stack([np.asarray(image) for image in images])
 
     at_256, at_128, at_64 = (areas.measure_areas(resized(side)) for side in (256, 128, 64))
@@ -85,9 +84,9 @@ def test_measured_areas_depend_little_on_the_resolution(slices):
         np.testing.assert_allclose(at_128[tissue], at_256[tissue], rtol=0.03, atol=20)
 
 
-def test_remove_shading_divides_out_shading_and_brightness(slices):
+def test_remove_shading_divides_out_shading_and_brightness(drawn_slices):
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    pixels = areas.reduce_to_side(slices[0][:8])
+    pixels = areas.reduce_to_side(drawn_slices[0][:8])
     shaded = np.uint8(np.clip(pixels * 0.85 * (1 + 0.12 * x - 0.1 * y + 0.1 * x * x), 0, 255))
     plain, measured = areas.measure_areas(pixels), areas.measure_areas(shaded)
     for tissue in areas.AMOUNT:
@@ -103,10 +102,10 @@ def test_remove_shading_fits_every_term_of_a_quadratic():
     np.testing.assert_allclose(flat, areas.WHITE, rtol=0.5 / 150 * 1.5)
 
 
-def test_remove_shading_is_three_fits_to_white_matter(slices):
+def test_remove_shading_is_three_fits_to_white_matter(drawn_slices):
     """Against least squares on the pixels of white matter alone, with shading so strong that a fourth fit changes it again."""
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    image = np.rint(areas.reduce_to_side(slices[0][:1])[0] * (0.85 + 0.3 * x * x - 0.15 * y))  # below 255
+    image = np.rint(areas.reduce_to_side(drawn_slices[0][:1])[0] * (0.85 + 0.3 * x * x - 0.15 * y))  # below 255
     terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
 
     def fit(times):
@@ -130,16 +129,16 @@ def test_pixels_an_eighth_brighter_than_the_shading_are_not_white_matter():
     np.testing.assert_allclose(flat[pixels == 180], areas.WHITE * 1.125, rtol=1e-6)
 
 
-def test_measure_areas_shows_a_progress_bar_only_with_a_label(slices, monkeypatch):
+def test_measure_areas_shows_a_progress_bar_only_with_a_label(drawn_slices, monkeypatch):
     bars = []
     monkeypatch.setattr(areas, "tqdm", lambda items, label, disable: bars.append((label, disable)) or items)
-    areas.measure_areas(slices[0][:1])
-    areas.measure_areas(slices[0][:1], "measuring")
+    areas.measure_areas(drawn_slices[0][:1])
+    areas.measure_areas(drawn_slices[0][:1], "measuring")
     assert bars == [(None, True), ("measuring", None)]  # None: a bar on a terminal alone
 
 
-def test_area_by_level_measures_more_slices_than_one_batch_holds(slices):
-    reduced = areas.reduce_to_side(slices[0])
+def test_area_by_level_measures_more_slices_than_one_batch_holds(drawn_slices):
+    reduced = areas.reduce_to_side(drawn_slices[0])
     many = reduced[np.arange(258) % len(reduced)]
     for tissue, area in areas.area_by_level(many).items():
         np.testing.assert_allclose(area[256:], areas.area_by_level(many[256:])[tissue], rtol=1e-6)
@@ -160,8 +159,8 @@ def test_central_ellipse_is_placed_by_what_is_brighter_than_fluid():
     np.testing.assert_array_equal(areas.central_ellipse(dim), areas.central_ellipse(bright))
 
 
-def test_measured_areas_of_a_slice_depend_neither_on_mirroring_nor_on_other_slices(slices):
-    pixels = areas.reduce_to_side(slices[0][:6])
+def test_measured_areas_of_a_slice_depend_neither_on_mirroring_nor_on_other_slices(drawn_slices):
+    pixels = areas.reduce_to_side(drawn_slices[0][:6])
     pixels[2] = pixels[2] // 3  # a much darker scan
     plain, mirrored, alone = (areas.measure_areas(p) for p in (pixels, pixels[:, :, ::-1], pixels[2:3]))
     for tissue in areas.AMOUNT:

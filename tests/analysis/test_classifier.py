@@ -32,6 +32,7 @@ def short_training(monkeypatch):
 # The classifier
 
 
+@pytest.mark.slow
 def test_build_classifier_takes_any_side_and_returns_one_logit_per_slice():
     network = build_classifier().eval()
     for side in (32, 64):

@@ -171,6 +171,7 @@ def test_plot_dashboard_draws_every_column_in_its_panel(drawn):
     np.testing.assert_allclose(shown.get_xdata(), np.delete(losses["images"], 2) / 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, -0.012, 1, -1500, 1e6])
 def test_plot_dashboard_has_room_for_the_labels_of_any_values(drawn, scale):
     rng = np.random.default_rng(0)

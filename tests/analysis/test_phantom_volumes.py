@@ -82,6 +82,7 @@ def test_slices_equal_those_of_the_volume_exactly_without_resampling(tmp_path, k
     assert (np.delete(np.delete(pixels, np.s_[98:142], 1), np.s_[108:148], 2) == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
 def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_of_cubic_splines(
     tmp_path, kind, orientation, turned

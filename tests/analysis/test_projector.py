@@ -186,7 +186,6 @@ def test_project_reports_errors_and_spread_of_its_own_images(model, projected):
     assert all(torch.equal(projection.ws[:, 0], w) for w in projection.ws.unbind(1))
 
 
-@pytest.mark.slow
 def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(projected, monkeypatch):
     """In float64: Adam divides gradients by their size, so float32 rounding can turn the sign of a step where one is near 0."""
     features = Features("vgg16", "cpu")
@@ -214,7 +213,6 @@ def test_project_into_w_plus_reproduces_mixed_styles_better_than_w(model):
     assert not torch.allclose(plus.ws[:, 0], plus.ws[:, -1])
 
 
-@pytest.mark.slow
 def test_project_finds_random_noise_and_keeps_it_white(model, projected, monkeypatch):
     targets = synthesize(model, projected[1].ws, "random", torch.Generator().manual_seed(1))
     projection = project(model, targets, [-1] * 3, STEPS)
