@@ -20,6 +20,7 @@ from utils import UserError
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOAK = os.environ.get("SOAK")  # set by `make soak`: the seed of long passes over inputs and kills; unset: a sample of them
 
+UNPLOTTED = os.path.join(ROOT, "tests", "unplotted_train.py")
 NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
 LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
 TINY_NETWORK = "--resolution 32 --channel_base 128 --channel_max 8".split()  # the same, but for z_dim and w_dim
@@ -63,10 +64,10 @@ def start(slices_dir, model_dir, *flags):
     return train.main([*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", str(model_dir), *map(str, flags)])
 
 
-def train_command(slices_dir, model_dir, *flags):
+def train_command(slices_dir, model_dir, *flags, script=UNPLOTTED):
     """The command line that trains the same in a process of its own."""
     flags = [*TINY, "--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", model_dir, *flags]
-    return [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)]
+    return [sys.executable, script, *map(str, flags)]
 
 
 def checkpoint(folder):

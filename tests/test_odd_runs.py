@@ -72,7 +72,7 @@ def test_run_is_the_same_from_any_folder_and_by_any_path(tmp_path, slices_dir, u
 @pytest.mark.slow
 def test_process_writes_nothing_where_it_is_started(tmp_path, slices_dir):
     (tmp_path / "here").mkdir()
-    command = train_command(slices_dir, tmp_path / "model", "--epochs", 1)
+    command = train_command(slices_dir, tmp_path / "model", "--epochs", 1, script=os.path.join(ROOT, "train.py"))
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path / "here") == [] and checkpoint(tmp_path / "model/AD")["images"] == 8

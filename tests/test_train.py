@@ -636,7 +636,10 @@ def test_a_second_signal_ends_the_save_of_the_first_and_keeps_the_old_checkpoint
 @posix
 def test_a_signalled_process_saves_in_spite_of_an_echo_of_the_signal(tmp_path, slices_dir):
     process = subprocess.Popen(
-        train_command(slices_dir, tmp_path, "--epochs", 10**6), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        train_command(slices_dir, tmp_path, "--epochs", 10**6, script=os.path.join(ROOT, "train.py")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     losses = tmp_path / "AD/losses.csv"
     while not (losses.exists() and losses.read_text().count("\n") > 1):

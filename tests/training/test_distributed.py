@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, checkpoint, read_table, start
+from conftest import TINY, UNPLOTTED, checkpoint, read_table, start
 
 from dataset import Slices, batches
 from training.distributed import Processes, check_divisible
@@ -139,7 +139,7 @@ def torchrun(*command, processes=2, restarts=0):
 
 def train_by_torchrun(slices_dir, model_dir, *flags, **launch):
     flags = ["--dataset_dir", slices_dir, "--model_dir", model_dir, *CONDITIONAL, *flags]
-    return torchrun(os.path.join(ROOT, "train.py"), *TINY, *flags, **launch)
+    return torchrun(UNPLOTTED, *TINY, *flags, **launch)
 
 
 def worker_id(process, rank):

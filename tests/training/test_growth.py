@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, ROOT, TINY, checkpoint, make_once, read_table, same_checkpoints, seeded_rng, start
+from conftest import NETWORK, TINY, UNPLOTTED, checkpoint, make_once, read_table, same_checkpoints, seeded_rng, start
 from PIL import Image
 from reference import direct_upsample
 
@@ -435,7 +435,7 @@ def test_a_run_grows_with_micro_batches(tmp_path, run, every_step, monkeypatch):
 def test_two_processes_grow_together(tmp_path, slices_dir):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     flags = ["--classes", "AD", "--dataset_dir", slices_dir, "--model_dir", tmp_path, "--batch_size", 8, "--epochs", 7]
-    command = [*launcher, os.path.join(ROOT, "train.py"), *TINY, *RUN, *flags]
+    command = [*launcher, UNPLOTTED, *TINY, *RUN, *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr  # saves check that the weights of both are equal
     state = checkpoint(tmp_path / "AD")
