@@ -29,7 +29,7 @@ from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
-from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_lambda_gp, stage_shares
+from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import out_of_memory, print_plan
 from training.progress import progress_bar, show_progress
@@ -57,8 +57,7 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
     """
 
     def new_state(resolution, network=config["network"]):
-        flags = vars(args) | {"lambda_gp": stage_lambda_gp(args, resolution)}
-        options = Options(**{name: flags[name] for name in Options._fields})
+        options = Options(**{name: getattr(args, name) for name in Options._fields})
         return TrainingState(options, network | {"resolution": resolution}, device, dtype, processes)
 
     std_columns = tuple(f"std {name}" for name in layer_names(args.resolution))

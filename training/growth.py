@@ -18,9 +18,6 @@ from ops import leaky_relu, resample
 
 FIRST = 16  # pixels a side in the first stage
 LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
-# --lambda_gp is multiplied by this power of (a stage's side / the last stage's). R1 and R2 are squared gradients, and when a fade
-# begins, each of four pixels has a quarter of the gradient of the pixel that they replace: the weight has to grow by four.
-PENALTY_POWER = {"wgan-gp": 0, "logistic": 2, "relativistic": 2}
 FADE = 0.1  # new critic blocks fade in over this share of the images shown before
 
 
@@ -46,11 +43,6 @@ def stage_shares(args, first):
 def resolution_at(shares, done):
     """The resolution to train at when a share `done` of the run is over."""
     return next((size for size, end in shares.items() if done < end), max(shares))
-
-
-def stage_lambda_gp(args, resolution):
-    """The weight of the gradient penalty in the stage of this resolution; --lambda_gp is that at args.resolution."""
-    return args.lambda_gp / (args.resolution // resolution) ** PENALTY_POWER[args.loss]
 
 
 def fade_images(images_before):

@@ -7,7 +7,7 @@ import torch
 
 from dataset import steps_per_epoch
 from modules import GROUP_SIZE, build_networks
-from training.growth import stage_lambda_gp, stage_shares
+from training.growth import stage_shares
 from training.loss import gradient_penalty
 from training.step import FLOAT32_UP_TO
 
@@ -77,5 +77,4 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
         + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else "")
     )
     for size, end in shares.items() if len(shares) > 1 else ():
-        place = f"{size}x{size} to {end:.0%} of the run, or {end * kimg:.0f} kimg"
-        print(f"stage       {place}; penalty {stage_lambda_gp(args, size):.3g}")
+        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * kimg:.0f} kimg")

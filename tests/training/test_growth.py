@@ -22,7 +22,7 @@ from analysis.validation import Validation, load_critic
 from modules import Discriminator, build_generator
 from ops import resample, upsample
 from training import growth
-from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_lambda_gp, stage_shares
+from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_shares
 from training.loss import gradient_penalty
 from training.source import read_source
 from training.step import Batch, Options, TrainingState, train_step
@@ -37,9 +37,8 @@ RUN = ["--resolution", 64, "--grow", "True", "--loss", "relativistic", "--gp_eve
 # The schedule
 
 
-def flags(resolution=64, **others):
-    defaults = {"grow": True, "lambda_gp": 5.0, "loss": "relativistic", "epochs": 70}
-    return types.SimpleNamespace(**defaults | {"resolution": resolution} | others)
+def flags(resolution=64, grow=True):
+    return types.SimpleNamespace(resolution=resolution, grow=grow)
 
 
 @pytest.mark.parametrize("resolution, first", [(32, 16), (64, 16), (256, 16), (1024, 16), (256, 128), (64, 64)])
@@ -68,11 +67,6 @@ def test_resolution_rises_at_the_end_of_each_share_and_stays_at_the_last():
         64,
         64,
     ]
-
-
-def test_penalty_of_squared_gradients_is_weighted_by_the_number_of_pixels():
-    assert [stage_lambda_gp(flags(), size) for size in (16, 32, 64)] == [5 / 16, 5 / 4, 5]
-    assert [stage_lambda_gp(flags(loss="wgan-gp"), size) for size in (16, 32, 64)] == [5, 5, 5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,14 +160,13 @@ def test_fade_rises_with_the_images_of_its_stage_and_ends():
     assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8]) and critic.fade is None
 
 
-def test_growing_leaves_the_weighted_penalty_as_it_is(grown):
-    """The gradient with respect to each of the 16 pixels of a mean is a sixteenth: the squared norm is a sixteenth, too."""
+def test_growing_keeps_the_critic_s_gradient_with_respect_to_means_of_pixels(grown):
+    """That with respect to each of the 16 pixels of a mean is a sixteenth of it, and the squared norm a sixteenth, too."""
     small, large = grown
     real, fake = random_images(4, 64), random_images(4, 64).flip(0).tanh()
-    means = [resample(images, 16) for images in (real, fake)]
-    before = stage_lambda_gp(flags(64), 16) * gradient_penalty("relativistic", small.critic, *means)[0]
-    after = stage_lambda_gp(flags(64), 64) * gradient_penalty("relativistic", large.critic, real, fake)[0]
-    torch.testing.assert_close(after, before, rtol=1e-10, atol=0)
+    before = gradient_penalty("relativistic", small.critic, *(resample(images, 16) for images in (real, fake)))[0]
+    after = gradient_penalty("relativistic", large.critic, real, fake)[0]
+    torch.testing.assert_close(after, before / 16, rtol=1e-10, atol=0)
 
 
 def moments_by_name(module, optimizer):
@@ -489,8 +482,8 @@ def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
     assert start(slices_dir, tmp_path, *RUN, "--epochs", 700, "--dry_run") == 0
     out = capsys.readouterr().out
     for expected in (
-        "16x16 to 14% of the run, or 1 kimg; penalty 0.312\n",
-        "64x64 to 100% of the run, or 6 kimg; penalty 5\n",
+        "16x16 to 14% of the run, or 1 kimg\n",
+        "64x64 to 100% of the run, or 6 kimg\n",
         "700 epochs of 2 = 1400, 6 kimg",
     ):
         assert expected in out, expected
