@@ -172,7 +172,7 @@ def test_plot_dashboard_draws_every_column_in_its_panel(drawn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [-0.012, -1500, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, -0.012, 1, -1500, 1e6])
 def test_plot_dashboard_has_room_for_the_labels_of_any_values(drawn, scale):
     rng = np.random.default_rng(0)
     losses, evaluations = (figures.columns(rng.uniform(1, 1.02, (5, len(names))), names) for names in (LOSSES, EVALUATIONS))
