@@ -246,6 +246,7 @@ def make_config(args, slices):
             "resolution": args.resolution,
             "channel_base": args.channel_base,
             "channel_max": args.channel_max,
+            "mapping_layers": args.mapping_layers,
             "z_dim": Z_DIM,
             "w_dim": W_DIM,
             "num_classes": len(CLASSES) if args.conditional else 0,

@@ -16,7 +16,8 @@ import time
 
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
-LARGEST = {"channel_base": 2**20, "channel_max": 1024}  # no machine has the memory for more
+LARGEST = {"channel_base": 2**20, "channel_max": 1024, "mapping_layers": 64}  # no machine has the memory for more channels
+MAPPING_LAYERS = 8  # Karras et al. 2019 (arXiv:1812.04948), and the number of runs whose settings do not name one
 
 UMASK = os.umask(0)  # it can only be read by setting it, which is not safe in threads
 os.umask(UMASK)
@@ -317,9 +318,9 @@ def read_config(folder):
 
 def read_network(folder):
     """The validated network settings in a run's config.json, {name: int}; {} if any is missing or impossible."""
-    names = "resolution", "channel_base", "channel_max", "z_dim", "w_dim", "num_classes"
+    names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
     try:
-        network = read_config(folder)["network"]
+        network = {"mapping_layers": MAPPING_LAYERS} | read_config(folder)["network"]
         network = {name: operator.index(network[name]) for name in names}
     except (KeyError, TypeError):
         return {}

@@ -19,6 +19,7 @@ from dataset import to_uint8
 from modules import Generator, MappingNetwork, build_generator
 from utils import (
     CLASSES,
+    LARGEST,
     RESOLUTIONS,
     ArgumentParser,
     UserError,
@@ -88,6 +89,8 @@ def check_generator(saved):
     network, classes = saved["network"], saved["classes"]
     if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
         raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
+    if not 0 < network.get("mapping_layers", 1) <= LARGEST["mapping_layers"]:
+        raise ValueError(f"{network['mapping_layers']} mapping layers")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError("trained on other classes")
     with torch.device("meta"):  # shapes without memory

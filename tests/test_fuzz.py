@@ -764,6 +764,7 @@ def test_generator_of_a_huge_network_takes_no_memory(saved):
             {"channel_base": 10**9, "channel_max": 20_000},
             {"num_classes": 10**8},
             {"z_dim": 10**9},
+            {"mapping_layers": 10**9},
             {"resolution": 2**4000},
         ):
             save_tensors({**state, "network": state["network"] | network}, folder / "AD" / "generator.pt")

@@ -404,6 +404,8 @@ def test_networks_are_built_from_their_settings():
     assert generator(torch.randn(2, 7)).shape == (2, 1, 16, 16)
     assert [block.conv2.weight.shape[:2] for block in critic.blocks] == [(12, 6), (13, 12)]
     assert critic.embedding.weight.shape == (3, 13)
+    assert len(mapping.layers) == 8  # of runs from before there was a choice
+    assert len(modules.build_generator(network | {"mapping_layers": 2})["mapping"].layers) == 2
 
 
 def test_fade_is_given_images_and_features_at_its_resolution():

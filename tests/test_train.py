@@ -73,6 +73,7 @@ def learning(args):
 
 def test_defaults_of_a_new_run_suit_the_device(ampere):
     cpu, gpu = defaults(CPU), defaults(CUDA)
+    assert cpu.mapping_layers == gpu.mapping_layers == 8
     assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 4e-3, 4e-3)
     assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 2e-3, 2e-3) and gpu.amp is True
     assert defaults(CUDA, "--amp", "False").amp is False
@@ -116,11 +117,11 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
     monkeypatch.setattr(train, "TrainingState", reach)
     flags = [flag for name, value in given.items() for flag in (f"--{name}", value)]
     with pytest.raises(Reached) as reached:
-        start(slices_dir, tmp_path, "--classes", "all", "--conditional", "--amp", "True", *flags)
+        start(slices_dir, tmp_path, "--classes", "all", "--conditional", "--amp", "True", "--mapping_layers", 3, *flags)
     options, network, device, dtype, _ = reached.value.args
     assert options._asdict() == given and device == CPU and dtype == torch.bfloat16
-    expected = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 256, "w_dim": 256, "num_classes": 2}
-    assert network == expected
+    expected = {"resolution": 32, "channel_base": 128, "channel_max": 8, "mapping_layers": 3, "z_dim": 256, "w_dim": 256}
+    assert network == expected | {"num_classes": 2}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def cpu_run(tmp_path_factory, slices_dir):
     """The folder of a run begun on a CPU with its learning rates, but for the critic's. Never write there."""
     folder = tmp_path_factory.mktemp("cpu_run")
     flags = [*TINY_NETWORK, "--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", folder, "--device", "cpu"]
-    flags += ["--epochs", 1, "--eval_every", 0, "--lr_critic", 0.003]
+    flags += ["--epochs", 1, "--eval_every", 0, "--lr_critic", 0.003, "--mapping_layers", 2]
     with pytest.MonkeyPatch.context() as patch:
         leave_plots_out(patch)
         assert train.main(list(map(str, flags))) == 0
@@ -137,7 +138,7 @@ def cpu_run(tmp_path_factory, slices_dir):
 
 def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run, ampere):
     resumed = defaults(CUDA, folder=cpu_run)
-    assert (resumed.channel_base, resumed.channel_max) == (128, 8)
+    assert (resumed.channel_base, resumed.channel_max, resumed.mapping_layers) == (128, 8, 2)
     assert learning(resumed) == (8, 4e-3, 3e-3)
     assert resumed.amp is True  # which does suit the device
     assert learning(defaults(CUDA)) == (32, 2e-3, 2e-3)  # a new run has other defaults

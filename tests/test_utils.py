@@ -192,8 +192,13 @@ def test_read_network_gives_possible_settings_only(tmp_path):
     config = {"flags": {"seed": 3}, "network": network, "torch": "2.14"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_config(str(tmp_path)) == {"flags": {"seed": 3}, "network": network}
-    assert read_network(str(tmp_path)) == network
-    for wrong in ({"resolution": 65}, {"channel_max": 2**30}, {"channel_base": 0}, {"num_classes": 3}, {"channel_max": 1.5}):
+    assert read_network(str(tmp_path)) == network | {"mapping_layers": 8}  # of runs from before there was a choice
+    (tmp_path / "config.json").write_text(json.dumps(config | {"network": network | {"mapping_layers": 2}}))
+    assert read_network(str(tmp_path))["mapping_layers"] == 2
+    for wrong in (
+        *({"channel_max": 2**30}, {"channel_max": 1.5}, {"channel_base": 0}),
+        *({"resolution": 65}, {"num_classes": 3}, {"mapping_layers": 65}, {"mapping_layers": 0}),
+    ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"network": network | wrong}))
         assert read_network(str(tmp_path)) == {}, wrong
 

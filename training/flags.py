@@ -2,7 +2,19 @@
 
 import math
 
-from utils import CLASSES, LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, number, pick_dtype, read_config, read_network
+from utils import (
+    CLASSES,
+    LARGEST,
+    MAPPING_LAYERS,
+    RESOLUTIONS,
+    ArgumentParser,
+    Group,
+    UserError,
+    number,
+    pick_dtype,
+    read_config,
+    read_network,
+)
 
 LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
@@ -68,6 +80,12 @@ def parse_args(argv=None):
     )
     network.add(
         "--channel_max", type=number(int, 1, LARGEST["channel_max"]), help=f"... and at most this many ({by_device('channel_max')})"
+    )
+    network.add(
+        "--mapping_layers",
+        type=number(int, 1, LARGEST["mapping_layers"]),
+        help=f"layers of the mapping network (default: {MAPPING_LAYERS}); with 2 and --path_length 2 slices were more varied "
+        "(docs/results.md)",
     )
 
     training = Group(parser, "training")
@@ -156,7 +174,7 @@ def parse_args(argv=None):
 def fill_defaults(args, device, folder=None):
     """Fill in flags that are None: from the run in `folder` if it is to be resumed, else as suits the torch.device.
 
-    The channels of a run that starts from another are those of the other.
+    The channels and mapping layers of a run that starts from another are those of the other.
     """
     saved = read_network(folder) | read_learning_flags(folder) if folder else {}
     if args.lr is not None:
@@ -164,7 +182,7 @@ def fill_defaults(args, device, folder=None):
     if not saved and args.start_from:
         saved = read_network(args.start_from)
     amp = str(pick_dtype(None, device)) == "torch.bfloat16"
-    defaults = DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"] | {"amp": amp}
+    defaults = DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"] | {"amp": amp, "mapping_layers": MAPPING_LAYERS}
     for name, value in (defaults | saved).items():
         if getattr(args, name, 0) is None:
             setattr(args, name, value)

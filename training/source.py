@@ -29,8 +29,8 @@ def read_source(folder, network):
         raise UserError(f"--start_from {folder}: it was trained at {size}x{size}, so --resolution must be at least {size}")
     flags = ("channel_base", "channel_max")
     channels = [[channels_at(2**i, *(n[flag] for flag in flags)) for i in range(2, size.bit_length())] for n in (source, network)]
-    if channels[0] != channels[1] or any(source[name] != network[name] for name in ("z_dim", "w_dim")):
-        wanted = " ".join(f"--{flag} {source[flag]}" for flag in flags)
+    if channels[0] != channels[1] or any(source[name] != network[name] for name in ("mapping_layers", "z_dim", "w_dim")):
+        wanted = " ".join(f"--{flag} {source[flag]}" for flag in (*flags, "mapping_layers"))
         raise UserError(f"--start_from {folder}: its networks have other sizes; {wanted} would fit")
     if source["num_classes"] > network["num_classes"]:
         raise UserError(
