@@ -84,7 +84,7 @@ def parse_args(argv=None):
     network.add(
         "--mapping_layers",
         type=number(int, 1, LARGEST["mapping_layers"]),
-        help=f"layers of the mapping network (default: {MAPPING_LAYERS}); with 2 and --path_length 2 slices were more varied "
+        help=f"layers of the mapping network (default: {MAPPING_LAYERS}); 2, with --path_length 2, gave more varied slices "
         "(docs/results.md)",
     )
 
