@@ -86,8 +86,8 @@ class MappingNetwork(nn.Module):
     """z [N, z_dim] ~ N(0, 1), labels [N] int64 in [0, num_classes) -> w [N, w_dim].
 
     z is scaled to unit mean square. With num_classes > 0 a learned embedding of the label, scaled likewise, is concatenated.
-    Layers learn at a hundredth of the learning rate (Karras et al. 2019, arXiv:1812.04948). The buffer w_mean
-    [max(1, num_classes), w_dim] is a running mean of w per class, for truncation.
+    num_layers layers at a hundredth of the learning rate (eight in Karras et al. 2019, arXiv:1812.04948, two in Karras et al.
+    2021, arXiv:2106.12423). The buffer w_mean [max(1, num_classes), w_dim] is a running mean of w per class, for truncation.
     """
 
     def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=MAPPING_LAYERS, lr_multiplier=0.01, mean_beta=0.995):
@@ -281,7 +281,10 @@ class Generator(nn.Module):
 
 
 def build_generator(network):
-    """Untrained ModuleDict of "mapping" and "generator" from the network settings in config.json and generator.pt."""
+    """Untrained ModuleDict of "mapping" and "generator" from the network settings in config.json and generator.pt.
+
+    Settings that do not name "mapping_layers", such as those of older runs, mean MAPPING_LAYERS.
+    """
     return nn.ModuleDict(
         {
             "mapping": MappingNetwork(
