@@ -11,11 +11,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # also of the scripts; tiny tensors: more t
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
 
-from utils import UserError
+from utils import UserError  # PyTorch is imported where it is used: `make test` would wait for it before it starts its workers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOAK = os.environ.get("SOAK")  # set by `make soak`: the seed of long passes over inputs and kills; unset: a sample of them
@@ -36,6 +35,8 @@ def pytest_collection_modifyitems(items):
 
 
 def start_alike(number):
+    import torch
+
     torch.set_num_threads(1)  # what ran before, such as UMAP's threads, may have changed it, and with it the last digits
     random.seed(number)
     np.random.seed(number)
@@ -54,6 +55,8 @@ def pytest_runtest_call():
 
 
 def seeded_rng(seed=0):
+    import torch
+
     return torch.Generator().manual_seed(seed)
 
 
@@ -72,11 +75,15 @@ def train_command(slices_dir, model_dir, *flags, script=UNPLOTTED):
 
 def checkpoint(folder):
     """The newest checkpoint in a run's folder, as a dictionary; its checksum is not verified."""
+    import torch
+
     return torch.load(os.path.join(str(folder), "checkpoint.pt"), weights_only=True)
 
 
 def same_checkpoints(a, b):
     """Whether two checkpoints, or parts of them, are equal bit for bit, except for the training time and the checksum."""
+    import torch
+
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same_checkpoints(a[key], b[key]) for key in a if key not in ("seconds", "checksum"))
     if isinstance(a, (list, tuple)):
@@ -190,6 +197,8 @@ def conditional(models):
 
 def styles(model, count, seed=0, label=None):
     """Style vectors [count, 256] of latents of a seed."""
+    import torch
+
     from analysis.models import draw_z, style_vectors
 
     with torch.no_grad():
@@ -241,6 +250,8 @@ def validations(monkeypatch, unplotted):
 @pytest.fixture
 def settings_of_torch(monkeypatch):
     """What `utils.pick_device` sets in PyTorch is put back at the end."""
+    import torch
+
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
     saved = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
     fill, algorithms = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()

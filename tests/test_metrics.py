@@ -114,6 +114,7 @@ def test_command_refuses_in_one_line(folders, tmp_path, refused):
     assert "--fake" in refused("metrics.py", "--real", folders["real"], "--fake", tmp_path / "none", "--device", "cpu")
 
 
+@pytest.mark.slow  # imports torchvision
 def test_inception_without_its_weights_is_refused_by_name(slices_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

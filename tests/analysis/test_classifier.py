@@ -52,6 +52,7 @@ def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_genera
     assert not np.array_equal(first, logits(train_classifier(pixels, is_ad, 1), pixels))
 
 
+@pytest.mark.slow
 def test_train_classifier_sees_both_classes_alike_mirrored_and_moved(short_training, monkeypatch):
     """Slices with one bright pixel, whose place in every batch tells what was done to it."""
     seen = []
