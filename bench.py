@@ -60,7 +60,7 @@ from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
 from train import W_DIM, Z_DIM
-from training.flags import GP_EVERY, LAMBDA_GP
+from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, PATH_LENGTH
 from training.loss import critic_loss, generator_loss, gradient_penalty
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step
@@ -126,7 +126,7 @@ def other_networks(path, args, device):
 
 
 class OwnStep:
-    """train.py's own step."""
+    """train.py's own step, with its path length penalty."""
 
     def __init__(self, state):
         self.state, self.step = state, 0
@@ -137,7 +137,7 @@ class OwnStep:
 
 
 class PlainStep:
-    """The same algorithm on any `Networks`, phase by phase; `seconds` adds up the time of each phase."""
+    """The same algorithm, but for the path length, on any `Networks`, phase by phase; `seconds` adds up the time of each phase."""
 
     def __init__(self, networks, loss, gp_every, device):
         self.networks, self.loss, self.gp_every, self.device, self.step = networks, loss, gp_every, device, 0
@@ -279,12 +279,14 @@ def benchmark(args, device, dtype):
         "resolution": args.resolution,
         "channel_base": args.channel_base,
         "channel_max": args.channel_max,
+        "mapping_layers": MAPPING_LAYERS,
         "z_dim": Z_DIM,
         "w_dim": W_DIM,
         "num_classes": 0,
     }
     n = args.batch_size
-    options = Options(batch_size=n, loss=args.loss, gp_every=args.gp_every, lambda_gp=LAMBDA_GP[args.loss], lr=2e-3, lr_critic=2e-3)
+    weights = {"lambda_gp": LAMBDA_GP[args.loss], "path_length": PATH_LENGTH[args.loss]}
+    options = Options(batch_size=n, loss=args.loss, gp_every=args.gp_every, lr=2e-3, lr_critic=2e-3, **weights)
     state = TrainingState(options, network, device, dtype)
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
     data = batches(slices, n, device, seed=0)

@@ -17,7 +17,7 @@ import time
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LARGEST = {"channel_base": 2**20, "channel_max": 1024, "mapping_layers": 64}  # no machine has the memory for more channels
-MAPPING_LAYERS = 8  # Karras et al. 2019 (arXiv:1812.04948), and the number of runs whose settings do not name one
+EARLIER_MAPPING_LAYERS = 8  # of runs whose settings name no number: those from before there was a choice
 
 UMASK = os.umask(0)  # it can only be read by setting it, which is not safe in threads
 os.umask(UMASK)
@@ -320,7 +320,7 @@ def read_network(folder):
     """The validated network settings in a run's config.json, {name: int}; {} if any is missing or impossible."""
     names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
     try:
-        network = {"mapping_layers": MAPPING_LAYERS} | read_config(folder)["network"]
+        network = {"mapping_layers": EARLIER_MAPPING_LAYERS} | read_config(folder)["network"]
         network = {name: operator.index(network[name]) for name in names}
     except (KeyError, TypeError):
         return {}

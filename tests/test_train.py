@@ -73,17 +73,20 @@ def learning(args):
 
 def test_defaults_of_a_new_run_suit_the_device(ampere):
     cpu, gpu = defaults(CPU), defaults(CUDA)
-    assert cpu.mapping_layers == gpu.mapping_layers == 8
+    assert cpu.mapping_layers == gpu.mapping_layers == 2
     assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 4e-3, 4e-3)
     assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 2e-3, 2e-3) and gpu.amp is True
     assert defaults(CUDA, "--amp", "False").amp is False
     assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 16)) == (16, 1, 2)
     assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 1)
+    assert [defaults(CPU, "--loss", loss).path_length for loss in training_flags.LOSSES] == [0, 0, 8]
+    assert defaults(CPU, "--loss", "relativistic", "--path_length", 0).path_length == 0
 
 
 def test_constants_of_training():
     assert training_flags.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
     assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
+    assert training_flags.PATH_LENGTH == {"wgan-gp": 0, "logistic": 0, "relativistic": 8}
     assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
     assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 0.004}
     assert (train.Z_DIM, train.W_DIM) == (256, 256)
@@ -129,7 +132,7 @@ def cpu_run(tmp_path_factory, slices_dir):
     """The folder of a run begun on a CPU with its learning rates, but for the critic's. Never write there."""
     folder = tmp_path_factory.mktemp("cpu_run")
     flags = [*TINY_NETWORK, "--dataset_dir", slices_dir, "--classes", "AD", "--model_dir", folder, "--device", "cpu"]
-    flags += ["--epochs", 1, "--eval_every", 0, "--lr_critic", 0.003, "--mapping_layers", 2]
+    flags += ["--epochs", 1, "--eval_every", 0, "--lr_critic", 0.003, "--mapping_layers", 3]
     with pytest.MonkeyPatch.context() as patch:
         leave_plots_out(patch)
         assert train.main(list(map(str, flags))) == 0
@@ -138,8 +141,9 @@ def cpu_run(tmp_path_factory, slices_dir):
 
 def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run, ampere):
     resumed = defaults(CUDA, folder=cpu_run)
-    assert (resumed.channel_base, resumed.channel_max, resumed.mapping_layers) == (128, 8, 2)
+    assert (resumed.channel_base, resumed.channel_max, resumed.mapping_layers) == (128, 8, 3)
     assert learning(resumed) == (8, 4e-3, 3e-3)
+    assert defaults(CUDA, "--loss", "relativistic", folder=cpu_run).path_length == 0  # the weight that it was begun with
     assert resumed.amp is True  # which does suit the device
     assert learning(defaults(CUDA)) == (32, 2e-3, 2e-3)  # a new run has other defaults
 
@@ -157,8 +161,8 @@ def test_flags_override_those_of_the_run(cpu_run, ampere, device):
     "nonsense",
     [
         '{"batch_size": "16", "lr": [1.0], "lr_critic": null}',
-        '{"batch_size": -4, "lr": 0.0, "lr_critic": -1.0}',
-        '{"batch_size": true, "lr": NaN, "lr_critic": Infinity}',
+        '{"batch_size": -4, "lr": 0.0, "lr_critic": -1.0, "path_length": -1.0}',
+        '{"batch_size": true, "lr": NaN, "lr_critic": Infinity, "path_length": NaN}',
         '{"batch_size": 1e9, "lr": 1e300, "lr_critic": false}',
         '{"batch_size": 1000000, "lr": {}, "lr_critic": "0.1"}',
         "{}",
@@ -169,7 +173,8 @@ def test_flags_override_those_of_the_run(cpu_run, ampere, device):
 def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, ampere, nonsense):
     (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
     for device in (CPU, CUDA):
-        assert learning(defaults(device, folder=str(tmp_path))) == learning(defaults(device))
+        new, resumed = defaults(device), defaults(device, folder=str(tmp_path))
+        assert (*learning(resumed), resumed.path_length) == (*learning(new), new.path_length)
 
 
 def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path, capsys, unplotted):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from analysis import figures
 from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import Stage, enlarged, fade_state, restore_fade
-from utils import MAPPING_LAYERS, UserError, atomic_path, make_folder, random_stream, read_config, save_tensors
+from utils import EARLIER_MAPPING_LAYERS, UserError, atomic_path, make_folder, random_stream, read_config, save_tensors
 
 SHOWN, MAPPED = 16, 512  # fixed latents: drawn in fake_vs_real/, mapped to w in styles/
 FLAGS_THAT_MATTER = (
@@ -284,7 +284,7 @@ def check_same_run(folder, config):
         with open(os.path.join(folder, "config.json")) as file:
             old_torch = json.load(file)["torch"]
         saved = read_config(folder)
-        new, old = config["network"], {"mapping_layers": MAPPING_LAYERS} | saved["network"]
+        new, old = config["network"], {"mapping_layers": EARLIER_MAPPING_LAYERS} | saved["network"]
         differing = [
             f"--{name} {new[name]} (was {old[name]})"
             for name in ("resolution", "channel_base", "channel_max", "mapping_layers")

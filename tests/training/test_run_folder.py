@@ -305,8 +305,8 @@ def test_lock_folder_removes_temporary_files_but_not_through_links(tmp_path):
 def test_changed_network_or_data_is_refused_by_name(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 1)
     before = checkpoint(tmp_path / "AD")
-    with pytest.raises(UserError, match=r"--channel_base 256 \(was 128\), --channel_max 4 \(was 8\), --mapping_layers 2 \(was 8\)"):
-        start(slices_dir, tmp_path, "--channel_base", 256, "--channel_max", 4, "--mapping_layers", 2)
+    with pytest.raises(UserError, match=r"--channel_base 256 \(was 128\), --channel_max 4 \(was 8\), --mapping_layers 3 \(was 2\)"):
+        start(slices_dir, tmp_path, "--channel_base", 256, "--channel_max", 4, "--mapping_layers", 3)
     other = tmp_path / "other/AD"
     other.mkdir(parents=True)
     Image.new("L", (30, 32), 90).save(other / "1_1.png")
