@@ -23,7 +23,19 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
+from utils import (
+    LARGEST,
+    MAPPING_LAYERS,
+    RESOLUTIONS,
+    ArgumentParser,
+    Group,
+    UserError,
+    answer_early,
+    number,
+    pick_device,
+    pick_dtype,
+    run_cli,
+)
 
 
 def parse_args(argv=None):
@@ -60,7 +72,7 @@ from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
 from train import W_DIM, Z_DIM
-from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, PATH_LENGTH
+from training.flags import GP_EVERY, LAMBDA_GP, PATH_LENGTH
 from training.loss import critic_loss, generator_loss, gradient_penalty
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step

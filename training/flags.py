@@ -3,13 +3,24 @@
 import math
 import sys
 
-from utils import CLASSES, LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, number, pick_dtype, read_config, read_network
+from utils import (
+    CLASSES,
+    LARGEST,
+    MAPPING_LAYERS,
+    RESOLUTIONS,
+    ArgumentParser,
+    Group,
+    UserError,
+    number,
+    pick_dtype,
+    read_config,
+    read_network,
+)
 
 LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
 PATH_LENGTH = {"wgan-gp": 0.0, "logistic": 0.0, "relativistic": 8.0}  # defaults of --path_length
 LOSSES = tuple(LAMBDA_GP)
-MAPPING_LAYERS = 2  # default of --mapping_layers
 DEFAULTS = {
     "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
     "a CPU": {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 4e-3},
