@@ -118,11 +118,7 @@ def parse_args(argv=None):
         "train in stages of doubling resolution from 16x16 on, each of which takes its share of --epochs or --max_minutes, "
         "whichever is nearer; False: at --resolution throughout",
     )
-    training.add(
-        "--lambda_gp",
-        type=number(float, 0),
-        help=f"weight of the gradient penalty ({by_loss(LAMBDA_GP)})",
-    )
+    training.add("--lambda_gp", type=number(float, 0), help=f"weight of the gradient penalty ({by_loss(LAMBDA_GP)})")
     training.add(
         "--gp_every",
         type=number(int, 1, 10**6),
