@@ -23,19 +23,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from utils import (
-    LARGEST,
-    MAPPING_LAYERS,
-    RESOLUTIONS,
-    ArgumentParser,
-    Group,
-    UserError,
-    answer_early,
-    number,
-    pick_device,
-    pick_dtype,
-    run_cli,
-)
+from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
 
 
 def parse_args(argv=None):
@@ -51,6 +39,7 @@ def parse_args(argv=None):
     run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="images per step")
     run.add("--loss", choices=("wgan-gp", "logistic", "relativistic"), default="wgan-gp", help="adversarial loss")
     run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties (default: as in train.py)")
+    run.add("--path_length", type=number(float, 0), help="weight of train.py's path length penalty (default: as in train.py)")
     run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
 
     timing = Group(parser, "how it is timed")
@@ -72,7 +61,7 @@ from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
 from train import W_DIM, Z_DIM
-from training.flags import GP_EVERY, LAMBDA_GP, PATH_LENGTH
+from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, PATH_LENGTH
 from training.loss import critic_loss, generator_loss, gradient_penalty
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step
@@ -297,7 +286,7 @@ def benchmark(args, device, dtype):
         "num_classes": 0,
     }
     n = args.batch_size
-    weights = {"lambda_gp": LAMBDA_GP[args.loss], "path_length": PATH_LENGTH[args.loss]}
+    weights = {"lambda_gp": LAMBDA_GP[args.loss], "path_length": args.path_length}
     options = Options(batch_size=n, loss=args.loss, gp_every=args.gp_every, lr=2e-3, lr_critic=2e-3, **weights)
     state = TrainingState(options, network, device, dtype)
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
@@ -315,7 +304,7 @@ def benchmark(args, device, dtype):
 
     yield (
         f"{args.resolution}x{args.resolution}, channels {args.channel_base} / {args.channel_max}, batch {n}, {args.loss}, "
-        f"penalty every {args.gp_every} steps"
+        f"penalty every {args.gp_every} steps, path length {args.path_length:g}"
     )
     yield f"{describe(device)}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}"
     yield ""
@@ -355,6 +344,7 @@ def describe(device):
 def main(argv=None):
     args = parse_args(argv)
     args.gp_every = args.gp_every or GP_EVERY[args.loss]
+    args.path_length = PATH_LENGTH[args.loss] if args.path_length is None else args.path_length
     device = pick_device(args.device)
     for text in benchmark(args, device, pick_dtype(args.amp, device)):
         print(text)

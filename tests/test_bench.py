@@ -81,7 +81,7 @@ def ticking(monkeypatch):
 def test_table_has_every_phase_and_its_phases_leave_no_time_out(ticking, capsys):
     assert bench.main(FLAGS) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"32x32, channels 128 / 8, batch 4, wgan-gp, penalty every 1 steps", lines[0])
+    assert re.match(r"32x32, channels 128 / 8, batch 4, wgan-gp, penalty every 1 steps, path length 0", lines[0])
     found = {line[:34].strip(): float(line.split()[-1]) for line in lines if re.search(r"(images/s|ms|GFLOP|GiB) +[\d.]+$", line)}
     assert {*bench.PHASES, "train.py's step", "plain step", "generating", "loading", "operations per image"} <= set(found)
     assert all(value > 0 for value in found.values())

@@ -298,8 +298,8 @@ def test_minibatch_std_matches_numpy():
 def test_mapping_ignores_the_length_of_z():
     mapping, z = MappingNetwork(16, 8).double(), torch.randn(5, 16, dtype=torch.float64)
     torch.testing.assert_close(mapping(3 * z), mapping(z), rtol=1e-7, atol=1e-7)  # but for the 1e-8 beside the mean square
-    w = MappingNetwork()(torch.randn(50, 256))
-    assert 0.2 < w.square().mean() < 5  # 1, give or take a factor of about exp(sqrt(2 layers * 5 / 256)) for the weights drawn
+    w = MappingNetwork(num_layers=8)(torch.randn(50, 256))
+    assert 0.2 < w.square().mean() < 5  # 1, give or take a factor of about exp(sqrt(8 layers * 5 / 256)) for the weights drawn
 
 
 def test_w_mean_approaches_the_mean_of_w():

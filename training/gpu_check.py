@@ -26,18 +26,7 @@ import subprocess
 import sys
 import time
 
-from utils import (
-    MAPPING_LAYERS,
-    ArgumentParser,
-    UserError,
-    answer_early,
-    atomic_path,
-    make_folder,
-    number,
-    pick_device,
-    pick_dtype,
-    run_cli,
-)
+from utils import ArgumentParser, UserError, answer_early, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 590  # seconds for one call of a part
@@ -78,7 +67,7 @@ if __name__ == "__main__":
 
 import torch
 
-from training.flags import GP_EVERY, LAMBDA_GP, PATH_LENGTH
+from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, PATH_LENGTH
 from training.monitor import memory_gib
 from training.plan import estimate_memory
 from training.step import Batch, Options, TrainingState, train_step

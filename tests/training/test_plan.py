@@ -19,7 +19,7 @@ def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys
     out = capsys.readouterr().out
     for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with", "(new)", "float32"):
         assert expected in out, expected
-    assert re.search("loss +logistic, penalty 7 every 4 steps, augmentation ada", out)
+    assert re.search("loss +logistic, penalty 7 every 4 steps, path length 0, augmentation ada", out)
     assert not (tmp_path / "model").exists()
 
 
