@@ -38,6 +38,7 @@ FLAGS_THAT_MATTER = (
     "ema_kimg",
     "seed",
     "amp",
+    "deterministic",
 )  # a change of these changes how a run continues, and is reported
 
 
