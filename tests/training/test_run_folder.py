@@ -323,9 +323,14 @@ def test_check_same_run_names_changed_flags_and_another_pytorch(models):
     with open(os.path.join(run, "config.json")) as file:
         config = json.load(file)
     assert check_same_run(run, config) == []
-    flags = config["flags"] | {"lr": 1e-3, "loss": "logistic", "epochs": 999, "save_every": 7}
+    flags = config["flags"] | {"lr": 1e-3, "loss": "logistic", "deterministic": True, "epochs": 999, "save_every": 7}
     changed = check_same_run(run, config | {"flags": flags, "torch": "1.0"})
-    assert changed == ["--loss logistic (was wgan-gp)", "--lr 0.001 (was 0.004)", f"PyTorch 1.0 (was {torch.__version__})"]
+    assert changed == [
+        "--loss logistic (was wgan-gp)",
+        "--lr 0.001 (was 0.004)",
+        "--deterministic True (was False)",
+        f"PyTorch 1.0 (was {torch.__version__})",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"torch": "2"}', '{"torch": "2", "network": 3, "data": {}, "flags": {}}'])
