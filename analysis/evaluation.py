@@ -52,9 +52,9 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
     runs: {run folder: its classes}; generated: {class: uint8 [n, R, R]}, where a model of both classes that is not
     class-conditional has the one class "all", in both. dataset_dir: the folder above train/ and test/, or one of the two;
     table: of `read_subjects`.
-    Results, plain numbers that <title>_evaluation.json holds too: {"critic": {class: `critic_gaps`}, "classifier": `classify`
-    (only with both classes), "areas": `compare_areas` (from 64x64 on), "metrics": {class: values of `measure_quality`},
-    "resampled": [what intervals resample, and what that means]}.
+    Results, plain numbers that <title>_evaluation.json holds too: {"critic": {class: `critic_gaps`}, without classes whose run
+    has no checkpoint.pt; "classifier": `classify` (only with both classes), "areas": `compare_areas` (from 64x64 on), "metrics":
+    {class: values of `measure_quality`}, "resampled": [what intervals resample, and what that means]}.
     """
     side = next(iter(generated.values())).shape[-1]
     splits = find_splits(dataset_dir, "all" if len(generated) > 1 else next(iter(generated)))
@@ -79,16 +79,19 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
     reduced = {kind: {name: reduce_all(pixels) for name, pixels in slices[kind].items()} for kind in KINDS}
 
     scores = {}  # {class: {kind: [n]}}
-    for folder, classes in runs.items():
+    for folder, critic in critics.items():
+        if critic is None:
+            continue
         for kind in tqdm(KINDS, f"critic of {folder}", disable=None):
-            of_kind = scores_by_class(critics[folder], {name: sample[kind][name] for name in classes}, device)
-            for name in classes:
+            of_kind = scores_by_class(critic, {name: sample[kind][name] for name in runs[folder]}, device)
+            for name in runs[folder]:
                 scores.setdefault(name, {})[kind] = of_kind[name]
     real = {kind: [scan for of_class in scans[kind].values() for scan in of_class] for kind in scans}
     unit = resampling_groups(real["train"] + real["unseen"])[1]
     results = {"critic": {name: critic_gaps(of_class) for name, of_class in scores.items()}}
     results["resampled"] = [resampled_text(unit), shared_text(real["train"], real["unseen"])]
-    written.append(plot_critic(scores, results["critic"], path("critic.png")))
+    if scores:
+        written.append(plot_critic(scores, results["critic"], path("critic.png")))
 
     if len(generated) > 1:
         results["classifier"] = classify(*(reduced[kind] for kind in ("train", "generated", "unseen")), groups["unseen"], device)
@@ -217,10 +220,12 @@ def sections(results, paths, title):
         stems = [os.path.basename(path).removeprefix(f"{title}_").removesuffix(".png").split("_") for path in paths]
         return [report.ReportFigure(path, caption.format(stem[-1])) for path, stem in zip(paths, stems) if stem[0] == name]
 
-    critic, resampled = results["critic"], results["resampled"]
-    yield report.Section(
-        f"{title}: the critic on unseen slices", [], critic_tables(critic), figures("critic", "Scores of the critic."), critic
-    )
+    resampled = results["resampled"]
+    if critic := results["critic"]:
+        shown = figures("critic", "Scores of the critic.")
+        yield report.Section(f"{title}: the critic on unseen slices", [], critic_tables(critic), shown, critic)
+    else:
+        yield report.Section(f"{title}: the critic on unseen slices", ["Not measured: there is no checkpoint.pt with a critic."])
     if classifier := results.get("classifier"):
         yield report.Section(
             f"{title}: a classifier of AD and NC",

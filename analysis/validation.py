@@ -81,8 +81,14 @@ class Validation:
 
 
 def load_critic(folder, device):
-    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read."""
-    path, network = os.path.join(folder, "checkpoint.pt"), read_network(folder)
+    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read.
+
+    None if there is no checkpoint.pt, beside a generator that was copied by itself (`analysis.models.share`).
+    """
+    path = os.path.join(folder, "checkpoint.pt")
+    if not os.path.exists(path):
+        return None
+    network = read_network(folder)
     try:
         saved = load_tensors(path)
         reached, resolution = saved["stage"]["resolution"], network["resolution"]
@@ -91,8 +97,8 @@ def load_critic(folder, device):
             critic.load_state_dict(saved["critic"])
     except Exception as error:
         raise UserError(
-            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs checkpoint.pt and "
-            "config.json beside generator.pt"
+            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs config.json and "
+            "an undamaged checkpoint.pt"
         ) from None
     if reached < resolution:
         raise UserError(

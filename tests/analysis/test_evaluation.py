@@ -12,6 +12,7 @@ from PIL import Image
 from analysis import classifier, evaluation, evaluation_report
 from analysis.areas import AMOUNT
 from analysis.bootstrap import Interval
+from analysis.models import share
 from analysis.subjects import read_subjects
 from dataset import Slices
 from utils import UserError
@@ -184,6 +185,17 @@ def test_evaluate_models_on_a_one_class_model_leaves_out_the_classifier(models, 
 
 
 @pytest.mark.slow
+def test_evaluate_models_leaves_out_the_critic_of_a_generator_alone(models, slices_dir, tmp_path):
+    share(os.path.join(models, "AD"), str(tmp_path / "AD"))
+    runs, folder = {str(tmp_path / "AD"): ("AD",)}, tmp_path / "out"
+    results, written = evaluation.evaluate_models(runs, {"AD": random_slices(8)}, slices_dir, str(folder), "AD")
+    check_files(results, written, folder)
+    assert results["critic"] == {} and set(results["metrics"]) == {"AD"}
+    of_critic, of_metrics = evaluation.sections(results, written, "AD")
+    assert "no checkpoint.pt" in of_critic.text[0] and not of_critic.tables and not of_critic.figures and of_metrics.tables
+
+
+@pytest.mark.slow
 def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
     unseen = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
@@ -209,7 +221,7 @@ def test_evaluate_models_refuses_early_what_is_missing(models, slices_dir, tmp_p
         evaluation.evaluate_models({os.path.join(models, "AD"): ("AD",)}, generated, str(alone), str(tmp_path / "out"), "x")
     run = tmp_path / "AD"
     shutil.copytree(os.path.join(models, "AD"), run)
-    os.unlink(run / "checkpoint.pt")
+    (run / "checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match="checkpoint.pt: no critic"):
         evaluation.evaluate_models({str(run): ("AD",)}, generated, slices_dir, str(tmp_path / "out"), "x")
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from torch import nn
 
 from analysis import validation
 from analysis.distances import kid
+from analysis.models import share
 from analysis.validation import Validation, critic_scores, load_critic, mean_score
 from dataset import to_float
 from modules import Discriminator, Generator, MappingNetwork
@@ -217,12 +218,16 @@ def test_load_critic_reads_the_checkpoint(models, run, conditional):
     assert (critic.embedding is not None) == conditional
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
-def test_load_critic_names_what_is_missing(models, tmp_path, name):
+def test_load_critic_names_what_is_missing(models, tmp_path):
     run = shutil.copytree(os.path.join(models, "AD"), tmp_path / "AD")
-    os.unlink(run / name)
-    with pytest.raises(UserError, match="checkpoint.pt: no critic can be read"):
+    os.unlink(run / "config.json")
+    with pytest.raises(UserError, match="checkpoint.pt: no critic can be read .* needs config.json"):
         load_critic(str(run), "cpu")
+
+
+def test_there_is_no_critic_beside_a_copied_generator(models, tmp_path):
+    share(os.path.join(models, "AD"), str(tmp_path / "AD"))
+    assert load_critic(str(tmp_path / "AD"), "cpu") is None
 
 
 def test_load_critic_refuses_a_changed_byte(models, tmp_path):
