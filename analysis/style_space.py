@@ -120,7 +120,7 @@ def verdict(pair, control=None, like=True):
 
 def conditional_verdict(real=None):
     """What a conditional model shows, given the StyleSeparation of real slices in its style space (None: none were projected)."""
-    text = "A conditional model is told the class, so its own AD and NC are separated from the start, whatever they look like. "
+    text = "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease. "
     if real is None:
         return text + "--dataset_dir AD_NC/test would project real slices into its style space."
     apart = "they are separated there more than by chance" if real.auc.low > 0.5 else "no separation was shown"
