@@ -74,11 +74,15 @@ def learning(args):
 def test_defaults_of_a_new_run_suit_the_device(ampere):
     cpu, gpu = defaults(CPU), defaults(CUDA)
     assert cpu.mapping_layers == gpu.mapping_layers == 2
-    assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 4e-3, 4e-3)
-    assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 2e-3, 2e-3) and gpu.amp is True
+    assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 2e-3, 4e-3)
+    assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 1e-3, 2e-3) and gpu.amp is True
     assert defaults(CUDA, "--amp", "False").amp is False
     assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 16)) == (16, 1, 2)
-    assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 1)
+    assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 2)
+    assert learning(defaults(CUDA, "--lr_critic", 1)) == (32, 1e-3, 1)
+    for loss in "logistic", "relativistic":
+        assert learning(defaults(CPU, "--loss", loss)) == (8, 4e-3, 4e-3)
+        assert learning(defaults(CPU, "--loss", loss, "--lr", 1)) == (8, 1, 1)
     assert [defaults(CPU, "--loss", loss).path_length for loss in training_flags.LOSSES] == [0, 0, 8]
     assert defaults(CPU, "--loss", "relativistic", "--path_length", 0).path_length == 0
 
@@ -87,6 +91,7 @@ def test_constants_of_training():
     assert training_flags.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
     assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
     assert training_flags.PATH_LENGTH == {"wgan-gp": 0, "logistic": 0, "relativistic": 8}
+    assert training_flags.CRITIC_RATE == {"wgan-gp": 2, "logistic": 1, "relativistic": 1}
     assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
     assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 0.004}
     assert (train.Z_DIM, train.W_DIM) == (256, 256)
@@ -142,17 +147,17 @@ def cpu_run(tmp_path_factory, slices_dir):
 def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run, ampere):
     resumed = defaults(CUDA, folder=cpu_run)
     assert (resumed.channel_base, resumed.channel_max, resumed.mapping_layers) == (128, 8, 3)
-    assert learning(resumed) == (8, 4e-3, 3e-3)
+    assert learning(resumed) == (8, 2e-3, 3e-3)
     assert defaults(CUDA, "--loss", "relativistic", folder=cpu_run).path_length == 0  # the weight that it was begun with
     assert resumed.amp is True  # which does suit the device
-    assert learning(defaults(CUDA)) == (32, 2e-3, 2e-3)  # a new run has other defaults
+    assert learning(defaults(CUDA)) == (32, 1e-3, 2e-3)  # a new run has other defaults
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_flags_override_those_of_the_run(cpu_run, ampere, device):
-    assert learning(defaults(device, "--batch_size", 16, folder=cpu_run)) == (16, 4e-3, 3e-3)
-    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (8, 1e-3, 1e-3)  # a new rate is for both
-    assert learning(defaults(device, "--lr_critic", 1e-3, folder=cpu_run)) == (8, 4e-3, 1e-3)
+    assert learning(defaults(device, "--batch_size", 16, folder=cpu_run)) == (16, 2e-3, 3e-3)
+    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (8, 1e-3, 2e-3)  # the critic's follows
+    assert learning(defaults(device, "--lr_critic", 1e-3, folder=cpu_run)) == (8, 2e-3, 1e-3)
     assert learning(defaults(device, "--lr", 1, "--lr_critic", 2, folder=cpu_run)) == (8, 1, 2)
     assert defaults(device, "--channel_max", 4, folder=cpu_run).channel_max == 4  # refused later, by name
 

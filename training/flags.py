@@ -20,6 +20,7 @@ from utils import (
 LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
 PATH_LENGTH = {"wgan-gp": 0.0, "logistic": 0.0, "relativistic": 8.0}  # defaults of --path_length
+CRITIC_RATE = {"wgan-gp": 2.0, "logistic": 1.0, "relativistic": 1.0}  # --lr_critic by default, times --lr
 LOSSES = tuple(LAMBDA_GP)
 DEFAULTS = {
     "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
@@ -97,8 +98,16 @@ def parse_args(argv=None):
     training.add(
         "--batch_size", type=number(int, 2, 2**16), help=f"slices per step, of all processes together ({by_device('batch_size')})"
     )
-    training.add("--lr", type=number(float, 0, open_low=True), help=f"Adam's learning rate ({by_device('lr')})")
-    training.add("--lr_critic", type=number(float, 0, open_low=True), help="the critic's learning rate (default: --lr)")
+    training.add(
+        "--lr",
+        type=number(float, 0, open_low=True),
+        help=f"Adam's learning rate of generator and mapping network ({by_device('lr')}; with wgan-gp half of it)",
+    )
+    training.add(
+        "--lr_critic",
+        type=number(float, 0, open_low=True),
+        help="the critic's learning rate (default: --lr; with wgan-gp twice as much)",
+    )
     training.add(
         "--lr_decay",
         type=number(float, 0, 1),
@@ -176,16 +185,21 @@ def fill_defaults(args, device, folder=None):
     """
     saved = read_network(folder) | read_learning_flags(folder) if folder else {}
     if args.lr is not None:
-        saved.pop("lr_critic", None)  # a new --lr is for both, unless --lr_critic says otherwise
+        saved.pop("lr_critic", None)  # it follows a new --lr, unless --lr_critic says otherwise
     if not saved and args.start_from:
         saved = read_network(args.start_from)
     amp = str(pick_dtype(None, device)) == "torch.bfloat16"
     defaults = DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"]
-    defaults = defaults | {"amp": amp, "mapping_layers": MAPPING_LAYERS, "path_length": PATH_LENGTH[args.loss]}
+    defaults = defaults | {
+        "lr": defaults["lr"] / CRITIC_RATE[args.loss],
+        "amp": amp,
+        "mapping_layers": MAPPING_LAYERS,
+        "path_length": PATH_LENGTH[args.loss],
+    }
     for name, value in (defaults | saved).items():
         if getattr(args, name, 0) is None:
             setattr(args, name, value)
-    args.lr_critic = args.lr_critic or args.lr
+    args.lr_critic = args.lr_critic or CRITIC_RATE[args.loss] * args.lr
     return args
 
 

@@ -57,7 +57,7 @@ class Options(NamedTuple):
     augment_p: float = 0.0
     style_mixing: float = 0.0
     path_length: float = 0.0
-    lr: float = 4e-3
+    lr: float = 2e-3
     lr_critic: float = 4e-3
     ema_kimg: float = 10.0
     seed: int = 0
