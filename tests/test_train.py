@@ -218,7 +218,7 @@ def test_other_flags_and_another_pytorch_are_noted(tmp_path, slices_dir, unplott
     capsys.readouterr()
     assert start(slices_dir, tmp_path, "--epochs", 2, "--lr", 1e-3, "--loss", "logistic") == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    for change in ("--lr 0.001 (was 0.004)", "--loss logistic (was wgan-gp)", f"PyTorch {torch.__version__} (was 1.0)"):
+    for change in ("--lr 0.001 (was 0.002)", "--loss logistic (was wgan-gp)", f"PyTorch {torch.__version__} (was 1.0)"):
         assert change in note
     assert "--epochs" not in note
 
@@ -514,9 +514,9 @@ def test_many_such_steps_go_back_to_the_checkpoint_with_half_the_rate(
     assert is_finite(tmp_path / "AD") and all(row["skipped"] == 0 for row in rows)
     assert capsys.readouterr().out.count("went back") == 1
     state = checkpoint(tmp_path / "AD")
-    assert state["images"] == 80 and optimizer_rates(state) == [0.002, 0.002]
+    assert state["images"] == 80 and optimizer_rates(state) == [0.002, 0.004]
     start(slices_dir, tmp_path, "--epochs", 11, "--lr", 0.004)  # and so after the next resume
-    assert rates(tmp_path / "AD")[-1] == 0.002 and optimizer_rates(checkpoint(tmp_path / "AD")) == [0.002, 0.002]
+    assert rates(tmp_path / "AD")[-1] == 0.002 and optimizer_rates(checkpoint(tmp_path / "AD")) == [0.002, 0.004]
 
 
 @pytest.mark.slow

@@ -327,7 +327,7 @@ def test_check_same_run_names_changed_flags_and_another_pytorch(models):
     changed = check_same_run(run, config | {"flags": flags, "torch": "1.0"})
     assert changed == [
         "--loss logistic (was wgan-gp)",
-        "--lr 0.001 (was 0.004)",
+        "--lr 0.001 (was 0.002)",
         "--deterministic True (was False)",
         f"PyTorch 1.0 (was {torch.__version__})",
     ]
