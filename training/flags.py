@@ -20,7 +20,7 @@ from utils import (
 LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
 PATH_LENGTH = {"wgan-gp": 0.0, "logistic": 0.0, "relativistic": 8.0}  # defaults of --path_length
-CRITIC_RATE = {"wgan-gp": 2.0, "logistic": 1.0, "relativistic": 1.0}  # --lr_critic by default, times --lr
+CRITIC_RATE = {"wgan-gp": 2.0, "logistic": 1.0, "relativistic": 1.0}  # --lr_critic / --lr by default: Heusel et al. 2017
 LOSSES = tuple(LAMBDA_GP)
 DEFAULTS = {
     "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
