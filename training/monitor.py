@@ -102,7 +102,7 @@ ALERTS = {  # name: (condition on a row of losses.csv or evaluations.csv, what i
         "{beyond:.0%} of its pixels are far brighter than white; a lower --lr may help",
     ),
     "critic won": (
-        lambda row: row["separation"] > 0.999 and row["images"] > 20_000,
+        lambda row: row["separation"] > 0.999 and row["images"] > 50_000,
         "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help",
     ),
     "critic lost": (
