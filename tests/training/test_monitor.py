@@ -155,7 +155,7 @@ def test_every_alert_is_provoked_below():
     [
         HEALTHY,
         HEALTHY | {"diversity": 0.15, "lit": 0.15, "beyond": 0.2, "separation": 0.99},
-        HEALTHY | {"images": 25_000, "separation": 1.0},  # at the start, also where training goes well
+        HEALTHY | {"images": 50_000, "separation": 1.0},  # at the start, also where training goes well
         HEALTHY | {"separation": -0.15},  # it cannot tell them apart
         HEALTHY | dict.fromkeys(HEALTHY, math.nan),
         EVALUATED,
