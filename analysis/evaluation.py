@@ -221,11 +221,10 @@ def sections(results, paths, title):
         return [report.ReportFigure(path, caption.format(stem[-1])) for path, stem in zip(paths, stems) if stem[0] == name]
 
     resampled = results["resampled"]
-    if critic := results["critic"]:
-        shown = figures("critic", "Scores of the critic.")
-        yield report.Section(f"{title}: the critic on unseen slices", [], critic_tables(critic), shown, critic)
-    else:
-        yield report.Section(f"{title}: the critic on unseen slices", ["Not measured: there is no checkpoint.pt with a critic."])
+    critic, shown = results["critic"], figures("critic", "Scores of the critic.")
+    missing = [f"Not measured for {name}: no checkpoint.pt with a critic." for name in results["metrics"] if name not in critic]
+    tables = critic_tables(critic) if critic else []
+    yield report.Section(f"{title}: the critic on unseen slices", missing, tables, shown, critic)
     if classifier := results.get("classifier"):
         yield report.Section(
             f"{title}: a classifier of AD and NC",

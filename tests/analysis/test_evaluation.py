@@ -192,7 +192,16 @@ def test_evaluate_models_leaves_out_the_critic_of_a_generator_alone(models, slic
     check_files(results, written, folder)
     assert results["critic"] == {} and set(results["metrics"]) == {"AD"}
     of_critic, of_metrics = evaluation.sections(results, written, "AD")
-    assert "no checkpoint.pt" in of_critic.text[0] and not of_critic.tables and not of_critic.figures and of_metrics.tables
+    assert of_critic.text == ["Not measured for AD: no checkpoint.pt with a critic."]
+    assert not of_critic.tables and not of_critic.figures and of_metrics.tables
+
+
+def test_sections_name_the_class_whose_critic_is_missing():
+    gaps = evaluation.critic_gaps({kind: np.arange(3.0) for kind in evaluation_report.KINDS})
+    results = {"critic": {"AD": gaps}, "metrics": {"AD": {}, "NC": {}}, "resampled": []}
+    of_critic = next(evaluation.sections(results, [], "AD_and_NC"))
+    assert of_critic.text == ["Not measured for NC: no checkpoint.pt with a critic."]
+    assert [row[0] for row in of_critic.tables[0].rows] == ["AD"]
 
 
 @pytest.mark.slow
