@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ops import SLOPE, blur, convolve, downsample, leaky_relu, upsample
+from ops import BLACK, SLOPE, blur, convolve, downsample, leaky_relu, upsample
 from utils import EARLIER_MAPPING_LAYERS, MAPPING_LAYERS
 
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU, to keep a unit-variance input at unit mean square
@@ -253,6 +253,8 @@ class Generator(nn.Module):
     A learned 4x4 constant, then a block per resolution. The image is the sum of all blocks' upsampled contributions, K20's
     alternative to progressive growing (section 4.1, "output skips"). num_ws = 2 log2(R) - 2: one w per style block and one
     for the last image layer; earlier image layers share the w of the style block that follows, as in K20.
+    The background is the last block's bias: upsampling meets zeros beyond the border, so one that came from an earlier block
+    would be grey in the outermost rows and columns, and every later block would have to blacken them.
     noise, rng: see StyleBlock; noise may also be a list of num_ws - 1 maps, one per style block. dtype: of the activations
     (None: that of w); weights and image keep theirs.
     """
@@ -266,6 +268,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(
             GeneratorBlock(before, here, size, w_dim) for before, here, size in zip([None] + channels, channels, sizes)
         )
+        self.blocks[-1].image_bias.data.fill_(BLACK)
 
     def forward(self, w, noise="random", rng=None, dtype=None):
         ws = (w[:, None].expand(-1, self.num_ws, -1) if w.ndim == 2 else w).unbind(1)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 SLOPE = 0.2  # of all leaky ReLUs
+BLACK = -1.0  # in images
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,11 +80,14 @@ def upsample(x):
 
 
 def resample(images, resolution):
-    """Images [N, C, R, R] at another power of two: means of squares of pixels if it is smaller, upsampled if it is larger."""
+    """Images [N, C, R, R] at another power of two.
+
+    Means of squares of pixels if it is smaller; upsampled if it is larger, with black instead of zeros beyond the border.
+    """
     if resolution < images.shape[-1]:
         images = F.avg_pool2d(images, images.shape[-1] // resolution)
     while resolution > images.shape[-1]:
-        images = upsample(images)
+        images = upsample(images - BLACK) + BLACK
     return images
 
 

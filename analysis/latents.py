@@ -75,7 +75,7 @@ def resolution_pyramid(model, w):
     """Per resolution r = 4, 8, ..., R: (r, the image so far [N, r, r], the contribution of r to it [N, r, r]), about [-1, 1].
 
     The generator's image is a sum over resolutions (Karras et al. 2020, section 4.1, "output skips"): all contributions,
-    upsampled to R and added, are the generated image.
+    upsampled to R and added to the background, the last block's bias, are the generated image.
     """
     images = []
     hooks = [
@@ -86,8 +86,11 @@ def resolution_pyramid(model, w):
     finally:
         for hook in hooks:
             hook.remove()
-    contributions = [images[0]] + [image - upsample(before) for before, image in zip(images, images[1:])]
-    return [(image.shape[-1], image[:, 0].cpu().numpy(), part[:, 0].cpu().numpy()) for image, part in zip(images, contributions)]
+    background = model.generator.blocks[-1].image_bias
+    images[-1] = images[-1] - background
+    parts = [images[0]] + [image - upsample(before) for before, image in zip(images, images[1:])]
+    images = [image + background for image in images]
+    return [(image.shape[-1], image[:, 0].cpu().numpy(), part[:, 0].cpu().numpy()) for image, part in zip(images, parts)]
 
 
 class Morph(NamedTuple):

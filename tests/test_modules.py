@@ -248,6 +248,13 @@ def test_generator_is_the_paper_written_out():
     torch.testing.assert_close(generator(ws, maps), before + images[1], rtol=1e-9, atol=1e-12)
 
 
+def test_generator_draws_on_black_up_to_the_border():
+    generator = Generator(32, 64, 5, 7)
+    for block in generator.blocks:
+        torch.nn.init.zeros_(block.to_image.weight)
+    assert (generator(torch.randn(2, 7)) == -1).all()
+
+
 def test_critic_is_the_paper_written_out():
     """Karras et al. 2020, figure 7c, with the projection of Miyato and Koyama 2018."""
     critic, gain = randomise(Discriminator(8, 40, 6, num_classes=2)), math.sqrt(2 / 1.04)

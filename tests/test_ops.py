@@ -47,8 +47,9 @@ def test_resample_takes_means_of_squares_and_upsamples():
         means = x.reshape(2, 1, side, 8 // side, side, 8 // side).mean((3, 5))
         torch.testing.assert_close(resample(x, side), means, rtol=1e-12, atol=1e-12)
     assert resample(x, 8) is x
-    torch.testing.assert_close(resample(x, 16), upsample(x), rtol=0, atol=0)
-    torch.testing.assert_close(resample(x, 32), upsample(upsample(x)), rtol=0, atol=0)
+    torch.testing.assert_close(resample(x, 16), upsample(x + 1) - 1, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(resample(x, 32), upsample(upsample(x + 1)) - 1, rtol=1e-12, atol=1e-12)
+    assert (resample(torch.full((1, 1, 4, 4), -1.0), 16) == -1).all()  # black stays black up to the border
 
 
 def test_resampling_keeps_a_flat_image_away_from_the_edge():

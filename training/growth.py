@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from modules import RELU_GAIN, Conv2d, build_generator
-from ops import leaky_relu, resample
+from ops import BLACK, leaky_relu, resample
 
 FIRST = 16  # pixels a side in the first stage
 LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
@@ -126,12 +126,17 @@ def grow(old, new):
 def carry_generator(old, new):
     """Copy mapping network and generator of one ModuleDict into another of `modules.build_generator`, of at least its resolution.
 
-    The image layers of further blocks become 0: images are those of `old`, upsampled.
+    The image layers of further blocks become 0, and the background is again the bias of the last block (`modules.Generator`):
+    images are those of `old` at the higher resolution, as `ops.resample` gives them.
     """
     copy_weights(old, new, {name: name for name in old.state_dict()})
-    for block in new["generator"].blocks[len(old["generator"].blocks) :]:
+    blocks, count = new["generator"].blocks, len(old["generator"].blocks)
+    for block in blocks[count:]:
         block.to_image.weight.zero_()
         block.image_bias.zero_()
+    if len(blocks) > count:
+        blocks[count - 1].image_bias -= BLACK
+        blocks[-1].image_bias += BLACK
     if old["mapping"].num_classes < new["mapping"].num_classes:  # columns for the class are appended to those for z
         before, here = old["mapping"].layers[0], new["mapping"].layers[0]
         here.weight.zero_()
