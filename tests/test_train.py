@@ -395,7 +395,7 @@ def test_runs_of_the_same_seed_are_identical_and_of_another_are_not(tmp_path, sl
         (None, lambda images: images.tanh()),
         ("generator collapsed", lambda images: images.mean(0, keepdim=True).expand_as(images)),
         ("generator black", lambda images: 0.01 * images - 1),
-        ("generator saturated", lambda images: 100 * images),
+        ("generator saturated", lambda images: 100 * (images + 1)),
     ],
 )
 def test_a_failing_generator_raises_its_alert_once(tmp_path, slices_dir, monkeypatch, log_steps, capsys, name, spoil):

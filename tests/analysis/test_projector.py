@@ -41,7 +41,7 @@ def one_vgg16():
 
 
 def tiny(num_classes=0, noise=0.2):
-    """An untrained model of 32x32, whose w differ enough for the search to tell them apart."""
+    """An untrained model of 32x32, grey on average rather than black, whose w differ enough for the search to tell them apart."""
     torch.manual_seed(0)
     networks = (
         build_generator(
@@ -50,6 +50,7 @@ def tiny(num_classes=0, noise=0.2):
         .eval()
         .requires_grad_(False)
     )
+    networks["generator"].blocks[-1].image_bias.zero_()
     for block in networks["generator"].blocks:
         for style in block.styles:
             style.noise_strength.fill_(noise / NOISE_LR)

@@ -514,8 +514,10 @@ def first_state(folder):
 
 
 def fits_within(small, large):
-    """Whether every weight of a generator is found in a larger one."""
-    return all(torch.equal(value, large[name]) for name, value in small.items())
+    """Whether every weight of a generator is found in a larger one, but for its last bias, which gives away the background."""
+    last = [name for name in small if name.endswith("image_bias")][-1]
+    expected = small | {last: small[last] + 1}
+    return all(torch.equal(value, large[name]) for name, value in expected.items())
 
 
 @pytest.mark.slow
