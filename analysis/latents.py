@@ -74,8 +74,8 @@ def noise_statistics(model, w, draws, rng):
 def resolution_pyramid(model, w):
     """Per resolution r = 4, 8, ..., R: (r, the image so far [N, r, r], the contribution of r to it [N, r, r]), about [-1, 1].
 
-    The generator's image is a sum over resolutions (Karras et al. 2020, section 4.1, "output skips"): all contributions,
-    upsampled to R and added to the background, the last block's bias, are the generated image.
+    The generator's image is a sum over resolutions (Karras et al. 2020, section 4.1, "output skips"). The biases of the image
+    layers, which shift the brightness of the whole image, are in no contribution, and those of all layers in every image so far.
     """
     images = []
     hooks = [
@@ -86,11 +86,13 @@ def resolution_pyramid(model, w):
     finally:
         for hook in hooks:
             hook.remove()
-    background = model.generator.blocks[-1].image_bias
-    images[-1] = images[-1] - background
-    parts = [images[0]] + [image - upsample(before) for before, image in zip(images, images[1:])]
-    images = [image + background for image in images]
-    return [(image.shape[-1], image[:, 0].cpu().numpy(), part[:, 0].cpu().numpy()) for image, part in zip(images, parts)]
+    biases = torch.stack([block.image_bias for block in model.generator.blocks])
+    before, levels = torch.zeros_like(images[0]), []
+    for i, image in enumerate(images):
+        so_far, part = image + biases[i + 1 :].sum(), image - before - biases[i]
+        levels.append((image.shape[-1], so_far[:, 0].cpu().numpy(), part[:, 0].cpu().numpy()))
+        before = upsample(image)
+    return levels
 
 
 class Morph(NamedTuple):
