@@ -16,6 +16,7 @@ differentiated twice, and two lists of parameters, all on --device unless its co
 
 import functools
 import importlib.util
+import math
 import os
 import platform
 import statistics
@@ -39,6 +40,7 @@ def parse_args(argv=None):
     run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="images per step")
     run.add("--loss", choices=("wgan-gp", "logistic", "relativistic"), default="wgan-gp", help="adversarial loss")
     run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties (default: as in train.py)")
+    run.add("--n_critic", type=number(int, 1), default=1, help="critic updates per generator update")
     run.add("--path_length", type=number(float, 0), help="weight of train.py's path length penalty (default: as in train.py)")
     run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
 
@@ -140,8 +142,9 @@ class OwnStep:
 class PlainStep:
     """The same algorithm, but for the path length, on any `Networks`, phase by phase; `seconds` adds up the time of each phase."""
 
-    def __init__(self, networks, loss, gp_every, device):
-        self.networks, self.loss, self.gp_every, self.device, self.step = networks, loss, gp_every, device, 0
+    def __init__(self, networks, loss, gp_every, n_critic, device):
+        self.networks, self.loss, self.gp_every, self.n_critic, self.device = networks, loss, gp_every, n_critic, device
+        self.step = 0
         self.generator_optimizer = torch.optim.Adam(networks.generator_weights, 2e-3, BETAS, fused=True)
         self.critic_optimizer = torch.optim.Adam(networks.critic_weights, 2e-3, BETAS, fused=True)
         self.averaged = [p.detach().clone() for p in networks.generator_weights]
@@ -149,7 +152,9 @@ class PlainStep:
 
     def __call__(self, real):
         networks, self.phase_begun = self.networks, now(self.device)
-        fake = networks.generate(len(real))
+        updates_generator = self.step % self.n_critic == 0
+        with torch.set_grad_enabled(updates_generator):
+            fake = networks.generate(len(real))
         self.end_phase("generator")
 
         for p in networks.critic_weights:
@@ -164,16 +169,17 @@ class PlainStep:
         self.critic_optimizer.step()
         self.end_phase("critic")
 
-        for p in networks.critic_weights:
-            p.requires_grad_(False)
-        self.generator_optimizer.zero_grad()
-        score_real = None
-        if self.loss == "relativistic":
-            with torch.no_grad():
-                score_real = networks.critic(real)
-        generator_loss(self.loss, networks.critic(fake), score_real).backward()
-        self.generator_optimizer.step()
-        self.end_phase("generator")
+        if updates_generator:
+            for p in networks.critic_weights:
+                p.requires_grad_(False)
+            self.generator_optimizer.zero_grad()
+            score_real = None
+            if self.loss == "relativistic":
+                with torch.no_grad():
+                    score_real = networks.critic(real)
+            generator_loss(self.loss, networks.critic(fake), score_real).backward()
+            self.generator_optimizer.step()
+            self.end_phase("generator")
         torch._foreach_lerp_(self.averaged, [p.detach() for p in networks.generator_weights], 0.001)
         self.end_phase("averaging")
         self.step += 1
@@ -287,16 +293,18 @@ def benchmark(args, device, dtype):
     }
     n = args.batch_size
     weights = {"lambda_gp": LAMBDA_GP[args.loss], "path_length": args.path_length}
-    options = Options(batch_size=n, loss=args.loss, gp_every=args.gp_every, lr=2e-3, lr_critic=2e-3, **weights)
+    every = {"gp_every": args.gp_every, "n_critic": args.n_critic}
+    options = Options(batch_size=n, loss=args.loss, lr=2e-3, lr_critic=2e-3, **every, **weights)
     state = TrainingState(options, network, device, dtype)
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
     data = batches(slices, n, device, seed=0)
     real, _ = next(data)
     all_networks = [our_networks(state)] + ([other_networks(args.against, args, device)] if args.against else [])
-    plain_steps = [PlainStep(networks, args.loss, args.gp_every, device) for networks in all_networks]
+    plain_steps = [PlainStep(networks, args.loss, **every, device=device) for networks in all_networks]
     steps = [OwnStep(state), *plain_steps]
 
-    length = -(-ROUND // args.gp_every) * args.gp_every  # the same number of penalties in every round
+    period = math.lcm(args.gp_every, args.n_critic)
+    length = -(-ROUND // period) * period  # as many penalties and generator updates in every round
     alternate(steps, real, 1, length, device)  # warm up
     for step in plain_steps:
         step.seconds, step.step = dict.fromkeys(PHASES, 0.0), 0
@@ -304,7 +312,8 @@ def benchmark(args, device, dtype):
 
     yield (
         f"{args.resolution}x{args.resolution}, channels {args.channel_base} / {args.channel_max}, batch {n}, {args.loss}, "
-        f"penalty every {args.gp_every} steps, path length {args.path_length:g}"
+        f"penalty every {args.gp_every} steps, path length {args.path_length:g}, "
+        f"{args.n_critic} critic updates per generator update"
     )
     yield f"{describe(device)}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}"
     yield ""
@@ -317,7 +326,7 @@ def benchmark(args, device, dtype):
     yield line("generating", "images/s", rates)
     yield line("loading", "images/s", [rate(lambda: next(data), n, device, 100)])
     yield line("peak memory", "GiB", [memory_gib(device)])
-    gflop = gflop_per_image(plain_steps[0], real, args.gp_every)
+    gflop = gflop_per_image(plain_steps[0], real, period)
     yield line("operations per image", "GFLOP", [gflop])
     yield line("  per second", "GFLOP/s", [gflop * n / own])
     for kind in dict.fromkeys((dtype, torch.float32)):

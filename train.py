@@ -199,14 +199,11 @@ def decay_factor(done, decay_share):
 
 def mean_row(terms):
     """A row of the terms of several steps: {name of TERMS: mean over the finite ones, nan if there are none}, steps skipped."""
-    names = [name for term in terms for name in term]
-    values = torch.stack([value.float() for term in terms for value in term.values()]).tolist()
-    columns = {name: [] for name in TERMS}
-    for name, value in zip(names, values):
-        columns[name].append(value)
-    gradients = zip(columns["critic_gradient"], columns["generator_gradient"])
-    skipped = sum(not math.isfinite(critic + generator) for critic, generator in gradients)
-    finite = {name: list(filter(math.isfinite, values)) for name, values in columns.items()}
+    values = iter(torch.stack([value.float() for term in terms for value in term.values()]).tolist())
+    terms = [{name: next(values) for name in term} for term in terms]
+    gradients = [[term[name] for name in ("critic_gradient", "generator_gradient") if name in term] for term in terms]
+    skipped = sum(not all(map(math.isfinite, norms)) for norms in gradients)
+    finite = {name: [term[name] for term in terms if name in term and math.isfinite(term[name])] for name in TERMS}
     return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
 
 

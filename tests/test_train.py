@@ -104,6 +104,7 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
         "loss": "logistic",
         "lambda_gp": 3.0,
         "gp_every": 5,
+        "n_critic": 3,
         "bounded": False,
         "augment": "fixed",
         "augment_p": 0.25,
@@ -319,6 +320,7 @@ def test_a_row_is_the_mean_over_the_steps_that_have_a_term_and_are_finite():
     ]
     row, skipped = mean_row(terms)
     assert skipped == 2 and row["critic_loss"] == 2 and row["penalty"] == 4 and row["generator_gradient"] == 1
+    assert mean_row([{"critic_gradient": number(1.0)}, terms[2]])[1] == 1  # a step that updates the critic alone is not skipped
     assert np.isnan(row["path_length"]) and tuple(row) == train.TERMS
 
 
@@ -462,21 +464,22 @@ def poison(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
+    "flags, updates",
     [
-        ["--loss", "wgan-gp", "--augment", "ada"],
-        ["--loss", "logistic", "--path_length", 2],
-        ["--loss", "relativistic", "--augment", "fixed", "--augment_p", 0.5],
+        (["--loss", "wgan-gp", "--augment", "ada"], 8),
+        (["--loss", "logistic", "--path_length", 2], 8),
+        (["--loss", "relativistic", "--n_critic", 2, "--augment", "fixed", "--augment_p", 0.5], 4),
     ],
 )
-def test_a_step_with_such_gradients_is_skipped_and_reported(tmp_path, slices_dir, log_steps, poison, flags):
+def test_a_step_with_such_gradients_is_skipped_and_reported(tmp_path, slices_dir, log_steps, poison, flags, updates):
     log_steps(2)
     poison({4})
     assert start(slices_dir, tmp_path, "--epochs", 4, *flags) == 0
     assert [row["skipped"] for row in read_table(tmp_path / "AD/losses.csv")] == [0, 0, 1, 1]
     assert alert_lines(tmp_path / "AD") == ["skipped 1 of the 2 steps before step 6: their gradients are not finite"]
     assert is_finite(tmp_path / "AD") and checkpoint(tmp_path / "AD")["images"] == 32
-    assert adam_steps(tmp_path / "AD", "model_optimizer") == adam_steps(tmp_path / "AD", "critic_optimizer") == {7}  # of eight
+    assert adam_steps(tmp_path / "AD", "critic_optimizer") == {7}  # of eight
+    assert adam_steps(tmp_path / "AD", "model_optimizer") == {updates - 1}
     assert all(math.isfinite(row["critic_loss"]) for row in read_table(tmp_path / "AD/losses.csv"))
 
 
@@ -696,6 +699,7 @@ def test_held_out_slices_come_from_test_dir_or_from_beside_the_training_slices(t
         (["--augment", "much"], "--augment"),
         (["--loss", "hinge"], "--loss"),
         (["--gp_every", 0], "--gp_every"),
+        (["--n_critic", 0], "--n_critic"),
         (["--style_mixing", 2], "--style_mixing"),
         (["--path_length", -1], "--path_length"),
         (["--ema_kimg", 0], "--ema_kimg"),

@@ -133,6 +133,9 @@ def parse_args(argv=None):
         type=number(int, 1, 10**6),
         help=f"steps between two gradient penalties, each weighted by as many ({by_loss(GP_EVERY)})",
     )
+    training.add(
+        "--n_critic", type=number(int, 1, 10**6), default=1, help="critic updates, each on a batch of its own, per generator update"
+    )
     training.add_bool("--bounded", True, "clip generated slices to black and white, as real ones are, for the critic")
     training.add(
         "--augment",

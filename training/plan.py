@@ -70,7 +70,7 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
         f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
         f"unseen      {'none (--test_dir)' if held_out is None else f'{len(held_out)} to compare with'}\n"
         f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, path length {args.path_length:g}, "
-        f"augmentation {args.augment}\n"
+        f"augmentation {args.augment}, {args.n_critic} critic updates per generator update\n"
         f"parameters  generator {model:.2f} M, critic {critic:.2f} M\n"
         f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
         f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shards} micro-batches" * (shards > 1) + "\n"

@@ -26,6 +26,7 @@ FLAGS_THAT_MATTER = (
     "loss",
     "lambda_gp",
     "gp_every",
+    "n_critic",
     "bounded",
     "batch_size",
     "lr",

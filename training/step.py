@@ -1,4 +1,4 @@
-"""One training step: algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028), with one critic update per generator update.
+"""One training step: algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028), each step with a batch of its own.
 
     state = TrainingState(Options(loss="wgan-gp"), network, device, dtype)
     for step in range(1000):
@@ -27,7 +27,7 @@ from utils import random_stream
 BETAS = 0.0, 0.99  # of Adam; no momentum (Karras et al. 2018, appendix A.1)
 EMA_RAMPUP = 0.05  # the average's half-life is at most this share of all images so far, so that it forgets the start
 FLOAT32_UP_TO = 16  # pixels a side: critic blocks whose gradient penalty is computed in float32, where rounding matters most
-PATH_LENGTH_EVERY = 8  # steps between two path length penalties, each on half a batch
+PATH_LENGTH_EVERY = 8  # generator updates between two path length penalties, each on half a batch
 
 TERMS = (
     "critic_loss",
@@ -52,6 +52,7 @@ class Options(NamedTuple):
     loss: str = "wgan-gp"
     lambda_gp: float = 10.0
     gp_every: int = 1
+    n_critic: int = 1
     bounded: bool = True
     augment: str = "none"
     augment_p: float = 0.0
@@ -129,18 +130,20 @@ class TrainingState:
 def train_step(state, step, batch):
     """Update critic, generator, moving average and augmentation on this process's shard of a batch; `step` counts from 0.
 
-    Returns the logged terms {name: 0-dim tensor}, means over micro-batches and processes; "penalty", "gradient_norm",
-    "path_length" and "unseen" only in steps that compute them.
+    The generator is updated in every n_critic-th step, from the first on. Returns the logged terms {name: 0-dim tensor}, means
+    over micro-batches and processes; those of the penalties and of the generator's update, and "unseen", only in steps that
+    compute them.
     """
-    micro_batches = batch.split(state.options.grad_accum)
+    micro_batches, updates_generator = batch.split(state.options.grad_accum), step % state.options.n_critic == 0
     # Both updates share the generated images, which saves a pass through the generator. Micro-batches are generated anew for
     # either update, since the graphs of several would fill the memory that accumulation is meant to save.
-    shared = generate(state, len(batch.images), batch.labels) if len(micro_batches) == 1 else None
-    critic_terms = update_critic(state, step, micro_batches, shared)
-    generator_terms = update_generator(state, step, micro_batches, shared, critic_terms["critic_gradient"])
+    shared = generate(state, len(batch.images), batch.labels) if updates_generator and len(micro_batches) == 1 else None
+    terms = update_critic(state, step, micro_batches, shared)
+    if updates_generator:
+        terms |= update_generator(state, step, micro_batches, shared, terms["critic_gradient"])
     update_average(state, step)
-    state.augmentation.update(critic_terms, state.options.batch_size)
-    return critic_terms | generator_terms
+    state.augmentation.update(terms, state.options.batch_size)
+    return terms
 
 
 def update_critic(state, step, micro_batches, shared=None):
@@ -193,7 +196,7 @@ def update_generator(state, step, micro_batches, shared, critic_gradient):
                 score_real = state.critic(augment(real, p, rng), labels, state.dtype)
         loss = generator_loss(options.loss, score_fake, score_real)
         term = {"generator_loss": loss} | image_statistics(images, real)
-        if options.path_length and step % PATH_LENGTH_EVERY == 0:
+        if options.path_length and step % (options.n_critic * PATH_LENGTH_EVERY) == 0:
             half = len(real) // 2
             half_labels = None if labels is None else labels[:half]
             penalty, length = state.path_length(*generate(state, half, half_labels, style_mixing=0), rng)

@@ -14,12 +14,14 @@ THIN = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256,
 
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
-    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --gp_every 4 --augment ada --eval_every 1".split()
+    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --gp_every 4 --n_critic 2 --augment ada --eval_every 1".split()
     assert start(slices_dir, tmp_path / "model", *flags) == 0
     out = capsys.readouterr().out
     for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with", "(new)", "float32"):
         assert expected in out, expected
-    assert re.search("loss +logistic, penalty 7 every 4 steps, path length 0, augmentation ada", out)
+    assert re.search(
+        "loss +logistic, penalty 7 every 4 steps, path length 0, augmentation ada, 2 critic updates per generator update", out
+    )
     assert not (tmp_path / "model").exists()
 
 

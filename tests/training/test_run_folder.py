@@ -162,7 +162,7 @@ def test_plots_can_be_drawn_from_few_rows_without_evaluations(tmp_path, rows):
 
 RUNS = {
     "wgan-gp": (["--loss", "wgan-gp", "--augment", "ada", "--style_mixing", 0.9], (1, 5, 9)),
-    "logistic": (["--loss", "logistic", "--gp_every", 4, "--path_length", 2], (1, 5, 9)),
+    "logistic": (["--loss", "logistic", "--gp_every", 4, "--n_critic", 3, "--path_length", 2], (1, 5, 9)),
     "conditional": (
         "--loss relativistic --augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --conditional".split(),
         (1, 2, 4),

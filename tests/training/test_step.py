@@ -124,6 +124,9 @@ class Reference:
         terms["critic_gradient"] = self.adam(list(self.critic.parameters()), options.lr_critic)
 
         # The generator, against the updated critic
+        if k % options.n_critic:
+            self.average()
+            return terms
         self.model.zero_grad()
         d_fake = self.critic(augment(clip_images(images), options.augment_p, self.rng), labels)
         if options.loss == "relativistic":
@@ -135,7 +138,7 @@ class Reference:
         }[options.loss]()
         terms["generator_loss"] = loss.item()
         length = None
-        if options.path_length and k % 8 == 0:
+        if options.path_length and k // options.n_critic % 8 == 0:
             half_ws = self.latents(len(real) // 2, None if labels is None else labels[: len(real) // 2], 0)
             half = self.model["generator"](half_ws, rng=self.rng)
             noise = torch.randn(half.shape, generator=self.rng) / SIDE  # N(0, 1 / pixels)
@@ -149,18 +152,21 @@ class Reference:
         if length is not None:
             self.path_mean = self.path_mean + 0.01 * (length - self.path_mean)
 
-        # The running mean of w, per class, and the moving average
+        # The running mean of w, per class
         w_mean = self.model["mapping"].w_mean
         for label in range(len(w_mean)):
             rows = [i for i in range(len(real)) if labels is None or labels[i] == label]
             if rows:
                 w_mean[label] = 0.995 * w_mean[label] + 0.005 * ws[rows, 0].mean(0).detach()
-        self.images_shown += options.batch_size
-        half_life = min(1000 * options.ema_kimg, 0.05 * self.images_shown)
-        beta = 0.5 ** (options.batch_size / half_life)
+        self.average()
+        return terms
+
+    def average(self):
+        self.images_shown += self.options.batch_size
+        half_life = min(1000 * self.options.ema_kimg, 0.05 * self.images_shown)
+        beta = 0.5 ** (self.options.batch_size / half_life)
         for average, p in zip(self.averaged.parameters(), self.model.parameters()):
             average.data = beta * average.data + (1 - beta) * p.data
-        return terms
 
     def penalty(self, real, fake, labels):
         """The gradient penalty and the mean norm, image by image."""
@@ -181,14 +187,15 @@ class Reference:
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_train_step_is_the_algorithm_written_out(float64, loss, conditional):
+@pytest.mark.parametrize("loss, n_critic", [*((loss, 1) for loss in LOSSES), ("relativistic", 2)])
+def test_train_step_is_the_algorithm_written_out(float64, loss, n_critic, conditional):
     state = new_state(
         CONDITIONAL if conditional else SMALL,
         torch.float64,
         loss=loss,
         lambda_gp=3.0,
         gp_every=2,
+        n_critic=n_critic,
         augment="fixed",
         augment_p=0.5,
         style_mixing=0.5,
@@ -492,7 +499,8 @@ def test_style_mixing_keeps_the_label_and_depends_on_its_generator():
     assert torch.equal((ws > 50).all((1, 2)), labels == 1) and torch.equal((ws < 50).all((1, 2)), labels == 0)
 
 
-def test_path_length_is_computed_on_half_a_batch_every_eighth_step(monkeypatch):
+@pytest.mark.parametrize("n_critic", [1, 3])
+def test_path_length_is_computed_on_half_a_batch_every_eighth_update(monkeypatch, n_critic):
     sizes, forward = [], PathLength.forward
 
     def counted(self, images, ws, rng):
@@ -500,9 +508,9 @@ def test_path_length_is_computed_on_half_a_batch_every_eighth_step(monkeypatch):
         return forward(self, images, ws, rng)
 
     monkeypatch.setattr(PathLength, "forward", counted)
-    state = new_state(path_length=2.0)
-    for k in (0, 1, 7, 8, 12):
-        assert ("path_length" in train_step(state, k, Batch(random_images(4)))) == (k % 8 == 0)
+    state = new_state(path_length=2.0, n_critic=n_critic)
+    for k in (0, 1, 3, 8 * n_critic - 1, 8 * n_critic, 12 * n_critic):
+        assert ("path_length" in train_step(state, k, Batch(random_images(4)))) == (k in (0, 8 * n_critic))
     assert sizes == [2, 2]
 
 
