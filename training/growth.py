@@ -1,6 +1,6 @@
 """Growing training: one run in stages of doubling resolution (Karras et al. 2018, arXiv:1710.10196, section 2, called K18).
 
-    shares = stage_shares(args, first_resolution(args))     # {16: 1/7, 32: 3/7, 64: 1.0}: share of the run at which each stage ends
+    shares = stage_shares(args, first_resolution(args))     # {16: 1/21, 32: 5/21, 64: 1.0}: where in the run each stage ends
     state = grow(state, larger_state)                       # weights, averages and moments carried over
 
 Networks with the same channels differ by whole blocks, so everything learnt at a resolution stays: mapping network, generator
@@ -17,7 +17,7 @@ from modules import RELU_GAIN, Conv2d, build_generator
 from ops import BLACK, leaky_relu, resample
 
 FIRST = 16  # pixels a side in the first stage
-LONGEST = 4  # a stage takes twice the share of the stage before it, but at most so many times that of the first
+LONGEST = 16  # a stage takes four times the share of the stage before it, but at most so many times that of the first
 FADE = 0.1  # new critic blocks fade in over this share of the images shown before
 
 
@@ -36,7 +36,7 @@ def stage_shares(args, first):
     """{resolution of a stage: share of the run at which it ends, 1.0 for the last}, from `first` on, or one without --grow."""
     first = first if args.grow else args.resolution
     sizes = [2**i for i in range(first.bit_length() - 1, args.resolution.bit_length())]
-    lengths = [min(2**i, LONGEST) for i in range(len(sizes))]
+    lengths = [min(4**i, LONGEST) for i in range(len(sizes))]
     return {size: sum(lengths[: i + 1]) / sum(lengths) for i, size in enumerate(sizes)}
 
 

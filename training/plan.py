@@ -78,4 +78,4 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
         + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else "")
     )
     for size, end in shares.items() if len(shares) > 1 else ():
-        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * kimg:.0f} kimg")
+        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * kimg:.1f} kimg")

@@ -48,7 +48,7 @@ def test_stages_double_in_resolution_and_take_growing_shares_of_the_whole_run(re
     assert sizes[0] == first and sizes[-1] == resolution and all(b == 2 * a for a, b in zip(sizes, sizes[1:]))
     lengths = np.diff([0, *ends])
     assert ends[-1] == 1 and lengths[0] > 0 and (np.diff(lengths) > -1e-12).all()
-    assert lengths[-1] / lengths[0] == pytest.approx(min(2 ** (len(sizes) - 1), growth.LONGEST))
+    assert lengths[-1] / lengths[0] == pytest.approx(min(4 ** (len(sizes) - 1), growth.LONGEST))
 
 
 def test_a_run_without_growing_is_one_stage():
@@ -277,9 +277,9 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs that grow. 9 slices in batches of 4, two an epoch: 2, 4 and 8 epochs.
+# Runs that grow. 9 slices in batches of 4, two an epoch.
 
-STEPS = 4 * [16] + 8 * [32] + 16 * [64]
+STEPS = 2 * [16] + 5 * [32] + 21 * [64]
 
 
 @pytest.fixture
@@ -348,11 +348,11 @@ def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unpl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stops", [(1, 4, 12), (5, 14, 22)])
+@pytest.mark.parametrize("stops", [(1, 2, 7), (5, 14, 22)])
 def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
     tmp_path, run, stop_after, unplotted, monkeypatch, stops
 ):
-    monkeypatch.setattr(growth, "FADE", 0.5)  # over 2 of 8 steps and over 6 of 16
+    monkeypatch.setattr(growth, "FADE", 2.0)  # over 4 of 5 steps and over 14 of 21
     flags = "--augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --lr_decay 0.5".split()
     assert run("whole", *flags) == 0
     before, fades = 0, []
@@ -378,7 +378,7 @@ def test_stages_by_time_end_at_their_share_of_the_minutes_and_never_come_back(tm
     sizes = [row["resolution"] for row in read_table(tmp_path / "AD/losses.csv")]
     assert sizes == sorted(sizes) and set(sizes) == {16, 32, 64}
     shares = np.cumsum([sizes.count(size) for size in (16, 32, 64)]) / len(sizes)
-    np.testing.assert_allclose(shares, [1 / 7, 3 / 7, 1], atol=2 / len(sizes))  # a step at most, and the rest of its reads
+    np.testing.assert_allclose(shares, [1 / 21, 5 / 21, 1], atol=2 / len(sizes))  # a step at most, and the rest of its reads
     assert start(slices_dir, tmp_path, *flags) == 0
     again = [row["resolution"] for row in read_table(tmp_path / "AD/losses.csv")][len(sizes) :]
     assert again and set(again) == {64}
@@ -389,10 +389,10 @@ def test_a_resumed_run_spreads_its_other_stages_over_its_minutes(tmp_path, slice
     seconds = iter(range(10**6))
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
     flags = [*RUN, "--epochs", 10**6, "--max_minutes", 1.5]
-    stop_after(2)
+    stop_after(1)
     start(slices_dir, tmp_path, *flags)
     done = checkpoint(tmp_path / "AD")["done"]
-    assert 0 < done < 1 / 7
+    assert 0 < done < 1 / 21
     stop_after(0)
     start(slices_dir, tmp_path, *flags)
     sizes = [row["resolution"] for row in read_table(tmp_path / "AD/losses.csv")]
@@ -404,11 +404,11 @@ def test_gradients_that_are_not_finite_after_growing_go_back_to_the_stage_before
     count, step_of = iter(range(10**6)), train.train_step
 
     def poisoned(state, step, batch):
-        bad = 12 <= next(count) <= 12 + train.MAX_SKIPPED  # the first steps at 64x64
+        bad = 7 <= next(count) <= 7 + train.MAX_SKIPPED  # the first steps at 64x64
         return step_of(state, step, batch._replace(images=batch.images * math.nan) if bad else batch)
 
     monkeypatch.setattr(train, "train_step", poisoned)
-    assert run("a") == 0
+    assert run("a", "--save_every", 14) == 0  # and when a stage ends
     assert "went back" in (tmp_path / "a/AD/trouble.txt").read_text()
     assert next(count) == len(STEPS) + train.MAX_SKIPPED + 1  # only steps at 64x64 are repeated
     assert [row["resolution"] for row in read_table(tmp_path / "a/AD/losses.csv")] == STEPS
@@ -485,8 +485,8 @@ def test_dry_run_prints_the_stages(tmp_path, slices_dir, capsys):
     assert start(slices_dir, tmp_path, *RUN, "--epochs", 700, "--dry_run") == 0
     out = capsys.readouterr().out
     for expected in (
-        "16x16 to 14% of the run, or 1 kimg\n",
-        "64x64 to 100% of the run, or 6 kimg\n",
+        "16x16 to 5% of the run, or 0.3 kimg\n",
+        "64x64 to 100% of the run, or 5.6 kimg\n",
         "700 epochs of 2 = 1400, 6 kimg",
     ):
         assert expected in out, expected
