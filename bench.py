@@ -40,7 +40,7 @@ def parse_args(argv=None):
     run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="images per step")
     run.add("--loss", choices=("wgan-gp", "logistic", "relativistic"), default="wgan-gp", help="adversarial loss")
     run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties (default: as in train.py)")
-    run.add("--n_critic", type=number(int, 1), default=1, help="critic updates per generator update")
+    run.add("--n_critic", type=number(int, 1), help="critic updates per generator update (default: as in train.py)")
     run.add("--path_length", type=number(float, 0), help="weight of train.py's path length penalty (default: as in train.py)")
     run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
 
@@ -63,7 +63,7 @@ from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
 from train import W_DIM, Z_DIM
-from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, PATH_LENGTH
+from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, N_CRITIC, PATH_LENGTH
 from training.loss import critic_loss, generator_loss, gradient_penalty
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step
@@ -353,6 +353,7 @@ def describe(device):
 def main(argv=None):
     args = parse_args(argv)
     args.gp_every = args.gp_every or GP_EVERY[args.loss]
+    args.n_critic = args.n_critic or N_CRITIC[args.loss]
     args.path_length = PATH_LENGTH[args.loss] if args.path_length is None else args.path_length
     device = pick_device(args.device)
     for text in benchmark(args, device, pick_dtype(args.amp, device)):

@@ -71,7 +71,11 @@ def learning(args):
     return args.batch_size, args.lr, args.lr_critic
 
 
-def test_defaults_of_a_new_run_suit_the_device(ampere):
+def by_loss(device, *flags, folder=None):
+    return [defaults(device, "--loss", loss, *flags, folder=folder) for loss in training_flags.LOSSES]
+
+
+def test_defaults_of_a_new_run_suit_the_device_and_the_loss(ampere):
     cpu, gpu = defaults(CPU), defaults(CUDA)
     assert cpu.mapping_layers == gpu.mapping_layers == 2
     assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 2e-3, 4e-3)
@@ -80,18 +84,20 @@ def test_defaults_of_a_new_run_suit_the_device(ampere):
     assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 16)) == (16, 1, 2)
     assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 2)
     assert learning(defaults(CUDA, "--lr_critic", 1)) == (32, 1e-3, 1)
-    for loss in "logistic", "relativistic":
-        assert learning(defaults(CPU, "--loss", loss)) == (8, 4e-3, 4e-3)
-        assert learning(defaults(CPU, "--loss", loss, "--lr", 1)) == (8, 1, 1)
-    assert [defaults(CPU, "--loss", loss).path_length for loss in training_flags.LOSSES] == [0, 0, 8]
-    assert defaults(CPU, "--loss", "relativistic", "--path_length", 0).path_length == 0
+    assert learning(defaults(CPU, "--loss", "logistic")) == (8, 4e-3, 4e-3)
+    assert learning(defaults(CPU, "--loss", "logistic", "--lr", 1)) == (8, 1, 1)
+    assert learning(defaults(CPU, "--loss", "relativistic")) == (8, 6e-3, 4e-3)
+    assert learning(defaults(CPU, "--loss", "relativistic", "--lr", 3)) == (8, 3, 2)
+    assert [(args.n_critic, args.path_length) for args in by_loss(CPU)] == [(1, 0), (1, 0), (2, 8)]
+    assert [(args.n_critic, args.path_length) for args in by_loss(CPU, "--n_critic", 3, "--path_length", 0)] == 3 * [(3, 0)]
 
 
 def test_constants_of_training():
     assert training_flags.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
     assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
     assert training_flags.PATH_LENGTH == {"wgan-gp": 0, "logistic": 0, "relativistic": 8}
-    assert training_flags.CRITIC_RATE == {"wgan-gp": 2, "logistic": 1, "relativistic": 1}
+    assert training_flags.N_CRITIC == {"wgan-gp": 1, "logistic": 1, "relativistic": 2}
+    assert training_flags.GENERATOR_RATE == {"wgan-gp": 0.5, "logistic": 1, "relativistic": 1.5}
     assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
     assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 0.004}
     assert (train.Z_DIM, train.W_DIM) == (256, 256)
@@ -149,9 +155,16 @@ def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cp
     resumed = defaults(CUDA, folder=cpu_run)
     assert (resumed.channel_base, resumed.channel_max, resumed.mapping_layers) == (128, 8, 3)
     assert learning(resumed) == (8, 2e-3, 3e-3)
-    assert defaults(CUDA, "--loss", "relativistic", folder=cpu_run).path_length == 0  # the weight that it was begun with
+    other_loss = defaults(CUDA, "--loss", "relativistic", folder=cpu_run)
+    assert (other_loss.n_critic, other_loss.path_length) == (1, 0)  # those that it was begun with
     assert resumed.amp is True  # which does suit the device
     assert learning(defaults(CUDA)) == (32, 1e-3, 2e-3)  # a new run has other defaults
+
+
+def test_a_run_from_before_n_critic_was_a_flag_goes_on_with_one_update(tmp_path):
+    (tmp_path / "config.json").write_text('{"flags": {"lr": 0.004, "lr_critic": 0.004}}')
+    resumed = defaults(CPU, "--loss", "relativistic", folder=str(tmp_path))
+    assert (*learning(resumed), resumed.n_critic) == (8, 4e-3, 4e-3, 1)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -167,8 +180,8 @@ def test_flags_override_those_of_the_run(cpu_run, ampere, device):
     "nonsense",
     [
         '{"batch_size": "16", "lr": [1.0], "lr_critic": null}',
-        '{"batch_size": -4, "lr": 0.0, "lr_critic": -1.0, "path_length": -1.0}',
-        '{"batch_size": true, "lr": NaN, "lr_critic": Infinity, "path_length": NaN}',
+        '{"batch_size": -4, "lr": 0.0, "lr_critic": -1.0, "n_critic": 0, "path_length": -1.0}',
+        '{"batch_size": true, "lr": NaN, "lr_critic": Infinity, "n_critic": true, "path_length": NaN}',
         '{"batch_size": 1e9, "lr": 1e300, "lr_critic": false}',
         '{"batch_size": 1000000, "lr": {}, "lr_critic": "0.1"}',
         "{}",
@@ -180,7 +193,7 @@ def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, ampere, nonsense):
     (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
     for device in (CPU, CUDA):
         new, resumed = defaults(device), defaults(device, folder=str(tmp_path))
-        assert (*learning(resumed), resumed.path_length) == (*learning(new), new.path_length)
+        assert vars(resumed) == vars(new)
 
 
 def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path, capsys, unplotted):

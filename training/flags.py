@@ -20,7 +20,8 @@ from utils import (
 LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults of --lambda_gp
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
 PATH_LENGTH = {"wgan-gp": 0.0, "logistic": 0.0, "relativistic": 8.0}  # defaults of --path_length
-CRITIC_RATE = {"wgan-gp": 2.0, "logistic": 1.0, "relativistic": 1.0}  # --lr_critic / --lr by default: Heusel et al. 2017
+N_CRITIC = {"wgan-gp": 1, "logistic": 1, "relativistic": 2}  # defaults of --n_critic
+GENERATOR_RATE = {"wgan-gp": 0.5, "logistic": 1.0, "relativistic": 1.5}  # --lr / --lr_critic by default: Heusel et al. 2017
 LOSSES = tuple(LAMBDA_GP)
 DEFAULTS = {
     "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
@@ -101,12 +102,13 @@ def parse_args(argv=None):
     training.add(
         "--lr",
         type=number(float, 0, open_low=True),
-        help=f"Adam's learning rate of generator and mapping network ({by_device('lr')}; with wgan-gp half of it)",
+        help=f"Adam's learning rate of generator and mapping network ({by_device('lr')}; with wgan-gp half of it, "
+        "with relativistic one and a half times)",
     )
     training.add(
         "--lr_critic",
         type=number(float, 0, open_low=True),
-        help="the critic's learning rate (default: --lr; with wgan-gp twice as much)",
+        help="the critic's learning rate (default: --lr; with wgan-gp twice as much, with relativistic two thirds)",
     )
     training.add(
         "--lr_decay",
@@ -134,7 +136,9 @@ def parse_args(argv=None):
         help=f"steps between two gradient penalties, each weighted by as many ({by_loss(GP_EVERY)})",
     )
     training.add(
-        "--n_critic", type=number(int, 1, 10**6), default=1, help="critic updates, each on a batch of its own, per generator update"
+        "--n_critic",
+        type=number(int, 1, 10**6),
+        help=f"critic updates, each on a batch of its own, per generator update ({by_loss(N_CRITIC)})",
     )
     training.add_bool("--bounded", True, "clip generated slices to black and white, as real ones are, for the critic")
     training.add(
@@ -194,27 +198,29 @@ def fill_defaults(args, device, folder=None):
     amp = str(pick_dtype(None, device)) == "torch.bfloat16"
     defaults = DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"]
     defaults = defaults | {
-        "lr": defaults["lr"] / CRITIC_RATE[args.loss],
+        "lr": defaults["lr"] * GENERATOR_RATE[args.loss],
         "amp": amp,
         "mapping_layers": MAPPING_LAYERS,
+        "n_critic": N_CRITIC[args.loss],
         "path_length": PATH_LENGTH[args.loss],
     }
     for name, value in (defaults | saved).items():
         if getattr(args, name, 0) is None:
             setattr(args, name, value)
-    args.lr_critic = args.lr_critic or CRITIC_RATE[args.loss] * args.lr
+    args.lr_critic = args.lr_critic or args.lr / GENERATOR_RATE[args.loss]
     return args
 
 
 def read_learning_flags(folder):
-    """Batch size, learning rates and path length of the run in `folder`, as far as its config.json holds valid ones."""
-    flags = read_config(folder).get("flags", {})
+    """Batch size, learning rates, n_critic and path length of the run in `folder`, as far as its config.json holds valid ones."""
+    flags = {"n_critic": 1} | read_config(folder).get("flags", {})  # runs of earlier commits do not name it
     valid = {}
     above_0 = sys.float_info.min
     for name, kind, least, largest in (
         ("batch_size", int, 2, 2**16),
         ("lr", float, above_0, 1e10),
         ("lr_critic", float, above_0, 1e10),
+        ("n_critic", int, 1, 10**6),
         ("path_length", float, 0, 1e10),
     ):
         if type(flags.get(name)) is kind and least <= flags[name] <= largest:
