@@ -88,6 +88,8 @@ def test_defaults_of_a_new_run_suit_the_device_and_the_loss(ampere):
     assert learning(defaults(CPU, "--loss", "logistic", "--lr", 1)) == (8, 1, 1)
     assert learning(defaults(CPU, "--loss", "relativistic")) == (8, 6e-3, 4e-3)
     assert learning(defaults(CPU, "--loss", "relativistic", "--lr", 3)) == (8, 3, 2)
+    assert learning(defaults(CPU, "--loss", "relativistic", "--n_critic", 1)) == (8, 4e-3, 4e-3)
+    assert learning(defaults(CPU, "--n_critic", 3)) == (8, 4e-3, 4e-3)
     assert [(args.n_critic, args.path_length) for args in by_loss(CPU)] == [(1, 0), (1, 0), (2, 8)]
     assert [(args.n_critic, args.path_length) for args in by_loss(CPU, "--n_critic", 3, "--path_length", 0)] == 3 * [(3, 0)]
 
@@ -97,7 +99,7 @@ def test_constants_of_training():
     assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
     assert training_flags.PATH_LENGTH == {"wgan-gp": 0, "logistic": 0, "relativistic": 8}
     assert training_flags.N_CRITIC == {"wgan-gp": 1, "logistic": 1, "relativistic": 2}
-    assert training_flags.GENERATOR_RATE == {"wgan-gp": 0.5, "logistic": 1, "relativistic": 1.5}
+    assert training_flags.GENERATOR_RATE == {"wgan-gp": 0.5, "logistic": 1, "relativistic": 1}
     assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
     assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 0.004}
     assert (train.Z_DIM, train.W_DIM) == (256, 256)

@@ -21,7 +21,7 @@ LAMBDA_GP = {"wgan-gp": 10.0, "logistic": 5.0, "relativistic": 5.0}  # defaults 
 GP_EVERY = {"wgan-gp": 1, "logistic": 8, "relativistic": 8}  # defaults of --gp_every
 PATH_LENGTH = {"wgan-gp": 0.0, "logistic": 0.0, "relativistic": 8.0}  # defaults of --path_length
 N_CRITIC = {"wgan-gp": 1, "logistic": 1, "relativistic": 2}  # defaults of --n_critic
-GENERATOR_RATE = {"wgan-gp": 0.5, "logistic": 1.0, "relativistic": 1.5}  # --lr / --lr_critic by default: Heusel et al. 2017
+GENERATOR_RATE = {"wgan-gp": 0.5, "logistic": 1.0, "relativistic": 1.0}  # --lr / --lr_critic with --n_critic 1: Heusel et al. 2017
 LOSSES = tuple(LAMBDA_GP)
 DEFAULTS = {
     "a GPU": {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 2e-3},
@@ -102,13 +102,13 @@ def parse_args(argv=None):
     training.add(
         "--lr",
         type=number(float, 0, open_low=True),
-        help=f"Adam's learning rate of generator and mapping network ({by_device('lr')}; with wgan-gp half of it, "
-        "with relativistic one and a half times)",
+        help=f"Adam's learning rate of generator and mapping network ({by_device('lr')}; with wgan-gp half of it; "
+        "half as much more for every further update of --n_critic)",
     )
     training.add(
         "--lr_critic",
         type=number(float, 0, open_low=True),
-        help="the critic's learning rate (default: --lr; with wgan-gp twice as much, with relativistic two thirds)",
+        help=f"the critic's learning rate ({by_device('lr')}; in proportion to --lr if that is given)",
     )
     training.add(
         "--lr_decay",
@@ -196,9 +196,9 @@ def fill_defaults(args, device, folder=None):
     if not saved and args.start_from:
         saved = read_network(args.start_from)
     amp = str(pick_dtype(None, device)) == "torch.bfloat16"
-    defaults = DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"]
-    defaults = defaults | {
-        "lr": defaults["lr"] * GENERATOR_RATE[args.loss],
+    defaults = dict(DEFAULTS["a CPU" if device.type == "cpu" else "a GPU"])
+    lr = defaults.pop("lr")
+    defaults |= {
         "amp": amp,
         "mapping_layers": MAPPING_LAYERS,
         "n_critic": N_CRITIC[args.loss],
@@ -207,7 +207,9 @@ def fill_defaults(args, device, folder=None):
     for name, value in (defaults | saved).items():
         if getattr(args, name, 0) is None:
             setattr(args, name, value)
-    args.lr_critic = args.lr_critic or args.lr / GENERATOR_RATE[args.loss]
+    rate = GENERATOR_RATE[args.loss] * (1 + args.n_critic) / 2  # fewer updates, each of them longer
+    args.lr = args.lr or lr * rate
+    args.lr_critic = args.lr_critic or args.lr / rate
     return args
 
 
