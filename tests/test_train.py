@@ -71,8 +71,8 @@ def learning(args):
     return args.batch_size, args.lr, args.lr_critic
 
 
-def by_loss(device, *flags, folder=None):
-    return [defaults(device, "--loss", loss, *flags, folder=folder) for loss in training_flags.LOSSES]
+def by_loss(device, *flags):
+    return [defaults(device, "--loss", loss, *flags) for loss in training_flags.LOSSES]
 
 
 def test_defaults_of_a_new_run_suit_the_device_and_the_loss(ampere):
