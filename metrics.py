@@ -44,7 +44,7 @@ def parse_args(argv=None):
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
     images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
-    images.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject, of --real")
+    images.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the people of --real (docs/data.md)")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
     comparison = Group(parser, "comparison")
