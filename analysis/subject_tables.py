@@ -184,7 +184,7 @@ def read_text(path):
         text = data.decode(encoding, "strict" if encoding == "utf-8" else "replace")
     except UnicodeDecodeError:
         text = data.decode("cp1252", "replace")
-    if sum(not (c.isprintable() or c.isspace()) for c in text[:4096]) > len(text[:4096]) / 10:
+    if sum(not (c.isprintable() or c.isspace()) for c in text[:4096]) > len(text[:4096]) / 20:
         raise UserError(f"--subjects {path}: not a text file; save the table as CSV, and give that")
     return text.replace("\0", "").replace("\ufeff", "")  # files that were put together have marks in the middle
 
