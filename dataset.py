@@ -87,9 +87,7 @@ def class_folders(dataset_dir, classes="all"):
     result = {}
     for name, folders in find_classes(dataset_dir, classes).items():
         if len(folders) > 1:
-            raise UserError(
-                f"--dataset_dir {dataset_dir}: {' and '.join(folders)} both hold class {name}; merge them into one folder {name}"
-            )
+            raise UserError(f"--dataset_dir {dataset_dir}: {' and '.join(folders)} both stand for class {name}; keep one of them")
         if folders != [name]:
             warn_once(f"note: {os.path.join(dataset_dir, *folders)} is read as class {name}")
         result[name] = os.path.join(dataset_dir, *folders)

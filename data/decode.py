@@ -6,6 +6,7 @@ What is black and white is known of files of 8 bits, but not of deeper ones (12 
 once for all files of one kind in a class's folder, by quantiles, so that neither a few hot pixels nor a few odd files decide.
 """
 
+import contextlib
 import os
 import stat
 import warnings
@@ -34,6 +35,7 @@ class SeveralPages(ValueError):
 # One file
 
 
+@contextlib.contextmanager
 def open_slice(path):
     """Open the image at `path`, as a context manager; its pixels are not read yet.
 
@@ -42,16 +44,13 @@ def open_slice(path):
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would never end
         raise ValueError("not a regular file")
-    image = Image.open(path, formats=FORMATS)
-    try:
+    # No path for PIL: it would map an uncompressed TIFF into memory, and garble one that is to be turned by 90 degrees.
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         if max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
         if getattr(image, "is_animated", False):
             raise SeveralPages(path)
-    except ValueError:
-        image.close()
-        raise
-    return image
+        yield image
 
 
 def kind_of(image):
@@ -134,12 +133,12 @@ def range_of(image):
 def choose_levels(kind, ranges):
     """(black, white) of all files of one kind in a folder, from the `range_of` each.
 
-    White is what a tenth of the files reach: one of USUAL_WHITES, if that is near, else itself. Black is 0, or below it where
-    values are clearly negative. Zero is white, and the greatest value black, in kinds that are MINISWHITE.
+    White is what a tenth of the files reach, or one of USUAL_WHITES near that; black is 0, or the lowest value if that is clearly
+    negative. In kinds that are MINISWHITE it is the other way round.
     """
     lows, highs = np.asarray(ranges, float).T
     low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
-    black = -usual_white(-low) if low < -0.1 * abs(high) else 0.0
+    black = float(low) if low < -0.1 * abs(high) else 0.0
     white = usual_white(high) if high > 0 else float(black == 0)  # 1: all values are 0
     return (white, black) if kind.endswith("MINISWHITE") else (black, white)
 

@@ -18,6 +18,7 @@ from synthetic import noise, save
 
 import dataset
 from data import cache as cache_file
+from data.checks import warn_once
 from dataset import Slices, batches, schedule, shard, steps_per_epoch, to_float, to_uint8
 from modules import minibatch_std
 from utils import UserError
@@ -129,6 +130,78 @@ def test_slices_include_a_file_that_became_readable_again(data, capsys):
     assert len(load(data)) == 12
 
 
+# Class folders and other files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ad, nc", [("AD", "CN"), ("ad", "cn"), ("Ad", "nc"), ("AD", "Cn")])
+def test_class_folders_in_any_letter_case_and_by_the_name_of_adni(data, capsys, ad, nc):
+    expected = load(data)
+    (data / "AD").rename(data / ad)
+    (data / "NC").rename(data / nc)
+    slices = load(data)
+    assert slices.names == expected.names and slices.fingerprint == expected.fingerprint
+    assert (slices[np.arange(12)] == expected[np.arange(12)]).all()
+    notes = [f"note: {data / folder} is read as class {name}" for folder, name in ((ad, "AD"), (nc, "NC")) if folder != name]
+    assert capsys.readouterr().err.splitlines() == notes
+    assert load(data, classes="NC").counts == {"NC": 7} and dataset.holds_classes(str(data), "all")
+
+
+def test_two_folders_of_a_class_are_refused(data):
+    shutil.copytree(data / "NC", data / "CN")
+    assert "NC and CN both stand for class NC; keep one" in refusal(data) and "NC and CN" in refusal(data, classes="NC")
+    assert load(data, classes="AD").counts == {"AD": 5}
+    shutil.rmtree(data / "CN")
+    os.symlink(data / "NC", data / "CN")  # the same one
+    assert load(data).counts == {"AD": 5, "NC": 7}
+
+
+@pytest.mark.parametrize("given", ["train", "."])
+def test_a_split_without_a_class_is_named(data, capsys, given):
+    parent = data.parent
+    for folder in ("test/AD", "test/Controls"):
+        shutil.copytree(data / "AD", parent / folder)
+    assert dataset.find_splits(str(parent / given)) == {"train": str(parent / given / "train" if given == "." else data)}
+    assert capsys.readouterr().err.endswith("test is left out: no folder NC in it, but AD, Controls\n")
+    assert set(dataset.find_splits(str(parent / given), "AD")) == {"train", "test"}
+    (parent / "test/Controls").rename(parent / "test/CN")
+    (parent / "test").rename(parent / "Test")
+    assert dataset.find_splits(str(parent / given))["test"].endswith("Test")
+    assert capsys.readouterr().err == ""
+
+
+def test_files_that_are_not_read_are_counted_and_named(data, capsys):
+    for name in ("a.dcm", "b.nii.gz", "c.npy", "d.gif", "e.webp", "f.jp2", "IM0001"):
+        (data / "AD" / name).write_bytes(b"x")
+    for name in ("._100_7.png", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt", "table.csv"):
+        (data / "NC" / name).write_bytes(b"x")
+    load(data)
+    names = "IM0001, a.dcm, b.nii.gz, c.npy, d.gif, e.webp, f.jp2"
+    assert capsys.readouterr().err == f"warning: {data / 'AD'}: 7 files of kinds that are not read left out: {names}\n"
+    load(data)
+    assert capsys.readouterr().err == ""  # once in a command
+    for path in (data / "AD").glob("*.png"):
+        path.unlink()
+    assert "no slices in" in refusal(data) and "there is IM0001, a.dcm" in refusal(data)
+
+
+def test_slices_that_are_nearly_black_are_refused(data):
+    for i in range(7):
+        save(data / f"NC/{200 + i}_7.png", noise(32, 32, i, high=14))
+    assert "NC is nearly black" in refusal(data)
+    save(data / "AD/100_7.png", noise(32, 32, 0, high=1))
+    assert load(data, classes="AD").counts == {"AD": 5}
+
+
+def test_slices_of_stacks_are_named(data, capsys):
+    pages = [Image.fromarray(noise(32, 32, i)) for i in range(3)]
+    pages[0].save(data / "AD/stack.tif", save_all=True, append_images=pages[1:])
+    assert load(data).unreadable == ["AD/stack.tif"]
+    assert "left out: AD/stack.tif" in (error := capsys.readouterr().err) and "1 file holds several images" in error
+    for path in (data / "AD").glob("*.png"):
+        path.unlink()
+    assert "1 hold several images each: save each image as a file of its own" in refusal(data)
+
+
 # Cache ----------------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +223,42 @@ def test_cache_is_rebuilt_after_a_change_and_the_old_one_removed(data, cache):
     (data / "AD/000_1.png").rename(data / "AD/999_1.png")
     assert (load(data)[[5]][0] == noise(32, 32, 98)).all()
     assert Counter(path.name[:2] for path in cache.iterdir()) == {"AD": 2, "NC": 2}  # one for each resolution
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_cache_is_rebuilt_after_a_change_that_keeps_size_and_time(data, how):
+    """As cp -p, rsync -t or an unpacked archive do."""
+    for folder, content in (("NC", noise(32, 32, 10)), ("", noise(32, 32, 99))):
+        save(data / folder / "200_7.bmp", content)
+    load(data)
+    path, new = data / "NC/200_7.bmp", data / "200_7.bmp"
+    before = path.stat()
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if how == "replaced":
+        new.replace(path)
+    else:
+        path.write_bytes(new.read_bytes())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert (load(data)[[5]][0] == noise(32, 32, 99)).all()
+
+
+def test_cache_keeps_the_levels_of_deeper_files(data, monkeypatch, capsys):
+    """NC of 12 bits beside AD of 8: as bright, and the same is said of it, with and without the cache."""
+    expected = load(data)[np.arange(12)]
+    for path in (data / "NC").iterdir():
+        with Image.open(path) as image:
+            deep = np.asarray(image).astype(np.uint16) * 16
+        save(path, deep)
+    said = []
+    for _ in range(2):
+        warn_once.cache_clear()
+        slices = load(data)
+        np.testing.assert_allclose(slices[np.arange(12)].astype(int), expected, atol=1)
+        said.append(capsys.readouterr().err)
+        forbid_decoding(monkeypatch)
+    assert said[0] == said[1] and isinstance(slices._pixels[1], np.memmap)
+    assert "NC 0 and 4095 (16-bit)\n" in said[0] and "AD 5 8-bit; NC 7 16-bit" in said[0]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "zeros", "other shape"])
