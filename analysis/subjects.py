@@ -51,6 +51,12 @@ def scan_id(name):
     return match and (match[1].lstrip("0") or "0")
 
 
+def slice_index(name):
+    """The position of a slice in its scan, the number after the last underscore: 78 of "AD/218391_78.jpeg"; None in any other name."""
+    match = re.search(r"_([0-9]{1,9})\.\w+\Z", name)
+    return match and int(match[1])
+
+
 def identify(names, table=None):
     """The Scan of each slice, given their file names and what `read_subjects` returned (None: no table, so people are unknown)."""
     ids = map(scan_id, names)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis import subjects
-from analysis.subjects import Scan, identify, read_subjects, resampled_text, resampling_groups, scan_id, shared_text
+from analysis.subjects import Scan, identify, read_subjects, resampled_text, resampling_groups, scan_id, shared_text, slice_index
 from utils import UserError
 
 LONI = [
@@ -52,6 +52,25 @@ def as_csv(rows, **options):
 )
 def test_scan_id_reads_the_number_before_the_underscore(name, image):
     assert scan_id(name) == image
+
+
+@pytest.mark.parametrize(
+    "name, index",
+    [
+        ("AD/218391_78.jpeg", 78),
+        ("AD\\I218391_078.PNG", 78),
+        ("sub-01_ses-02_T1w_90.jpeg", 90),
+        ("mild_0.png", 0),
+        ("AD_NC/218391.jpeg", None),
+        ("218391_78", None),
+        ("218391_-1.png", None),
+        ("218391_78_.png", None),
+        ("218391_7.8.png", None),
+        ("1_" + "9" * 5000 + ".png", None),
+    ],
+)
+def test_slice_index_is_the_number_after_the_last_underscore(name, index):
+    assert slice_index(name) == index
 
 
 @pytest.mark.parametrize("options", [{"quoting": csv.QUOTE_ALL}, {"delimiter": ";"}, {"delimiter": "\t", "lineterminator": "\n"}])
