@@ -9,6 +9,7 @@ import numpy as np
 
 RESAMPLED = 1000  # bootstrap samples
 MIN_PEOPLE = 5  # of each class: below, an AUC gets no interval
+FOLDS = 5  # of a cross-validation over people, at most
 
 
 class Interval(NamedTuple):
@@ -72,6 +73,11 @@ def shared_strata(positive, strata):
     return np.isin(strata, strata[positive]) & np.isin(strata, strata[~positive])
 
 
+def fewest_groups(positive, groups):
+    """The number of groups (people) of the class, positive [N] or not, that has fewer."""
+    return min(len(np.unique(groups[positive == of_class])) for of_class in (True, False))
+
+
 def auc_interval(scores, positive, groups, strata=None, seed=0):
     """Interval of `auc` over groups [N]; None if fewer than MIN_PEOPLE groups of a class have a row that can be compared.
 
@@ -80,6 +86,6 @@ def auc_interval(scores, positive, groups, strata=None, seed=0):
     strata = np.zeros(len(positive)) if strata is None else strata
     rows = shared_strata(positive, strata)
     scores, positive, groups, strata = np.atleast_2d(scores)[:, rows], positive[rows], groups[rows], strata[rows]
-    if min(len(np.unique(groups[positive == of_class])) for of_class in (True, False)) < MIN_PEOPLE:
+    if fewest_groups(positive, groups) < MIN_PEOPLE:
         return None
     return bootstrap(lambda weights: np.mean([auc(row, positive, weights, strata) for row in scores]), groups, seed=seed)

@@ -7,7 +7,7 @@
 If AD scans were cut in another window than NC scans (in AD_NC the first index is 78 in the median for AD and 88 for NC), whatever
 tells positions apart tells AD from NC. So beside the AUC of a classifier or a probe stand two others:
 
-- slice index alone: a rule that knows nothing but the index, for people that it was not fitted to (`log_odds`, `held_out_odds`).
+- slice index alone: a rule that knows nothing but the index, for people that it was not fitted to (`log_odds`, `index_auc`).
 - position-stratified: the same scores, but an AD slice is compared with NC slices of the same index only (`bootstrap.auc` with
   strata), where the index cannot help. Above 0.5, something else than position tells AD from NC.
 """
@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.bootstrap import MIN_PEOPLE, auc_interval
-from analysis.style_space import FOLDS
+from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc, auc_interval, bootstrap, fewest_groups, shared_strata
 from analysis.subjects import scan_id, slice_index
 from dataset import some_of
 from utils import CLASSES
@@ -72,59 +71,80 @@ def windows(names):
 # A rule that knows nothing but the index
 
 
-def log_odds(indices, fitted, positive):
-    """Log-odds of AD at each of the indices [n], by slices of the indices `fitted` [m], of which positive bool [m] are AD.
+def log_odds(ad, nc, levels, at):
+    """Log-odds of AD [..., L] at the indices `at` [L], of AD and NC slices counted [..., M] at the indices `levels` [M], ascending.
 
     log (A + a) / (N + 1 - a), with A and N the AD and NC slices at the index and near it (weights of a Gaussian, SMOOTHING) and a
     the share of AD: as if there were one slice more at each index, which far from all others leaves the odds of the whole set.
-    Any relation can be learnt, also one that rises and falls. Without a slice of both classes all are 0.
+    Any relation can be learnt, also one that rises and falls. 0 where a class has no slices.
     """
-    share = positive.mean() if len(positive) else 0.0
-    if share in (0, 1):
-        return np.zeros(len(indices))
     steps = np.arange(-3 * SMOOTHING, 3 * SMOOTHING + 1)
     kernel = np.exp(-0.5 * (steps / SMOOTHING) ** 2)
-
-    def near(values):
-        values, at = np.sort(values), indices[:, None] + steps  # [n, steps]
-        return (np.searchsorted(values, at, "right") - np.searchsorted(values, at)) @ kernel / kernel.sum()
-
-    return np.log((near(fitted[positive]) + share) / (near(fitted[~positive]) + 1 - share))
-
-
-def held_out_odds(indices, positive, groups, seed=0):
-    """(log-odds [N] of slices by a rule fitted to other groups (people), the fold that each was held out in [N]).
-
-    The rules of different folds differ, so only scores of the same fold may be compared: what one fold has too much of the others
-    lack, and compared over all folds an index that tells nothing would have an AUC below 0.5.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = min(FOLDS, *(len(np.unique(groups[positive == of_class])) for of_class in (True, False)))
-    scores, fold = np.zeros(len(indices)), np.zeros(len(indices), int)
-    split = StratifiedGroupKFold(max(2, folds), shuffle=True, random_state=seed).split(indices, positive, groups)
-    for i, (fitted, held_out) in enumerate(split):
-        scores[held_out] = log_odds(indices[held_out], indices[fitted], positive[fitted])
-        fold[held_out] = i
-    return scores, fold
+    wanted = at[:, None] + steps  # [L, steps]
+    place = np.searchsorted(levels, wanted).clip(max=len(levels) - 1)
+    weights = (levels[place] == wanted) * kernel / kernel.sum()
+    near_ad, near_nc = ((counts[..., place] * weights).sum(-1) for counts in (ad, nc))
+    total_ad, total_nc = (counts.sum(-1, keepdims=True) for counts in (ad, nc))
+    share = total_ad / np.maximum(1e-12, total_ad + total_nc)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((total_ad > 0) & (total_nc > 0), np.log((near_ad + share) / (near_nc + 1 - share)), 0.0)
 
 
-def index_auc(indices, positive, groups, fitted=None, seed=0):
+def index_auc(indices, positive, groups, fitted=None, seed=0, strata=None):
     """Interval of the AUC of AD against NC that the slice index alone reaches, over groups (people); None if they are too few.
 
-    indices [N] (slices of nan are left out), positive bool [N]: AD, groups [N]: of `resampling_groups`. fitted: (indices,
-    positive) of the training slices where these here are the test slices of other people; None: the rule is fitted without the
-    people that it is tested on, by `held_out_odds`. 0.5 by chance; None with fewer than MIN_PEOPLE groups of a class.
+    indices [N] (slices of nan are left out), positive bool [N]: AD, groups [N]: of `resampling_groups`. The rule, `log_odds`, is
+    fitted up to FOLDS times without a fold's groups and scores these, and anew for each bootstrap sample. Only slices of the same
+    fold are compared (and of the same stratum, given strata [N]): what a fold has too much of the others lack, so compared over
+    all folds an index that tells nothing would have an AUC below 0.5. fitted: (indices, positive) of training slices, to which
+    the rule is fitted once instead. 0.5 by chance; None with fewer than MIN_PEOPLE groups of a class.
     """
-    known = np.isfinite(indices)
-    indices, positive, groups = indices[known], positive[known], groups[known]
-    if fitted is not None:
-        known = np.isfinite(fitted[0])
-        return auc_interval(log_odds(indices, fitted[0][known], fitted[1][known]), positive, groups, seed=seed)
-    if min(len(np.unique(groups[positive == of_class])) for of_class in (True, False)) < 2:
+    strata = np.zeros(len(indices)) if strata is None else strata
+    rows = np.isfinite(indices)
+    rows[rows] = shared_strata(positive[rows], strata[rows])
+    indices, positive, groups, strata = indices[rows], positive[rows], groups[rows], strata[rows]
+    if fewest_groups(positive, groups) < MIN_PEOPLE:
         return None
-    scores, fold = held_out_odds(indices, positive, groups, seed)
-    return auc_interval(scores, positive, groups, fold, seed)
+    levels, level = np.unique(indices, return_inverse=True)
+    fold, fixed = np.zeros(len(level), int), None
+    if fitted is None:
+        fold = held_out_folds(positive, groups, seed)
+    else:
+        fixed = fitted_odds(*fitted, levels)
+    size = FOLDS * len(levels)
+    cells, cell = np.unique(np.unique(strata, return_inverse=True)[1] * size + fold * len(levels) + level, return_inverse=True)
+
+    def statistic(weights):
+        of_classes = [np.bincount(cell, weights * of_class) for of_class in (positive, ~positive)]  # slices in each cell
+        odds = fixed
+        if odds is None:
+            counts = [np.bincount(cells % size, of_cell, size).reshape(FOLDS, -1) for of_cell in of_classes]
+            odds = log_odds(*(of_fold.sum(0) - of_fold for of_fold in counts), levels, levels)
+        scores = np.broadcast_to(odds, (FOLDS, len(levels))).ravel()[cells % size]
+        is_ad = np.repeat([True, False], len(cells))
+        return auc(np.tile(scores, 2), is_ad, np.concatenate(of_classes), np.tile(cells // len(levels), 2))
+
+    return bootstrap(statistic, groups, seed=seed)
+
+
+def fitted_odds(indices, positive, at):
+    """`log_odds` at the indices `at` [L] by slices of the indices [M], of which nan is left out, and positive bool [M] are AD."""
+    known = np.isfinite(indices)
+    levels, level = np.unique(indices[known], return_inverse=True)
+    if not len(levels):
+        return np.zeros(len(at))
+    return log_odds(*(np.bincount(level, of_class[known], len(levels)) for of_class in (positive, ~positive)), levels, at)
+
+
+def held_out_folds(positive, groups, seed=0):
+    """The fold [N], below FOLDS, in which each slice is held out: groups stay together, and classes have their share of each."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    fold = np.empty(len(groups), int)
+    split = StratifiedGroupKFold(min(FOLDS, fewest_groups(positive, groups)), shuffle=True, random_state=seed)
+    for i, (_, held_out) in enumerate(split.split(groups, positive, groups)):
+        fold[held_out] = i
+    return fold
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,8 +179,8 @@ def beyond_position(auc_all, position):
     return auc_all.low > 0.5 and (not position["known"] or (stratified is not None and stratified.low > 0.5))
 
 
-def position_text(position):
-    """Sentences on a `position_probe`: what the slice index alone tells, and what is left with the index held."""
+def position_text(position, scorer="the probe"):
+    """Sentences on the `position_probe` of a scorer: what the slice index alone tells, and what is left with the index held."""
     sentences = []
     alone, stratified = position["slice index alone"], position["position-stratified"]
     few = f"too few people (under {MIN_PEOPLE} of a class)"
@@ -169,10 +189,10 @@ def position_text(position):
         if stratified is None:
             told = f"{few} share a slice index, so whether anything but position tells AD from NC is open"
         elif stratified.low > 0.5:
-            told = f"AUC {stratified}, so something else than slice position tells AD from NC"
+            told = f"{stratified}, so something else than slice position tells AD from NC"
         else:
-            told = f"AUC {stratified}, not shown to be above 0.5, so no AD/NC difference beyond slice position was shown"
-        sentences.append(f"Position-stratified (AD and NC compared within equal slice indices): {told}.")
+            told = f"{stratified}, so no AD/NC difference beyond slice position was shown"
+        sentences.append(f"Position-stratified AUC of {scorer} (AD and NC compared within equal slice indices): {told}.")
     if position["unknown"]:
         sentences.append(position["unknown"] + ".")
     return sentences
