@@ -74,7 +74,7 @@ import numpy as np
 
 from analysis.atlas import write_quality_atlas
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
-from analysis.subjects import identify, read_subjects, resampled_text, resampling_groups
+from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
 
 
@@ -129,7 +129,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     make_folder(args.output_dir, "--output_dir")
-    table = read_subjects(args.subjects) if args.subjects else None
+    table = find_subjects(args.subjects, args.real)
     real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
     groups, unit = resampling_groups(identify(names, table))
     fake, fake_names = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
