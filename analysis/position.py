@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc, auc_interval, bootstrap, fewest_groups, shared_strata
-from analysis.subjects import scan_id, slice_index
+from analysis.subject_tables import scan_id
+from analysis.subjects import slice_index
 from dataset import some_of
 from utils import CLASSES
 
@@ -87,7 +88,8 @@ def log_odds(ad, nc, levels, at):
     total_ad, total_nc = (counts.sum(-1, keepdims=True) for counts in (ad, nc))
     share = total_ad / np.maximum(1e-12, total_ad + total_nc)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((total_ad > 0) & (total_nc > 0), np.log((near_ad + share) / (near_nc + 1 - share)), 0.0)
+        odds = np.log((near_ad + share) / (near_nc + 1 - share))
+    return np.where((total_ad > 0) & (total_nc > 0), odds.round(9), 0.0)  # rounded, so that equal odds tie
 
 
 def index_auc(indices, positive, groups, fitted=None, seed=0, strata=None):
