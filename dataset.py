@@ -310,7 +310,7 @@ def main(argv=None):
     args = parse_args(argv)
     data = args.dataset_dir, args.classes
     if args.split_by_subject:
-        subject_split.split_by_subject(*data, args.split_by_subject, args.subjects, args.test_share, args.seed)
+        subject_split.split_by_subject(*data, args.split_by_subject, args.subjects, args.test_share, args.seed, args.match)
     else:
         dataset_report.report(*data, args.resolution, args.output_dir, args.num_workers, args.subjects)
     return 0

@@ -1,21 +1,24 @@
-"""Is it the disease or age? A linear probe of AD in w with age or sex held, age predicted from w, and the AUC of age alone.
+"""Is it the disease or age? A linear probe of AD in w with age, sex or slice position held, and age predicted from w.
 
-    results = age_probe(w, classes, scans)              # w [N, D], classes [N] (1: positive), scans: of subjects.identify
+    results = age_probe(w, classes, scans, indices)     # w [N, D], classes [N] (0: AD), scans: of subjects.identify
     section = age_section(real, names, table)           # of projected slices {"real AD": w, "real NC": w}; None without ages
 
 People with AD are often older, and ventricles grow with age. So a probe that tells AD from NC may only tell old from young. To
-hold age, pairs of an AD and an NC slice are compared within a third of ages alone; docs/evidence.md has the formula and limits.
+hold age, pairs of an AD and an NC slice are compared within a third of ages alone (age-stratified), and likewise within equal slice
+indices (position-stratified, see position.py). Beside the probe stand the AUCs of age alone and of the slice index alone;
+docs/evidence.md has the formula and limits.
 """
 
 import numpy as np
 
-from analysis.bootstrap import auc, bootstrap
+from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc_interval, bootstrap, fewest_groups, shared_strata
+from analysis.position import index_auc, slice_indices
 from analysis.report import ReportTable, Section
-from analysis.style_space import FOLDS, probe_scores
+from analysis.style_space import probe_scores
 from analysis.subjects import identify, resampled_text, resampling_groups
 from utils import CLASSES
 
-FEWEST = 5  # people of either class below which there is no figure
+AGE_STRATIFIED, POSITION_STRATIFIED = "age-stratified", "position-stratified"  # rows: pairs of one third of ages, of one index
 SHRINKAGE = 100.0  # of the ridge regression of age on standardised w: the probe's 1 / C
 
 
@@ -28,22 +31,6 @@ def age_thirds(ages, people):
     mean_ages = [ages[people == person].mean() for person in np.unique(people)]
     edges = np.quantile(mean_ages, (1 / 3, 2 / 3))
     return np.searchsorted(edges, ages, side="right"), edges
-
-
-def auc_within(scores, positive, strata, weights=None):
-    """AUC over those pairs of a positive and a negative that lie in the same stratum [N]; nan if there is none.
-
-    sum_s P_s N_s AUC_s / sum_s P_s N_s, with P_s and N_s the weights of the positives and negatives in stratum s.
-    """
-    weights = np.ones(len(scores)) if weights is None else weights
-    wins = pairs = 0.0
-    for stratum in np.unique(strata):
-        rows = strata == stratum
-        of_stratum = weights[rows][positive[rows]].sum() * weights[rows][~positive[rows]].sum()
-        if of_stratum:
-            wins += of_stratum * auc(scores[rows], positive[rows], weights[rows])
-            pairs += of_stratum
-    return wins / pairs if pairs else float("nan")
 
 
 def rank_correlation(a, b, weights=None):
@@ -82,50 +69,54 @@ def predicted_ages(points, ages, people, seed=0):
     return predicted
 
 
-def age_probe(points, classes, scans, seed=0):
+def age_probe(points, classes, scans, indices=None, seed=0):
     """What a linear probe of w knows of the disease and of age; None if no slice's age is known.
 
-    points [N, D], classes int [N] (index in CLASSES), scans: their `subjects.Scan`s. Returns {"compared": [{"among", "people":
-    {class: n}, "probe", "age": Interval of the AUC of AD by the probe and by age alone, None with fewer than FEWEST people of a
-    class}], "age from w": the same with "rank correlation", "slices", "unknown": slices without an age, left out, "thirds": the
-    ages between them}. Intervals resample people; no person is scored by a regression that was fitted to them.
+    points [N, D], classes int [N] (index in CLASSES), scans: their `subjects.Scan`s; indices: of the slices, float [N], nan where
+    unknown (None: of all). Returns {"compared": [{"among", "people": {class: n}, "probe", "age", "index": Interval of the AUC of
+    AD by the probe, by age alone and by the slice index alone, None with fewer than MIN_PEOPLE people of a class}], "age from w":
+    the same with "rank correlation", "slices": of known age, "placed": of these, those of known index, "unknown": slices without
+    an age, left out, "thirds": the ages between them}.
+    Intervals resample people; no person is scored by a regression or a rule that was fitted to them.
     """
     groups, _ = resampling_groups(scans)
     ages = np.array([np.nan if scan.age is None else scan.age for scan in scans])
     sexes = np.array([scan.sex or "" for scan in scans])
+    indices = np.full(len(scans), np.nan) if indices is None else indices
     known = np.isfinite(ages)
     if not known.any():
         return None
     scores = np.zeros(known.sum())
-    if min(len(np.unique(groups[known & (classes == i)])) for i in (0, 1)) >= FEWEST:
+    if fewest_groups(classes[known] == 0, groups[known]) >= MIN_PEOPLE:
         scores = -probe_scores(points, classes, groups, seed)[known]  # of AD, which is label 0
     points, positive, ages, sexes, people = points[known], classes[known] == 0, ages[known], sexes[known], groups[known]
     thirds, edges = age_thirds(ages, people)
-
-    def counts(rows):
-        return {name: len(np.unique(people[rows & (positive == (name == "AD"))])) for name in CLASSES}
+    indices = indices[known]
+    placed = np.isfinite(indices)
 
     def compared(among, rows, strata=None):
-        strata = np.zeros(len(rows), int) if strata is None else strata
-        both = [s for s in np.unique(strata[rows]) if len(np.unique(positive[rows & (strata == s)])) == 2]
-        rows = rows & np.isin(strata, both)
-        result = {"among": among, "people": counts(rows), "probe": None, "age": None}
-        if min(result["people"].values()) >= FEWEST:
-            for name, values in (("probe", scores), ("age", ages)):
-                part = values[rows], positive[rows], strata[rows]
-                result[name] = bootstrap(lambda weights, part=part: auc_within(*part, weights), people[rows], seed=seed)
-        return result
+        strata = np.zeros(len(ages)) if strata is None else strata
+        rows = np.flatnonzero(rows)
+        rows = rows[shared_strata(positive[rows], strata[rows])]
+        counts = {name: len(np.unique(people[rows][positive[rows] == (name == "AD")])) for name in CLASSES}
+        result = {"among": among, "people": counts}
+        for name, values in (("probe", scores), ("age", ages)):
+            result[name] = auc_interval(values[rows], positive[rows], people[rows], strata[rows], seed)
+        return {**result, "index": index_auc(indices[rows], positive[rows], people[rows], seed=seed, strata=strata[rows])}
 
     everyone, of_known_sex = np.ones(len(ages), bool), sexes != ""
-    rows = [compared("all", everyone), compared("within thirds of age", everyone, thirds)]
+    rows = [compared("all", everyone), compared(AGE_STRATIFIED, everyone, thirds)]
     rows += [compared(f"of them, {span}", thirds == i) for i, span in enumerate(spans(edges))]
     if of_known_sex.any():
-        rows.append(compared("within sex", of_known_sex, sexes))
+        rows.append(compared("sex-stratified", of_known_sex, sexes))
         rows += [compared(f"of them, {sex}", sexes == sex) for sex in np.unique(sexes[of_known_sex])]
+    if placed.any():
+        rows.append(compared(POSITION_STRATIFIED, placed, indices))
     return {
         "compared": rows,
         "age from w": predicted_rows(points, ages, people, positive, seed),
         "slices": int(known.sum()),
+        "placed": int(placed.sum()),
         "unknown": int((~known).sum()),
         "thirds": edges.tolist(),
     }
@@ -134,11 +125,11 @@ def age_probe(points, classes, scans, seed=0):
 def predicted_rows(points, ages, people, positive, seed):
     """[{"among", "people": n, "rank correlation": Interval of ages and `predicted_ages`, or None with few people}]: all, AD, NC."""
     rows = []
-    enough = len(np.unique(people)) >= 2 * FEWEST
+    enough = len(np.unique(people)) >= 2 * MIN_PEOPLE
     predicted = predicted_ages(points, ages, people, seed) if enough else None
     for among, part in (("all", np.ones(len(ages), bool)), ("AD", positive), ("NC", ~positive)):
         row = {"among": among, "people": len(np.unique(people[part])), "rank correlation": None}
-        if enough and row["people"] >= 2 * FEWEST:
+        if enough and row["people"] >= 2 * MIN_PEOPLE:
             pair = predicted[part], ages[part]
             row["rank correlation"] = bootstrap(
                 lambda weights, pair=pair: rank_correlation(*pair, weights), people[part], seed=seed
@@ -160,25 +151,32 @@ def spans(edges):
 def age_sentences(results):
     """Plain sentences of what `age_probe` found."""
     everyone, held = results["compared"][:2]
+    of_position = next((row for row in results["compared"] if row["among"] == POSITION_STRATIFIED), None)
     from_w = results["age from w"][0]["rank correlation"]
     if everyone["probe"] is None:
         counted = " and ".join(f"{n} {name}" for name, n in everyone["people"].items())
-        return [f"Age: known of {counted} people, too few for any figure (at least {FEWEST} of either class are needed)."]
+        return [f"Age: known of {counted} people, too few for any figure (at least {MIN_PEOPLE} of either class are needed)."]
+    alone = f", slice index alone with {everyone['index']}" if everyone["index"] else ""
     sentences = [
-        f"Age: a linear probe of w tells AD from NC with an AUC of {everyone['probe']}; age alone does with {everyone['age']}."
+        f"Age: a linear probe of w tells AD from NC with an AUC of {everyone['probe']}; age alone does with "
+        f"{everyone['age']}{alone}."
     ]
     if held["probe"] is None:
         sentences.append("Too few people of both classes share a third of ages: whether the probe sees more than age is open.")
     else:
         if held["probe"].low > 0.5:
             carried = "the probe sees something of AD that is not age"
+            if of_position and not (of_position["probe"] and of_position["probe"].low > 0.5):
+                carried = "the probe sees something that is not age, but no more than slice position may explain"
         elif everyone["probe"].low > 0.5:
             carried = "that interval includes 0.5: with age held, nothing of AD was shown to be left"
         else:
             carried = "no separation was shown with age held or without"
-        sentences.append(f"Within thirds of age the AUC is {held['probe']}: {carried}.")
+        sentences.append(f"Age-stratified the AUC is {held['probe']}: {carried}.")
         if held["age"].low > 0.5:
             sentences.append(f"AD is older within thirds, too (AUC of age {held['age']}): age is held only in part.")
+    if of_position and of_position["probe"]:
+        sentences.append(f"Position-stratified the AUC is {of_position['probe']}.")
     if from_w is not None:
         known = "w knows something of age" if from_w.low > 0 else "that w knows of age was not shown"
         sentences.append(f"Age predicted from w has a rank correlation of {from_w} with the true age: {known}.")
@@ -186,22 +184,27 @@ def age_sentences(results):
 
 
 def age_tables(results):
-    few = f"too few (under {FEWEST} of a class)"
+    few = f"too few (under {MIN_PEOPLE} of a class)"
+    columns = {"probe": "linear probe of w, AUC", "age": "age alone, AUC"}
+    if results["placed"]:
+        columns["index"] = "slice index alone, AUC"
     rows = [
-        [row["among"], *row["people"].values(), *(few if row[name] is None else tuple(row[name]) for name in ("probe", "age"))]
+        [row["among"], *row["people"].values(), *(few if row[name] is None else tuple(row[name]) for name in columns)]
         for row in results["compared"]
     ]
     unknown = f" {results['unknown']} slices of unknown age are left out." if results["unknown"] else ""
+    by = "by age alone and by slice index alone" if results["placed"] else "and by age alone"
+    held = "third of ages, sex or slice index" if results["placed"] else "third of ages or sex"
     caption = (
-        "AUC of AD against NC by a linear probe of w, and by age alone: 0.5 by chance. Within thirds, or within sex: only pairs of "
-        f"the same third or sex are compared. {results['slices']} slices.{unknown}"
+        f"AUC of AD against NC by a linear probe of w, {by}: 0.5 by chance. Stratified: only pairs of the same {held} are "
+        f"compared. {results['slices']} slices.{unknown}"
     )
-    columns = ["compared", "AD people", "NC people", "linear probe of w, AUC", "age alone, AUC"]
     predicted = [
-        [row["among"], row["people"], tuple(row["rank correlation"] or ()) or f"too few (under {2 * FEWEST})"]
+        [row["among"], row["people"], tuple(row["rank correlation"] or ()) or f"too few (under {2 * MIN_PEOPLE})"]
         for row in results["age from w"]
     ]
     note = "Age predicted from w by ridge regression, for people that it was not fitted to: 0 by chance, 1 if in perfect order."
+    columns = ["compared", "AD people", "NC people", *columns.values()]
     return [ReportTable(columns, rows, caption), ReportTable(["people", "number", "rank correlation with age"], predicted, note)]
 
 
@@ -210,7 +213,7 @@ def age_section(real, names, table, title="Age and sex", seed=0):
     table of `read_subjects`; None where no age is known."""
     scans = identify(names, table)
     classes = np.repeat([0, 1], [len(w) for w in real.values()])
-    results = age_probe(np.concatenate(list(real.values())), classes, scans, seed)
+    results = age_probe(np.concatenate(list(real.values())), classes, scans, slice_indices(names), seed)
     if results is None:
         return None
     return Section(title, [*age_sentences(results), resampled_text("people")], age_tables(results), numbers=results)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLED = 1000  # bootstrap samples
+MIN_PEOPLE = 5  # of each class: below, an AUC gets no interval
+FOLDS = 5  # of a cross-validation over people, at most
 
 
 class Interval(NamedTuple):
@@ -42,16 +44,48 @@ def bootstrap(statistic, groups, strata=None, seed=0):
     return Interval(float(value), *map(float, np.nanquantile(samples, (0.025, 0.975))))
 
 
-def auc(scores, positive, weights=None):
+def auc(scores, positive, weights=None, strata=None):
     """Area under the ROC curve: P(score of a positive > score of a negative), ties counting half; nan without both classes.
 
-    By ranks (Mann and Whitney 1947). scores [N], positive bool [N], weights [N] (None: all 1). The same number as
+    By ranks (Mann and Whitney 1947). scores [N], positive bool [N], weights [N] (None: all 1). Given strata [N], only pairs of the
+    same stratum are compared: sum_s P_s N_s AUC_s / sum_s P_s N_s, with P_s and N_s the weights of the positives and negatives in
+    stratum s (the stratified statistic of van Elteren 1960, weighted by pairs). The same number as
     sklearn.metrics.roc_auc_score, but 8 to 35 times as fast, since the bootstrap computes thousands of them.
     """
     values, rank = np.unique(scores, return_inverse=True)
     weights = np.ones(len(scores)) if weights is None else weights
-    positives = np.bincount(rank, weights * positive)  # weight at each value
+    stratum = np.zeros(len(values), int)  # of each rank
+    if strata is not None:  # ranks within strata
+        number = np.unique(strata, return_inverse=True)[1]
+        cells, rank = np.unique(number * len(values) + rank, return_inverse=True)
+        stratum = cells // max(1, len(values))
+    positives = np.bincount(rank, weights * positive)  # weight at each rank
     negatives = np.bincount(rank, weights * ~positive)
-    below = np.cumsum(negatives) - negatives / 2  # negatives below each value, and half of those that equal it
-    pairs = positives.sum() * negatives.sum()
+    positives_of, negatives_of = (np.bincount(stratum, weights_at) for weights_at in (positives, negatives))
+    earlier = np.cumsum(negatives_of) - negatives_of  # negatives in the strata before
+    below = np.cumsum(negatives) - negatives / 2 - earlier[stratum]  # negatives below each rank, and half of those that equal it
+    pairs = (positives_of * negatives_of).sum()
     return float((positives * below).sum() / pairs) if pairs else float("nan")
+
+
+def shared_strata(positive, strata):
+    """Rows, bool [N], of the strata [N] that hold positives and negatives: the others have no pair to compare."""
+    return np.isin(strata, strata[positive]) & np.isin(strata, strata[~positive])
+
+
+def fewest_groups(positive, groups):
+    """The number of groups (people) of the class, positive [N] or not, that has fewer."""
+    return min(len(np.unique(groups[positive == of_class])) for of_class in (True, False))
+
+
+def auc_interval(scores, positive, groups, strata=None, seed=0):
+    """Interval of `auc` over groups [N]; None if fewer than MIN_PEOPLE groups of a class have a row that can be compared.
+
+    scores [N], or [S, N] for the mean AUC of S sets of scores.
+    """
+    strata = np.zeros(len(positive)) if strata is None else strata
+    rows = shared_strata(positive, strata)
+    scores, positive, groups, strata = np.atleast_2d(scores)[:, rows], positive[rows], groups[rows], strata[rows]
+    if fewest_groups(positive, groups) < MIN_PEOPLE:
+        return None
+    return bootstrap(lambda weights: np.mean([auc(row, positive, weights, strata) for row in scores]), groups, seed=seed)

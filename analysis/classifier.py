@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from analysis.bootstrap import auc, bootstrap
+from analysis.position import position_probe, slice_indices
 from dataset import to_float
 from utils import CLASSES, UserError, pick_dtype, random_stream
 
@@ -83,12 +84,14 @@ def logits(network, pixels, device="cpu"):
 # What it learns from real and from generated slices
 
 
-def classify(train, generated, unseen, groups=None, device="cpu"):
+def classify(train, generated, unseen, groups=None, device="cpu", names=None):
     """AUC of AD against NC on unseen real slices after training on real slices, on generated ones, and on both together.
 
     train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: [n]} of the unseen slices, which
-    intervals resample (None: each slice is one). Real and generated slices are used in equal numbers per class. Returns {"train",
-    "generated", "both": `summary`; "ratio": `above_chance`}. UserError if a class has no slices.
+    intervals resample (None: each slice is one). Real and generated slices are used in equal numbers per class. names: {"train",
+    "unseen": {class: names of the files [n]}}. Returns {"train", "generated", "both": `summary`, with names also "position":
+    `position_probe`, whose rule for the slice index is fitted to the training slices; "ratio": `above_chance`}. UserError if a
+    class has no slices.
     """
     for kind, slices in (("real", train), ("generated", generated), ("unseen", unseen)):
         if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:
@@ -100,17 +103,22 @@ def classify(train, generated, unseen, groups=None, device="cpu"):
     sets["both"] = {name: np.concatenate([sets["train"][name], sets["generated"][name]]) for name in CLASSES}
     unseen, is_ad = pool_classes(unseen)
     groups = np.arange(len(unseen)) if groups is None else np.concatenate([groups[name] for name in CLASSES])
+    if names:
+        files, (train_files, train_is_ad) = pool_classes(names["unseen"])[0], pool_classes(names["train"])
+        fitted = slice_indices(train_files), train_is_ad
     results = {}
     with tqdm(total=len(sets) * len(SEEDS) * STEPS, desc="classifiers", unit=" steps", disable=None) as bar:
         for kind, slices in sets.items():
             pixels, labels = pool_classes(slices)
             scores = [logits(train_classifier(pixels, labels, seed, device, bar), unseen, device) for seed in SEEDS]
             results[kind] = summary(scores, is_ad, groups)
+            if names:
+                results[kind]["position"] = position_probe(scores, is_ad, groups, files, fitted)
     return {**results, "ratio": above_chance(results["generated"]["auc"].value, results["train"]["auc"].value)}
 
 
 def pool_classes(slices):
-    """({class: uint8 [n, R, R]}) -> all slices [N, R, R], and which of them are AD, bool [N]."""
+    """({class: uint8 [n, R, R], or names [n]}) -> all slices [N, R, R] or names [N], and which of them are AD, bool [N]."""
     pixels = [slices[name] for name in CLASSES]
     return np.concatenate(pixels), np.repeat([name == "AD" for name in CLASSES], [len(part) for part in pixels])
 

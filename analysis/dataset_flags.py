@@ -1,6 +1,18 @@
 """The flags of dataset.py: in a file of their own, which needs no PyTorch, so that --help is quick."""
 
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, number
+import argparse
+
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, number
+
+MATCHED = "position", "age", "sex"  # --match
+
+
+def matched(text):
+    """An argparse type: some of MATCHED, separated by commas, as a tuple in the order of MATCHED."""
+    names = [name.strip().lower() for name in text.split(",")]
+    if wrong := [name for name in names if name not in MATCHED]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(MATCHED)} (several are separated by commas)")
+    return tuple(name for name in MATCHED if name in names)
 
 
 def parse_args(argv=None):
@@ -9,6 +21,7 @@ def parse_args(argv=None):
         "dataset.py --dataset_dir AD_NC",
         "dataset.py --dataset_dir AD_NC --subjects ADNI.csv",
         "dataset.py --dataset_dir AD_NC --subjects ADNI.csv --split_by_subject AD_NC_new --test_share 0.3 --seed 0",
+        "dataset.py --dataset_dir AD_NC --subjects ADNI.csv --split_by_subject AD_NC_new --match position,age,sex",
     )
     data = Group(parser, "data set")
     data.add("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
@@ -28,4 +41,16 @@ def parse_args(argv=None):
     )
     split.add("--test_share", type=number(float, 0, 0.9, open_low=True), default=0.3, help="share of the people who go to OUT/test")
     split.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
-    return parser.parse_args(argv)
+    split.add(
+        "--match",
+        type=matched,
+        default=(),
+        metavar="position,age,sex",
+        help="leave out slices of OUT until as many AD as NC slices share a slice index, an age tercile, a sex; one or several",
+    )
+    args = parser.parse_args(argv)
+    if args.match and not args.split_by_subject:
+        raise UserError("--match belongs to --split_by_subject OUT")
+    if args.match and args.classes != "all":
+        raise UserError(f"--match compares AD with NC slices: leave out --classes {args.classes}")
+    return args

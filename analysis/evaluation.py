@@ -27,6 +27,7 @@ from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
 from analysis.evaluation_report import (
     KINDS,
+    area_position_text,
     area_tables,
     classifier_tables,
     classifier_text,
@@ -94,7 +95,9 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
         written.append(plot_critic(scores, results["critic"], path("critic.png")))
 
     if len(generated) > 1:
-        results["classifier"] = classify(*(reduced[kind] for kind in ("train", "generated", "unseen")), groups["unseen"], device)
+        names = {kind: {name: of_class.names for name, of_class in slices[kind].items()} for kind in ("train", "unseen")}
+        sets = (reduced[kind] for kind in ("train", "generated", "unseen"))
+        results["classifier"] = classify(*sets, groups["unseen"], device, names)
         written.append(plot_classifier(results["classifier"], unit, path("classifier.png")))
 
     if side >= SIDE:
@@ -235,7 +238,8 @@ def sections(results, paths, title):
         )
     if areas := results.get("areas"):
         shown = figures("areas", "Areas of generated and of training slices.")
-        yield report.Section(f"{title}: areas", resampled, area_tables(areas), shown, areas)
+        text = area_position_text(classifier) if classifier else []
+        yield report.Section(f"{title}: areas", [*text, *resampled], area_tables(areas), shown, areas)
     shown = figures("metrics", "Generated slices compared with unseen ones, {}.")
     shown += figures("nearest", "Generated {} slices beside the nearest training slices.")
     yield report.Section(f"{title}: metrics", [], quality_tables(results["metrics"]), shown, results["metrics"])

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import figures
+from analysis.position import beyond_position, position_text
 from analysis.report import ReportTable
 
 KINDS = "train", "unseen", "generated"  # of slices: the first two are real
@@ -21,22 +22,46 @@ def critic_tables(results):
 
 
 def classifier_text(results):
-    """What share of the above-chance AUC training on generated slices reaches."""
+    """What share of the above-chance AUC training on generated slices reaches, and whether slice position may explain it."""
+    real = results["train"]
+    position = real.get("position")
     if results["ratio"] is None:
-        return (
-            f"Trained on real slices, the classifier is no better than chance (AUC {results['train']['auc'][0]:.2f}): there is no "
+        text = (
+            f"Trained on real slices, the classifier is no better than chance (AUC {real['auc'][0]:.2f}): there is no "
             "above-chance AUC of which training on generated slices could reach a share."
         )
-    return (
-        f"Trained on generated slices alone, the classifier reaches {results['ratio']:.0%} of the above-chance AUC (AUC less "
-        "0.5) of one trained on real slices."
-    )
+    else:
+        text = (
+            f"Trained on generated slices alone, the classifier reaches {results['ratio']:.0%} of the above-chance AUC (AUC less "
+            "0.5) of one trained on real slices."
+        )
+        if position and position["known"] and not beyond_position(real["auc"], position):
+            text += " The latter was not shown to see more than slice position, so this share says nothing about AD and NC."
+    return " ".join([text, *(position_text(position, "the classifier trained on real slices") if position else [])])
+
+
+def area_position_text(results):
+    """[A sentence, where the slice index alone tells AD from NC: their areas may differ by that], of `classify`."""
+    alone = results["train"].get("position", {}).get("slice index alone")
+    if not alone or alone.low <= 0.5:
+        return []
+    return [f"Slice index alone tells AD from NC (AUC {alone}), so AD less NC may be a difference of slice position."]
 
 
 def classifier_tables(results):
+    position = results["train"].get("position", {})
+    columns = ["trained on", "AUC on unseen real slices", "standard deviation over seeds"]
     rows = [[name, results[kind]["auc"], results[kind]["spread"]] for kind, name in TRAINED_ON.items()]
     caption = f"AUC of AD against NC, mean of {len(results['train']['seeds'])} classifiers in each row."
-    return [ReportTable(["trained on", "AUC on unseen real slices", "standard deviation over seeds"], rows, caption)]
+    if position.get("known"):
+        columns.append("position-stratified AUC")
+        rows = [[*row, results[kind]["position"]["position-stratified"]] for row, kind in zip(rows, TRAINED_ON)]
+        rows.append(["nothing but the slice index", position["slice index alone"], None, None])
+        caption += (
+            " Position-stratified: AD and NC are compared within equal slice indices. The slice index alone: log-odds of AD by "
+            "index in the training slices."
+        )
+    return [ReportTable(columns, rows, caption)]
 
 
 def area_tables(results):
@@ -105,7 +130,8 @@ def plot_critic(scores, gaps, path):
 
 
 def plot_classifier(results, unit, path):
-    """The AUC of the three classifiers: each seed, their mean and its interval over `unit` (people, scans or slices)."""
+    """The AUC of the three classifiers: each seed, their mean and its interval over `unit` (people, scans or slices), with the
+    position-stratified AUC and that of the slice index alone where it is known."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for x, kind in enumerate(TRAINED_ON):
@@ -114,6 +140,14 @@ def plot_classifier(results, unit, path):
         axes.plot(x, mean, "_", color=figures.CRITIC, markersize=24)
         axes.plot([x + 0.08] * len(seeds), seeds, "o", color=figures.FAKE, markersize=4)
         axes.annotate(f"{mean:.3f}", (x - 0.12, mean), ha="right", va="center")
+        if stratified := results[kind].get("position", {}).get("position-stratified"):
+            axes.plot([x + 0.2] * 2, stratified[1:], color=figures.NEUTRAL, linewidth=1.5)
+            axes.plot(x + 0.2, stratified.value, "D", color=figures.NEUTRAL, markersize=5, label="position-stratified")
+    if alone := results["train"].get("position", {}).get("slice index alone"):
+        axes.axhspan(alone.low, alone.high, color=figures.REAL, alpha=0.15, linewidth=0)
+        axes.axhline(alone.value, color=figures.REAL, linestyle="--", linewidth=1, label=f"slice index alone: {alone}")
+    if labelled := dict(zip(*reversed(axes.get_legend_handles_labels()))):  # one of each label
+        axes.legend(labelled.values(), labelled, frameon=False, fontsize=8)
     axes.axhline(0.5, color="grey", linewidth=0.5)
     axes.annotate("chance", (2.48, 0.5), ha="right", va="bottom", color="grey", fontsize=8)
     axes.set(

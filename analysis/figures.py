@@ -150,7 +150,7 @@ class Panel(NamedTuple):
 
     title: str
     sets: dict  # {legend: [n, 2]}
-    measures: dict  # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below the map
+    measures: dict  # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below the map, in this order
     values: dict = {}  # {legend: what colours its points, [n]: numbers or text, nan or "" where unknown}; other sets stay grey
 
 
@@ -159,10 +159,10 @@ def plot_styles(panels, path, note, scale=None):
 
     scale: what `values` are, with their unit, for a colour bar that all maps share; None: points have the colours of their classes.
     """
-    width = max(8.4, 4.2 * len(panels))
+    width, rows = max(8.4, 4.2 * len(panels)), max(2, *(len(panel.measures) for panel in panels))
     note = wrap(note, width)
-    figure = Figure(figsize=(width, 5.9 + 0.17 * note.count("\n")), layout="constrained")
-    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=[5.2, 1])
+    figure = Figure(figsize=(width, 4.9 + 0.5 * rows + 0.17 * note.count("\n")), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=[5.2, rows / 2])
     limits = _limits(panels)
     for map_axes, measure_axes, panel in zip(*axes, panels):
         if scale is None:
@@ -170,7 +170,7 @@ def plot_styles(panels, path, note, scale=None):
         else:
             _scatter_values(map_axes, panel, limits)
         map_axes.set_title(panel.title, fontsize=10)
-        _draw_measures(measure_axes, panel.measures)
+        _draw_measures(measure_axes, panel.measures, rows)
     if scale is not None and limits:
         bar = figure.colorbar(ScalarMappable(Normalize(*limits), VALUE_MAP), ax=list(axes[0]), shrink=0.9, pad=0.01, extend="both")
         bar.set_label(scale, fontsize=9)
@@ -179,15 +179,16 @@ def plot_styles(panels, path, note, scale=None):
     save_figure(figure, path)
 
 
-def _draw_measures(axes, measures):
+def _draw_measures(axes, measures, rows):
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for y, (name, (value, low, high)) in zip((1, 0), measures.items()):
+    for i, (name, (value, low, high)) in enumerate(measures.items(), 1):
+        y = rows - i
         axes.plot([low, high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
         axes.plot(value, y, "o", color=CRITIC, markersize=5)
         text = f"{name}: {value:.2f} ({low:.2f} to {high:.2f})"
         axes.text(0, y + 0.28, text, fontsize=8, transform=axes.get_yaxis_transform(), bbox=white)
     axes.axvline(0.5, color=FAKE, linestyle=":", linewidth=1.2)
-    axes.set(xlim=(0.35, 1.02), ylim=(-0.4, 1.7), yticks=[])
+    axes.set(xlim=(min([0.35, *(low - 0.02 for _, low, _ in measures.values())]), 1.02), ylim=(-0.4, rows - 0.3), yticks=[])
     axes.set_xticks([0.5, 0.75, 1], ["0.5\nchance", "0.75", "1\napart"])
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

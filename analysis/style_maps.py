@@ -17,7 +17,9 @@ from tqdm import tqdm
 from analysis import figures, projector
 from analysis.age_probe import age_section
 from analysis.areas import measure_areas
+from analysis.bootstrap import fewest_groups
 from analysis.models import draw_z, load_model, style_vectors, synthesize
+from analysis.position import position_probe
 from analysis.report import ReportFigure, ReportTable, Section
 from analysis.style_space import (
     EPOCHS_NOTE,
@@ -26,6 +28,7 @@ from analysis.style_space import (
     epochs_to_show,
     history,
     maps_over_epochs,
+    probe_scores,
     split_like,
     style_separation,
     verdict,
@@ -43,6 +46,7 @@ COLOURS = {  # --colour, and what the colours are
     "area": "ventricle area of the slice, mm² (nominal unless phantoms)",
 }
 MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
+POSITION = {"slice index alone": "AUC of slice index alone", "position-stratified": "position-stratified AUC of the probe"}
 
 
 class StyleMap(NamedTuple):
@@ -154,7 +158,7 @@ def plot_umaps(
     """
     options = {"method": method, "seed": seed, "neighbours": neighbours, "min_dist": min_dist}
     saved = {title: epochs for title, of_title in runs.items() if (epochs := history(of_title))}
-    panels, separations, of_panels, age = [], {}, [], None
+    panels, separations, of_panels, age, position = [], {}, [], None, {}
     pixels = known = None  # of real slices, for their colours
     if colour != "class" and dataset_dir and CONDITIONAL in runs:
         side = load_model(runs[CONDITIONAL], device, which).generator.resolution
@@ -170,9 +174,12 @@ def plot_umaps(
                 groups, unit = resampling_groups(identify(names, table))
                 title = REAL
                 separations[title] = style_separation(*real.values(), groups, seed)
+                position = real_position(real, names, groups, seed)
                 sets |= real
             points = split_like(embed(np.concatenate(list(sets.values())), **options), sets)
             measures = {MEASURES[name]: interval for name, interval in separations[title]._asdict().items()}
+            if title == REAL:
+                measures |= {shown: position[name] for name, shown in POSITION.items() if position[name]}
             values = {}
             if colour == "area":
                 values = ventricle_areas(of_title, sets, which, device, pixels if title == REAL else None)
@@ -183,7 +190,7 @@ def plot_umaps(
             bar.update()
         over_epochs = {title: maps_over_epochs(epochs, bar.update, **options) for title, epochs in saved.items()}
 
-    text = conclusions(runs, separations)
+    text = conclusions(runs, separations, position)
     if REAL in separations:
         text.append(f"Of real slices: {resampled_text(unit)}")
     if collected is not None:
@@ -204,25 +211,39 @@ def plot_umaps(
         figures.plot_epochs(select_epochs(over_epochs), epochs_path, "The same 512 latents over the epochs. " + EPOCHS_NOTE)
         figures.save_gif(figures.epoch_frames(over_epochs), gif_path, 500)
         shown += [ReportFigure(epochs_path, "Over the epochs."), ReportFigure(gif_path, "Over the epochs, animated.")]
+    columns = ["sets", "neighbours alike", "linear probe, AUC"]
+    rows = [[title, *separation] for title, separation in separations.items()]
+    if position.get("known"):
+        columns += POSITION.values()
+        rows = [[*row, *(position[name] if row[0] == REAL else None for name in POSITION)] for row in rows]
     table = ReportTable(
-        ["sets", "neighbours alike", "linear probe, AUC"],
-        [[title, *separation] for title, separation in separations.items()],
-        "Both are 0.5 by chance and 1 if the sets are fully separated; in brackets 95% bootstrap intervals.",
+        columns, rows, "All are 0.5 by chance and 1 if the sets are fully separated; in brackets 95% bootstrap intervals."
     )
     numbers = {title: separation._asdict() for title, separation in separations.items()}
+    if position:
+        numbers[REAL] |= position
     section = Section("Style space", text, [table], shown, numbers)
     if age:
         section = section._replace(text=text + age.text, tables=[table, *age.tables], numbers=numbers | {"age": age.numbers})
     return section
 
 
-def conclusions(runs, separations):
-    """Sentences on what the maps of `runs` show, given {title: StyleSeparation}."""
+def real_position(real, names, groups, seed):
+    """`position_probe` of the linear probe of projected slices {"real AD": w [n, D], "real NC": ...}, of these files and groups."""
+    classes = np.repeat([0, 1], [len(w) for w in real.values()])
+    scores = np.zeros(len(classes))
+    if fewest_groups(classes == 0, groups) >= 2:
+        scores = -probe_scores(np.concatenate(list(real.values())), classes, groups, seed)  # of AD, which is label 0
+    return position_probe(scores, classes == 0, groups, names, seed=seed)
+
+
+def conclusions(runs, separations, position=None):
+    """Sentences on what the maps of `runs` show, given {title: StyleSeparation} and the `position_probe` of real slices."""
     sentences = []
     if PAIR in runs:
         sentences.append(verdict(separations[PAIR], separations.get(CONTROL), alike_seeds(runs)))
     if CONDITIONAL in runs:
-        sentences.append(conditional_verdict(separations.get(REAL)))
+        sentences.append(conditional_verdict(separations.get(REAL), position))
     return sentences
 
 

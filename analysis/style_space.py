@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.bootstrap import Interval, auc, bootstrap
+from analysis.bootstrap import FOLDS, Interval, auc, bootstrap
+from analysis.position import beyond_position, position_text
 from utils import CLASSES, UserError
 
-NEIGHBOURS, FOLDS = 15, 5
+NEIGHBOURS = 15
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1  # shares of the training in the figure over epochs: 0, 5, 30, 80 of 80
 FRAMES = 12  # epochs in the GIF, at most
@@ -114,17 +115,26 @@ def verdict(pair, control=None, like=True):
         "By one of two measures, AD and NC are further apart than the two NC models.",
         "By both measures, AD and NC are further apart than the two NC models (one pair of models each).",
     )[further]
+    if further:
+        text += " Slices of AD and NC cut at different positions can do that as well: dataset.py tells."
     unlike = " But one pair shares its seed and the other does not: no fair comparison (train all three with three seeds)."
     return text if like else text + unlike
 
 
-def conditional_verdict(real=None):
-    """What a conditional model shows, given the StyleSeparation of real slices in its style space (None: none were projected)."""
+def conditional_verdict(real=None, position=None):
+    """What a conditional model shows, given the StyleSeparation of real slices in its style space (None: none were projected) and
+    the `position_probe` of the same probe: where the slice index explains as much, AD and NC are not called separated."""
     text = "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease. "
     if real is None:
         return text + "--dataset_dir AD_NC/test would project real slices into its style space."
-    apart = "they are separated there more than by chance" if real.auc.low > 0.5 else "no separation was shown"
-    return text + f"Real slices, projected into its style space without their class: {apart}, AUC {real.auc}."
+    if not real.auc.low > 0.5:  # nan with too few people
+        apart = f"no separation was shown, AUC {real.auc}"
+    elif position and not beyond_position(real.auc, position):
+        apart = f"AUC {real.auc}, but no more than slice position may explain"
+    else:
+        apart = f"they are separated there more than by chance, AUC {real.auc}"
+    found = f"Real slices, projected into its style space without their class: {apart}."
+    return " ".join([text + found, *(position_text(position) if position else [])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     split_by_subject("AD_NC", "all", "AD_NC_new", "ADNI.csv", test_share=0.3, seed=0)
 
 All slices of a person go to the same side, so that what is measured on test/ is measured on other people. Slices of scans that
-the table lacks go to neither.
+the table lacks go to neither. match=("position", "age"): in train/ and in test/ as many AD as NC slices of each slice index and
+tercile of ages, so that neither tells the classes apart (position.py).
 """
 
 import csv
@@ -16,11 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.dataset_report import count_and_names
-from analysis.subjects import Scan, find_subjects, identify, image_order
+from analysis.position import index_auc, slice_indices, unknown_text
+from analysis.subjects import Scan, find_subjects, identify, image_order, slice_index
 from dataset import class_folders, find_slices, find_splits
-from utils import UserError, atomic_path, make_folder
+from utils import CLASSES, UserError, atomic_path, make_folder
 
 SPLITS = "train", "test"
+CELLS = {"position": "slice index", "age": "age tercile", "sex": "sex"}  # what --match compares slices within
 
 
 class File(NamedTuple):
@@ -36,13 +39,14 @@ class File(NamedTuple):
         return self.name.split("/")[0]
 
 
-def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3, seed=0):
+def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3, seed=0, match=()):
     """Link the slices of all splits of `dataset_dir` into `output_dir`/{train,test}/{AD,NC}; write split.csv; print who is where.
 
     classes: "all", "AD" or "NC". About `test_share` of the people in the table `subjects` go to test/, drawn with `seed` by
-    `draw_test`. Files are hard links, or copies where the file system has none; whatever stops it, none is left. split.csv has a
-    row for each scan, and can be given as --subjects. UserError: `output_dir` is not empty; the table has no one of the data set;
-    too few people for both sides; two different files of one name.
+    `draw_test`; match: what `match_classes` makes equal. Files are hard links, or copies where the file system has none; whatever
+    stops it, none is left. split.csv has a row for each scan, and can be given as --subjects. UserError: `output_dir` is not
+    empty; the table has no one of the data set; too few people for both sides; nothing that matches; two different files of one
+    name.
     """
     table = find_subjects(subjects, dataset_dir)
     if table is None:
@@ -53,7 +57,8 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
     known = [file for file in files if file.scan.person]
     if not known:
         raise UserError(f"--subjects {subjects}: has none of the {len({file.scan.image for file in files})} scans in {dataset_dir}")
-    test = draw_test(strata_of(known), test_share, seed)
+    strata = strata_of(known)
+    test = draw_test(strata, test_share, seed)
     split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
     for label in sorted({file.label for file in known}):
         people = {file.scan.person for file in known if file.label == label}
@@ -62,16 +67,19 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
                 raise UserError(
                     f"--test_share {test_share:g}: no one of {len(people)} people of class {label} would be in {split}/"
                 )
+    kept = match_classes(known, strata, split_of, match, seed) if match else known
     make_folder(output_dir, "--split_by_subject")
     try:
-        for file in known:
+        for file in kept:
             link(file.path, os.path.join(output_dir, split_of[file.name], file.name))
-        write_table(os.path.join(output_dir, "split.csv"), known, split_of)
+        write_table(os.path.join(output_dir, "split.csv"), kept, split_of)
     except BaseException:
         for split in SPLITS:
             shutil.rmtree(os.path.join(output_dir, split), ignore_errors=True)
         raise
-    print_split(output_dir, files, split_of)
+    print_split(files, kept, split_of, strata)
+    print_position(known, kept, split_of, match)
+    print(os.path.join(output_dir, "split.csv"))
 
 
 def list_files(dataset_dir, classes, table):
@@ -114,6 +122,49 @@ def draw_test(strata, share, seed=0):
     return {person for person, taken in zip(sorted(people, key=strata.get), np.diff(steps)) if taken}
 
 
+def match_classes(files, strata, split_of, match, seed=0):
+    """Those of `files` that make as many AD as NC slices of each split {file name: split} in every cell of equal values of `match`.
+
+    match: some of "position" (the slice index), "age" (the tercile in `strata` of `strata_of`) and "sex"; slices of which one is
+    unknown are left out. Of the class that has more slices in a cell some are drawn, with `seed`, from as many people as there
+    are. UserError if a value is unknown of all, or a split would lack a class.
+    """
+    cells, unknown = {}, Counter()  # {(split, index, ...): {class: [File]}}
+    for file in files:
+        _, sex, tercile = strata[file.scan.person]
+        values = {"position": slice_index(file.name), "age": tercile, "sex": sex}
+        missing = [name for name in match if values[name] in (None, -1, "")]
+        unknown.update(missing)
+        if not missing:
+            cell = split_of[file.name], *(values[name] for name in match)
+            cells.setdefault(cell, {name: [] for name in CLASSES})[file.label].append(file)
+    for name, count in unknown.items():
+        if count == len(files):
+            source = "file names do not give it (218391_78.jpeg is slice 78)" if name == "position" else "--subjects lacks it"
+            raise UserError(f"--match {name}: unknown of all {count} slices: {source}")
+        if name != "position":  # of which `print_position` tells
+            print(f"{name} unknown: of {count} of {len(files)} slices, left out")
+    rng, kept = np.random.default_rng(seed), set()
+    for cell in cells.values():
+        count = min(map(len, cell.values()))
+        for of_class in cell.values():
+            kept |= {file.name for file in draw_over_people(of_class, count, rng)}
+    for split in SPLITS:
+        if not any(split_of[name] == split for name in kept):
+            raise UserError(f"--match {','.join(match)}: no AD slice in {split}/ has an NC slice that is equal; match by fewer")
+    return [file for file in files if file.name in kept]
+
+
+def draw_over_people(files, count, rng):
+    """`count` of the files, drawn so that nobody has two more than another who has some left."""
+    drawn, ranks = [files[i] for i in rng.permutation(len(files))], Counter()
+    order = []  # how many of a person's files are before each
+    for file in drawn:
+        order.append(ranks[file.scan.person])
+        ranks[file.scan.person] += 1
+    return [drawn[i] for i in np.argsort(order, kind="stable")[:count]]
+
+
 def link(source, target):
     """Make `target` a hard link to the file `source`, or a copy where that is impossible, such as on another disk."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -133,12 +184,11 @@ def write_table(path, files, split_of):
         table.writerows([*row[0], row[1], row[2], slices[row]] for row in rows)
 
 
-def print_split(output_dir, files, split_of):
-    """Print the people, scans and slices of each split and class, and what was left out."""
-    strata = strata_of([file for file in files if file.name in split_of])
+def print_split(files, kept, split_of, strata):
+    """Print the people, scans and slices of each split and class, and what the table lacks."""
     for split in SPLITS:
-        for label in sorted({file.label for file in files if file.name in split_of}):
-            there = [file for file in files if split_of.get(file.name) == split and file.label == label]
+        for label in sorted({file.label for file in kept}):
+            there = [file for file in kept if split_of[file.name] == split and file.label == label]
             people = {file.scan.person for file in there}
             terciles = [sum(strata[person][2] == i for person in people) for i in range(3)]
             sexes = Counter(strata[person][1] or "sex unknown" for person in people)
@@ -149,4 +199,28 @@ def print_split(output_dir, files, split_of):
     left_out = [file for file in files if file.name not in split_of]
     strangers = {file.scan.image for file in left_out if file.scan.image}
     print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
-    print(os.path.join(output_dir, "split.csv"))
+
+
+def print_position(known, kept, split_of, match):
+    """Print what `match_classes` left out, and what the slice index alone tells of AD in test/ before and after."""
+    if match:
+        lost = Counter(file.label for file in known)
+        lost.subtract(file.label for file in kept)
+        print(
+            f"matched by {', '.join(match)}: {len(known) - len(kept)} of {len(known)} slices are left out ({lost['AD']} AD, "
+            f"{lost['NC']} NC), so that train and test have as many AD as NC slices of each {', '.join(map(CELLS.get, match))}"
+        )
+    if unknown := unknown_text([file.name for file in known]):
+        print(unknown + (", left out" if "position" in match else ""))
+    before, after = index_interval(known, split_of), index_interval(kept, split_of)
+    if before or after:
+        matched = f", {after or 'too few people'} after matching" if match else "; --match position would hold it"
+        print(f"slice index alone, AUC of AD against NC in test by a rule fitted to train: {before or 'too few people'}{matched}")
+
+
+def index_interval(files, split_of):
+    """`index_auc` of the files in test/ by a rule fitted to those in train/."""
+    of_train = np.array([split_of[file.name] == "train" for file in files])
+    indices, positive = slice_indices([file.name for file in files]), np.array([file.label == "AD" for file in files])
+    people = np.array([file.scan.person for file in files])
+    return index_auc(indices[~of_train], positive[~of_train], people[~of_train], (indices[of_train], positive[of_train]))

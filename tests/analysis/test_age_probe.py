@@ -8,45 +8,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis import age_probe as module
 from analysis import bootstrap as bootstrap_module
-from analysis.age_probe import (
-    age_probe,
-    age_section,
-    age_sentences,
-    age_tables,
-    age_thirds,
-    auc_within,
-    predicted_ages,
-    rank_correlation,
-)
+from analysis.age_probe import age_probe, age_section, age_sentences, age_tables, age_thirds, predicted_ages, rank_correlation
 from analysis.bootstrap import auc, bootstrap
+from analysis.position import slice_indices
 from analysis.style_space import probe_scores
 from analysis.subjects import Scan
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
-
-
-@pytest.mark.parametrize("levels", [3, 10**6])
-def test_auc_within_equals_counted_pairs_of_one_stratum_with_ties_and_weights(levels):
-    rng = np.random.default_rng(levels)
-    scores, positive, strata = rng.integers(0, levels, 60), rng.random(60) < 0.4, rng.integers(0, 4, 60)
-    weights = rng.integers(0, 3, 60)
-    won = pairs = 0.0
-    for i in np.flatnonzero(positive):
-        for j in np.flatnonzero(~positive):
-            if strata[i] == strata[j]:
-                pairs += weights[i] * weights[j]
-                won += weights[i] * weights[j] * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
-    assert auc_within(scores, positive, strata, weights) == pytest.approx(won / pairs, abs=1e-12)
-    assert auc_within(scores, positive, np.zeros(60), weights) == pytest.approx(auc(scores, positive, weights), abs=1e-12)
-
-
-def test_auc_within_leaves_out_what_lies_between_strata_and_is_nan_without_a_pair():
-    strata = np.repeat([0, 1], 4)
-    scores, positive = np.array([1, 2, 3, 4, 11, 12, 13, 14.0]), np.array([0, 0, 0, 1, 0, 1, 1, 1], bool)
-    assert auc_within(scores, positive, strata) == 1
-    assert auc_within(-scores - 100 * strata, positive, strata) == 0
-    assert np.isnan(auc_within(scores, strata == 1, strata))
 
 
 @pytest.mark.parametrize("levels", [4, 10**6])
@@ -102,7 +71,7 @@ def test_predicted_ages_of_few_people_with_a_slice_each_are_finite(ages):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["AUC within thirds", "rank correlation"])
+@pytest.mark.parametrize("name", ["age-stratified AUC", "rank correlation"])
 def test_intervals_over_people_cover_the_truth_in_about_95_percent_of_samples(monkeypatch, name):
     """60 people with four slices each, whose scores have a part that is the person's own."""
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 200)
@@ -117,7 +86,9 @@ def test_intervals_over_people_cover_the_truth_in_about_95_percent_of_samples(mo
         else:
             third, positive = np.arange(60).repeat(4) % 3, (rng.random(60) < 0.4).repeat(4)
             scores, truth = a + positive + 10 * third, normal.cdf(1 / (2 * 1.49) ** 0.5)
-            interval = bootstrap(lambda weights, part=(scores, positive, third): auc_within(*part, weights), people, seed=seed)
+            interval = bootstrap(
+                lambda weights, part=(scores, positive, third): auc(*part[:2], weights, part[2]), people, seed=seed
+            )
         covered += interval.low <= truth <= interval.high
     assert 0.86 <= covered / count  # 0.95 less four standard errors of 0.022
     assert covered < count
@@ -158,9 +129,9 @@ def found(monkeypatch, **plan):
 def test_a_probe_that_knows_age_alone_does_not_survive_when_age_is_held(monkeypatch):
     rows, results = found(monkeypatch, **AGE_ALONE)
     assert rows["all"]["probe"].low > 0.6 and rows["all"]["age"].low > 0.6
-    for among in ("within thirds of age", "of them, 70.0 to 80.0 years"):
+    for among in ("age-stratified", "of them, 70.0 to 80.0 years"):
         assert rows[among]["probe"].low < 0.5 < rows[among]["probe"].high
-    assert rows["within sex"]["probe"].low > 0.6
+    assert rows["sex-stratified"]["probe"].low > 0.6
     assert results["age from w"][0]["rank correlation"].low > 0.9
     text = " ".join(age_sentences(results))
     assert (
@@ -172,8 +143,8 @@ def test_a_probe_that_knows_age_alone_does_not_survive_when_age_is_held(monkeypa
 @pytest.mark.slow
 def test_a_probe_that_knows_the_disease_alone_survives(monkeypatch):
     rows, results = found(monkeypatch, **DISEASE)
-    assert rows["within thirds of age"]["probe"].low > 0.65
-    assert rows["within thirds of age"]["probe"].value == pytest.approx(rows["all"]["probe"].value, abs=0.04)
+    assert rows["age-stratified"]["probe"].low > 0.65
+    assert rows["age-stratified"]["probe"].value == pytest.approx(rows["all"]["probe"].value, abs=0.04)
     assert rows["all"]["age"].low < 0.5 < rows["all"]["age"].high
     assert results["age from w"][0]["rank correlation"].low < 0 < results["age from w"][0]["rank correlation"].high
     text = " ".join(age_sentences(results))
@@ -188,7 +159,7 @@ def test_auc_within_thirds_over_many_draws_is_that_of_the_planted_truth(plan, ex
     for seed in range(16):
         w, classes, scans = planted(seed, **plan)
         people, ages = (np.array([getattr(scan, field) for scan in scans]) for field in ("person", "age"))
-        aucs.append(auc_within(-probe_scores(w, classes, people), classes == 0, age_thirds(ages, people)[0]))
+        aucs.append(auc(-probe_scores(w, classes, people), classes == 0, strata=age_thirds(ages, people)[0]))
     if expected is None:
         best = normal.cdf(1.5 / (2 * 1.09) ** 0.5)  # 0.845; no probe can do better than the shift in units of its spread
         assert best - 0.08 < np.mean(aucs) < best + 0.01
@@ -244,11 +215,14 @@ def test_age_section_matches_slices_to_people_by_their_file_names(monkeypatch):
     names = [f"AD/{scans[i].image}_{70 + i % 3}.jpeg" for i in order]
     table = {scan.image: scan for scan in scans}
     section = age_section({"real AD": ad, "real NC": nc}, names, table)
-    assert section.numbers["compared"] == age_probe(w[order], classes[order], [scans[i] for i in order])["compared"]
+    assert (
+        section.numbers["compared"]
+        == age_probe(w[order], classes[order], [scans[i] for i in order], slice_indices(names))["compared"]
+    )
     assert all(len(row) == len(table.columns) for table in section.tables for row in table.rows)
     assert section.text[-1] == "Intervals and standard errors resample people."
     assert age_section({"real AD": ad, "real NC": nc}, names, None) is None
 
 
 def test_constants_of_the_age_probe():
-    assert (module.FEWEST, module.SHRINKAGE) == (5, 100.0)
+    assert module.SHRINKAGE == 100.0 and bootstrap_module.MIN_PEOPLE == 5

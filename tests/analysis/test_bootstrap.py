@@ -7,7 +7,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from analysis import bootstrap as bootstrap_module
-from analysis.bootstrap import Interval, auc, bootstrap
+from analysis.bootstrap import Interval, auc, auc_interval, bootstrap, fewest_groups, shared_strata
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10**9])
@@ -32,6 +32,47 @@ def test_auc_in_closed_form():
 def test_auc_is_nan_without_both_classes():
     assert np.isnan(auc(np.arange(5), np.ones(5, bool)))
     assert np.isnan(auc(np.arange(4), np.arange(4) < 2, np.array([1.0, 2.0, 0.0, 0.0])))  # no negative was drawn
+
+
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_stratified_auc_equals_counted_pairs_of_one_stratum_with_ties_and_weights(levels):
+    rng = np.random.default_rng(levels)
+    scores, positive, strata = rng.integers(0, levels, 60), rng.random(60) < 0.4, rng.integers(0, 4, 60)
+    weights = rng.integers(0, 3, 60)
+    won = pairs = 0.0
+    for i in np.flatnonzero(positive):
+        for j in np.flatnonzero(~positive):
+            if strata[i] == strata[j]:
+                pairs += weights[i] * weights[j]
+                won += weights[i] * weights[j] * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
+    assert auc(scores, positive, weights, strata) == pytest.approx(won / pairs, abs=1e-12)
+    assert auc(scores, positive, weights, np.zeros(60)) == pytest.approx(auc(scores, positive, weights), abs=1e-12)
+
+
+def test_stratified_auc_leaves_out_what_lies_between_strata_and_is_nan_without_a_pair():
+    strata = np.repeat([0, 1], 4)
+    scores, positive = np.array([1, 2, 3, 4, 11, 12, 13, 14.0]), np.array([0, 0, 0, 1, 0, 1, 1, 1], bool)
+    assert auc(scores, positive, strata=strata) == 1
+    assert auc(-scores - 100 * strata, positive, strata=strata) == 0
+    assert np.isnan(auc(scores, strata == 1, strata=strata))
+
+
+def test_auc_interval_is_over_groups_that_can_be_compared(monkeypatch):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 20)
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(14), 3)
+    scores, positive, strata = rng.normal(size=42), groups < 6, np.where(groups == 5, 9, groups % 2)  # one has its own stratum
+    found = auc_interval(scores, positive, groups, strata)
+    rows = groups != 5
+    expected = bootstrap(lambda weights: auc(scores[rows], positive[rows], weights, strata[rows]), groups[rows])
+    assert found == pytest.approx(expected)
+    pair = auc_interval(np.stack([scores, np.zeros(42)]), positive, groups, strata)
+    assert pair.value == pytest.approx((found.value + 0.5) / 2)
+    np.testing.assert_array_equal(shared_strata(positive, strata), rows)
+    assert fewest_groups(positive[rows], groups[rows]) == 5 and fewest_groups(positive, groups) == 6
+    strata[groups == 4] = 10
+    assert auc_interval(scores, positive, groups, strata) is None  # four people of a class are left
+    assert auc_interval(scores, positive, groups) is not None
 
 
 def weighted_mean(values):

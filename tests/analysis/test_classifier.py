@@ -9,6 +9,7 @@ import torch
 from analysis import bootstrap as bootstrap_module
 from analysis import classifier
 from analysis.classifier import above_chance, build_classifier, classify, logits, train_classifier
+from analysis.position import beyond_position
 from utils import UserError
 
 
@@ -100,6 +101,33 @@ def test_classify_is_at_chance_without_a_difference(short_training):
     auc = classify(alike, alike, unseen)["train"]["auc"]
     assert abs(auc.value - 0.5) < 0.12  # 3.6 standard deviations of an AUC
     assert auc.low < 0.56 and auc.high > 0.44
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disease", [False, True])
+def test_classify_holds_the_slice_index(short_training, disease):
+    """Discs that shrink along the scan, AD scans cut four slices further on: a difference of position; or AD with smaller ones."""
+    start, smaller = (78, 1.5) if disease else (82, 0)
+
+    def scans(first, people, smaller, seed):
+        index = np.repeat(first + np.arange(8), people)
+        pixels = [discs(people, 12.5 - 0.5 * (i - 78) - smaller, seed + i) for i in first + np.arange(8)]
+        return np.concatenate(pixels), [f"{seed + i % people}_{at}.png" for i, at in enumerate(index)]
+
+    def both(people, seed):
+        sets = {"AD": scans(start, people, smaller, seed), "NC": scans(78, people, 0, seed + 500)}
+        return [{name: part[i] for name, part in sets.items()} for i in (0, 1)]
+
+    (train, train_names), (unseen, names) = both(12, 1000), both(10, 2000)
+    groups = {name: np.array([int(file.split("_")[0]) for file in names[name]]) for name in names}
+    results = classify(train, train, unseen, groups, names={"train": train_names, "unseen": names})
+    for kind in ("train", "generated", "both"):
+        position = results[kind]["position"]
+        alone, stratified = position["slice index alone"], position["position-stratified"]
+        assert results[kind]["auc"].low > 0.6
+        assert stratified.low > 0.6 if disease else stratified.low < 0.5 < stratified.high
+        assert alone == (0.5, 0.5, 0.5) if disease else alone.low > 0.6
+        assert beyond_position(results[kind]["auc"], position) == disease
 
 
 def test_above_chance_is_zero_for_a_worthless_classifier_and_undefined_against_one():

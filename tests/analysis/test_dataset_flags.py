@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from analysis.dataset_flags import parse_args
+from analysis.dataset_flags import MATCHED, parse_args
 from utils import UserError
 
 
@@ -15,10 +15,29 @@ def test_defaults_are_a_report_on_both_classes():
     assert (args.classes, args.subjects, args.split_by_subject, args.test_share, args.seed) == ("all", None, None, 0.3, 0)
 
 
-@pytest.mark.parametrize("flag", ["--test_share 0", "--test_share 1", "--seed -1", "--resolution 100", "--classes MCI"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--test_share 0",
+        "--test_share 1",
+        "--seed -1",
+        "--resolution 100",
+        "--classes MCI",
+        "--match x",
+        "--match age,",
+        "--match sex",
+    ],
+)
 def test_wrong_flags_are_refused_by_name(flag):
     with pytest.raises(UserError, match=flag.split()[0]):
         parse_args(["--dataset_dir", "AD_NC", *flag.split()])
+
+
+def test_match_takes_one_or_several_names_in_any_order_and_case():
+    for text, expected in (("position", ("position",)), ("Sex, age,sex", ("age", "sex")), ("age,sex,position", MATCHED)):
+        flags = ["--dataset_dir", "AD_NC", "--split_by_subject", "new", "--match", text]
+        assert parse_args(flags).match == expected
+    assert parse_args(flags[:4]).match == ()
 
 
 def test_flags_need_no_pytorch():

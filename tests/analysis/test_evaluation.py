@@ -89,6 +89,44 @@ def test_classifier_text_tells_the_share_of_the_auc_above_chance():
     assert "no better than chance (AUC 0.49)" in evaluation_report.classifier_text(classifier_results(0.8, 0.49))
 
 
+def with_position(stratified, alone, known=100, unknown=""):
+    results = classifier_results(0.65, 0.8)
+    for kind in evaluation_report.TRAINED_ON:
+        results[kind]["position"] = {
+            "slice index alone": alone and Interval(alone, alone - 0.05, alone + 0.04),
+            "position-stratified": stratified and Interval(stratified, stratified - 0.05, stratified + 0.04),
+            "known": known,
+            "unknown": unknown,
+        }
+    return results
+
+
+def test_classifier_text_claims_nothing_where_the_slice_index_explains_as_much(tmp_path):
+    text = evaluation_report.classifier_text(with_position(0.52, 0.8))
+    assert "not shown to see more than slice position, so this share says nothing about AD and NC" in text
+    assert "Slice index alone: AUC 0.80 (0.75 to 0.84)." in text and "0.52 (0.47 to 0.56), so no AD/NC difference beyond" in text
+    text = evaluation_report.classifier_text(with_position(0.7, 0.6))
+    assert "says nothing about AD and NC" not in text and "something else than slice position tells AD from NC" in text
+    unknown = with_position(None, None, 0, "slice index unknown: no file name gives one (a.png)")
+    text = evaluation_report.classifier_text(unknown)
+    assert text.endswith("slice index unknown: no file name gives one (a.png).") and "Position-stratified" not in text
+    (table,) = evaluation_report.classifier_tables(unknown)
+    assert len(table.rows) == 3 and len(table.columns) == 3
+    (table,) = evaluation_report.classifier_tables(with_position(0.7, 0.6))
+    assert table.columns[-1] == "position-stratified AUC"
+    assert [row[-1] and row[-1].value for row in table.rows] == [0.7, 0.7, 0.7, None]
+    assert (table.rows[-1][0], table.rows[-1][1].value) == ("nothing but the slice index", 0.6)
+    for i, results in enumerate((unknown, with_position(0.7, 0.6), with_position(None, 0.6))):
+        assert os.path.getsize(evaluation_report.plot_classifier(results, "people", str(tmp_path / f"{i}.png"))) > 5000
+
+
+def test_areas_name_slice_position_where_it_tells_the_classes_apart():
+    (sentence,) = evaluation_report.area_position_text(with_position(0.7, 0.6))
+    assert "Slice index alone tells AD from NC (AUC 0.60 (0.55 to 0.64))" in sentence
+    for results in (with_position(0.7, 0.54), with_position(None, None, 0, "unknown"), classifier_results(0.6, 0.7)):
+        assert evaluation_report.area_position_text(results) == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Areas
 

@@ -130,6 +130,29 @@ def test_conditional_verdict_depends_on_the_interval():
     assert "would project" in styles.conditional_verdict()
     assert "more than by chance, AUC 0.70 (0.60 to 0.80)" in styles.conditional_verdict(separation(0.5, 0.7, 0.1))
     assert "no separation was shown, AUC 0.55" in styles.conditional_verdict(separation(0.5, 0.55, 0.1))
+    assert "no separation was shown" in styles.conditional_verdict(StyleSeparation(styles.UNDEFINED, styles.UNDEFINED))
+
+
+@pytest.mark.parametrize("stratified, claimed", [(0.7, True), (0.55, False), (None, False)])
+def test_conditional_verdict_claims_nothing_where_the_slice_index_explains_as_much(stratified, claimed):
+    position = {
+        "slice index alone": Interval(0.72, 0.62, 0.8),
+        "position-stratified": stratified and Interval(stratified, stratified - 0.1, stratified + 0.1),
+        "known": 100,
+        "unknown": "",
+    }
+    text = styles.conditional_verdict(separation(0.5, 0.7, 0.1), position)
+    assert ("separated there more than by chance" in text) == claimed
+    assert ("AUC 0.70 (0.60 to 0.80), but no more than slice position may explain" in text) != claimed
+    assert "Slice index alone: AUC 0.72 (0.62 to 0.80)." in text and "Position-stratified AUC of the probe" in text
+    unknown = {"slice index alone": None, "position-stratified": None, "known": 0, "unknown": "slice index unknown: no file name"}
+    text = styles.conditional_verdict(separation(0.5, 0.7, 0.1), unknown)
+    assert "separated there more than by chance" in text and text.endswith("slice index unknown: no file name.")
+
+
+def test_verdict_of_two_models_names_slice_position():
+    assert "cut at different positions" in styles.verdict(separation(0.8, 0.9), separation(0.6, 0.7))
+    assert "position" not in styles.verdict(separation(0.6, 0.7), separation(0.6, 0.7))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from synthetic import noise, save
 import dataset
 from analysis import subject_split
 from analysis.subject_split import draw_test, split_by_subject
-from analysis.subjects import identify, read_subjects
+from analysis.subjects import Scan, identify, read_subjects, slice_index
 from utils import UserError
 
 PEOPLE = 24  # every other one has AD; person i has 1 + i % 3 scans of two slices
@@ -148,19 +149,111 @@ def test_split_by_subject_refuses_in_one_line(data, tmp_path):
         dataset.main(["--dataset_dir", str(folder), "--split_by_subject", str(tmp_path / "new")])
 
 
-def test_bids_names_or_adnis_metadata_serve_without_subjects(tmp_path, capsys):
-    images = [f"sub-{i:02}_ses-{session}_T1w" for i in range(6) for session in (1, 2)]
-    for folder, names in (("bids", images), ("adni/AD_NC", range(100, 112))):
-        for i, name in enumerate(names):
-            save(tmp_path / folder / ("AD", "NC")[i // 2 % 2] / f"{name}_90.png", noise(4, 4, i))
-    entries = {str(100 + i): {"raw": f"ADNI_002_S_000{i // 2}_20110503.nii", "label": 2 * (i // 2 % 2 == 0)} for i in range(12)}
-    (tmp_path / "adni/meta_data_with_label.json").write_text(json.dumps(entries))
-    for folder in ("bids", "adni/AD_NC"):
-        flags = ["--dataset_dir", tmp_path / folder, "--split_by_subject", tmp_path / "new" / folder]
-        assert dataset.main([*map(str, flags)]) == 0
-        new = {split: files_below(tmp_path / "new" / folder / split) for split in ("train", "test")}
-        table = read_subjects(str(tmp_path / "new" / folder / "split.csv"))
-        people = [{scan.person for scan in identify(names, table)} for names in new.values()]
-        assert len(table) == 12 and len(people[0] | people[1]) == 6 and not people[0] & people[1] and min(map(len, people)) > 0
-    out, err = capsys.readouterr()
-    assert out.count("left out: 0 slices") == 2 and err.count("meta_data_with_label.json tells whose the slices are (6 people") == 1
+# ---------------------------------------------------------------------------------------------------------------------
+# Matched classes
+
+
+@pytest.fixture
+def windowed(tmp_path):
+    """(AD_NC, its table): 22 people with AD and 40 without, of one to three scans of six slices; those of AD begin at 78, of NC at
+    78 to 81, and people with AD are older."""
+    rows, rng = ["image,subject,class,sex,age"], np.random.default_rng(0)
+    for i in range(62):
+        label = "AD" if i < 22 else "NC"
+        sex, age, first = rng.choice(["F", "M"]), rng.integers(60, 85) + 5 * (i < 22), 78 + (label == "NC") * rng.integers(4)
+        for k in range(1 + i % 3):
+            image = 1000 + 3 * i + k
+            rows.append(f"{image},p{i:02},{label},{sex},{age}")
+            for index in range(first, first + 6):
+                save(tmp_path / f"AD_NC/train/{label}/{image}_{index}.png", noise(4, 4, 100 * image + index))
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    return tmp_path / "AD_NC", str(tmp_path / "people.csv")
+
+
+def counted(folder, of_file):
+    """{class: Counter of of_file(name)} of the slices below `folder`."""
+    return {label: Counter(map(of_file, files_below(folder / label))) for label in ("AD", "NC")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("match", [("position",), ("age", "sex"), ("position", "age", "sex")])
+def test_match_leaves_as_many_ad_as_nc_slices_in_every_cell(windowed, tmp_path, capsys, match):
+    folder, table = windowed
+    strata = subject_split.strata_of(subject_split.list_files(str(folder), "all", read_subjects(table)))
+
+    def cell(name):
+        (scan,) = identify([name], read_subjects(table))
+        _, sex, tercile = strata[scan.person]
+        values = {"position": slice_index(name), "age": tercile, "sex": sex}
+        return tuple(values[key] for key in match)
+
+    flags = ["--split_by_subject", tmp_path / "new", "--test_share", 0.5, "--match", ",".join(match)]
+    assert dataset.main([*map(str, ["--dataset_dir", folder, "--subjects", table, *flags])]) == 0
+    left = 0
+    for split in ("train", "test"):
+        found = counted(tmp_path / "new" / split, cell)
+        assert found["AD"] == found["NC"] and found["AD"]
+        left += 2 * sum(found["AD"].values())
+    total = len(files_below(folder))
+    text = capsys.readouterr().out
+    assert f"matched by {', '.join(match)}: {total - left} of {total} slices are left out" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("slice index alone")]
+    assert "by a rule fitted to train: 0.7" in line
+    assert line.endswith(", 0.50 (0.50 to 0.50) after matching") == ("position" in match)
+    with open(tmp_path / "new/split.csv", newline="") as file:
+        assert sum(int(row["slices"]) for row in csv.DictReader(file)) == left
+
+
+@pytest.mark.slow
+def test_match_takes_no_more_than_it_must_and_depends_on_the_seed_alone(windowed, tmp_path):
+    folder, table = windowed
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        split_by_subject(str(folder), "all", str(tmp_path / name), table, seed=seed, match=("position",))
+    split_by_subject(str(folder), "all", str(tmp_path / "all"), table)
+    assert set(files_below(tmp_path / "a")) == set(files_below(tmp_path / "b")) != set(files_below(tmp_path / "c"))
+    for split in ("train", "test"):
+        everyone, matched = (counted(tmp_path / name / split, slice_index) for name in ("all", "a"))
+        assert matched["AD"] == everyone["AD"] & everyone["NC"]  # the smaller count at each index
+
+
+def test_draw_over_people_takes_a_slice_of_each_before_a_second():
+    files = [subject_split.File("", f"AD/{i}_1.png", Scan(str(i), person)) for i, person in enumerate("aaaabbc")]
+    for seed in range(20):
+        taken = subject_split.draw_over_people(files, 5, np.random.default_rng(seed))
+        assert Counter(file.scan.person for file in taken) == {"a": 2, "b": 2, "c": 1}
+    assert len({tuple(subject_split.draw_over_people(files, 5, np.random.default_rng(seed))) for seed in range(20)}) > 5
+
+
+@pytest.mark.slow
+def test_slices_that_lack_what_is_matched_are_left_out_and_counted(windowed, tmp_path, capsys):
+    folder, table = windowed
+    save(folder / "train/AD/1000.png", noise(4, 4, 7))
+    rows = (tmp_path / "people.csv").read_text().splitlines()
+    rows = [",".join([*row.split(",")[:4], ""]) if row.split(",")[1] == "p00" else row for row in rows]
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    split_by_subject(str(folder), "all", str(tmp_path / "new"), table, match=("position", "age"))
+    text = capsys.readouterr().out
+    assert "age unknown: of 6 of " in text
+    assert not [name for name in files_below(tmp_path / "new") if "/1000" in name]
+
+
+@pytest.mark.slow
+def test_match_refuses_in_one_line(windowed, tmp_path):
+    folder, table = windowed
+    rows = (tmp_path / "people.csv").read_text().splitlines()
+    (tmp_path / "bare.csv").write_text("\n".join(",".join(row.split(",")[:2]) for row in rows))
+    new = str(tmp_path / "new")
+    for match in ("age", "sex"):
+        with pytest.raises(UserError, match=f"--match {match}: unknown of all .* --subjects lacks it"):
+            split_by_subject(str(folder), "all", new, str(tmp_path / "bare.csv"), match=(match,))
+    for path in files_below(folder).values():
+        if path.parent.name == "AD":
+            path.rename(path.with_name(path.name.replace("_", "_9")))  # no index is left in common
+    with pytest.raises(UserError, match="--match position: no AD slice in train/ has an NC slice that is equal"):
+        split_by_subject(str(folder), "all", new, table, match=("position",))
+    assert not os.path.exists(new)
+    flags = ["--dataset_dir", str(folder), "--subjects", table]
+    with pytest.raises(UserError, match="belongs to --split_by_subject"):
+        dataset.main([*flags, "--match", "age"])
+    with pytest.raises(UserError, match="leave out --classes AD"):
+        dataset.main([*flags, "--split_by_subject", new, "--match", "age", "--classes", "AD"])
