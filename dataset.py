@@ -10,6 +10,7 @@ As a command, this file reports on a data set before training: counts, sizes, da
 share (analysis/dataset_report.py). Its flags are in analysis/dataset_flags.py.
 """
 
+import copy
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,7 @@ class Slices:
             identities += [(name, *files[i][:2]) for i in readable_rows]
         self.labels = np.concatenate(labels).astype(np.int64)
         self._rows = np.concatenate(rows)
+        self._identities = identities
         self.names = [f"{name}/{file}" for name, file, _ in identities]
         self.fingerprint = short_hash(identities)
         for note in notes - {None}:
@@ -213,6 +215,16 @@ class Slices:
         warn_of_unreadable(self.unreadable)
         warn_of_kinds(dataset_dir, status, levels)
         check_brightness(dataset_dir, bright)
+
+    def only(self, chosen):
+        """The slices where `chosen`, bool [N], is True, as new Slices with the names, counts and fingerprint of these alone."""
+        part = copy.copy(self)
+        part.labels, part._rows = self.labels[chosen], self._rows[chosen]
+        part._identities = [identity for identity, taken in zip(self._identities, chosen) if taken]
+        part.names = [name for name, taken in zip(self.names, chosen) if taken]
+        part.counts = {name: int((part.labels == CLASSES.index(name)).sum()) for name in self.counts}
+        part.fingerprint = short_hash(part._identities)
+        return part
 
     def __len__(self):
         return len(self.labels)

@@ -7,9 +7,13 @@ A scan is compared with the median scan of the set, so that a set is never damag
 pixels first, where noise is uncorrelated even if it was resampled once, and where each resolution gives the same answer.
 """
 
+import sys
+
 import numpy as np
 
-from analysis.subjects import scan_id
+from analysis.subject_tables import scan_id
+from dataset import some_of
+from utils import UserError
 
 SIDE = 32  # pixels at which slices are judged
 PER_SCAN = 8  # slices of each scan, at most, evenly spaced
@@ -62,6 +66,33 @@ def find_damaged(pixels, scans):
             found.append(f"noise (neighbouring pixels correlate at {correlation[i]:.2f}, the median scan's at {usual:.2f})")
         reasons[str(unique[i])] = " and ".join(found)
     return reasons
+
+
+def damaged_text(reasons):
+    """Text that names the scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
+    return f"{len(reasons)} damaged scan{'s' * (len(reasons) > 1)}: {some_of([f'{scan}, {why}' for scan, why in reasons.items()])}"
+
+
+def leave_out_damaged(slices, flag="--dataset_dir"):
+    """(`dataset.Slices` without the damaged scans among `slices`, {scan: reason} of these); UserError if a class would be empty."""
+    reasons = find_damaged(slices, scans_of(slices.names))
+    return leave_out(slices, reasons, flag), reasons
+
+
+def leave_out(slices, scans, flag="--dataset_dir"):
+    """`dataset.Slices` without those of `scans`; UserError, which names `flag`, if a class would be empty."""
+    if not scans:
+        return slices
+    part = slices.only(np.array([scan not in scans for scan in scans_of(slices.names)]))
+    if empty := [name for name, count in part.counts.items() if not count]:
+        raise UserError(f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them")
+    return part
+
+
+def note_damaged(slices, place):
+    """Print one line on stderr that names the damaged scans among `dataset.Slices`, read from `place`, if there are any."""
+    if reasons := find_damaged(slices, scans_of(slices.names)):
+        print(f"note: {place} holds {damaged_text(reasons)}", file=sys.stderr)
 
 
 def slice_statistics(pixels):
