@@ -73,6 +73,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from analysis.atlas import write_quality_atlas
+from analysis.damage import note_damaged
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
 from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from data.checks import check_brightness, warn_of_kinds
@@ -130,9 +131,11 @@ def load_train(folder, classes, resolution):
     if not holds_class(folder):
         return load("--train", folder, classes, resolution)[0]
     try:
-        return Slices(folder, classes, resolution)
+        slices = Slices(folder, classes, resolution)
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", "--train")) from None
+    note_damaged(slices, slices.names, folder)
+    return slices
 
 
 def holds_class(folder):
@@ -146,6 +149,7 @@ def main(argv=None):
     make_folder(args.output_dir, "--output_dir")
     table = find_subjects(args.subjects, args.real)
     real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
+    note_damaged(real, names, args.real)
     groups, unit = resampling_groups(identify(names, table))
     fake, fake_names = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
     train = load_train(args.train, args.classes, args.resolution) if args.train else None

@@ -16,13 +16,14 @@ import sys
 import time
 
 from training.flags import fill_defaults, parse_args
-from utils import CLASSES, StopSignals, UserError, answer_early, make_folder, pick_device, pick_dtype, run_cli
+from utils import CLASSES, StopSignals, UserError, answer_early, make_folder, pick_device, pick_dtype, read_config, run_cli
 
 if __name__ == "__main__":
     answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
 
 import torch
 
+from analysis.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of
 from analysis.subjects import find_subjects, identify, shared_text
 from analysis.validation import VALIDATION, Validation
 from dataset import Slices, batches, find_splits, steps_per_epoch
@@ -231,12 +232,35 @@ def load_held_out(args):
     if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):
         return None
     try:
-        return Slices(folder, args.classes, args.resolution, args.num_workers)
+        slices = Slices(folder, args.classes, args.resolution, args.num_workers)
+        return slices if args.keep_damaged else leave_out_damaged(slices)[0]
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", "--test_dir")) from None
 
 
-def make_config(args, slices):
+def load_slices(args, resumed, leading):
+    """(training slices, {scan: reason} of the damaged scans left out of them, held-out slices or None).
+
+    A run that is `resumed`, its config.json's contents or None, keeps to what it was begun with: args.keep_damaged becomes that.
+    """
+    slices = Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers, leading)
+    found = find_damaged(slices, scans_of(slices.names))
+    if resumed is None:
+        left_out = {} if args.keep_damaged else found
+        note = f"{damaged_text(left_out)}; left out, --keep_damaged True keeps them" if left_out else ""
+    else:
+        left_out = resumed.get("data", {}).get("damaged", {})  # runs of earlier commits were begun with all scans
+        keeps, asked = resumed.get("flags", {}).get("keep_damaged", True) is not False, args.keep_damaged
+        args.keep_damaged = keeps
+        note = f"this run was begun with them and keeps them: {damaged_text(found)}" if found and keeps and not asked else ""
+        if left_out and asked:
+            note = f"this run was begun without {damaged_text(left_out)}, and continues so; --resume False starts again with them"
+    if note and leading:
+        print(f"note: {note}", file=sys.stderr)
+    return leave_out(slices, left_out), left_out, load_held_out(args)
+
+
+def make_config(args, slices, damaged):
     """The contents of config.json: network and data, which a run cannot change, and the flags it was started with."""
     return {
         "network": {
@@ -249,7 +273,7 @@ def make_config(args, slices):
             "num_classes": len(CLASSES) if args.conditional else 0,
         },
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],
-        "data": {"counts": slices.counts, "fingerprint": slices.fingerprint},
+        "data": {"counts": slices.counts, "fingerprint": slices.fingerprint, "damaged": damaged},
         "flags": vars(args) | {"max_minutes": None if args.max_minutes == math.inf else args.max_minutes},
         "torch": torch.__version__,
     }
@@ -266,12 +290,11 @@ def main(argv=None):
     shards = processes.size * args.grad_accum
     check_divisible(args.batch_size, shards)
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
-    slices, held_out = processes.first_on_each_machine(
-        lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers, processes.leading), load_held_out(args))
-    )
+    resumed = read_config(folder) if args.resume and has_checkpoint(folder) else None
+    slices, damaged, held_out = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
     if table and held_out and processes.leading:
         print(f"note: {shared_text(identify(slices.names, table), identify(held_out.names, table))}", file=sys.stderr)
-    config = make_config(args, slices)
+    config = make_config(args, slices, damaged)
     exists, source = has_checkpoint(folder), None
     if exists and args.resume:
         changed = check_same_run(folder, config)

@@ -7,11 +7,10 @@ A scan is compared with the median scan of the set, so that a set is never damag
 pixels first, where noise is uncorrelated even if it was resampled once, and where each resolution gives the same answer.
 """
 
-import sys
-
 import numpy as np
 
 from analysis.subject_tables import scan_id
+from data.checks import warn_once
 from dataset import some_of
 from utils import UserError
 
@@ -85,14 +84,16 @@ def leave_out(slices, scans, flag="--dataset_dir"):
         return slices
     part = slices.only(np.array([scan not in scans for scan in scans_of(slices.names)]))
     if empty := [name for name, count in part.counts.items() if not count]:
-        raise UserError(f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them")
+        raise UserError(
+            f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them"
+        )
     return part
 
 
-def note_damaged(slices, place):
-    """Print one line on stderr that names the damaged scans among `dataset.Slices`, read from `place`, if there are any."""
-    if reasons := find_damaged(slices, scans_of(slices.names)):
-        print(f"note: {place} holds {damaged_text(reasons)}", file=sys.stderr)
+def note_damaged(pixels, names, place):
+    """Name the damaged scans among slices uint8 [N, R, R] of these file names, read from `place`, on stderr, once."""
+    if reasons := find_damaged(pixels, scans_of(names)):
+        warn_once(f"note: {place} holds {damaged_text(reasons)}")
 
 
 def slice_statistics(pixels):
@@ -115,7 +116,9 @@ def slice_statistics(pixels):
 
 def neighbours(images):
     """Two arrays [n, 2 * H * (H - 1)] of [n, H, H]: each pixel, and the next one below it or to its right."""
-    both = [(image[:, 1:].reshape(len(image), -1), image[:, :-1].reshape(len(image), -1)) for image in (images, images.swapaxes(1, 2))]
+    both = [
+        (image[:, 1:].reshape(len(image), -1), image[:, :-1].reshape(len(image), -1)) for image in (images, images.swapaxes(1, 2))
+    ]
     return [np.concatenate(part, 1) for part in zip(*both)]
 
 

@@ -25,6 +25,7 @@ from analysis import report
 from analysis.areas import AMOUNT, SIDE, measure_areas, reduce_to_side, true_means
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
+from analysis.damage import note_damaged
 from analysis.evaluation_report import (
     KINDS,
     area_position_text,
@@ -71,6 +72,8 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
     slices, scans, groups = {}, {}, {}  # {kind: {class: ...}}
     for kind, folder in (("train", splits["train"]), ("unseen", splits["test"])):
         slices[kind] = {name: Slices(folder, name, side) for name in generated}
+        for of_class in slices[kind].values():
+            note_damaged(of_class, of_class.names, folder)
         scans[kind] = {name: identify(of_class.names, table) for name, of_class in slices[kind].items()}
         groups[kind] = {name: resampling_groups(of_class)[0] for name, of_class in scans[kind].items()}
     slices["generated"] = generated

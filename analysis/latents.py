@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from analysis import figures
+from analysis.damage import note_damaged
 from analysis.models import BATCH, draw_z, generate, style_vectors, synthesize
 from analysis.report import ReportFigure, Section
 from dataset import Slices
@@ -140,6 +141,7 @@ def plot_grids(model, count, seed, psi, output_dir, dataset_dir=None):
         generated[f"generated, {names}"] = np.concatenate(list(generate(model, count, seed, psi, label, device)))
         if dataset_dir:
             slices = Slices(dataset_dir, "all" if len(classes) > 1 else classes[0], model.generator.resolution)
+            note_damaged(slices, slices.names, dataset_dir)
             real[f"real, {names}"] = figures.spread(slices, count)
     grids = {"generated": generated, "fake_vs_real": generated | real} if real else {"generated": generated}
     shown, columns = [], max(4, math.ceil(math.sqrt(count)))

@@ -44,16 +44,17 @@ class View(NamedTuple):
     def __str__(self):
         """The view in words, with the numbers behind it."""
         if np.isnan(self.likeness):
-            return "cannot be told (no slice shows a bright head on a dark background)"
-        found = {
-            "sagittal": "sagittal (slices are unlike their own mirror images: ",
-            "axial": "axial or coronal (slices are like their own mirror images: ",
-            "mixed": "mixed, sagittal with axial or coronal slices (some are like their own mirror images, some are not: ",
-            "unknown": "cannot be told (not the slices of heads of one or two views: ",
+            return "cannot be told: no bright heads on a dark background"
+        words = {
+            "sagittal": "sagittal: slices are unlike their own mirror images",
+            "axial": "axial or coronal: slices are like their own mirror images",
+            "mixed": "mixed: sagittal, and axial or coronal",
+            "unknown": "cannot be told: not the slices of heads of one or two views",
         }[self.name]
-        turned = ", most of which lie on their side" if self.name == "axial" and self.upright < self.symmetric / 2 else ""
-        numbers = f"{self.symmetric:.0%} are symmetric{turned}, median correlation {self.likeness:.2f}, mean slice {self.mean_slice:.2f})"
-        return found + numbers
+        if self.name == "axial" and self.upright < self.symmetric / 2:
+            words += ", but heads lie on their side"
+        numbers = f"correlation with them {self.likeness:.2f} in the median, {self.mean_slice:.2f} of the mean slice"
+        return f"{words} ({numbers}; {self.symmetric:.0%} reach {SYMMETRIC:g})"
 
 
 def find_view(pixels):
@@ -89,7 +90,7 @@ def find_view(pixels):
 
 
 def mirror_warning(pixels):
-    """A line for a run that mirrors these slices, uint8 [N, R, R], although many are unlike their left-right mirror images; or None.
+    """A line for a run that mirrors slices uint8 [N, R, R] although many are unlike their left-right mirror images; else None.
 
     What matters is the picture as it is stored: heads that lie on their side stand upside down when mirrored. None where the view
     cannot be told.
@@ -134,7 +135,7 @@ def fit_to_frame(pixels):
 
 
 def place_images(images, half_side, x=0.0, y=0.0, degrees=0.0):
-    """The square around (x, y) of half that side, both in [-1, 1] and [n, 1], turned, of [n, 1, R, R]: [n, 1, 32, 32]; 0 outside."""
+    """[n, 1, 32, 32]: the turned square around (x, y) of [n, 1, R, R], with half_side, x, y [n, 1] in units of R / 2; 0 outside."""
     angle, ones = torch.deg2rad(torch.tensor(degrees)), torch.ones(len(images), 1)
     rows = [angle.cos() * half_side, -angle.sin() * half_side, x, angle.sin() * half_side, angle.cos() * half_side, y]
     matrix = torch.cat([value * ones for value in rows], 1).reshape(-1, 2, 3)
@@ -152,9 +153,9 @@ def blur(images, sigma):
 
 
 def likeness(flat, brain):
-    """Greatest correlation of each slice (of `fit_to_frame`) with its mirror image, about the vertical and the horizontal axis: [2, n].
+    """Greatest correlation of each slice (of `fit_to_frame`) with its mirror image over tilts and shifts: [2, n].
 
-    Over the union of the brain and its mirror image, and over tilts and shifts.
+    First about the vertical, then about the horizontal axis; over the union of the brain and its mirror image.
     """
     best = torch.full([2, len(flat)], -1.0)
     for degrees in range(-TILT, TILT + 1, 4):

@@ -58,6 +58,9 @@ def parse_args(argv=None):
     data.add(
         "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): are people in both?"
     )
+    data.add_bool(
+        "--keep_damaged", False, "train on scans that are black, far darker than the others or noise, too; dataset.py shows which"
+    )
     data.add("--num_workers", type=number(int, 1, 1024), help="threads that decode images on the first pass (default: one a core)")
 
     run = Group(parser, "the run")
