@@ -249,12 +249,14 @@ def load_slices(args, resumed, leading):
         left_out = {} if args.keep_damaged else found
         note = f"{damaged_text(left_out)}; left out, --keep_damaged True keeps them" if left_out else ""
     else:
-        left_out = resumed.get("data", {}).get("damaged", {})  # runs of earlier commits were begun with all scans
-        keeps, asked = resumed.get("flags", {}).get("keep_damaged", True) is not False, args.keep_damaged
-        args.keep_damaged = keeps
-        note = f"this run was begun with them and keeps them: {damaged_text(found)}" if found and keeps and not asked else ""
+        left_out = resumed.get("data", {}).get("damaged")  # None in runs of earlier commits, which were begun with all scans
+        left_out = left_out if isinstance(left_out, dict) else {}
+        asked, args.keep_damaged = args.keep_damaged, resumed.get("flags", {}).get("keep_damaged") is not False
+        note = ""
         if left_out and asked:
             note = f"this run was begun without {damaged_text(left_out)}, and continues so; --resume False starts again with them"
+        elif found and args.keep_damaged and not asked:
+            note = f"this run was begun with them and keeps them: {damaged_text(found)}"
     if note and leading:
         print(f"note: {note}", file=sys.stderr)
     return leave_out(slices, left_out), left_out, load_held_out(args)

@@ -20,6 +20,7 @@ MIN_SCANS = 3  # below which there is no telling which scan is damaged
 DARK, MANY_DEVIATIONS = 1 / 3, 5  # of the median scan's mean grey level; and this many robust standard deviations below it
 BLACK = 0.05  # of the same, for the words
 NOISE, STRUCTURE = 0.4, 0.35  # of the median scan's correlation of neighbouring pixels, if that is at least STRUCTURE
+FEW_PAIRS = 100  # of neighbouring pixels, of 1984, below which their correlation says nothing
 SEVERAL = 5  # slices of a scan from which a low mean is not for showing the tip of the brain alone
 
 
@@ -34,9 +35,9 @@ def find_damaged(pixels, scans):
     pixels: uint8 [N, R, R], R a multiple of 32, an array or `dataset.Slices`; scans: the scan of each slice, [N].
 
     far darker: the mean grey level of the scan is below a third of that of the median scan, and its logarithm more than five robust
-    standard deviations below (1.4826 times the median absolute deviation over the scans); for a scan of under SEVERAL slices, which
-    may show little of the brain, so is the mean over its foreground (half suffices). noise: neighbouring pixels in the foreground
-    correlate at less than 0.4 of what they do in the median scan, if that shows structure (brains: 0.5 to 0.65; noise: 0).
+    standard deviations below (1.4826 times the median absolute deviation over the scans). Of a scan of under SEVERAL slices, which
+    may show little of the brain, the mean over its foreground is also below half of that. noise: neighbouring pixels in the
+    foreground correlate at less than 0.4 of what they do in the median scan, if that shows structure (brains: 0.5 to 0.65).
     """
     unique, first, group = np.unique(np.asarray(scans, object).astype(str), return_index=True, return_inverse=True)
     if len(unique) < MIN_SCANS:
@@ -97,7 +98,7 @@ def note_damaged(pixels, names, place):
 
 
 def slice_statistics(pixels):
-    """Of slices uint8 [n, R, R]: mean grey level, mean over the foreground, correlation of neighbours in it (nan: none); [n, 3].
+    """Of slices uint8 [n, R, R]: mean grey level, mean over the foreground, correlation of neighbours in it (nan: too few); [n, 3].
 
     Foreground is what is above a tenth of the slice's 98th percentile.
     """
@@ -107,9 +108,10 @@ def slice_statistics(pixels):
     a, b = neighbours(x)
     weight = np.logical_and(*neighbours(inside))
     number = np.maximum(weight.sum(1, keepdims=True), 1)
+    few = number[:, 0] < FEW_PAIRS
     a, b = (weight * (z - (weight * z).sum(1, keepdims=True) / number) for z in (a, b))
     with np.errstate(all="ignore"):
-        correlation = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+        correlation = np.where(few, np.nan, (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
         level = (x * inside).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
     return np.stack([x.mean((1, 2)), level, correlation], 1)
 

@@ -29,6 +29,7 @@ TILT, SHIFT = 12, 3  # degrees and pixels by which the axis may be off
 SYMMETRIC = 0.8  # likeness from which a slice is called symmetric
 ALIKE = 0.7  # median correlation with the most similar other slice, from which slices show one kind of thing
 ONE_AXIS = 0.04  # median difference of the likeness about the two axes, from which there is one axis of symmetry
+CLEAR = 0.15  # difference of the median likeness of two groups, below which they are one, some of them noisy
 SOME = 0.15  # share of the slices from which a second view makes a set mixed
 
 
@@ -81,7 +82,9 @@ def find_view(pixels):
         for name, rows in kinds.items()
         if rows.float().mean() >= SOME and resemblance(flat[rows], brain[rows]).median() >= ALIKE
     }
-    name = "mixed" if len(shares) == 2 else max(shares, key=shares.get, default="unknown")
+    name = max(shares, key=shares.get, default="unknown")
+    if len(shares) == 2 and best[symmetric].median() - best[~symmetric].median() > CLEAR:
+        name = "mixed"
     if sum(shares.values()) < 0.5:
         name = "unknown"
     mean = likeness(flat.mean(0, keepdim=True), (brain.mean(0, keepdim=True) > 0.5).float()).max()

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import noise, save
+from synthetic import draw_heads, noise, save
 
 import dataset
 from utils import UserError
@@ -85,7 +85,7 @@ def test_report_without_a_test_split_or_scans_in_file_names(data, tmp_path, caps
 
 def people_lines(text):
     """The lines below "people:"."""
-    return [line.strip() for line in text.partition("\npeople:\n")[2].partition("samples:")[0].strip().split("\n")]
+    return [line.strip() for line in text.partition("\npeople:\n")[2].partition("\nwindows")[0].strip().split("\n")]
 
 
 def test_report_with_people_names_what_is_wrong(splits, tmp_path, capsys):
@@ -105,7 +105,7 @@ def test_report_with_people_names_what_is_wrong(splits, tmp_path, capsys):
         "in both train and test: 2 (ann, carl3)",
         "scans that --subjects lacks: 2 (206, 299)",
         "scans whose folder contradicts their group: 2 (104 in AD but of group CN, 401 in NC but of group MCI)",
-        "people scanned more than once on one day: 1 (100 101 301 of ann on 2010-01-02)",
+        "pairs of scans of one person on one day: 1 in train, 0 in test, 2 across (100 101 301 of ann on 2010-01-02)",
     ]
     assert "scans: 13 in train, 5 in test, in both 1 (203)" in text and "unknown" not in text
 
@@ -120,7 +120,7 @@ def test_report_with_people_of_one_split_and_two_columns(data, tmp_path, capsys)
         "train NC: 1 people, 2 scans, 2 slices",
         "scans that --subjects lacks: 10 (101, 102, 103, 104, 201, 202, 203, 204, 205, 206)",
         "scans whose folder contradicts their group: 1 (100 in AD and NC but of group AD)",
-        "people scanned more than once on one day: 0",
+        "pairs of scans of one person on one day: 0 in train",
     ]
     with pytest.raises(UserError, match="--subjects"):
         dataset.main(["--dataset_dir", str(data), "--subjects", str(tmp_path / "none.csv"), "--output_dir", str(tmp_path / "new")])
@@ -154,6 +154,54 @@ def test_report_reads_the_names_of_adni_and_names_a_class_that_is_missing(splits
     assert dataset.main(["--dataset_dir", str(splits), "--output_dir", str(tmp_path / "report"), "--resolution", "32"]) == 0
     out, error = capsys.readouterr()
     assert "only train is here" in out and f"{splits.parent / 'test'} is left out: no folder NC in it, but AD, healthy" in error
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """AD_NC/train with seven scans of three sagittal slices in each class, AD from index 70, NC from 80; NC scan 203 is black."""
+    for name, first, index in (("AD", 100, 70), ("NC", 200, 80)):
+        for i, image in enumerate(draw_heads(21, False, first)):
+            black = name == "NC" and i // 3 == 3
+            save(tmp_path / f"AD_NC/train/{name}/{first + i // 3}_{index + i % 3}.png", image // (100 if black else 1))
+    return tmp_path / "AD_NC/train"
+
+
+@pytest.mark.slow
+def test_report_names_the_view_damaged_scans_and_what_the_slice_index_tells(heads, tmp_path, capsys):
+    text = report(tmp_path, capsys, "--dataset_dir", heads)
+    places = [
+        text.index(start) for start in ("train: 21 AD", "  width", "  unreadable", "  view: ", "  damaged", "scans: ", "windows")
+    ]
+    assert places == sorted(places)
+    assert "\n  view: sagittal: slices are unlike their own mirror images (" in text
+    assert "\n  damaged scans: 1 (203, black (mean grey level " in text
+    windows = "AD from 70, 3 slices a scan; NC from 80, 3 slices a scan"
+    assert f"windows, the first slice index of a scan as median (range): {windows}\n" in text
+    assert (
+        "slice index alone, AUC of AD against NC: 1.00 (1.00 to 1.00) over scans: the position of a slice tells AD from NC" in text
+    )
+    assert "--keep_damaged True" in text
+    with Image.open(tmp_path / "report/damaged.png") as image:
+        pixels = np.asarray(image.convert("L"), int)
+    left, middle, right = np.array_split(pixels[pixels.shape[0] // 4 :], 3, 1)  # below the titles
+    assert (left > 20).mean() < 0.02 < 0.1 < (middle > 20).mean() and (right > 20).mean() > 0.1
+    for path in heads.glob("NC/203_*.png"):
+        path.unlink()
+    assert "damaged scans: 0" in report(tmp_path, capsys, "--dataset_dir", heads)
+    assert not (tmp_path / "report/damaged.png").exists()
+
+
+@pytest.mark.slow
+def test_report_where_the_slice_index_tells_nothing(heads, tmp_path, capsys):
+    for path in sorted(heads.glob("NC/*.png")):
+        scan, index = path.stem.split("_")
+        path.rename(path.with_name(f"{scan}_{int(index) - 10}.png"))
+    text = report(tmp_path, capsys, "--dataset_dir", heads)
+    assert "over scans: not shown to tell them apart (0.5 is chance)" in text
+    (heads / "AD/other.png").write_bytes((heads / "AD/100_70.png").read_bytes())
+    text = report(tmp_path, capsys, "--dataset_dir", heads)
+    assert "slice index unknown: 1 of 43 file names give none (AD/other.png" in text
+    assert "slice index alone" not in report(tmp_path, capsys, "--dataset_dir", heads, "--classes", "AD")
 
 
 @pytest.mark.parametrize(
