@@ -11,8 +11,7 @@ import numpy as np
 
 from analysis.subject_tables import scan_id
 from data.checks import warn_once
-from dataset import some_of
-from utils import UserError
+from utils import UserError, printable
 
 SIDE = 32  # pixels at which slices are judged
 PER_SCAN = 8  # slices of each scan, at most, evenly spaced
@@ -68,9 +67,11 @@ def find_damaged(pixels, scans):
     return reasons
 
 
-def damaged_text(reasons):
+def damaged_text(reasons, limit=10):
     """Text that names the scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
-    return f"{len(reasons)} damaged scan{'s' * (len(reasons) > 1)}: {some_of([f'{scan}, {why}' for scan, why in reasons.items()])}"
+    named = "; ".join(f"{scan}, {reason}" for scan, reason in list(reasons.items())[:limit])
+    more = f"; and {len(reasons) - limit} more" if len(reasons) > limit else ""
+    return printable(f"{len(reasons)} damaged scan{'s' * (len(reasons) > 1)}: {named}{more}")
 
 
 def leave_out_damaged(slices, flag="--dataset_dir"):

@@ -21,7 +21,7 @@ from analysis.view import find_view
 from data.checks import check_brightness, warn_of_kinds
 from data.decode import brightness, decode, pad_and_resize, read_files
 from dataset import class_folders, find_slices, find_splits, require_readable, some_of
-from utils import UserError, atomic_path, make_folder
+from utils import UserError, atomic_path, make_folder, printable
 
 SAMPLES = 8  # slices of each class in samples.png, and damaged scans in damaged.png
 EXAMINED = 64  # pixels a side at which view and damage are looked for
@@ -78,7 +78,9 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
         pixels, scans = np.stack([fact.pixels for fact in facts.values()]), scans_of(facts)
         print(f"  view: {find_view(pixels)}")
         reasons = find_damaged(pixels, scans)
-        print(f"  damaged scans: {count_and_names([f'{scan}, {reason}' for scan, reason in reasons.items()])}")
+        print(f"  damaged scans: {len(reasons)}")
+        for scan, reason in list(reasons.items())[:SAMPLES]:
+            print(f"    {printable(scan)}: {reason}")
         damaged += pairs_to_draw(split, pixels, scans, reasons)
         warn_of_kinds(split_folder, status, levels)
         of_class = {name: [fact.brightness for file, fact in facts.items() if file.startswith(f"{name}/")] for name in counts}
@@ -99,7 +101,9 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
         os.unlink(damaged_path)  # of an earlier report
     if damaged:
         save_damaged(damaged_path, damaged[:SAMPLES])
-        print(f"damaged scans, each beside one that is not: {damaged_path}; train.py leaves them out, but for --keep_damaged True")
+        print(
+            f"damaged scans, each beside one that is not: {damaged_path} (train.py leaves them out; --keep_damaged True keeps them)"
+        )
 
 
 def print_facts(facts, unreadable):
@@ -179,7 +183,7 @@ def print_positions(scans_in):
     groups, unit = resampling_groups([scan for scans in scans_in.values() for scan in scans.values()])
     found = index_auc(slice_indices(names), is_ad, groups)
     if found is None:
-        told = f"unknown, too few {unit}"
+        told = f"not measured, too few {unit}"
     elif found.low > 0.5:
         told = (
             f"{found} over {unit}: the position of a slice tells AD from NC; --split_by_subject OUT --match position prevents that"

@@ -174,7 +174,7 @@ def test_report_names_the_view_damaged_scans_and_what_the_slice_index_tells(head
     ]
     assert places == sorted(places)
     assert "\n  view: sagittal: slices are unlike their own mirror images (" in text
-    assert "\n  damaged scans: 1 (203, black (mean grey level " in text
+    assert "\n  damaged scans: 1\n    203: black (mean grey level " in text
     windows = "AD from 70, 3 slices a scan; NC from 80, 3 slices a scan"
     assert f"windows, the first slice index of a scan as median (range): {windows}\n" in text
     assert (
