@@ -146,7 +146,9 @@ def parse_args(argv=None):
     evaluation.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
 
     machine = Group(parser, "how")
-    machine.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject: intervals over people")
+    machine.add(
+        "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): intervals over people"
+    )
     machine.add("--output_dir", default="predictions", help="folder for everything that is written")
     machine.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of latents, noise, maps and searches")
     machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

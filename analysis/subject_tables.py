@@ -25,7 +25,7 @@ COLUMNS = {
     "person": ("subject", "subjectid", "participantid", "ptid"),
     "group": ("group", "researchgroup", "diagnosis", "dx", "class"),
     "sex": ("sex", "gender", "ptgender"),
-    "age": ("age",),
+    "age": ("age", "ageyears", "ageatscan", "ageatvisit"),
     "date": ("acqdate", "studydate", "acqtime", "scandate", "date"),
     "session": ("sessionid", "session"),  # of BIDS
 }
@@ -36,6 +36,7 @@ MAX_TABLE = 2**26  # bytes, of some 400,000 scans
 UNKNOWN = "", "-", "--", ".", "?", "n/a", "#n/a", "nan", "na", "<na>", "none", "null", "nil", "unknown", "missing", "not available"
 LABELS = {"0": "CN", "1": "MCI", "2": "AD"}  # of meta_data_with_label.json
 ADNI_PERSON = re.compile(r"(?<![0-9])[0-9]{3}_S_[0-9]{4,5}(?![0-9])", re.IGNORECASE)
+QUOTES = r"""^[='"‘’“”\s]+|['"‘’“”\s]+$"""  # around a cell: ="218391" and '218391 keep spreadsheets from reading a number
 BIDS = r"sub-[A-Za-z0-9+-]+(?:_[A-Za-z0-9+-]+)*"
 BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -150,9 +151,9 @@ def read_subjects(path, quiet=False):
         if text.lstrip()[:1] in ("{", "["):
             table = read_metadata(path, text, warnings)
         else:
-            table = read_rows(path, text, odd)
+            table = read_rows(path, text, warnings, odd)
             for sessions in session_files(path):
-                more = read_rows(sessions, read_text(sessions), odd)
+                more = read_rows(sessions, read_text(sessions), warnings, odd)
                 table |= {image: fill(scan, table.get(scan.person, Scan())) for image, scan in more.items()}
     except OSError as error:
         raise UserError(f"--subjects {path}: cannot be read ({error.strerror or error})") from None
@@ -184,7 +185,10 @@ def read_text(path):
         text = data.decode(encoding, "strict" if encoding == "utf-8" else "replace")
     except UnicodeDecodeError:
         text = data.decode("cp1252", "replace")
-    return text.replace("\0", "").replace("\ufeff", "")  # files that were put together have marks in the middle
+    text = text.replace("\0", "").replace("\ufeff", "")  # files that were put together have marks in the middle
+    if sum(not (c.isprintable() or c.isspace()) for c in text[:4096]) > len(text[:4096]) / 20:
+        raise UserError(f"--subjects {path}: not a text file; save the table as CSV, and give that")
+    return text
 
 
 def split_rows(text, delimiter):
@@ -200,7 +204,7 @@ def split_rows(text, delimiter):
         while row and not row[-1].strip():
             row.pop()
         if row:
-            yield line, [cell.strip() for cell in row]
+            yield line, [re.sub(QUOTES, "", cell) for cell in row]
         line = rows.line_num + 1
 
 
@@ -212,7 +216,7 @@ def find_header(path, text):
             try:
                 header = next(split_rows(line[0], delimiter), (1, []))[1]
             except csv.Error:
-                continue
+                header = line[0].split(delimiter)
             names = [re.sub(r"[\W_]+", "", name).casefold() for name in header]
             named = {field: next((name for name in known if name in names), None) for field, known in COLUMNS.items()}
             columns = {field: [i for i, other in enumerate(names) if other == name] for field, name in named.items() if name}
@@ -230,8 +234,9 @@ def find_header(path, text):
     raise UserError(f"--subjects {path}: no column {titles}; its first line is {shown}")
 
 
-def read_rows(path, text, odd):
-    """{image: Scan} of the text of a CSV or TSV; ages that are none are added to `odd`, as text that names their line."""
+def read_rows(path, text, warnings, odd):
+    """{image: Scan} of the text of a CSV or TSV; rows without an image are left out, with one of `warnings`; ages that are none are
+    added to `odd`, as text that names their line."""
     header, columns, delimiter, start = find_header(path, text)
     above, rows = len(re.findall(r"\r\n|\r|\n", text[:start])), []
     try:
@@ -247,8 +252,13 @@ def read_rows(path, text, odd):
                 rows.append((line + above, {field: read_cell(where, header, row, of) for field, of in columns.items()}))
     except csv.Error as error:
         raise UserError(f"--subjects {path}: not a CSV file, or its quotation marks do not match ({error})") from None
+    needed = "image" if "image" in columns else "session" if owner_of(path) else "person"
+    without = [f"line {line}" for line, cells in rows if cells[needed].casefold() in UNKNOWN]
+    rows = [(line, cells) for line, cells in rows if cells[needed].casefold() not in UNKNOWN]
     if not rows:
-        raise UserError(f"--subjects {path}: there are no rows below its header")
+        raise UserError(f"--subjects {path}: there are no rows below its header" + " that name an image" * bool(without))
+    if without:
+        warnings.append(f"rows that name no image are left out ({len(without)}): {first_of(without)}")
     slashed = [re.match(r"([0-9]{1,2})[/-]([0-9]{1,2})[/-]", cells.get("date", "")) for _, cells in rows]
     day_first = any(date and int(date[1]) > 12 for date in slashed)
     table, lines = {}, {}

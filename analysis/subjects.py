@@ -16,6 +16,7 @@ import sys
 import numpy as np
 
 from analysis.subject_tables import Scan, first_of, read_subjects, scan_id
+from dataset import EXTENSIONS
 from utils import CLASSES, UserError, walk
 
 FOUND_BY_NAME = "meta_data_with_label.json", "participants.tsv"
@@ -144,7 +145,7 @@ def places_of(dataset_dir):
     for folder, names in walk(base) if os.path.isdir(base) else ():
         parts = os.path.relpath(folder, os.path.dirname(base)).upper().split(os.sep)
         classes = [CLASS_OF[part] for part in parts if part in (*CLASSES, "CN")]
-        for image in {scan_id(name) for name in names} - {None}:
+        for image in {scan_id(name) for name in names if name.lower().endswith(EXTENSIONS)} - {None}:
             places.setdefault(image, set()).update(classes[-1:])
     return places
 

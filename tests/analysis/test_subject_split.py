@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 from collections import Counter
 

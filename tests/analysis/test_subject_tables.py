@@ -46,6 +46,7 @@ def read(tmp_path):
         TABLE.encode("cp1252"),
         TABLE.replace("I215", "\ufeffI215"),
         TABLE.replace("AD", "A\0D"),
+        "\ufeff\ufeff" + TABLE + "\0" * 2000,
         TABLE.replace("\n", "\r\n"),
         TABLE.replace("\n", "\r"),
         TABLE.replace("\n", "\n\n"),
@@ -64,11 +65,14 @@ def read(tmp_path):
         TABLE.replace("\n", ",,,\n"),
         SEMICOLONS.replace("\n", ";\n"),
         TABLE + TABLE,
-        TABLE.replace("Image Data ID", "IMAGE_DATA.ID").replace("Acq Date", "acqDate"),
+        TABLE.replace("Image Data ID", "IMAGE_DATA.ID").replace("Acq Date", "acqDate").replace("Age", "Age (years)"),
         TABLE.replace("Group", "Visit,Research Group").replace("AD", "sc,AD").replace("CN", "bl,CN"),
         TABLE.replace("Group", "Notes,Group,Notes").replace("AD", "a,AD,b").replace("CN", "c,CN,d"),
         TABLE.replace("Group", "Group,Group").replace("AD", "AD,AD").replace("CN", ",CN"),
         TABLE.replace("Sex", "Description,Sex").replace("F", '"MPRAGE\n""repeat""",F').replace("M,72", "MPRAGE 5',M,72"),
+        TABLE.replace("I200", '="0200"').replace("I215", "'215"),
+        QUOTED.replace('"', "'"),
+        QUOTED.replace('"', "“"),
         TABLE.replace("I200", "200.0").replace("I215", "2.15E+02"),
         TABLE.replace("Sex", "x" * 100_000 + ",Sex").replace("F", "y" * 100_000 + ",F").replace("M,72", ",M,72"),
         "\n".join(line + ',"' + "z" * 100_000 + '"' for line in TABLE.splitlines()),
@@ -155,6 +159,12 @@ def test_an_odd_age_is_unknown_with_one_warning_that_counts_and_names_the_first(
     assert read_subjects(str(tmp_path / "people.csv"), quiet=True) == found and not capsys.readouterr().err
 
 
+def test_rows_that_name_no_image_are_left_out_with_a_warning(read, tmp_path, capsys):
+    assert read("image,subject,age\n,,years\n1,a,70\nn/a,b,71\n") == {"1": Scan("1", "a", age=70.0)}
+    warning = f"warning: --subjects {tmp_path / 'people.csv'}: rows that name no image are left out (2): line 2, line 4\n"
+    assert capsys.readouterr().err == warning
+
+
 @pytest.mark.parametrize(
     "text",
     ["2011-05-03", "5/03/2011", "05/03/11", "20110503", "2011-05-03_12_34_56.0", "20110503123456789", "2011/5/3", "3.5.2011"]
@@ -202,7 +212,7 @@ def picture(kind):
         (picture("png"), "a picture"),
         (picture("jpeg"), "a picture"),
         (picture("tiff"), "a picture"),
-        (bytes(range(1, 256)) * 40, "no column|empty"),
+        (b"SQLite format 3\0" + bytes(range(256)) * 40, "not a text file; save the table as CSV"),
         (b"\0" * 5000, "empty"),
         (b"\xff\xfe", "empty"),
         ("sep=;\n", "empty"),
@@ -218,7 +228,9 @@ def picture(kind):
         ("image,subject,subject\n1,ann,bob\n", "line 2: columns of one name, subject, hold ann, bob"),
         ("\n\nremark\nimage,subject\n\n1,a\nx7,b\n", "line 7: 'x7' is neither"),
         ("image,subject\n2.184E+05,a\n", "line 2: '2.184E\\+05' is neither"),
-        ("participant_id\tage\nn/a\t30\n", "line 2: '' is neither"),
+        ("participant_id\tage\nn/a\t30\n", "no rows below its header that name an image"),
+        ("image,subject\n1,n/a\n", "line 2: image 1 has no subject"),
+        ('"image" "subject"\n"1" "2" "ann"\n', "no column Image Data ID"),
         ("{", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),
         ("[]", "no entry such as"),
