@@ -85,7 +85,9 @@ def leave_out(slices, scans, flag="--dataset_dir"):
         return slices
     part = slices.only(np.array([scan not in scans for scan in scans_of(slices.names)]))
     if empty := [name for name, count in part.counts.items() if not count]:
-        raise UserError(f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them")
+        raise UserError(
+            f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them"
+        )
     return part
 
 
@@ -115,7 +117,9 @@ def slice_statistics(pixels):
 
 def neighbours(images):
     """Two arrays [n, 2 * H * (H - 1)] of [n, H, H]: each pixel, and the next one below it or to its right."""
-    both = [(image[:, 1:].reshape(len(image), -1), image[:, :-1].reshape(len(image), -1)) for image in (images, images.swapaxes(1, 2))]
+    both = [
+        (image[:, 1:].reshape(len(image), -1), image[:, :-1].reshape(len(image), -1)) for image in (images, images.swapaxes(1, 2))
+    ]
     return [np.concatenate(part, 1) for part in zip(*both)]
 
 

@@ -52,7 +52,9 @@ class View(NamedTuple):
             "unknown": "cannot be told (not the slices of heads of one or two views: ",
         }[self.name]
         turned = ", most of which lie on their side" if self.name == "axial" and self.upright < self.symmetric / 2 else ""
-        numbers = f"{self.symmetric:.0%} are symmetric{turned}, median correlation {self.likeness:.2f}, mean slice {self.mean_slice:.2f})"
+        numbers = (
+            f"{self.symmetric:.0%} are symmetric{turned}, median correlation {self.likeness:.2f}, mean slice {self.mean_slice:.2f})"
+        )
         return found + numbers
 
 
