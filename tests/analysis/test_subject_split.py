@@ -176,7 +176,7 @@ def test_damaged_scans_go_to_neither_side(tmp_path, capsys):
             brain = np.uint8(rng.uniform(140, 160) * (np.hypot(x, y) < rng.uniform(5, 6)))
             save(tmp_path / f"AD_NC/train/{('AD', 'NC')[i % 2]}/{i}_{index}.png", brain // (50 if i == 3 else 1))
     (tmp_path / "people.csv").write_text("\n".join(rows))
-    split_by_subject(str(tmp_path / "AD_NC"), "all", str(tmp_path / "new"), str(tmp_path / "people.csv"))
+    split_by_subject(str(tmp_path / "AD_NC"), "all", str(tmp_path / "new"), str(tmp_path / "people.csv"), test_share=0.5)
     scans = {name.split("/")[-1].split("_")[0] for name in files_below(tmp_path / "new")}
     assert scans == set("0124567")
     text = capsys.readouterr().out
