@@ -113,6 +113,7 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
         "lambda_gp": 3.0,
         "gp_every": 5,
         "n_critic": 3,
+        "mirror": True,
         "bounded": False,
         "augment": "fixed",
         "augment_p": 0.25,
@@ -163,10 +164,42 @@ def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cp
     assert learning(defaults(CUDA)) == (32, 1e-3, 2e-3)  # a new run has other defaults
 
 
-def test_a_run_from_before_n_critic_was_a_flag_goes_on_with_one_update(tmp_path):
+def test_a_run_from_before_n_critic_and_mirror_were_flags_goes_on_as_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"flags": {"lr": 0.004, "lr_critic": 0.004}}')
     resumed = defaults(CPU, "--loss", "relativistic", folder=str(tmp_path))
-    assert (*learning(resumed), resumed.n_critic) == (8, 4e-3, 4e-3, 1)
+    assert (*learning(resumed), resumed.n_critic, resumed.mirror) == (8, 4e-3, 4e-3, 1, True)
+    assert defaults(CPU, "--mirror", "False", folder=str(tmp_path)).mirror is False
+    assert defaults(CPU).mirror is False
+
+
+@pytest.mark.slow
+def test_a_run_begun_with_mirroring_keeps_it_with_a_note_unless_told_otherwise(tmp_path, slices_dir, unplotted, capsys):
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--mirror", "True") == 0
+    assert torch.load(tmp_path / "AD" / "generator.pt", weights_only=True)["mirror"] is True
+    assert "note:" not in capsys.readouterr().err
+    assert start(slices_dir, tmp_path, "--epochs", 2, "--dry_run") == 0
+    captured = capsys.readouterr()
+    assert f"note: {tmp_path / 'AD'} was begun with mirrored slices and keeps them; --mirror False ends it" in captured.err
+    assert "at 32x32, mirrored at random" in captured.out
+    assert start(slices_dir, tmp_path, "--epochs", 2, "--mirror", "False", "--dry_run") == 0
+    captured = capsys.readouterr()
+    assert "--mirror False (was True)" in captured.err and "mirrored" not in captured.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_run_draws_batches_of_real_and_held_out_slices_mirrored_only_if_asked(
+    tmp_path, slices_dir, unplotted, monkeypatch, mirror
+):
+    asked, draw = [], train.batches
+
+    def batches(slices, batch_size, device, seed, start_step=0, mirror=None, **place):
+        asked.append(mirror)
+        return draw(slices, batch_size, device, seed, start_step, mirror, **place)
+
+    monkeypatch.setattr(train, "batches", batches)
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--augment", "ada", "--mirror", mirror) == 0
+    assert asked == [mirror, mirror]
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -195,7 +228,7 @@ def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, ampere, nonsense):
     (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
     for device in (CPU, CUDA):
         new, resumed = defaults(device), defaults(device, folder=str(tmp_path))
-        assert vars(resumed) == vars(new)
+        assert vars(resumed) == vars(new) | {"mirror": True}  # a run that names no such flag was begun with mirroring
 
 
 def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path, capsys, unplotted):

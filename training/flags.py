@@ -5,6 +5,7 @@ import sys
 
 from utils import (
     CLASSES,
+    EARLIER_FLAGS,
     LARGEST,
     MAPPING_LAYERS,
     RESOLUTIONS,
@@ -140,6 +141,12 @@ def parse_args(argv=None):
         type=number(int, 1, 10**6),
         help=f"critic updates, each on a batch of its own, per generator update ({by_loss(N_CRITIC)})",
     )
+    training.add_bool(
+        "--mirror",
+        None,
+        "mirror real slices left-right with probability 1/2, and let --augment mirror, too: for slices that look like their mirror "
+        "images, never for sagittal ones (default: False, or as the run was begun)",
+    )
     training.add_bool("--bounded", True, "clip generated slices to black and white, as real ones are, for the critic")
     training.add(
         "--augment",
@@ -203,6 +210,7 @@ def fill_defaults(args, device, folder=None):
         "mapping_layers": MAPPING_LAYERS,
         "n_critic": N_CRITIC[args.loss],
         "path_length": PATH_LENGTH[args.loss],
+        "mirror": False,
     }
     for name, value in (defaults | saved).items():
         if getattr(args, name, 0) is None:
@@ -214,8 +222,8 @@ def fill_defaults(args, device, folder=None):
 
 
 def read_learning_flags(folder):
-    """Batch size, learning rates, n_critic and path length of the run in `folder`, as far as its config.json holds valid ones."""
-    flags = {"n_critic": 1} | read_config(folder).get("flags", {})  # runs of earlier commits do not name it
+    """The flags by which the run in `folder` learns, as far as its config.json holds valid ones: batch size, learning rates, ..."""
+    flags = EARLIER_FLAGS | read_config(folder).get("flags", {})
     valid = {}
     above_0 = sys.float_info.min
     for name, kind, least, largest in (
@@ -224,6 +232,7 @@ def read_learning_flags(folder):
         ("lr_critic", float, above_0, 1e10),
         ("n_critic", int, 1, 10**6),
         ("path_length", float, 0, 1e10),
+        ("mirror", bool, 0, 1),
     ):
         if type(flags.get(name)) is kind and least <= flags[name] <= largest:
             valid[name] = flags[name]

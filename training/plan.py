@@ -57,6 +57,7 @@ def out_of_memory(args, network, dtype, processes):
 
 def print_plan(args, slices, held_out, folder, config, device, dtype, shards, status, first):
     """Print the plan of a run; `shards`: micro-batches of all processes together; `first`: resolution of the first stage."""
+    mirrored = ", mirrored at random" if args.mirror else ""
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
     with torch.device("meta"):  # shapes alone
         networks = build_networks(config["network"])
@@ -67,7 +68,7 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
     memory = estimate_memory(config["network"], args.loss, args.batch_size // shards, dtype) / 2**30
     print(
         f"run         {folder} ({status})\n"
-        f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
+        f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}{mirrored}\n"
         f"unseen      {'none (--test_dir)' if held_out is None else f'{len(held_out)} to compare with'}\n"
         f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, path length {args.path_length:g}, "
         f"augmentation {args.augment}, {args.n_critic} critic updates per generator update\n"

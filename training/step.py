@@ -18,7 +18,7 @@ from dataset import shard
 from modules import build_networks
 from ops import resample
 from training.ada import AugmentationStrength, score_separation
-from training.augment import augment
+from training.augment import OPERATIONS, augment
 from training.distributed import Processes
 from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
@@ -53,6 +53,7 @@ class Options(NamedTuple):
     lambda_gp: float = 10.0
     gp_every: int = 1
     n_critic: int = 1
+    mirror: bool = False  # whether --augment may mirror; real images are mirrored where batches are drawn
     bounded: bool = True
     augment: str = "none"
     augment_p: float = 0.0
@@ -101,6 +102,7 @@ class TrainingState:
         self.model_optimizer = torch.optim.Adam(self.model_weights, options.lr, BETAS, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic_weights, options.lr_critic, BETAS, fused=True)
         self.augmentation = AugmentationStrength(options.augment, options.augment_p, device)
+        self.operations = [name for name in OPERATIONS if name != "flip" or options.mirror]
         self.path_length = PathLength().to(device)
         self.rng = self.new_random_stream("training", device)
         self.activations = ActivationMonitor(self.model, self.critic)
@@ -117,6 +119,10 @@ class TrainingState:
     def new_random_stream(self, purpose, device):
         """A generator for latents, noise and augmentation that differs from process to process."""
         return random_stream(f"{purpose}, process {self.processes.rank}", self.options.seed, device)
+
+    def augment(self, images):
+        """What the critic is shown of real or generated images [N, 1, R, R]; the same shape."""
+        return augment(images, self.augmentation.p, self.rng, self.operations)
 
     def scale_learning_rates(self, factor):
         self.model_optimizer.param_groups[0]["lr"] = factor * self.options.lr
@@ -148,7 +154,7 @@ def train_step(state, step, batch):
 
 def update_critic(state, step, micro_batches, shared=None):
     """One Adam step of the critic on real images and generated ones (`shared`: those of `generate`, or None to draw them)."""
-    options, critic, rng, p = state.options, state.critic, state.rng, state.augmentation.p
+    options, critic, rng = state.options, state.critic, state.rng
     require_grad(state.critic_weights, True)
     state.critic_optimizer.zero_grad()
     terms = []
@@ -156,7 +162,7 @@ def update_critic(state, step, micro_batches, shared=None):
         with torch.no_grad():
             fake, _ = shared or generate(state, len(real), labels)
             fake = clip_images(fake) if options.bounded else fake
-        real, fake = augment(real, p, rng), augment(fake.detach(), p, rng)
+        real, fake = state.augment(real), state.augment(fake.detach())
         both_labels = None if labels is None else labels.repeat(2)
         score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, parts=2).chunk(2)
         loss = critic_loss(options.loss, score_real, score_fake)
@@ -167,7 +173,7 @@ def update_critic(state, step, micro_batches, shared=None):
         }
         if held_out is not None:
             with torch.no_grad():
-                score_held_out = critic(augment(held_out, p, rng), held_out_labels, state.dtype)
+                score_held_out = critic(state.augment(held_out), held_out_labels, state.dtype)
                 term["unseen"] = score_real.mean() - score_held_out.mean()
         if step % options.gp_every == 0:  # lazy regularisation: weighted as if computed at every step
             penalised = functools.partial(critic, dtype=state.dtype, exact=FLOAT32_UP_TO)
@@ -183,17 +189,17 @@ def update_critic(state, step, micro_batches, shared=None):
 
 def update_generator(state, step, micro_batches, shared, critic_gradient):
     """One Adam step of mapping network and generator, left out if the critic's gradient norm was not finite."""
-    options, mapping, rng, p = state.options, state.model["mapping"], state.rng, state.augmentation.p
+    options, mapping, rng = state.options, state.model["mapping"], state.rng
     require_grad(state.critic_weights, False)
     state.model_optimizer.zero_grad()
     terms, w_sums, path_lengths = [], 0, []
     for real, labels, *_ in micro_batches:
         images, ws = shared or generate(state, len(real), labels)
         fake = clip_images(images) if options.bounded else images
-        score_fake, score_real = state.critic(augment(fake, p, rng), labels, state.dtype), None
+        score_fake, score_real = state.critic(state.augment(fake), labels, state.dtype), None
         if options.loss == "relativistic":  # compares with real images, scored by the critic as it is now
             with torch.no_grad():
-                score_real = state.critic(augment(real, p, rng), labels, state.dtype)
+                score_real = state.critic(state.augment(real), labels, state.dtype)
         loss = generator_loss(options.loss, score_fake, score_real)
         term = {"generator_loss": loss} | image_statistics(images, real)
         if options.path_length and step % (options.n_critic * PATH_LENGTH_EVERY) == 0:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from modules import build_networks
 from training import step as step_module
-from training.augment import augment
+from training.augment import OPERATIONS, augment
 from training.loss import PathLength, clip_images, gradient_penalty
 from training.step import (
     BETAS,
@@ -106,7 +106,7 @@ class Reference:
         ws = self.latents(len(real), labels, options.style_mixing)
         images = self.model["generator"](ws, rng=self.rng)
         fake = images.detach().clamp(-1, 1)
-        seen_real, seen_fake = (augment(x, options.augment_p, self.rng) for x in (real, fake))
+        seen_real, seen_fake = self.augment(real), self.augment(fake)
         scores = self.critic(torch.cat([seen_real, seen_fake]), both, parts=2)
         d_real, d_fake = scores[: len(real)], scores[len(real) :]
         loss = {
@@ -128,9 +128,9 @@ class Reference:
             self.average()
             return terms
         self.model.zero_grad()
-        d_fake = self.critic(augment(clip_images(images), options.augment_p, self.rng), labels)
+        d_fake = self.critic(self.augment(clip_images(images)), labels)
         if options.loss == "relativistic":
-            d_real = self.critic(augment(real, options.augment_p, self.rng), labels)
+            d_real = self.critic(self.augment(real), labels)
         loss = {
             "wgan-gp": lambda: -d_fake.mean(),
             "logistic": lambda: softplus(-d_fake).mean(),
@@ -160,6 +160,10 @@ class Reference:
                 w_mean[label] = 0.995 * w_mean[label] + 0.005 * ws[rows, 0].mean(0).detach()
         self.average()
         return terms
+
+    def augment(self, images):
+        operations = OPERATIONS if self.options.mirror else OPERATIONS[1:]
+        return augment(images, self.options.augment_p, self.rng, operations)
 
     def average(self):
         self.images_shown += self.options.batch_size
@@ -198,6 +202,7 @@ def test_train_step_is_the_algorithm_written_out(float64, loss, n_critic, condit
         n_critic=n_critic,
         augment="fixed",
         augment_p=0.5,
+        mirror=conditional,  # once with, once without
         style_mixing=0.5,
         path_length=2.0,
         lr=0.004,
@@ -312,7 +317,7 @@ def test_held_out_images_are_scored_but_never_trained_on(float64):
 
 def test_everything_the_critic_sees_is_augmented(monkeypatch):
     """Real, generated and held-out images, in both updates: marked by the augmentation, found in the critic's input."""
-    monkeypatch.setattr(step_module, "augment", lambda images, p, rng: images * 0 + 7)
+    monkeypatch.setattr(step_module, "augment", lambda images, *_: images * 0 + 7)
     state, seen = new_state(augment="fixed", augment_p=0.5, loss="relativistic"), []
     state.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     train_step(state, 0, Batch(random_images(4), None, random_images(4)))
