@@ -31,11 +31,12 @@ from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import out_of_memory, print_plan
+from training.plan import describe_recipe, out_of_memory, print_plan
 from training.progress import progress_bar, show_progress
+from training.recipes import Options
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
 from training.source import describe_source, read_source, start_from
-from training.step import TERMS, Batch, Options, TrainingState, train_step
+from training.step import TERMS, Batch, TrainingState, train_step
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
@@ -305,6 +306,7 @@ def main(argv=None):
                 make_folder(folder, "--model_dir")
                 lock = lock_folder(folder)
             stack.callback(lock.release)
+            print(f"{folder}: {describe_recipe(args)}")
         processes.barrier()  # the old run has been set aside
         try:
             return train(args, slices, held_out, folder, config, device, dtype, processes, start + 60 * args.max_minutes, source)

@@ -1,6 +1,6 @@
 """One training step: algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028), each step with a batch of its own.
 
-    state = TrainingState(Options(loss="wgan-gp"), network, device, dtype)
+    state = TrainingState(options("thin", "wgan-gp"), network, device, dtype)      # options of training/recipes.py
     for step in range(1000):
         terms = train_step(state, step, Batch(images, labels))
 
@@ -20,7 +20,7 @@ from ops import resample
 from training.ada import AugmentationStrength, score_separation
 from training.augment import OPERATIONS, augment
 from training.distributed import Processes
-from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
+from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
 from utils import random_stream
 
@@ -44,27 +44,6 @@ TERMS = (
 )  # that train_step may return
 
 
-class Options(NamedTuple):
-    """How to train: the flags of the same names in train.py, with their defaults for a CPU."""
-
-    batch_size: int = 8  # of all processes and micro-batches together
-    grad_accum: int = 1  # micro-batches per step and process
-    loss: str = "wgan-gp"
-    lambda_gp: float = 10.0
-    gp_every: int = 1
-    n_critic: int = 1
-    mirror: bool = False  # whether --augment may mirror; real images are mirrored where batches are drawn
-    bounded: bool = True
-    augment: str = "none"
-    augment_p: float = 0.0
-    style_mixing: float = 0.0
-    path_length: float = 0.0
-    lr: float = 2e-3
-    lr_critic: float = 4e-3
-    ema_kimg: float = 10.0
-    seed: int = 0
-
-
 class Batch(NamedTuple):
     """Real images of one step, of this process's shard or of a micro-batch."""
 
@@ -86,12 +65,14 @@ class Batch(NamedTuple):
 class TrainingState:
     """Everything that a step reads and changes; `parts` holds what a checkpoint keeps of it, by name.
 
-    network: the settings in config.json; dtype: of the activations (weights, images, scores and losses are float32).
+    options: of training/recipes.py; network: the settings in config.json; dtype: of the activations (weights, images, scores and
+    losses are float32).
     """
 
     def __init__(self, options, network, device, dtype, processes=None):
         torch.manual_seed(options.seed)  # all processes start with the same weights
-        self.options, self.dtype, self.processes = options, dtype, processes or Processes(device)
+        self.options, self.loss, self.dtype = options, LOSSES[options.loss], dtype
+        self.processes = processes or Processes(device)
         self.resolution = network["resolution"]
         self.model, self.critic = (module.to(device) for module in build_networks(network))
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -165,7 +146,7 @@ def update_critic(state, step, micro_batches, shared=None):
         real, fake = state.augment(real), state.augment(fake.detach())
         both_labels = None if labels is None else labels.repeat(2)
         score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, parts=2).chunk(2)
-        loss = critic_loss(options.loss, score_real, score_fake)
+        loss = state.loss.critic(score_real, score_fake)
         term = {
             "critic_loss": loss,
             "wasserstein": score_real.mean() - score_fake.mean(),
@@ -177,7 +158,7 @@ def update_critic(state, step, micro_batches, shared=None):
                 term["unseen"] = score_real.mean() - score_held_out.mean()
         if step % options.gp_every == 0:  # lazy regularisation: weighted as if computed at every step
             penalised = functools.partial(critic, dtype=state.dtype, exact=FLOAT32_UP_TO)
-            penalty, term["gradient_norm"] = gradient_penalty(options.loss, penalised, real, fake, labels, rng)
+            penalty, term["gradient_norm"] = state.loss.penalty(penalised, real, fake, labels, rng)
             term["penalty"] = options.lambda_gp * penalty
             loss = loss + options.gp_every * term["penalty"]
         (loss / len(micro_batches)).backward()
@@ -197,10 +178,10 @@ def update_generator(state, step, micro_batches, shared, critic_gradient):
         images, ws = shared or generate(state, len(real), labels)
         fake = clip_images(images) if options.bounded else images
         score_fake, score_real = state.critic(state.augment(fake), labels, state.dtype), None
-        if options.loss == "relativistic":  # compares with real images, scored by the critic as it is now
+        if state.loss.generator_sees_real:  # by the critic as it is now
             with torch.no_grad():
                 score_real = state.critic(state.augment(real), labels, state.dtype)
-        loss = generator_loss(options.loss, score_fake, score_real)
+        loss = state.loss.generator(score_fake, score_real)
         term = {"generator_loss": loss} | image_statistics(images, real)
         if options.path_length and step % (options.n_critic * PATH_LENGTH_EVERY) == 0:
             half = len(real) // 2

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_options import plain_options
 
 from modules import build_networks
 from training import step as step_module
 from training.augment import OPERATIONS, augment
-from training.loss import PathLength, clip_images, gradient_penalty
+from training.loss import LOSSES, PathLength, clip_images
 from training.step import (
     BETAS,
     EMA_RAMPUP,
     FLOAT32_UP_TO,
     PATH_LENGTH_EVERY,
     Batch,
-    Options,
     TrainingState,
     adam_step,
     generate,
@@ -34,11 +34,10 @@ CPU = torch.device("cpu")
 SIDE = 8
 SMALL = {"resolution": SIDE, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
 CONDITIONAL = SMALL | {"num_classes": 2}
-LOSSES = "wgan-gp", "logistic", "relativistic"
 
 
 def new_state(network=SMALL, dtype=torch.float32, **options):
-    return TrainingState(Options(**({"batch_size": 4} | options)), network, CPU, dtype)
+    return TrainingState(plain_options(**({"batch_size": 4} | options)), network, CPU, dtype)
 
 
 def random_images(count, seed=5, side=SIDE):
@@ -244,21 +243,21 @@ def weights(state):
     return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
 
 
-def test_generator_is_not_updated_where_the_critics_gradient_is_not_finite(monkeypatch):
+def test_generator_is_not_updated_where_the_critics_gradient_is_not_finite():
     state = new_state()
     train_step(state, 0, Batch(random_images(4)))
     before = [p.clone() for p in (*state.model_weights, *state.critic_weights)]
-    monkeypatch.setattr(step_module, "critic_loss", lambda kind, real, fake: (real - fake).mean() * math.inf)
+    state.loss = state.loss._replace(critic=lambda real, fake: (real - fake).mean() * math.inf)
     terms = train_step(state, 1, Batch(random_images(4)))
     assert not terms["critic_gradient"].isfinite() and terms["generator_gradient"].isfinite()
     assert all(torch.equal(a, b) for a, b in zip(before, (*state.model_weights, *state.critic_weights)))
     assert all(a.isfinite().all() for a in weights(state))
 
 
-def test_critic_alone_is_updated_where_the_generators_gradient_is_not_finite(monkeypatch):
+def test_critic_alone_is_updated_where_the_generators_gradient_is_not_finite():
     state = new_state()
     generator_before, critic_before = ([p.clone() for p in list_] for list_ in (state.model_weights, state.critic_weights))
-    monkeypatch.setattr(step_module, "generator_loss", lambda kind, fake, real: fake.mean() * math.nan)
+    state.loss = state.loss._replace(generator=lambda fake, real: fake.mean() * math.nan)
     train_step(state, 0, Batch(random_images(4)))
     assert all(torch.equal(a, b) for a, b in zip(generator_before, state.model_weights))
     assert not all(torch.equal(a, b) for a, b in zip(critic_before, state.critic_weights))
@@ -350,18 +349,18 @@ def test_labels_of_the_real_images_reach_generator_and_critic(monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
-def test_penalty_and_its_second_derivatives_match_float64(monkeypatch, loss, dtype, bound):
+def test_penalty_and_its_second_derivatives_match_float64(loss, dtype, bound):
     """float32: each parameter's gradient by itself; bfloat16: all together, since rounding may hide a small gradient."""
     network = SMALL | {"resolution": 32}  # from 32x32 on, blocks may be narrow in the penalty too
     state, compared = new_state(network, dtype, loss=loss), []
 
-    def compare(kind, critic, real, fake, labels, rng):
+    def compare(critic, real, fake, labels, rng):
         twin = torch.Generator()
         twin.set_state(rng.get_state())
-        found = gradient_penalty(kind, critic, real, fake, labels, rng)
+        found = LOSSES[loss].penalty(critic, real, fake, labels, rng)
         _, exact = build_networks(network)
         exact.load_state_dict(state.critic.state_dict())
-        expected = gradient_penalty(kind, exact.double(), real.double(), fake.double(), labels, twin)
+        expected = LOSSES[loss].penalty(exact.double(), real.double(), fake.double(), labels, twin)
         assert found[0].item() == pytest.approx(expected[0].item(), rel=bound)
         gradients, references = (
             torch.autograd.grad(penalty, list(critic.parameters()), retain_graph=True, allow_unused=True)
@@ -375,7 +374,7 @@ def test_penalty_and_its_second_derivatives_match_float64(monkeypatch, loss, dty
             compared.append(a)
         return found
 
-    monkeypatch.setattr(step_module, "gradient_penalty", compare)
+    state.loss = state.loss._replace(penalty=compare)
     train_step(state, 0, Batch(random_images(4, side=32)))
     assert len(compared) == 1 if dtype == torch.bfloat16 else len(compared) > 10
 
