@@ -212,6 +212,7 @@ def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path
         start(slices_dir, tmp_path / "model", "--subjects", tmp_path / "none.csv")
 
 
+@pytest.mark.slow
 def test_adnis_metadata_above_the_slices_is_found_and_tells_people(slices_dir, tmp_path, capsys, unplotted):
     shutil.copytree(os.path.dirname(slices_dir), tmp_path / "ADNI/AD_NC")
     entries = {f"{100 + i}": {"raw": f"ADNI_002_S_000{i // 2}.nii", "label": 1 if i == 8 else 2} for i in range(9)}
