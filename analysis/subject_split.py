@@ -52,9 +52,8 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
     files = list_files(dataset_dir, classes, table)
     known = [file for file in files if file.scan.person]
     if not known:
-        raise UserError(
-            f"--subjects {subjects or '(found by itself)'}: has none of the {len({file.scan.image for file in files})} scans in {dataset_dir}"
-        )
+        scans = len({file.scan.image for file in files})
+        raise UserError(f"--subjects {subjects or '(found by itself)'}: has none of the {scans} scans in {dataset_dir}")
     test = draw_test(strata_of(known), test_share, seed)
     split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
     for label in sorted({file.label for file in known}):
