@@ -44,7 +44,7 @@ def parse_args(argv=None):
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
     images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
-    images.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject, of --real")
+    images.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the people of --real (docs/data.md)")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
     comparison = Group(parser, "comparison")
@@ -77,7 +77,7 @@ import numpy as np
 
 from analysis.atlas import write_quality_atlas
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
-from analysis.subjects import identify, read_subjects, resampled_text, resampling_groups
+from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
 
 
@@ -132,7 +132,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     make_folder(args.output_dir, "--output_dir")
-    table = read_subjects(args.subjects) if args.subjects else None
+    table = find_subjects(args.subjects, args.real)
     real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
     groups, unit = resampling_groups(identify(names, table))
     fake, fake_names = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)

@@ -146,7 +146,9 @@ def parse_args(argv=None):
     evaluation.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
 
     machine = Group(parser, "how")
-    machine.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject: intervals over people")
+    machine.add(
+        "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): intervals over people"
+    )
     machine.add("--output_dir", default="predictions", help="folder for everything that is written")
     machine.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of latents, noise, maps and searches")
     machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -208,7 +210,7 @@ from analysis.projector import project_files
 from analysis.report import write_report
 from analysis.style_maps import compared_runs, plot_umaps, projected_slices
 from analysis.style_table import draw_style_table, read_style_table
-from analysis.subjects import read_subjects
+from analysis.subjects import find_subjects
 from dataset import class_folders, find_slices, find_splits
 
 CONDITIONAL = "all-conditional"  # name of the run of a conditional model
@@ -219,7 +221,7 @@ def main(argv=None):
     """Do what the flags ask for; print every path as soon as its file is written."""
     args = parse_args(argv)
     device, start = pick_device(args.device), time.monotonic()
-    table = read_subjects(args.subjects) if args.subjects else None
+    table = find_subjects(args.subjects, args.dataset_dir)
     if args.styles:
         styles = read_style_table(args.styles)
         make_folder(args.output_dir, "--output_dir")

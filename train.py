@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import torch
 
-from analysis.subjects import identify, read_subjects, shared_text
+from analysis.subjects import find_subjects, identify, shared_text
 from analysis.validation import VALIDATION, Validation
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
@@ -269,7 +269,7 @@ def main(argv=None):
     processes = Processes(device)
     shards = processes.size * args.grad_accum
     check_divisible(args.batch_size, shards)
-    table = read_subjects(args.subjects) if args.subjects else None
+    table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
     slices, held_out = processes.first_on_each_machine(
         lambda: (Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers, processes.leading), load_held_out(args))
     )

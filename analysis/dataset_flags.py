@@ -1,6 +1,6 @@
 """The flags of dataset.py: in a file of their own, which needs no PyTorch, so that --help is quick."""
 
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, number
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, number
 
 
 def parse_args(argv=None):
@@ -13,7 +13,7 @@ def parse_args(argv=None):
     data = Group(parser, "data set")
     data.add("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
     data.add("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
-    data.add("--subjects", metavar="CSV", help="who was scanned: LONI's table, or one with the columns image and subject")
+    data.add("--subjects", metavar="CSV", help="who was scanned: LONI's CSV, or another table (docs/data.md)")
     data.add("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
 
     report = Group(parser, "report")
@@ -28,7 +28,4 @@ def parse_args(argv=None):
     )
     split.add("--test_share", type=number(float, 0, 0.9, open_low=True), default=0.3, help="share of the people who go to OUT/test")
     split.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
-    args = parser.parse_args(argv)
-    if args.split_by_subject and not args.subjects:
-        raise UserError("--split_by_subject also needs --subjects CSV: file names give scans, not people")
-    return args
+    return parser.parse_args(argv)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.subjects import CLASS_OF, identify, read_subjects
+from analysis.subjects import contradictions, find_subjects, identify, image_order, look_up
 from dataset import class_folders, decode, find_slices, find_splits, for_each, open_slice, require_readable, some_of, to_grey
 from utils import UserError, atomic_path, make_folder
 
@@ -41,7 +41,7 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
     classes: "all", "AD" or "NC"; resolution: of the samples; num_workers: decoding threads (None: one per core, up to 16);
     subjects: path of a table for `read_subjects`. UserError if a folder is missing, or a class has no readable slice.
     """
-    table = read_subjects(subjects) if subjects else None
+    table = find_subjects(subjects, dataset_dir)
     splits = find_splits(dataset_dir, classes)
     make_folder(output_dir, "--output_dir")
     samples_path, facts_of = os.path.join(output_dir, "samples.png"), {}
@@ -97,7 +97,7 @@ def print_scans(scans_of):
     """Print the number of scans of each split {split: {file name: Scan}}, and which two splits share."""
     images = [{scan.image for scan in scans.values() if scan.image} for scans in scans_of.values()]
     text = ", ".join(f"{len(of_split)} in {split}" for split, of_split in zip(scans_of, images))
-    shared = f", in both {count_and_names(sorted(set.intersection(*images), key=int))}" if len(images) > 1 else ""
+    shared = f", in both {count_and_names(sorted(set.intersection(*images), key=image_order))}" if len(images) > 1 else ""
     print(f"scans: {text}{shared}")
     nameless = [f"{split}/{file}" for split, scans in scans_of.items() for file, scan in scans.items() if not scan.image]
     if nameless:
@@ -119,15 +119,12 @@ def print_people(scans_of, table):
     if len(people) > 1:
         print(f"  in both train and test: {count_and_names(sorted(people['train'] & people['test']))}")
     strangers = {scan.image for scans in scans_of.values() for scan in scans.values() if scan.image and not scan.person}
-    print(f"  scans that --subjects lacks: {count_and_names(sorted(strangers, key=int))}")
-    contradictions = []
-    for image in sorted(places, key=int):
-        group, date = table[image].group, table[image].date
-        if group and places[image] != {CLASS_OF.get(group.upper(), group)}:
-            contradictions.append(f"{image} in {' and '.join(sorted(places[image]))} but of group {group}")
-        if date:
-            repeats.setdefault((table[image].person, date), []).append(image)
-    print(f"  scans whose folder contradicts their group: {count_and_names(contradictions)}")
+    print(f"  scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
+    for image in sorted(places, key=image_order):
+        scan = look_up(image, table)
+        if scan.date:
+            repeats.setdefault((scan.person, scan.date), []).append(image)
+    print(f"  scans whose folder contradicts their group: {count_and_names(contradictions(places, table))}")
     same_day = [f"{' '.join(images)} of {person} on {date}" for (person, date), images in repeats.items() if len(images) > 1]
     print(f"  people scanned more than once on one day: {count_and_names(same_day)}")
 

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from analysis.subject_split import SPLITS, File, draw_test, strata_of, write_table
-from analysis.subjects import CLASS_OF, Scan, read_subjects
+from analysis.subjects import CLASS_OF, Scan, image_order, read_subjects
 from analysis.volume_jobs import run_jobs
 from analysis.volume_steps import Job, Settings, load_template
 from analysis.volumes import file_checksum, find_volumes, sitk
@@ -93,7 +93,7 @@ def choose(args, table):
     masks = find_masks(args.masks) if args.masks else None
     skipped = [Skipped("", "", "", place, "no Image Data ID in its name or in that of a folder above it") for place in nameless]
     found, groups, strangers = {}, Counter(), 0
-    for image in sorted({*volumes, *table}, key=int):
+    for image in sorted({*volumes, *table}, key=image_order):
         scan, there = table.get(image), volumes.get(image, [])
         if scan is None:
             strangers += 1

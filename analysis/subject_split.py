@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.dataset_report import count_and_names
-from analysis.subjects import Scan, identify, read_subjects
+from analysis.subjects import Scan, find_subjects, identify, image_order
 from dataset import class_folders, find_slices, find_splits
 from utils import UserError, atomic_path, make_folder
 
@@ -44,13 +44,16 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
     row for each scan, and can be given as --subjects. UserError: `output_dir` is not empty; the table has no one of the data set;
     too few people for both sides; two different files of one name.
     """
-    table = read_subjects(subjects)
+    table = find_subjects(subjects, dataset_dir)
+    if table is None:
+        raise UserError("--split_by_subject also needs --subjects CSV: file names give scans, not people")
     if os.path.isdir(output_dir) and os.listdir(output_dir):
         raise UserError(f"--split_by_subject {output_dir}: not empty and left as it is; choose a new folder")
     files = list_files(dataset_dir, classes, table)
     known = [file for file in files if file.scan.person]
     if not known:
-        raise UserError(f"--subjects {subjects}: has none of the {len({file.scan.image for file in files})} scans in {dataset_dir}")
+        scans = len({file.scan.image for file in files})
+        raise UserError(f"--subjects {subjects or '(found by itself)'}: has none of the {scans} scans in {dataset_dir}")
     test = draw_test(strata_of(known), test_share, seed)
     split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
     for label in sorted({file.label for file in known}):
@@ -124,7 +127,7 @@ def link(source, target):
 def write_table(path, files, split_of):
     """Write a row for each scan of `files` and class: what is known of it, its split, and its number of slices."""
     slices = Counter((file.scan, split_of[file.name], file.label) for file in files)
-    rows = sorted(slices, key=lambda row: (row[1], row[2], row[0].person, int(row[0].image)))
+    rows = sorted(slices, key=lambda row: (row[1], row[2], row[0].person, image_order(row[0].image)))
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["image", "subject", "group", "sex", "age", "date", "split", "class", "slices"])
@@ -146,5 +149,5 @@ def print_split(output_dir, files, split_of):
             print(f"{split} {label}: {len(people)} people ({', '.join(details)}), {scans} scans, {len(there)} slices")
     left_out = [file for file in files if file.name not in split_of]
     strangers = {file.scan.image for file in left_out if file.scan.image}
-    print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(strangers, key=int))}")
+    print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
     print(os.path.join(output_dir, "split.csv"))

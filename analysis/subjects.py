@@ -1,60 +1,54 @@
-"""Whose slices are these? File names give scans; a table that the user has (--subjects CSV) gives the people.
+"""Whose slices are these? File names give scans; a table that the user has (--subjects) gives the people.
 
-    table = read_subjects("idaSearch.csv")          # {"218391": Scan("218391", "037_S_4001", "AD", "M", 71.5, "5/03/2011"), ...}
+    table = find_subjects("ADNI.csv", "AD_NC")      # {"218391": Scan("218391", "037_S_4001", "AD", "M", 71.5, "2011-05-03"), ...}
     scans = identify(["AD/218391_78.jpeg", "AD/218391_79.jpeg", "NC/218393_78.jpeg"], table)    # a Scan for each file name
     groups, unit = resampling_groups(scans)         # three times "people 037_S_4001", and "people"
 
 The number before the underscore is an ADNI Image Data ID: it stands for one scan, not for a person, who may have many, even
-several of one day. Slices of one person are alike, so a model must not be tested on people that it was trained on, and an
-interval has to resample people.
+several of one day. A BIDS name, sub-01_ses-02_T1w_90.jpeg, gives the person too. Slices of one person are alike, so a model must
+not be tested on people that it was trained on, and an interval has to resample people.
 """
 
-import csv
-import io
-import math
+import os
 import re
-from typing import NamedTuple
+import sys
 
 import numpy as np
 
-from utils import UserError, printable
+from analysis.subject_tables import Scan, first_of, read_subjects, scan_id
+from dataset import EXTENSIONS
+from utils import CLASSES, UserError, walk
 
-# The columns that are looked for, in any letter case and order: LONI's names (of a collection, and of its search) and plain ones.
-COLUMNS = {
-    "image": ("image data id", "image id", "image", "path"),
-    "person": ("subject", "subject id"),
-    "group": ("group", "research group", "class"),
-    "sex": ("sex",),
-    "age": ("age",),
-    "date": ("acq date", "study date", "date"),
-}
-NEEDED = {"image": "Image Data ID (or image)", "person": "Subject"}
-MAX_TABLE = 2**26  # characters, of some 400,000 scans
-UNKNOWN = "", "-", "n/a", "nan", "na", "none", "unknown"
-CLASS_OF = {"AD": "AD", "DEMENTIA": "AD", "CN": "NC", "NC": "NC", "CONTROL": "NC", "NORMAL": "NC"}  # ADNI's groups, folders' names
+FOUND_BY_NAME = "meta_data_with_label.json", "participants.tsv"
+CLASS_OF = {"AD": "AD", "DEMENTIA": "AD", "CN": "NC", "NC": "NC", "HC": "NC", "CONTROL": "NC", "NORMAL": "NC"}  # of a group
+NEITHER = "MCI", "EMCI", "LMCI"  # groups of no class
 
 
-class Scan(NamedTuple):
-    """What is known of a slice's scan; None for what is not."""
-
-    image: str | None = None  # ADNI's Image Data ID without the leading I and zeros
-    person: str | None = None
-    group: str | None = None  # as in the table: AD, CN, MCI, ...
-    sex: str | None = None  # its first letter: M, F
-    age: float | None = None  # years
-    date: str | None = None  # of the scan, as in the table
+def slice_index(name):
+    """Where a slice lies in its scan, the number after the last underscore: 78 of "AD/218391_78.jpeg"; None in any other name."""
+    match = re.search(r"_([0-9]{1,9})\.\w+\Z", name)
+    return match and int(match[1])
 
 
-def scan_id(name):
-    """The Image Data ID in a slice's file name: "218391" of "AD/218391_78.jpeg" or "I218391_78.png"; None in any other name."""
-    match = re.fullmatch(r"(?:.*[/\\])?[Ii]?([0-9]+)_[0-9]+\.\w+", name)
-    return match and (match[1].lstrip("0") or "0")
+def image_order(image):
+    """A key that sorts the IDs of scans: by number, and sub-9 before sub-10."""
+    return len(image), image
 
 
 def identify(names, table=None):
-    """The Scan of each slice, given their file names and what `read_subjects` returned (None: no table, so people are unknown)."""
-    ids = map(scan_id, names)
-    return [(table or {}).get(image) or Scan(image) for image in ids]
+    """The Scan of each slice, given their file names and what `find_subjects` returned (None: no table, so people are unknown, but
+    for BIDS names)."""
+    return [look_up(scan_id(name), table or {}) for name in names]
+
+
+def look_up(image, table):
+    """The Scan of an image ID, or of None. A BIDS image sub-01_ses-02_T1w that the table lacks is looked for as sub-01_ses-02, then
+    as sub-01."""
+    parts = (image or "").split("_")
+    for known in ("_".join(parts[:n]) for n in range(len(parts), 0, -1)):
+        if known in table:
+            return table[known]._replace(image=image)
+    return Scan(image, parts[0] if parts[0].startswith("sub-") else None)
 
 
 def resampling_groups(scans):
@@ -93,79 +87,78 @@ def shared_text(train, unseen):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading the table
+# The table of a data set
 
 
-def read_subjects(path):
-    """{Image Data ID: Scan} of a CSV with a header: LONI's, or `image,subject`; several rows of one image are merged.
+def find_subjects(path, dataset_dir, quiet=False):
+    """The table {image: Scan} of `read_subjects` for the slices in `dataset_dir` (or None); None if nothing tells people.
 
-    Also separated by ; or tabs. An image is an ID, with or without the leading I, or the file name of a slice, as in the
-    subjects.csv of phantom.py. UserError: unreadable or empty; no column of images or subjects; a row without them, or with an
-    age that is none; rows of one image that contradict each other.
+    path: of --subjects; None looks for one of FOUND_BY_NAME in `dataset_dir` and above it, up to the folder above the data set, and
+    names it on stderr; one that cannot be read, or that knows none of the slices, is not used. Without a file, BIDS names tell
+    people. Scans whose group contradicts the class of their folder are named on stderr. quiet: say nothing. UserError as of
+    `read_subjects`, for `path`.
     """
+
+    def say(text):
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    places = places_of(dataset_dir) if dataset_dir else {}
+    found = None if path or not dataset_dir else table_beside(dataset_dir)
+    if not (path or found):
+        return {image: scan for image in places if (scan := look_up(image, {})).person} or None
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            text = file.read(MAX_TABLE)
-            if file.read(1):
-                raise UserError(f"--subjects {path}: too large for a table of scans (more than {MAX_TABLE} characters)")
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
-        header = [" ".join(name.replace("_", " ").split()).casefold() for name in next(rows, [])]
-        columns = find_columns(path, header)
-        table, lines = {}, {}
-        for row in rows:
-            cells = {field: row[i].strip() for field, i in columns.items() if i < len(row)}
-            if not any(map(str.strip, row)):
-                continue
-            scan = read_row(f"--subjects {path}: line {rows.line_num}", cells)
-            if before := table.get(scan.image):
-                where = f"--subjects {path}: lines {lines[scan.image]} and {rows.line_num}"
-                scan = merge(where, before, scan)
-            table[scan.image], lines[scan.image] = scan, rows.line_num
-    except OSError as error:
-        raise UserError(f"--subjects {path}: cannot be read ({error.strerror or error})") from None
-    except csv.Error as error:
-        raise UserError(f"--subjects {path}: not a CSV file ({error})") from None
-    if not table:
-        raise UserError(f"--subjects {path}: there are no rows below its header")
+        table = read_subjects(path or found, quiet)
+    except UserError as error:
+        if path:
+            raise
+        say(f"warning: {str(error).removeprefix('--subjects ')}; so it is not used; --subjects names another table")
+        return None
+    if places and all(look_up(image, table) == look_up(image, {}) for image in places):
+        of_folder = f"none of the {len(places)} scans in {dataset_dir}"
+        say(f"warning: --subjects {path} has {of_folder}" if path else f"note: {found} has {of_folder}, so it is not used")
+        return table if path else None
+    if found:
+        people = len({scan.person for scan in table.values()})
+        say(f"note: {found} tells whose the slices are ({people} people, {len(table)} scans); --subjects names another table")
+    if wrong := contradictions(places, table):
+        say(f"warning: {path or found}: scans whose folder contradicts their group ({len(wrong)}): {first_of(wrong, 10)}")
     return table
 
 
-def find_columns(path, header):
-    """{field of Scan: its number in `header`} of the columns that are there; UserError without those that are needed."""
-    if not any(header):
-        raise UserError(f"--subjects {path}: empty; it should be a CSV with the columns {' and '.join(NEEDED.values())}")
-    found = {field: next((header.index(name) for name in names if name in header), None) for field, names in COLUMNS.items()}
-    if missing := [title for field, title in NEEDED.items() if found[field] is None]:
-        shown = printable(", ".join(header))[:200]
-        raise UserError(f"--subjects {path}: no column {' and no column '.join(missing)}; its first line is {shown}")
-    return {field: i for field, i in found.items() if i is not None}
+def table_beside(dataset_dir):
+    """The path of a file of FOUND_BY_NAME in `dataset_dir` or a folder above it, up to the one above the data set; None if none."""
+    for folder in dict.fromkeys((os.path.abspath(dataset_dir), os.path.realpath(dataset_dir))):
+        places, inside = [folder], True  # inside: the data set, of which the first folder may be a split or a class
+        while inside:
+            inside = os.path.basename(places[-1]).upper() in (*CLASSES, "CN", "TRAIN", "TEST")
+            places.append(os.path.dirname(places[-1]))
+        for path in (os.path.join(place, name) for place in places for name in FOUND_BY_NAME):
+            if os.path.isfile(path):
+                return path
+    return None
 
 
-def read_row(where, cells):
-    """The Scan in a row's cells {field: text}; UserError, which begins with `where`, for one without image or subject."""
-    known = {field: text for field, text in cells.items() if text.casefold() not in UNKNOWN}
-    image = known.get("image", "")
-    plain = re.fullmatch(r"[Ii]?([0-9]+)", image)
-    known["image"] = (plain[1].lstrip("0") or "0") if plain else scan_id(image)
-    if not known["image"]:
-        raise UserError(f"{where}: {image[:80]!r} is neither an Image Data ID such as I218391 nor a file such as 218391_78.jpeg")
-    if "person" not in known:
-        raise UserError(f"{where}: image {image} has no subject")
-    if "sex" in known:
-        known["sex"] = known["sex"][0].upper()
-    if "age" in known:
-        try:
-            known["age"] = float(known["age"])
-        except ValueError:
-            known["age"] = math.nan
-        if not 0 <= known["age"] < 150:
-            raise UserError(f"{where}: {cells['age'][:80]!r} is no age in years")
-    return Scan(**known)
+def places_of(dataset_dir):
+    """{image: the classes of the folders, as a set, that its slices lie in} of the file names in a folder that may not be there."""
+    places, base = {}, os.path.abspath(dataset_dir)
+    for folder, names in walk(base) if os.path.isdir(base) else ():
+        parts = os.path.relpath(folder, os.path.dirname(base)).upper().split(os.sep)
+        classes = [CLASS_OF[part] for part in parts if part in (*CLASSES, "CN")]
+        for image in {scan_id(name) for name in names if name.lower().endswith(EXTENSIONS)} - {None}:
+            places.setdefault(image, set()).update(classes[-1:])
+    return places
 
 
-def merge(where, before, scan):
-    """One Scan of two rows of one image; UserError, which begins with `where`, if they contradict each other."""
-    for field, a, b in zip(Scan._fields, before, scan):
-        if None not in (a, b) and a != b:
-            raise UserError(f"{where} contradict each other: image {scan.image} has {field} {a} and {b}; correct or remove one")
-    return Scan(*(a if b is None else b for a, b in zip(before, scan)))
+def contradictions(places, table):
+    """["218391 in AD but of group CN", ...] of {image: classes of its folders} and a table.
+
+    A group that is neither a class nor one of NEITHER, such as "patient", contradicts no folder.
+    """
+    found = []
+    for image in sorted(places, key=image_order):
+        group = look_up(image, table).group or ""
+        label = CLASS_OF.get(group.upper())
+        if places[image] and (group.upper() in NEITHER or label and places[image] != {label}):
+            found.append(f"{image} in {' and '.join(sorted(places[image]))} but of group {group}")
+    return found

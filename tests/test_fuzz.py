@@ -40,7 +40,8 @@ from analysis import style_space as styles
 from analysis.export import export
 from analysis.models import load_model, weights_file
 from analysis.report import Section
-from analysis.subjects import read_subjects
+from analysis.subject_tables import image_id, iso_date, read_subjects, years
+from analysis.subjects import find_subjects, slice_index
 from analysis.validation import load_critic
 from training import augment
 from training.run_folder import check_same_run
@@ -956,6 +957,38 @@ def test_damaged_subjects_are_refused(data):
             cli(areas.main, folder, "--fit", fit)
         refused_or_fine(phantom.already_written, str(folder), 4, 0)
         refused_or_fine(read_subjects, str(path))
+
+
+SUBJECT_TABLES = {
+    "a.csv": b'sep=;\nImage Data ID;Subject;Age;Acq Date\n"I200";037_S_4001;71,5;5/03/2011\n215.0;b;90+;2011-04-03\n',
+    "b.csv": "image,subject,sex\n7,m\xfcller,f\n8,b,m\n".encode("utf-16"),
+    "participants.tsv": b"participant_id\tage\tgroup\nsub-01\t39\tdepr\nsub-02\t89+\tcontrol\n",
+    "sub-01_sessions.tsv": b"session_id\tacq_time\nses-01\t2011-05-03T12:00:00\nses-02\tn/a\n",
+    "meta_data_with_label.json": b'{"200": {"raw": "ADNI_037_S_4001_MR_20110503123456789_I200.nii", "label": 2}, "7": 1}',
+}
+
+
+@cases(40)
+@given(data=st.data())
+def test_damaged_tables_of_all_kinds_are_refused_or_read(data):
+    with elsewhere() as folder:
+        for name in data.draw(st.permutations(sorted(SUBJECT_TABLES)))[:3]:
+            (folder / name).write_bytes(data.draw(damaged(SUBJECT_TABLES[name])))
+            for image, scan in (refused_or_fine(read_subjects, str(folder / name), quiet=True) or {}).items():
+                assert image == scan.image and scan.person and (scan.age is None or 0 <= scan.age < 150)
+        (folder / "AD").mkdir()
+        (folder / "AD/200_7.png").touch()
+        assert find_subjects(None, str(folder), quiet=True) is None or (folder / "meta_data_with_label.json").exists()
+
+
+@cases(100)
+@given(text=st.one_of(st.text(max_size=30), st.from_regex(r"[I0-9][0-9]{0,4}([-/., eE'+]?[0-9]{1,4}){0,4}[a-z]{0,5}")))
+def test_any_cell_is_an_id_an_age_and_a_date_or_is_not(text):
+    image, age, date = image_id(text), years(text), iso_date(text)
+    assert image is None or image_id(image) == image
+    assert age is None or 0 <= age < 150
+    assert iso_date(date) == date and (date == text or len(date) == 10)
+    assert slice_index(text) is None or slice_index(text) >= 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -240,6 +241,21 @@ def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path
     assert json.loads((tmp_path / "model/AD/config.json").read_text())["flags"]["subjects"] == str(table)
     with pytest.raises(UserError, match="--subjects .*none.csv: cannot be read"):
         start(slices_dir, tmp_path / "model", "--subjects", tmp_path / "none.csv")
+
+
+@pytest.mark.slow
+def test_adnis_metadata_above_the_slices_is_found_and_tells_people(slices_dir, tmp_path, capsys, unplotted):
+    shutil.copytree(os.path.dirname(slices_dir), tmp_path / "ADNI/AD_NC")
+    entries = {f"{100 + i}": {"raw": f"ADNI_002_S_000{i // 2}.nii", "label": 1 if i == 8 else 2} for i in range(9)}
+    (tmp_path / "ADNI/meta_data_with_label.json").write_text(json.dumps(entries))
+    folder = tmp_path / "ADNI/AD_NC" / os.path.basename(slices_dir)
+    assert start(str(folder), tmp_path / "model", "--epochs", 1, "--eval_every", 1, "--dry_run") == 0
+    err = capsys.readouterr().err
+    assert (
+        "meta_data_with_label.json tells whose the slices are (5 people, 9 scans)" in err
+        and "108 in AD and NC but of group MCI" in err
+    )
+    assert "note: 3 of 3 people of the test slices are in the training set too" in err
 
 
 def test_dry_run_of_the_same_command_says_that_the_run_will_be_resumed(cpu_run, slices_dir, capsys):

@@ -39,7 +39,9 @@ def parse_args(argv=None):
         help="slices that evaluations compare with beside the training slices (default: test/ beside "
         "--dataset_dir, if there is one)",
     )
-    data.add("--subjects", metavar="CSV", help="LONI's table, or one with the columns image and subject: are people in both?")
+    data.add(
+        "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): are people in both?"
+    )
     data.add("--num_workers", type=number(int, 1, 1024), help="threads that decode images on the first pass (default: one a core)")
 
     run = Group(parser, "the run")

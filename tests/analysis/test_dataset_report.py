@@ -105,7 +105,7 @@ def test_report_with_people_names_what_is_wrong(splits, tmp_path, capsys):
         "in both train and test: 2 (ann, carl3)",
         "scans that --subjects lacks: 2 (206, 299)",
         "scans whose folder contradicts their group: 2 (104 in AD but of group CN, 401 in NC but of group MCI)",
-        "people scanned more than once on one day: 1 (100 101 301 of ann on 1/2/2010)",
+        "people scanned more than once on one day: 1 (100 101 301 of ann on 2010-01-02)",
     ]
     assert "scans: 13 in train, 5 in test, in both 1 (203)" in text and "unknown" not in text
 

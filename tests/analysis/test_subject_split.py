@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 
 import numpy as np
@@ -145,3 +146,21 @@ def test_split_by_subject_refuses_in_one_line(data, tmp_path):
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="also needs --subjects"):
         dataset.main(["--dataset_dir", str(folder), "--split_by_subject", str(tmp_path / "new")])
+
+
+def test_bids_names_or_adnis_metadata_serve_without_subjects(tmp_path, capsys):
+    images = [f"sub-{i:02}_ses-{session}_T1w" for i in range(6) for session in (1, 2)]
+    for folder, names in (("bids", images), ("adni/AD_NC", range(100, 112))):
+        for i, name in enumerate(names):
+            save(tmp_path / folder / ("AD", "NC")[i // 2 % 2] / f"{name}_90.png", noise(4, 4, i))
+    entries = {str(100 + i): {"raw": f"ADNI_002_S_000{i // 2}_20110503.nii", "label": 2 * (i // 2 % 2 == 0)} for i in range(12)}
+    (tmp_path / "adni/meta_data_with_label.json").write_text(json.dumps(entries))
+    for folder in ("bids", "adni/AD_NC"):
+        flags = ["--dataset_dir", tmp_path / folder, "--split_by_subject", tmp_path / "new" / folder]
+        assert dataset.main([*map(str, flags)]) == 0
+        new = {split: files_below(tmp_path / "new" / folder / split) for split in ("train", "test")}
+        table = read_subjects(str(tmp_path / "new" / folder / "split.csv"))
+        people = [{scan.person for scan in identify(names, table)} for names in new.values()]
+        assert len(table) == 12 and len(people[0] | people[1]) == 6 and not people[0] & people[1] and min(map(len, people)) > 0
+    out, err = capsys.readouterr()
+    assert out.count("left out: 0 slices") == 2 and err.count("meta_data_with_label.json tells whose the slices are (6 people") == 1
