@@ -59,7 +59,8 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
     damaged = damaged_scans(dataset_dir, classes)
     known = [file for file in files if file.scan.person and file.scan.image not in damaged]
     if not known:
-        raise UserError(f"--subjects {subjects}: has none of the {len({file.scan.image for file in files})} scans in {dataset_dir}")
+        scans = len({file.scan.image for file in files})
+        raise UserError(f"--subjects {subjects or '(found by itself)'}: has none of the {scans} scans in {dataset_dir}")
     strata = strata_of(known)
     test = draw_test(strata, test_share, seed)
     split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
