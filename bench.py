@@ -1,6 +1,6 @@
 """Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.
 
-    python bench.py --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16
+    python bench.py --resolution 64 --network thin --batch_size 16
     python bench.py --against other.py
 
 The table begins with the speed of train.py's own step. Below it is a plain step: the same algorithm without clipping and
@@ -24,24 +24,26 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from training.recipes import LOSSES, NETWORKS, RECIPES, default_network, options
 from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(
         "Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.",
-        "bench.py --resolution 64 --channel_base 1024 --channel_max 64 --batch_size 16",
+        "bench.py --resolution 64 --network thin --batch_size 16",
         "bench.py --against other.py",
     )
     run = Group(parser, "what is trained, with train.py's flags")
     run.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
-    run.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]), default=8192, help="channels times resolution")
-    run.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), default=256, help="... and at most this many")
-    run.add("--batch_size", type=number(int, 2, 2**16), default=4, help="images per step")
-    run.add("--loss", choices=("wgan-gp", "logistic", "relativistic"), default="wgan-gp", help="adversarial loss")
-    run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties (default: as in train.py)")
-    run.add("--n_critic", type=number(int, 1), help="critic updates per generator update (default: as in train.py)")
-    run.add("--path_length", type=number(float, 0), help="weight of train.py's path length penalty (default: as in train.py)")
+    run.add("--network", choices=NETWORKS, help="recipe of the numbers below (default: full on a GPU, thin on a CPU)")
+    run.add("--loss", choices=LOSSES, default=LOSSES[0], help="adversarial loss")
+    run.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]), help="channels times resolution")
+    run.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), help="... and at most this many")
+    run.add("--batch_size", type=number(int, 2, 2**16), help="images per step")
+    run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties")
+    run.add("--n_critic", type=number(int, 1), help="critic updates per generator update")
+    run.add("--path_length", type=number(float, 0), help="weight of train.py's path length penalty")
     run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
 
     timing = Group(parser, "how it is timed")
@@ -63,10 +65,9 @@ from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
 from train import W_DIM, Z_DIM
-from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, N_CRITIC, PATH_LENGTH
-from training.loss import critic_loss, generator_loss, gradient_penalty
+from training import loss as adversarial
 from training.monitor import memory_gib
-from training.step import BETAS, FLOAT32_UP_TO, Batch, Options, TrainingState, generate, train_step
+from training.step import BETAS, FLOAT32_UP_TO, Batch, TrainingState, generate, train_step
 
 PHASES = "generator", "critic", "penalty", "averaging"
 ROUND = 5  # steps, at least, before the other code base's turn
@@ -142,17 +143,17 @@ class OwnStep:
 class PlainStep:
     """The same algorithm, but for the path length, on any `Networks`, phase by phase; `seconds` adds up the time of each phase."""
 
-    def __init__(self, networks, loss, gp_every, n_critic, device):
-        self.networks, self.loss, self.gp_every, self.n_critic, self.device = networks, loss, gp_every, n_critic, device
-        self.step = 0
-        self.generator_optimizer = torch.optim.Adam(networks.generator_weights, 2e-3, BETAS, fused=True)
-        self.critic_optimizer = torch.optim.Adam(networks.critic_weights, 2e-3, BETAS, fused=True)
+    def __init__(self, networks, options, device):
+        self.networks, self.options, self.device = networks, options, device
+        self.loss, self.step = adversarial.LOSSES[options.loss], 0
+        self.generator_optimizer = torch.optim.Adam(networks.generator_weights, options.lr, BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(networks.critic_weights, options.lr_critic, BETAS, fused=True)
         self.averaged = [p.detach().clone() for p in networks.generator_weights]
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def __call__(self, real):
         networks, self.phase_begun = self.networks, now(self.device)
-        updates_generator = self.step % self.n_critic == 0
+        updates_generator = self.step % self.options.n_critic == 0
         with torch.set_grad_enabled(updates_generator):
             fake = networks.generate(len(real))
         self.end_phase("generator")
@@ -160,11 +161,11 @@ class PlainStep:
         for p in networks.critic_weights:
             p.requires_grad_(True)
         self.critic_optimizer.zero_grad()
-        critic_loss(self.loss, networks.critic(real), networks.critic(fake.detach())).backward()
+        self.loss.critic(networks.critic(real), networks.critic(fake.detach())).backward()
         self.end_phase("critic")
-        if self.step % self.gp_every == 0:
-            penalty, _ = gradient_penalty(self.loss, lambda images, _: networks.penalised(images), real, fake.detach())
-            (self.gp_every * LAMBDA_GP[self.loss] * penalty).backward()
+        if self.step % self.options.gp_every == 0:
+            penalty, _ = self.loss.penalty(lambda images, _: networks.penalised(images), real, fake.detach())
+            (self.options.gp_every * self.options.lambda_gp * penalty).backward()
             self.end_phase("penalty")
         self.critic_optimizer.step()
         self.end_phase("critic")
@@ -174,10 +175,10 @@ class PlainStep:
                 p.requires_grad_(False)
             self.generator_optimizer.zero_grad()
             score_real = None
-            if self.loss == "relativistic":
+            if self.loss.generator_sees_real:
                 with torch.no_grad():
                     score_real = networks.critic(real)
-            generator_loss(self.loss, networks.critic(fake), score_real).backward()
+            self.loss.generator(networks.critic(fake), score_real).backward()
             self.generator_optimizer.step()
             self.end_phase("generator")
         torch._foreach_lerp_(self.averaged, [p.detach() for p in networks.generator_weights], 0.001)
@@ -286,21 +287,20 @@ def benchmark(args, device, dtype):
         "resolution": args.resolution,
         "channel_base": args.channel_base,
         "channel_max": args.channel_max,
-        "mapping_layers": MAPPING_LAYERS,
+        "mapping_layers": RECIPES[args.network, args.loss].mapping_layers,
         "z_dim": Z_DIM,
         "w_dim": W_DIM,
         "num_classes": 0,
     }
     n = args.batch_size
-    weights = {"lambda_gp": LAMBDA_GP[args.loss], "path_length": args.path_length}
-    every = {"gp_every": args.gp_every, "n_critic": args.n_critic}
-    options = Options(batch_size=n, loss=args.loss, lr=2e-3, lr_critic=2e-3, **every, **weights)
-    state = TrainingState(options, network, device, dtype)
+    changes = {name: getattr(args, name) for name in ("batch_size", "gp_every", "n_critic", "path_length")}
+    trained = options(args.network, args.loss, **changes)
+    state = TrainingState(trained, network, device, dtype)
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
     data = batches(slices, n, device, seed=0)
     real, _ = next(data)
     all_networks = [our_networks(state)] + ([other_networks(args.against, args, device)] if args.against else [])
-    plain_steps = [PlainStep(networks, args.loss, **every, device=device) for networks in all_networks]
+    plain_steps = [PlainStep(networks, trained, device) for networks in all_networks]
     steps = [OwnStep(state), *plain_steps]
 
     period = math.lcm(args.gp_every, args.n_critic)
@@ -352,10 +352,11 @@ def describe(device):
 
 def main(argv=None):
     args = parse_args(argv)
-    args.gp_every = args.gp_every or GP_EVERY[args.loss]
-    args.n_critic = args.n_critic or N_CRITIC[args.loss]
-    args.path_length = PATH_LENGTH[args.loss] if args.path_length is None else args.path_length
     device = pick_device(args.device)
+    args.network = args.network or default_network(device)
+    for name, value in RECIPES[args.network, args.loss]._asdict().items():
+        if getattr(args, name, 0) is None:
+            setattr(args, name, value)
     for text in benchmark(args, device, pick_dtype(args.amp, device)):
         print(text)
     return 0

@@ -280,10 +280,10 @@ def shard(x, shards, index):
     return x[index::shards]
 
 
-def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=None, shards=1, shard_index=0):
+def batches(slices, batch_size, device, seed, start_step=0, mirror=False, resident=None, shards=1, shard_index=0):
     """Yield (images float32 [N, 1, R, R] in [-1, 1], labels int64 [N]) on `device` without end.
 
-    Each pass is in a new random order, and `flip` mirrors each slice left-right with probability 0.5. Batch k is the same
+    Each pass is in a new random order; `mirror`: each slice is mirrored left-right with probability 0.5. Batch k is the same
     whether the iterator starts at step 0 or at `start_step=k`. Of each batch of `batch_size` only its `shard` is read and given.
     resident: keep all pixels on the device; None: if it is CUDA and has room for them.
     A background thread prepares the next batch, in pinned memory for CUDA; closing the iterator ends the thread.
@@ -311,7 +311,7 @@ def batches(slices, batch_size, device, seed, start_step=0, flip=True, resident=
             *data, mirrored = (tensor.to(device, non_blocking=True) for tensor in prepared.result())
             prepared = background.submit(prepare)
             pixels, labels = (all_pixels[data[0]], all_labels[data[0]]) if resident else data
-            if flip:
+            if mirror:
                 pixels = torch.where(mirrored[:, None, None], pixels.flip(-1), pixels)
             yield to_float(pixels), labels
 

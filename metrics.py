@@ -55,6 +55,9 @@ def parse_args(argv=None):
         default="vgg16",
         help="random VGG16, or Inception v3 trained on ImageNet, which has to be downloaded",
     )
+    comparison.add_bool(
+        "--mirror", False, "for a model of train.py --mirror True: mirror half of the real images, and look for mirrored copies"
+    )
     comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
 
     maps = Group(parser, "map")
@@ -153,7 +156,7 @@ def main(argv=None):
     groups, unit = resampling_groups(identify(names, table))
     fake, fake_names = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
     train = load_train(args.train, args.classes, args.resolution) if args.train else None
-    quality = measure_quality(real, fake, train, args.features, device, args.seed, progress=True, groups=groups)
+    quality = measure_quality(real, fake, train, args.features, device, args.seed, progress=True, groups=groups, mirror=args.mirror)
 
     json_path, figure_path, nearest_path = (
         os.path.join(args.output_dir, name) for name in ("metrics.json", "metrics.png", "nearest.png")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ops import BLACK, SLOPE, blur, convolve, downsample, leaky_relu, upsample
-from utils import EARLIER_MAPPING_LAYERS, MAPPING_LAYERS
+from utils import EARLIER_MAPPING_LAYERS
 
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU, to keep a unit-variance input at unit mean square
 NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: initial strength (the signal has variance 1) and relative learning rate
@@ -90,7 +90,7 @@ class MappingNetwork(nn.Module):
     2021, arXiv:2106.12423). The buffer w_mean [max(1, num_classes), w_dim] is a running mean of w per class, for truncation.
     """
 
-    def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=MAPPING_LAYERS, lr_multiplier=0.01, mean_beta=0.995):
+    def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=8, lr_multiplier=0.01, mean_beta=0.995):
         super().__init__()
         self.z_dim, self.w_dim, self.num_classes, self.mean_beta = z_dim, w_dim, num_classes, mean_beta
         self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None

@@ -400,7 +400,8 @@ def evaluate(models, args, device, table=None):
                 batches = generate(model, count, args.seed, args.truncation, label, device)
                 bar = tqdm(batches, f"{count} {classes} slices", -(-count // BATCH), unit=" batches", disable=None)
                 generated[classes] = np.concatenate(list(bar))
-        results = evaluation.evaluate_models(runs, generated, args.dataset_dir, args.output_dir, title, device, table)
+        mirror = any(model.mirrored for model in group)
+        results = evaluation.evaluate_models(runs, generated, args.dataset_dir, args.output_dir, title, device, table, mirror)
         yield from evaluation.sections(*results, title)
 
 

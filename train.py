@@ -32,11 +32,12 @@ from training.checkpoint import has_checkpoint, read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import out_of_memory, print_plan
+from training.plan import describe_recipe, out_of_memory, print_plan
 from training.progress import progress_bar, show_progress
+from training.recipes import Options
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
 from training.source import describe_source, read_source, start_from
-from training.step import TERMS, Batch, Options, TrainingState, train_step
+from training.step import TERMS, Batch, TrainingState, train_step
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
@@ -82,7 +83,7 @@ def train(args, slices, held_out, folder, config, device, dtype, processes, dead
         print(f"note: {folder} resumes at {run.lr_decay:.3g} of its learning rate, as --lr_decay left it; --lr_decay 0 resets it")
     validation = None
     if args.eval_every and processes.leading:
-        validation = Validation(slices, held_out, Z_DIM, config["network"]["num_classes"], device)
+        validation = Validation(slices, held_out, Z_DIM, config["network"]["num_classes"], device, args.mirror)
     micro_batch = batch_size // (processes.size * args.grad_accum)
     alerts, terms, skipped_in_a_row, time_share, done_before = Alerts(), [], 0, 0.0, run.done
     data = training_batches(slices, held_out, args, processes, device, step)
@@ -184,7 +185,8 @@ def training_batches(slices, held_out, args, processes, device, step):
     """Endless `Batch`es of this process from step number `step` on; for --augment ada some with held-out images."""
 
     def shards(source, start_step):
-        return batches(source, args.batch_size, device, args.seed, start_step, shards=processes.size, shard_index=processes.rank)
+        place = {"shards": processes.size, "shard_index": processes.rank}
+        return batches(source, args.batch_size, device, args.seed, start_step, args.mirror, **place)
 
     real = shards(slices, step)
     unseen = shards(held_out, -(-step // HELD_OUT_EVERY)) if held_out and args.augment == "ada" else None
@@ -286,7 +288,9 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device, args.deterministic)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
+    kept = args.mirror is None
     fill_defaults(args, device, folder if args.resume and has_checkpoint(folder) else None)
+    kept = kept and args.mirror
     dtype = pick_dtype(args.amp, device)
     processes = Processes(device)
     shards = processes.size * args.grad_accum
@@ -302,6 +306,8 @@ def main(argv=None):
         changed = check_same_run(folder, config)
         if changed and processes.leading:
             print(f"note: {folder} was started with other flags, and continues with {', '.join(changed)}", file=sys.stderr)
+        if kept and processes.leading:
+            print(f"note: {folder} was begun with mirrored slices and keeps them; --mirror False ends it", file=sys.stderr)
     elif args.start_from:
         source = read_source(args.start_from, config["network"])
         if processes.leading:
@@ -325,6 +331,7 @@ def main(argv=None):
                 make_folder(folder, "--model_dir")
                 lock = lock_folder(folder)
             stack.callback(lock.release)
+            print(f"{folder}: {describe_recipe(args)}")
         processes.barrier()  # the old run has been set aside
         try:
             return train(args, slices, held_out, folder, config, device, dtype, processes, start + 60 * args.max_minutes, source)

@@ -17,8 +17,8 @@ import time
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LARGEST = {"channel_base": 2**20, "channel_max": 1024, "mapping_layers": 64}  # no machine has the memory for more channels
-MAPPING_LAYERS = 2  # default of --mapping_layers
 EARLIER_MAPPING_LAYERS = 8  # of runs whose settings name no number: those from before there was a choice
+EARLIER_FLAGS = {"n_critic": 1, "mirror": True}  # likewise, of runs whose settings do not name these flags
 
 UMASK = os.umask(0)  # it can only be read by setting it, which is not safe in threads
 os.umask(UMASK)

@@ -40,11 +40,11 @@ def build_classifier():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
 
 
-def train_classifier(pixels, is_ad, seed, device="cpu", bar=None):
+def train_classifier(pixels, is_ad, seed, device="cpu", bar=None, mirror=False):
     """A classifier trained on slices uint8 [N, R, R] with labels bool [N], in evaluation mode; `bar` counts steps.
 
     AdamW on a one-cycle schedule for STEPS steps: nothing is chosen on validation slices. Batches hold both classes in equal
-    numbers; slices are mirrored and moved at random.
+    numbers; slices are moved at random and, with `mirror`, mirrored.
     """
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; with several GPUs PyTorch would warn
         torch.manual_seed(seed)
@@ -57,7 +57,7 @@ def train_classifier(pixels, is_ad, seed, device="cpu", bar=None):
     dtype = pick_dtype(None, device)
     for _ in range(STEPS):
         rows = torch.cat([members[torch.randint(len(members), [BATCH // 2], generator=rng)] for members in rows_of_classes])
-        mirrored = torch.rand(BATCH, 1, 1, generator=rng) < 0.5
+        mirrored = torch.rand(BATCH, 1, 1, generator=rng) < (0.5 if mirror else 0)
         images = torch.where(mirrored, pixels[rows].flip(-1), pixels[rows])
         shift = torch.randint(-SHIFT, SHIFT + 1, [2], generator=rng).tolist()
         images = to_float(images.roll(shift, (1, 2)).to(device)).contiguous(memory_format=torch.channels_last)
@@ -84,14 +84,14 @@ def logits(network, pixels, device="cpu"):
 # What it learns from real and from generated slices
 
 
-def classify(train, generated, unseen, groups=None, device="cpu", names=None):
+def classify(train, generated, unseen, groups=None, device="cpu", mirror=False, names=None):
     """AUC of AD against NC on unseen real slices after training on real slices, on generated ones, and on both together.
 
     train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: [n]} of the unseen slices, which
-    intervals resample (None: each slice is one). Real and generated slices are used in equal numbers per class. names: {"train",
-    "unseen": {class: names of the files [n]}}. Returns {"train", "generated", "both": `summary`, with names also "position":
-    `position_probe`, whose rule for the slice index is fitted to the training slices; "ratio": `above_chance`}. UserError if a
-    class has no slices.
+    intervals resample (None: each slice is one); mirror: see `train_classifier`. Real and generated slices are used in equal
+    numbers per class. names: {"train", "unseen": {class: names of the files [n]}}. Returns {"train", "generated", "both":
+    `summary`, with names also "position": `position_probe`, whose rule for the slice index is fitted to the training slices;
+    "ratio": `above_chance`}. UserError if a class has no slices.
     """
     for kind, slices in (("real", train), ("generated", generated), ("unseen", unseen)):
         if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:
@@ -110,7 +110,7 @@ def classify(train, generated, unseen, groups=None, device="cpu", names=None):
     with tqdm(total=len(sets) * len(SEEDS) * STEPS, desc="classifiers", unit=" steps", disable=None) as bar:
         for kind, slices in sets.items():
             pixels, labels = pool_classes(slices)
-            scores = [logits(train_classifier(pixels, labels, seed, device, bar), unseen, device) for seed in SEEDS]
+            scores = [logits(train_classifier(pixels, labels, seed, device, bar, mirror), unseen, device) for seed in SEEDS]
             results[kind] = summary(scores, is_ad, groups)
             if names:
                 results[kind]["position"] = position_probe(scores, is_ad, groups, files, fitted)

@@ -35,6 +35,12 @@ def as_batch(images, device="cpu"):
     return to_float(images) if images.dtype == torch.uint8 else images.float()
 
 
+def mirror_half(images, seed=0):
+    """A copy of uint8 [N, R, R] in which each image is mirrored left-right with probability 1/2, as a run with --mirror sees it."""
+    mirrored = np.random.default_rng(seed).random(len(images)) < 0.5
+    return np.where(mirrored[:, None, None], images[:, :, ::-1], images)
+
+
 def in_batches(images, device, label=None, size=BATCH):
     """Yield `as_batch` of `size` images at a time; shows a progress bar if it is given a `label`."""
     with tqdm(total=len(images), desc=label, unit=" images", disable=None if label else True) as bar:
@@ -339,17 +345,18 @@ class Memorisation(NamedTuple):
     high: float = math.nan
 
 
-def memorisation(real, fake, train, progress=False, groups=None):
+def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
     """Compare how close generated and held-out real images are to the training set, all uint8 [*, R, R]: `Memorisation`.
 
     `train` may be `Slices`. Without memorisation the share is about 0.01; copying a tenth of the images adds 0.1. The test is
     only as sensitive as `real` is independent: where it shows people of the training set, its images are close to that set
     too, and only close copies are noticed. The interval resamples generated images, and of `real` the groups [N] (people; None:
-    each image is one). UserError if the training set contains all of `real`.
+    each image is one). mirror: whether mirrored copies count, as they do where training mirrored. UserError if the training
+    set contains all of `real`.
     """
     neighbours = fit_neighbours(train, "training images" if progress else None)
-    held_out, _, _ = nearest_images(real, neighbours, label="nearest to real" if progress else None)
-    distances, rows, mirrored = nearest_images(fake, neighbours, label="nearest to generated" if progress else None)
+    held_out, _, _ = nearest_images(real, neighbours, mirror, label="nearest to real" if progress else None)
+    distances, rows, mirrored = nearest_images(fake, neighbours, mirror, label="nearest to generated" if progress else None)
     new = held_out > IDENTICAL
     held_out, groups = held_out[new], (np.arange(len(new)) if groups is None else np.asarray(groups))[new.numpy()]
     if not len(held_out):
@@ -372,24 +379,23 @@ def fit_neighbours(images, label=None):
     return NearestNeighbors(algorithm="brute").fit(pixels.reshape(len(pixels), -1))
 
 
-def nearest_images(images, neighbours, count=50, label=None):
+def nearest_images(images, neighbours, mirror=False, count=50, label=None):
     """Find the training image nearest to each of uint8 [N, R, R]: relative distance float64 [N], its row [N], mirrored [N].
 
     neighbours: of the training set, from `fit_neighbours`. The relative distance is the distance over the mean distance to
     the `count` nearest (Carlini et al. 2023): the plain distance would blame a blurry generator, whose images are close to
-    everything. Training mirrors images at random, so mirrored copies count as copies.
+    everything. mirror: look for mirrored copies, too.
     """
-    parts = []  # (distances, rows) of each batch, [n, 2 * count], those of the mirrored images second
+    parts = []  # (distances, rows) of each batch, [n, count], or [n, 2 * count] with those of the mirrored images second
     for batch in in_batches(images, "cpu", label, 256):
         pixels = _small_pixels(batch)
-        both = [
-            neighbours.kneighbors(x.reshape(len(x), -1), min(count, neighbours.n_samples_fit_)) for x in (pixels, pixels[..., ::-1])
-        ]
-        parts.append([np.concatenate(arrays, 1) for arrays in zip(*both)])
+        shown = [pixels, pixels[..., ::-1]] if mirror else [pixels]
+        found = [neighbours.kneighbors(x.reshape(len(x), -1), min(count, neighbours.n_samples_fit_)) for x in shown]
+        parts.append([np.concatenate(arrays, 1) for arrays in zip(*found)])
     distances, rows = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts))
     sorted_distances, order = distances.sort(dim=1, stable=True)
     relative = sorted_distances[:, 0] / sorted_distances[:, :count].mean(1).clamp_min(1e-12)
-    return relative, rows.gather(1, order)[:, 0], order[:, 0] >= distances.shape[1] // 2
+    return relative, rows.gather(1, order)[:, 0], order[:, 0] >= distances.shape[1] // len(shown)
 
 
 def _small_pixels(batch):

@@ -48,12 +48,12 @@ BATCH = 16  # slices that the critic scores at once
 COMPARED = 2000  # slices of each kind and class, at most, for the critic and the metrics
 
 
-def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu", table=None):
+def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu", table=None, mirror=False):
     """Answer all four questions for one model, or for a pair of one-class models; returns (results, paths written).
 
     runs: {run folder: its classes}; generated: {class: uint8 [n, R, R]}, where a model of both classes that is not
     class-conditional has the one class "all", in both. dataset_dir: the folder above train/ and test/, or one of the two;
-    table: of `read_subjects`.
+    table: of `read_subjects`; mirror: whether a model was trained on mirrored slices, which classifier and metrics then follow.
     Results, plain numbers that <title>_evaluation.json holds too: {"critic": {class: `critic_gaps`}, without classes whose run
     has no checkpoint.pt; "classifier": `classify` (only with both classes), "areas": `compare_areas` (from 64x64 on), "metrics":
     {class: values of `measure_quality`}, "resampled": [what intervals resample, and what that means]}.
@@ -98,9 +98,9 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
         written.append(plot_critic(scores, results["critic"], path("critic.png")))
 
     if len(generated) > 1:
+        kinds = (reduced[kind] for kind in ("train", "generated", "unseen"))
         names = {kind: {name: of_class.names for name, of_class in slices[kind].items()} for kind in ("train", "unseen")}
-        sets = (reduced[kind] for kind in ("train", "generated", "unseen"))
-        results["classifier"] = classify(*sets, groups["unseen"], device, names)
+        results["classifier"] = classify(*kinds, groups["unseen"], device, mirror, names)
         written.append(plot_classifier(results["classifier"], unit, path("classifier.png")))
 
     if side >= SIDE:
@@ -115,7 +115,7 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
     for name in generated:
         train, of_people = slices["train"][name], groups["unseen"][name][rows["unseen"][name]]
         quality = measure_quality(
-            sample["unseen"][name], sample["generated"][name], train, device=device, progress=True, groups=of_people
+            sample["unseen"][name], sample["generated"][name], train, device=device, progress=True, groups=of_people, mirror=mirror
         )
         results["metrics"][name] = quality.values
         plot_quality(quality, path(f"metrics_{name}.png"))

@@ -48,6 +48,7 @@ class Model(NamedTuple):
     trained_on: list  # names of the classes
     labels: list  # the labels that it takes: [0, 1] if it is conditional, else [None]
     folder: str
+    mirrored: bool  # whether it was trained on mirrored slices, too
 
 
 def find_run(name, model_dir):
@@ -122,7 +123,7 @@ def load_model(folder, device, which="last"):
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name = os.path.basename(os.path.abspath(folder))
-    return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels, folder)
+    return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels, folder, saved.get("mirror", True))
 
 
 def share(folder, output_dir, which="last"):

@@ -27,6 +27,7 @@ from analysis.distances import (
     in_batches,
     laplacian_pyramid,
     memorisation,
+    mirror_half,
     ms_ssim,
     polynomial_mmd,
     prdc,
@@ -109,12 +110,13 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
 
 
-def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None):
+def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None, mirror=False):
     """Compare uint8 real [N, R, R] with fake [M, R, R], both in random order, and with `train` (may be `Slices`): `Quality`.
 
     values: those of `compare_sets`; with the prefix floor_ the same between two halves of `real`, if these are large enough;
     given `train`, memorised (the share from `memorisation`, with its interval), nearest_fake and nearest_real (median relative
-    distances). groups [N]: see Description; for the standard error, the interval and the floor.
+    distances). groups [N]: see Description; for the standard error, the interval and the floor. mirror: of a generator that
+    was trained on mirrored images, too: compare with `mirror_half` of `real`, and count mirrored copies.
     Memory at R = 256: 150 kB per image besides the images. UserError: too few images, or images of different sizes.
     """
     sides = {images.shape[-1] for images in (real, fake, *([] if train is None else [train[[0]]]))}
@@ -124,7 +126,7 @@ def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed
         if len(images) <= NEIGHBOURS:
             raise UserError(f"{len(images)} {name} slices are too few: each set needs at least {NEIGHBOURS + 1}")
     extract = Features(features, device, seed)
-    real_set = describe(real, extract, seed, "real" if progress else None)
+    real_set = describe(mirror_half(real, seed) if mirror else real, extract, seed, "real" if progress else None)
     real_set = real_set._replace(groups=None if groups is None else np.asarray(groups))
     fake_set = describe(fake, extract, seed, "generated" if progress else None)
     size = min(len(real), len(fake))
@@ -135,7 +137,7 @@ def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed
         values |= {f"floor_{name}": value for name, value in floor.items()}
     memory = None
     if train is not None:
-        memory = memorisation(real, fake, train, progress, groups)
+        memory = memorisation(real, fake, train, progress, groups, mirror)
         values |= {"memorised": memory.share, "memorised_low": memory.low, "memorised_high": memory.high}
         values["nearest_fake"], values["nearest_real"] = memory.fake.median().item(), memory.held_out.median().item()
     return Quality(values, real_set, fake_set, memory)

@@ -3,8 +3,8 @@
     split_by_subject("AD_NC", "all", "AD_NC_new", "ADNI.csv", test_share=0.3, seed=0)
 
 All slices of a person go to the same side, so that what is measured on test/ is measured on other people. Slices of scans that
-the table lacks go to neither. match=("position", "age"): in train/ and in test/ as many AD as NC slices of each slice index and
-tercile of ages, so that neither tells the classes apart (position.py).
+the table lacks, or that are damaged (damage.py), go to neither. With match=("position", "age") train/ and test/ each have as many
+AD as NC slices of every slice index and tercile of ages, so that neither tells the classes apart (position.py).
 """
 
 import csv
@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.damage import SIDE as DAMAGE_SIDE
+from analysis.damage import damaged_text, find_damaged, scans_of
 from analysis.dataset_report import count_and_names
 from analysis.position import index_auc, slice_indices, unknown_text
 from analysis.subjects import Scan, find_subjects, identify, image_order, slice_index
-from dataset import class_folders, find_slices, find_splits
+from dataset import Slices, class_folders, find_slices, find_splits
 from utils import CLASSES, UserError, atomic_path, make_folder
 
 SPLITS = "train", "test"
@@ -54,9 +56,11 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
     if os.path.isdir(output_dir) and os.listdir(output_dir):
         raise UserError(f"--split_by_subject {output_dir}: not empty and left as it is; choose a new folder")
     files = list_files(dataset_dir, classes, table)
-    known = [file for file in files if file.scan.person]
+    damaged = damaged_scans(dataset_dir, classes)
+    known = [file for file in files if file.scan.person and file.scan.image not in damaged]
     if not known:
-        raise UserError(f"--subjects {subjects}: has none of the {len({file.scan.image for file in files})} scans in {dataset_dir}")
+        scans = len({file.scan.image for file in files})
+        raise UserError(f"--subjects {subjects or '(found by itself)'}: has none of the {scans} scans in {dataset_dir}")
     strata = strata_of(known)
     test = draw_test(strata, test_share, seed)
     split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
@@ -77,7 +81,9 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
         for split in SPLITS:
             shutil.rmtree(os.path.join(output_dir, split), ignore_errors=True)
         raise
-    print_split(files, kept, split_of, strata)
+    print_split([file for file in files if file.scan.image not in damaged], kept, split_of, strata)
+    if damaged:
+        print(f"left out: {damaged_text(damaged)}")
     print_position(known, kept, split_of, match)
     print(os.path.join(output_dir, "split.csv"))
 
@@ -94,6 +100,13 @@ def list_files(dataset_dir, classes, table):
                 if other != file and not filecmp.cmp(other.path, file.path, shallow=False):
                     raise UserError(f"--dataset_dir: {other.path} and {file.path} have one name but differ; rename one of them")
     return list(files.values())
+
+
+def damaged_scans(dataset_dir, classes):
+    """{scan: reason} of the damaged scans among the slices of all splits together, by `damage.find_damaged`."""
+    splits = [Slices(folder, classes, DAMAGE_SIDE) for folder in find_splits(dataset_dir, classes).values()]
+    pixels = np.concatenate([slices[np.arange(len(slices))] for slices in splits])
+    return find_damaged(pixels, scans_of([name for slices in splits for name in slices.names]))
 
 
 def strata_of(files):

@@ -22,7 +22,7 @@ from utils import UserError, printable
 # ADNIMERGE's, those of BIDS, and plain ones.
 COLUMNS = {
     "image": ("imagedataid", "imageid", "imageuid", "image", "path", "filename", "file"),
-    "person": ("subject", "subjectid", "participantid", "ptid"),
+    "person": ("participantid", "subject", "subjectid", "ptid"),
     "group": ("group", "researchgroup", "diagnosis", "dx", "class"),
     "sex": ("sex", "gender", "ptgender"),
     "age": ("age", "ageyears", "ageatscan", "ageatvisit"),
@@ -140,10 +140,12 @@ def read_subjects(path, quiet=False):
     CSV with a header, LONI's or `image,subject`, separated by , ; | or tabs, in UTF-8, UTF-16 or Windows-1252; lines above the
     header are left out. An image is what `image_id` takes, such as the path of a slice in the subjects.csv of phantom.py; several
     rows of one image are merged. Also meta_data_with_label.json, and participants.tsv and sessions.tsv of BIDS, whose images are
-    sub-01 and sub-01_ses-02; tables of sessions beside participants.tsv are read with it. An age that is none is unknown.
+    sub-01 and sub-01_ses-02; tables of sessions beside participants.tsv are read with it. Rows that name no image are left out. An
+    age that is no number of years is unknown.
 
-    UserError: unreadable, empty or no text; no column of images or subjects; a row without them, or with more cells than the
-    header; rows of one image, or columns of one name, that contradict each other; quotation marks that do not match.
+    UserError: unreadable, empty or no text; no column of images or subjects; a row whose image is none, that has no subject, or
+    more cells than the header; rows of one image, or columns of one name, that contradict each other; quotation marks that do not
+    match.
     """
     warnings, odd = [], []
     try:
@@ -252,8 +254,9 @@ def read_rows(path, text, warnings, odd):
                 rows.append((line + above, {field: read_cell(where, header, row, of) for field, of in columns.items()}))
     except csv.Error as error:
         raise UserError(f"--subjects {path}: not a CSV file, or its quotation marks do not match ({error})") from None
+    place = f"{os.path.basename(path)} line" if owner_of(path) else "line"
     needed = "image" if "image" in columns else "session" if owner_of(path) else "person"
-    without = [f"line {line}" for line, cells in rows if cells[needed].casefold() in UNKNOWN]
+    without = [f"{place} {line}" for line, cells in rows if cells[needed].casefold() in UNKNOWN]
     rows = [(line, cells) for line, cells in rows if cells[needed].casefold() not in UNKNOWN]
     if not rows:
         raise UserError(f"--subjects {path}: there are no rows below its header" + " that name an image" * bool(without))
@@ -265,7 +268,7 @@ def read_rows(path, text, warnings, odd):
     for line, cells in rows:
         scan = read_scan(f"--subjects {path}: line {line}", cells, owner_of(path), day_first)
         if scan.age is None and cells.get("age", "").casefold() not in UNKNOWN:
-            odd.append(f"line {line} {cells['age'][:20]!r}")
+            odd.append(f"{place} {line} {cells['age'][:20]!r}")
         if before := table.get(scan.image):
             scan = merge(f"--subjects {path}: lines {lines[scan.image]} and {line}", before, scan)
         table[scan.image], lines[scan.image] = scan, line

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import torch
 
-from analysis.distances import NEIGHBOURS, Features, kid, prdc
+from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
 from analysis.figures import resize
 from dataset import to_float, to_uint8
 from modules import Discriminator
@@ -23,10 +23,11 @@ class Validation:
     """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of slices it has not seen.
 
     train: Slices; test: Slices or None (columns that need it are nan then). The features of the real slices are computed once.
+    mirror: real slices go through `mirror_half`, since the generator has learnt mirrored ones, too.
     Every call uses the same latents, noise and real slices, so that only the networks change from row to row.
     """
 
-    def __init__(self, train, test, z_dim, num_classes, device):
+    def __init__(self, train, test, z_dim, num_classes, device, mirror=False):
         self.device, self.features = device, Features("vgg16", device)
         self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
         self.labels = torch.arange(VALIDATED, device=device) % num_classes if num_classes else None
@@ -34,7 +35,7 @@ class Validation:
         for split, slices in (("train", train), ("test", test)):
             if slices is not None:
                 rows = np.random.default_rng(0).permutation(len(slices))[:VALIDATED]
-                pixels = slices[rows]
+                pixels = mirror_half(slices[rows]) if mirror else slices[rows]
                 self.real[split] = pixels, torch.from_numpy(slices.labels[rows]), self.features(pixels)
 
     @torch.no_grad()

@@ -14,12 +14,13 @@ sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.p
 import numpy as np
 import torch
 from fake_gpu import DeviceMismatch, fake_gpu
+from plain_options import plain_options
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import ops
 from analysis import projector
 from analysis.models import Model
-from training.step import Batch, Options, TrainingState, train_step
+from training.step import Batch, TrainingState, train_step
 
 STEPS = ("wgan-gp", torch.float32, 1), ("logistic", torch.bfloat16, 1), ("relativistic", torch.float32, 2)
 NETWORK = {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2}
@@ -27,7 +28,7 @@ NETWORK = {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "
 
 def train(device, loss="wgan-gp", dtype=torch.float32, micro_batches=1):
     """One step with everything that a step can compute."""
-    options = Options(8, micro_batches, loss, augment="ada", path_length=1.0, style_mixing=0.5)
+    options = plain_options(loss, grad_accum=micro_batches, augment="ada", path_length=1.0, style_mixing=0.5)
     state = TrainingState(options, NETWORK, device, dtype)
     images, labels = torch.zeros(8, 1, 16, 16, device=device), torch.zeros(8, dtype=torch.long, device=device)
     terms = train_step(state, 0, Batch(images, labels, images, labels))
@@ -37,7 +38,7 @@ def train(device, loss="wgan-gp", dtype=torch.float32, micro_batches=1):
 
 
 def project(device):
-    averaged = TrainingState(Options(4), NETWORK, device, torch.float32).averaged
+    averaged = TrainingState(plain_options(batch_size=4), NETWORK, device, torch.float32).averaged
     model = Model("model", averaged["mapping"], averaged["generator"], ["AD", "NC"], [0, 1], "model")
     projector.LATENTS, projector.STARTS = 64, 16
     return projector.project(model, np.zeros((2, 16, 16), np.uint8), np.array([-1, 1]), steps=1)

@@ -11,7 +11,8 @@ from conftest import NETWORK, TINY_NETWORK
 
 import bench
 from dataset import to_float
-from training.step import Batch, Options, TrainingState, train_step
+from training import recipes
+from training.step import Batch, TrainingState, train_step
 from utils import UserError
 
 FLAGS = [*TINY_NETWORK, *"--batch_size 4 --steps 2 --device cpu --amp False".split()]
@@ -36,10 +37,10 @@ def build(resolution, channel_base, channel_max):
 def states(loss, gp_every, n_critic):
     """A TrainingState of tiny networks, and bench.py's plain step on a second one with the same weights."""
     network = NETWORK | {"z_dim": 256, "w_dim": 256}  # bench.py's
-    options = {"loss": loss, "gp_every": gp_every, "n_critic": n_critic, "lambda_gp": bench.LAMBDA_GP[loss]}
-    options = Options(4, bounded=False, lr=0.002, lr_critic=0.002, **options)
+    changes = {"gp_every": gp_every, "n_critic": n_critic, "path_length": 0.0}
+    options = recipes.options("thin", loss, batch_size=4, bounded=False, lr=0.002, lr_critic=0.002, **changes)
     ours, other = (TrainingState(options, network, torch.device("cpu"), torch.float32) for _ in range(2))
-    return ours, other, bench.PlainStep(bench.our_networks(other), loss, gp_every, n_critic, torch.device("cpu"))
+    return ours, other, bench.PlainStep(bench.our_networks(other), options, torch.device("cpu"))
 
 
 @pytest.mark.slow

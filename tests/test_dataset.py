@@ -394,7 +394,7 @@ def test_to_uint8_is_the_inverse_of_to_float():
 def test_batches_are_the_slices_with_their_labels(data, resident):
     slices = load(data)
     plan = schedule(len(slices), 4, seed=1)
-    for (images, labels), (indices, mirrored) in zip(take(7, slices, resident=resident), plan):
+    for (images, labels), (indices, mirrored) in zip(take(7, slices, resident=resident, mirror=True), plan):
         assert images.shape == (4, 1, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
         assert labels.tolist() == slices.labels[indices].tolist()
         expected = [pixels[:, ::-1] if mirror else pixels for pixels, mirror in zip(slices[indices], mirrored)]
@@ -436,12 +436,12 @@ def test_schedule_of_fewer_slices_than_a_batch():
         assert len(indices) == len(mirrored) == 8 and set(Counter(indices.tolist()).values()) <= {2, 3}
 
 
-def test_batches_mirror_half_of_the_slices_and_none_without_flip(data):
+def test_batches_mirror_half_of_the_slices_if_asked_and_none_by_default(data):
     mirrored = np.concatenate([mirror for _, (_, mirror) in zip(range(250), schedule(16, 16, seed=0))])
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(mirrored.size)  # five standard errors
     assert len({mirror.tobytes() for _, (_, mirror) in zip(range(50), schedule(160, 16, seed=0))}) == 50
     slices = load(data)
-    for (images, _), (indices, _) in zip(take(6, slices, flip=False), schedule(12, 4, seed=1)):
+    for (images, _), (indices, _) in zip(take(6, slices), schedule(12, 4, seed=1)):
         assert (to_uint8(images).numpy() == slices[indices]).all()
 
 

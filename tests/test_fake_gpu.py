@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import NETWORK
 from fake_gpu import fake_gpu
+from plain_options import plain_options
 
 import dataset
 from analysis import directions, latents, projector, validation
@@ -21,9 +22,9 @@ from ops import resample
 from training.ada import AugmentationStrength, score_separation
 from training.augment import augment
 from training.growth import Fade
-from training.loss import clip_images, critic_loss, generator_loss
+from training.loss import LOSSES, clip_images
 from training.monitor import image_statistics
-from training.step import Options, TrainingState, mix_styles, update_average
+from training.step import TrainingState, mix_styles, update_average
 from utils import random_stream
 
 pytestmark = pytest.mark.slow  # fake operations take milliseconds
@@ -42,7 +43,7 @@ def images_on(device, count=4):
 
 
 def new_state(device, network=NETWORK, dtype=torch.float32, **options):
-    return TrainingState(Options(4, **options), network, device, dtype)
+    return TrainingState(plain_options(batch_size=4, **options), network, device, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def test_a_fading_critic_runs_on_a_gpu(gpu):
 @pytest.mark.parametrize("loss", ["wgan-gp", "logistic", "relativistic"])
 def test_losses_and_statistics_run_on_a_gpu(gpu, loss):
     scores, images = torch.zeros(4, device=gpu), images_on(gpu)
-    terms = [critic_loss(loss, scores, scores), generator_loss(loss, scores, scores), score_separation(scores, scores)]
+    terms = [LOSSES[loss].critic(scores, scores), LOSSES[loss].generator(scores, scores), score_separation(scores, scores)]
     terms += image_statistics(images, images).values()
     assert {term.device for term in [*terms, clip_images(images)]} == {gpu}
 

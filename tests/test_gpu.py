@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import checkpoint, same_checkpoints, start
+from plain_options import plain_options
 
-from training.loss import gradient_penalty
-from training.step import FLOAT32_UP_TO, Batch, Options, TrainingState, update_critic, update_generator
+from training.loss import LOSSES
+from training.step import FLOAT32_UP_TO, Batch, TrainingState, update_critic, update_generator
 from utils import pick_device
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_float32_is_float32(device, settings_of_torch):
 @pytest.mark.parametrize("loss", ["wgan-gp", "logistic", "relativistic"])
 def test_gradients_of_a_step_are_those_of_float64(device, loss, dtype, same_numbers, settings_of_torch):
     device = pick_device(device, deterministic=True)
-    options = Options(8, loss=loss, augment="fixed", augment_p=0.3, style_mixing=0.5, path_length=1.0, lr=0.0, lr_critic=0.0)
+    options = plain_options(loss, augment="fixed", augment_p=0.3, style_mixing=0.5, path_length=1.0, lr=0.0, lr_critic=0.0)
     images, labels, found = random_images(8), torch.arange(8) % 2, []
     state = TrainingState(options, NETWORK, device, dtype)
     weights = {name: part.state_dict() for name, part in state.parts.items() if name in ("model", "critic")}
@@ -101,7 +102,7 @@ def test_gradients_of_a_step_are_those_of_float64(device, loss, dtype, same_numb
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_the_penalty_are_those_of_float64(device, dtype, settings_of_torch):
     device, gradients = pick_device(device), []
-    critic = TrainingState(Options(), NETWORK, device, dtype).critic
+    critic = TrainingState(plain_options(), NETWORK, device, dtype).critic
     for place, precision, activations in ((device, torch.float32, dtype), (CPU, torch.float64, torch.float64)):
         critic.to(place, precision)
         images, fake = random_images(16).to(place, precision).chunk(2)
@@ -110,7 +111,7 @@ def test_gradients_of_the_penalty_are_those_of_float64(device, dtype, settings_o
             return critic(x, labels, activations, exact=FLOAT32_UP_TO)
 
         labels = torch.arange(8, device=place) % 2
-        penalty, _ = gradient_penalty("relativistic", penalised, images, fake, labels)
+        penalty, _ = LOSSES["relativistic"].penalty(penalised, images, fake, labels)
         weights = [weight for weight in critic.parameters() if weight.requires_grad]
         gradients.append([g for g in torch.autograd.grad(penalty, weights, allow_unused=True) if g is not None])
     assert error(*gradients) < LARGEST_ERROR[dtype]

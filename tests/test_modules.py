@@ -45,7 +45,7 @@ def count_parameters(network):
 def test_channels_and_parameter_counts_of_the_default_network():
     assert [channels_at(2**i) for i in range(2, 9)] == [256, 256, 256, 256, 128, 64, 32]
     assert channels_at(1024, 1024, 64) == 1
-    assert count_parameters(MappingNetwork()) + count_parameters(Generator()) == pytest.approx(5.8e6, rel=0.01)
+    assert count_parameters(MappingNetwork()) + count_parameters(Generator()) == pytest.approx(6.2e6, rel=0.01)
     assert count_parameters(Discriminator()) == pytest.approx(6.0e6, rel=0.02)
 
 
@@ -53,8 +53,8 @@ def test_constants_of_the_networks():
     assert RELU_GAIN == pytest.approx(math.sqrt(2 / 1.04))  # E[leaky_relu(x)^2] = (1 + 0.2^2) / 2 of x ~ N(0, 1)
     assert GROUP_SIZE == 4  # Karras et al. 2018 (arXiv:1710.10196), section 3
     assert (NOISE, NOISE_LR) == (0.25, 0.1)  # docs/networks.md, "Noise"
-    mapping = MappingNetwork()  # 2 layers: arXiv:2106.12423; w_mean by 0.995: arXiv:1812.04948, appendix B
-    assert (mapping.z_dim, mapping.w_dim, len(mapping.layers), mapping.mean_beta) == (256, 256, 2, 0.995)
+    mapping = MappingNetwork()  # 8 layers: arXiv:1812.04948, section 2; w_mean by 0.995: arXiv:1812.04948, appendix B
+    assert (mapping.z_dim, mapping.w_dim, len(mapping.layers), mapping.mean_beta) == (256, 256, 8, 0.995)
 
 
 def test_biases_and_noise_strengths_start_at_their_values():

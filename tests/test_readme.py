@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from predict import parse_args as parse_predict
 from train import parse_args as parse_train
+from training import recipes
 
 PAGES = {}
 for path in [os.path.join(ROOT, "README.md"), *sorted(glob.glob(os.path.join(ROOT, "docs", "*.md")))]:
@@ -91,6 +92,10 @@ def test_command_lines_parse(name, line):
 def test_help_ends_with_examples(command):
     for line in help_of(command).split("examples:\n")[1].rstrip().split("\n"):
         assert split_command(line.strip())[0] == command and flags_in(line) <= flags_of(command), line
+
+
+def test_recipes_of_the_page_on_training_are_those_of_the_code():
+    assert recipes.markdown_table() in PAGES["docs/training.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -25,6 +25,7 @@ from conftest import (
     start,
     train_command,
 )
+from plain_options import plain_options
 
 import train
 import utils
@@ -32,11 +33,11 @@ from modules import Generator
 from train import decay_factor, fill_defaults, mean_row
 from train import parse_args as parse_train
 from training import checkpoint as checkpoint_module
-from training import flags as training_flags
+from training import recipes
 from training import step as training_step
 from training.loss import PathLength
 from training.monitor import STATISTICS
-from training.step import Options
+from training.recipes import RECIPES, Options, Recipe
 from utils import UserError, save_tensors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -73,36 +74,32 @@ def learning(args):
 
 
 def by_loss(device, *flags):
-    return [defaults(device, "--loss", loss, *flags) for loss in training_flags.LOSSES]
+    return [defaults(device, "--loss", loss, *flags) for loss in recipes.LOSSES]
 
 
-def test_defaults_of_a_new_run_suit_the_device_and_the_loss(ampere):
-    cpu, gpu = defaults(CPU), defaults(CUDA)
-    assert cpu.mapping_layers == gpu.mapping_layers == 2
-    assert (cpu.channel_base, cpu.channel_max, *learning(cpu)) == (1024, 64, 8, 2e-3, 4e-3)
-    assert (gpu.channel_base, gpu.channel_max, *learning(gpu)) == (8192, 256, 32, 1e-3, 2e-3) and gpu.amp is True
-    assert defaults(CUDA, "--amp", "False").amp is False
-    assert learning(defaults(CUDA, "--lr", 1, "--lr_critic", 2, "--batch_size", 16)) == (16, 1, 2)
-    assert learning(defaults(CUDA, "--lr", 1)) == (32, 1, 2)
-    assert learning(defaults(CUDA, "--lr_critic", 1)) == (32, 1e-3, 1)
-    assert learning(defaults(CPU, "--loss", "logistic")) == (8, 4e-3, 4e-3)
-    assert learning(defaults(CPU, "--loss", "logistic", "--lr", 1)) == (8, 1, 1)
-    assert learning(defaults(CPU, "--loss", "relativistic")) == (8, 6e-3, 4e-3)
-    assert learning(defaults(CPU, "--loss", "relativistic", "--lr", 3)) == (8, 3, 2)
-    assert learning(defaults(CPU, "--loss", "relativistic", "--n_critic", 1)) == (8, 4e-3, 4e-3)
-    assert learning(defaults(CPU, "--n_critic", 3)) == (8, 4e-3, 4e-3)
-    assert [(args.n_critic, args.path_length) for args in by_loss(CPU)] == [(1, 0), (1, 0), (2, 8)]
-    assert [(args.n_critic, args.path_length) for args in by_loss(CPU, "--n_critic", 3, "--path_length", 0)] == 3 * [(3, 0)]
+@pytest.mark.parametrize("loss", recipes.LOSSES)
+@pytest.mark.parametrize("device, network", [(CPU, "thin"), (CUDA, "full")])
+def test_a_new_run_follows_the_recipe_of_its_loss_and_of_the_network_that_suits_the_device(ampere, device, network, loss):
+    """Another network may be asked for, and each flag overrides one number."""
+    args = defaults(device, "--loss", loss)
+    assert args.network == network and args.mirror is False
+    assert {name: getattr(args, name) for name in Recipe._fields} == RECIPES[network, loss]._asdict()
+    other = "full" if network == "thin" else "thin"
+    args = defaults(device, "--loss", loss, "--network", other)
+    assert {name: getattr(args, name) for name in Recipe._fields} == RECIPES[other, loss]._asdict()
+    for name, value in RECIPES[network, loss]._asdict().items():
+        given = 128 if name == "channel_base" else 3 if isinstance(value, int) else 0.125
+        changed = vars(defaults(device, "--loss", loss, f"--{name}", given))
+        assert changed == vars(defaults(device, "--loss", loss)) | {name: given}
+
+
+def test_amp_suits_the_device(ampere):
+    assert defaults(CUDA).amp is True and defaults(CUDA, "--amp", "False").amp is False
 
 
 def test_constants_of_training():
-    assert training_flags.LAMBDA_GP == {"wgan-gp": 10, "logistic": 5, "relativistic": 5}  # 10: Gulrajani et al. 2017, algorithm 1
-    assert training_flags.GP_EVERY == {"wgan-gp": 1, "logistic": 8, "relativistic": 8}
-    assert training_flags.PATH_LENGTH == {"wgan-gp": 0, "logistic": 0, "relativistic": 8}
-    assert training_flags.N_CRITIC == {"wgan-gp": 1, "logistic": 1, "relativistic": 2}
-    assert training_flags.GENERATOR_RATE == {"wgan-gp": 0.5, "logistic": 1, "relativistic": 1}
-    assert training_flags.DEFAULTS["a GPU"] == {"channel_base": 8192, "channel_max": 256, "batch_size": 32, "lr": 0.002}
-    assert training_flags.DEFAULTS["a CPU"] == {"channel_base": 1024, "channel_max": 64, "batch_size": 8, "lr": 0.004}
+    """The weight of WGAN-GP's penalty: Gulrajani et al. 2017, algorithm 1; mapping layers: Karras et al. 2019."""
+    assert all(RECIPES[network, "wgan-gp"][2] == 8 and RECIPES[network, "wgan-gp"].lambda_gp == 10 for network in recipes.NETWORKS)
     assert (train.Z_DIM, train.W_DIM) == (256, 256)
 
 
@@ -114,6 +111,7 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
         "lambda_gp": 3.0,
         "gp_every": 5,
         "n_critic": 3,
+        "mirror": True,
         "bounded": False,
         "augment": "fixed",
         "augment_p": 0.25,
@@ -124,7 +122,8 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
         "ema_kimg": 3.0,
         "seed": 7,
     }
-    assert given.keys() == set(Options._fields) and not set(given.items()) & set(Options()._asdict().items())
+    unlike = plain_options()._asdict() | Options._field_defaults
+    assert given.keys() == set(Options._fields) and not set(given.items()) & set(unlike.items())
 
     class Reached(Exception):
         pass
@@ -161,19 +160,51 @@ def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cp
     other_loss = defaults(CUDA, "--loss", "relativistic", folder=cpu_run)
     assert (other_loss.n_critic, other_loss.path_length) == (1, 0)  # those that it was begun with
     assert resumed.amp is True  # which does suit the device
-    assert learning(defaults(CUDA)) == (32, 1e-3, 2e-3)  # a new run has other defaults
+    assert learning(defaults(CUDA)) == learning(RECIPES["full", "wgan-gp"]) != learning(resumed)  # a new run has other defaults
 
 
-def test_a_run_from_before_n_critic_was_a_flag_goes_on_with_one_update(tmp_path):
+def test_a_run_from_before_n_critic_and_mirror_were_flags_goes_on_as_it_was(tmp_path):
     (tmp_path / "config.json").write_text('{"flags": {"lr": 0.004, "lr_critic": 0.004}}')
     resumed = defaults(CPU, "--loss", "relativistic", folder=str(tmp_path))
-    assert (*learning(resumed), resumed.n_critic) == (8, 4e-3, 4e-3, 1)
+    assert (*learning(resumed), resumed.n_critic, resumed.mirror) == (8, 4e-3, 4e-3, 1, True)
+    assert defaults(CPU, "--mirror", "False", folder=str(tmp_path)).mirror is False
+    assert defaults(CPU).mirror is False
+
+
+@pytest.mark.slow
+def test_a_run_begun_with_mirroring_keeps_it_with_a_note_unless_told_otherwise(tmp_path, slices_dir, unplotted, capsys):
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--mirror", "True") == 0
+    assert torch.load(tmp_path / "AD" / "generator.pt", weights_only=True)["mirror"] is True
+    assert "note:" not in capsys.readouterr().err
+    assert start(slices_dir, tmp_path, "--epochs", 2, "--dry_run") == 0
+    captured = capsys.readouterr()
+    assert f"note: {tmp_path / 'AD'} was begun with mirrored slices and keeps them; --mirror False ends it" in captured.err
+    assert "at 32x32, mirrored at random" in captured.out
+    assert start(slices_dir, tmp_path, "--epochs", 2, "--mirror", "False", "--dry_run") == 0
+    captured = capsys.readouterr()
+    assert "--mirror False (was True)" in captured.err and "mirrored" not in captured.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_run_draws_batches_of_real_and_held_out_slices_mirrored_only_if_asked(
+    tmp_path, slices_dir, unplotted, monkeypatch, mirror
+):
+    asked, draw = [], train.batches
+
+    def batches(slices, batch_size, device, seed, start_step=0, mirror=None, **place):
+        asked.append(mirror)
+        return draw(slices, batch_size, device, seed, start_step, mirror, **place)
+
+    monkeypatch.setattr(train, "batches", batches)
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--augment", "ada", "--mirror", mirror) == 0
+    assert asked == [mirror, mirror]
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_flags_override_those_of_the_run(cpu_run, ampere, device):
     assert learning(defaults(device, "--batch_size", 16, folder=cpu_run)) == (16, 2e-3, 3e-3)
-    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (8, 1e-3, 2e-3)  # the critic's follows
+    assert learning(defaults(device, "--lr", 1e-3, folder=cpu_run)) == (8, 1e-3, 3e-3)
     assert learning(defaults(device, "--lr_critic", 1e-3, folder=cpu_run)) == (8, 2e-3, 1e-3)
     assert learning(defaults(device, "--lr", 1, "--lr_critic", 2, folder=cpu_run)) == (8, 1, 2)
     assert defaults(device, "--channel_max", 4, folder=cpu_run).channel_max == 4  # refused later, by name
@@ -196,7 +227,7 @@ def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, ampere, nonsense):
     (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
     for device in (CPU, CUDA):
         new, resumed = defaults(device), defaults(device, folder=str(tmp_path))
-        assert vars(resumed) == vars(new)
+        assert vars(resumed) == vars(new) | {"mirror": True}  # a run that names no such flag was begun with mirroring
 
 
 def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path, capsys, unplotted):
@@ -212,6 +243,7 @@ def test_subjects_are_looked_for_on_both_sides_and_recorded(slices_dir, tmp_path
         start(slices_dir, tmp_path / "model", "--subjects", tmp_path / "none.csv")
 
 
+@pytest.mark.slow
 def test_adnis_metadata_above_the_slices_is_found_and_tells_people(slices_dir, tmp_path, capsys, unplotted):
     shutil.copytree(os.path.dirname(slices_dir), tmp_path / "ADNI/AD_NC")
     entries = {f"{100 + i}": {"raw": f"ADNI_002_S_000{i // 2}.nii", "label": 1 if i == 8 else 2} for i in range(9)}

@@ -67,10 +67,10 @@ if __name__ == "__main__":
 
 import torch
 
-from training.flags import GP_EVERY, LAMBDA_GP, MAPPING_LAYERS, N_CRITIC, PATH_LENGTH
 from training.monitor import memory_gib
 from training.plan import estimate_memory
-from training.step import Batch, Options, TrainingState, train_step
+from training.recipes import RECIPES, options
+from training.step import Batch, TrainingState, train_step
 
 
 class Results:
@@ -136,11 +136,10 @@ def network_flags(args):
 
 def new_step(loss, batch_size, device, dtype):
     """A function that takes the step of this number, on black images, and the settings of its networks."""
-    network = NETWORKS[device.type] | {"mapping_layers": MAPPING_LAYERS, "z_dim": 256, "w_dim": 256, "num_classes": 0}
-    weights = {"lambda_gp": LAMBDA_GP[loss], "path_length": PATH_LENGTH[loss]}
-    every = {"gp_every": GP_EVERY[loss], "n_critic": N_CRITIC[loss]}
-    options = Options(batch_size, loss=loss, lr=2e-3, lr_critic=2e-3, **every, **weights)
-    state, side = TrainingState(options, network, device, dtype), network["resolution"]
+    layers = RECIPES["full", loss].mapping_layers
+    network = NETWORKS[device.type] | {"mapping_layers": layers, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+    state = TrainingState(options("full", loss, batch_size=batch_size), network, device, dtype)
+    side = network["resolution"]
     batch = Batch(torch.full([batch_size, 1, side, side], -1.0, device=device))
     return lambda step: train_step(state, step, batch), network
 

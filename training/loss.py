@@ -12,6 +12,8 @@ Karras et al. 2018 (arXiv:1710.10196, appendix A.1). logistic: Goodfellow et al.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +24,33 @@ from ops import input_gradients_only
 DRIFT = 1e-3  # weight of E[real^2] in wgan-gp, where nothing else determines the level of the scores
 
 
-def critic_loss(kind, score_real, score_fake):
-    """The critic's loss without its penalty, 0-dim, from the scores [N] of real and of generated images."""
-    if kind == "wgan-gp":
-        return score_fake.mean() - score_real.mean() + DRIFT * score_real.square().mean()
-    if kind == "logistic":
-        return F.softplus(score_fake).mean() + F.softplus(-score_real).mean()
-    return F.softplus(score_fake - score_real).mean()
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses without penalty, 0-dim: the critic's of the scores [N] of real and of generated images, the generator's of those of
+# generated and of real ones
 
 
-def generator_loss(kind, score_fake, score_real=None):
-    """The generator's loss, 0-dim, from the scores [N]; only the relativistic loss needs those of real images."""
-    if kind == "wgan-gp":
-        return -score_fake.mean()
-    if kind == "logistic":
-        return F.softplus(-score_fake).mean()
-    return F.softplus(score_real - score_fake).mean()
+def wasserstein_critic(real, fake):
+    return fake.mean() - real.mean() + DRIFT * real.square().mean()
+
+
+def wasserstein_generator(fake, real=None):
+    return -fake.mean()
+
+
+def logistic_critic(real, fake):
+    return F.softplus(fake).mean() + F.softplus(-real).mean()
+
+
+def logistic_generator(fake, real=None):
+    return F.softplus(-fake).mean()
+
+
+def relativistic_critic(real, fake):
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(fake, real):
+    return F.softplus(real - fake).mean()
 
 
 class _Clip(torch.autograd.Function):
@@ -60,21 +73,28 @@ def clip_images(images):
     return _Clip.apply(images)
 
 
-def gradient_penalty(kind, critic, real, fake, labels=None, rng=None):
-    """The unweighted penalty of `kind` and the mean norm of the critic's gradient, both 0-dim.
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradient penalties, unweighted: (critic, real [N, 1, R, R], fake [N, 1, R, R], labels [N] or None, rng) -> the penalty, which can
+# be differentiated with respect to the critic's weights, and the mean norm of the critic's gradient, both 0-dim.
 
-    real, fake: [N, 1, R, R] without gradient; labels: [N] or None; rng: draws the points between real and fake. The penalty
-    can be differentiated with respect to the critic's weights. It drives the norm to 1 in wgan-gp, towards 0 otherwise.
-    """
-    if kind == "wgan-gp":
-        mix = torch.rand(len(real), 1, 1, 1, device=real.device, generator=rng).to(real.dtype)
-        norm = _gradient_norm(critic, torch.lerp(real, fake, mix), labels)
-        return (norm - 1).square().mean(), norm.mean()
+
+def norm_one_penalty(critic, real, fake, labels=None, rng=None):
+    """Drives the norm to 1 at points that `rng` draws between real and generated images."""
+    mix = torch.rand(len(real), 1, 1, 1, device=real.device, generator=rng).to(real.dtype)
+    norm = _gradient_norm(critic, torch.lerp(real, fake, mix), labels)
+    return (norm - 1).square().mean(), norm.mean()
+
+
+def r1_penalty(critic, real, fake, labels=None, rng=None):
+    """Drives the norm towards 0 at real images."""
     norm = _gradient_norm(critic, real, labels)
-    penalty = norm.square().mean() / 2
-    if kind == "relativistic":
-        penalty = penalty + _gradient_norm(critic, fake, labels).square().mean() / 2
-    return penalty, norm.mean()
+    return norm.square().mean() / 2, norm.mean()
+
+
+def r1_r2_penalty(critic, real, fake, labels=None, rng=None):
+    """Drives the norm towards 0 at real and at generated images."""
+    penalty, norm = r1_penalty(critic, real, fake, labels)
+    return penalty + _gradient_norm(critic, fake, labels).square().mean() / 2, norm
 
 
 def _gradient_norm(critic, images, labels):
@@ -83,6 +103,26 @@ def _gradient_norm(critic, images, labels):
     with input_gradients_only():
         (gradient,) = torch.autograd.grad(critic(images, labels).sum(), images, create_graph=True)
     return (gradient.square().sum((1, 2, 3)) + 1e-20).sqrt()  # sqrt has no derivative at 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One record for each loss
+
+
+class Loss(NamedTuple):
+    """An adversarial loss; its numbers are the rows of the same name in training/recipes.py."""
+
+    critic: Callable  # (real, fake)
+    generator: Callable  # (fake, real), where real may be None unless generator_sees_real
+    penalty: Callable  # (critic, real, fake, labels, rng)
+    generator_sees_real: bool = False  # whether the generator's loss needs the scores of real images
+
+
+LOSSES = {
+    "wgan-gp": Loss(wasserstein_critic, wasserstein_generator, norm_one_penalty),
+    "logistic": Loss(logistic_critic, logistic_generator, r1_penalty),
+    "relativistic": Loss(relativistic_critic, relativistic_generator, r1_r2_penalty, generator_sees_real=True),
+}
 
 
 class PathLength(nn.Module):

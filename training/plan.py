@@ -8,7 +8,7 @@ import torch
 from dataset import steps_per_epoch
 from modules import GROUP_SIZE, build_networks
 from training.growth import stage_shares
-from training.loss import gradient_penalty
+from training.loss import LOSSES
 from training.step import FLOAT32_UP_TO
 
 
@@ -36,7 +36,7 @@ def estimate_memory(network, loss, micro_batch, dtype):
         for images in (real, fake.detach()):
             critic(images, labels, dtype)
         penalised = functools.partial(critic, dtype=dtype, exact=FLOAT32_UP_TO)
-        gradient_penalty(loss, penalised, real, fake.detach(), labels)
+        LOSSES[loss].penalty(penalised, real, fake.detach(), labels)
     return 4 * (5 * model_size + 4 * critic_size) + sum(nbytes for nbytes, _ in saved.values())
 
 
@@ -55,8 +55,17 @@ def out_of_memory(args, network, dtype, processes):
     )
 
 
+def describe_recipe(args):
+    """The numbers of a run that most change how it learns, as text; they are columns of recipes.RECIPES."""
+    return (
+        f"{args.network} network, {args.loss}: batch {args.batch_size}, learning rates {args.lr:g} (generator) and "
+        f"{args.lr_critic:g} (critic), {args.n_critic} critic updates per generator update"
+    )
+
+
 def print_plan(args, slices, held_out, folder, config, device, dtype, shards, status, first):
     """Print the plan of a run; `shards`: micro-batches of all processes together; `first`: resolution of the first stage."""
+    mirrored = ", mirrored at random" if args.mirror else ""
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
     with torch.device("meta"):  # shapes alone
         networks = build_networks(config["network"])
@@ -67,10 +76,11 @@ def print_plan(args, slices, held_out, folder, config, device, dtype, shards, st
     memory = estimate_memory(config["network"], args.loss, args.batch_size // shards, dtype) / 2**30
     print(
         f"run         {folder} ({status})\n"
-        f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}\n"
+        f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}{mirrored}\n"
         f"unseen      {'none (--test_dir)' if held_out is None else f'{len(held_out)} to compare with'}\n"
-        f"loss        {args.loss}, penalty {args.lambda_gp:g} every {args.gp_every} steps, path length {args.path_length:g}, "
-        f"augmentation {args.augment}, {args.n_critic} critic updates per generator update\n"
+        f"recipe      {describe_recipe(args)}\n"
+        f"penalties   {args.lambda_gp:g} every {args.gp_every} steps, path length {args.path_length:g}\n"
+        f"augmented   {args.augment}\n"
         f"parameters  generator {model:.2f} M, critic {critic:.2f} M\n"
         f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
         f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shards} micro-batches" * (shards > 1) + "\n"

@@ -18,7 +18,16 @@ from tqdm import tqdm
 from analysis import figures
 from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import Stage, enlarged, fade_state, restore_fade
-from utils import EARLIER_MAPPING_LAYERS, UserError, atomic_path, make_folder, random_stream, read_config, save_tensors
+from utils import (
+    EARLIER_FLAGS,
+    EARLIER_MAPPING_LAYERS,
+    UserError,
+    atomic_path,
+    make_folder,
+    random_stream,
+    read_config,
+    save_tensors,
+)
 
 SHOWN, MAPPED = 16, 512  # fixed latents: drawn in fake_vs_real/, mapped to w in styles/
 FLAGS_THAT_MATTER = (
@@ -27,6 +36,7 @@ FLAGS_THAT_MATTER = (
     "lambda_gp",
     "gp_every",
     "n_critic",
+    "mirror",
     "bounded",
     "batch_size",
     "lr",
@@ -201,6 +211,7 @@ class RunFolder:
             "network": self.config["network"],
             "classes": self.config["classes"],
             "images": images,
+            "mirror": self.config["flags"]["mirror"],
             "weights": enlarged(averaged, self.config["network"]).state_dict(),
         }
         with atomic_path(self.path(name), sync=True) as path:
@@ -297,7 +308,7 @@ def check_same_run(folder, config):
                 f"--dataset_dir {config['flags']['dataset_dir']} (its slices differ from those of "
                 f"{saved['flags']['dataset_dir']}: {saved['data']['counts']}, now {config['data']['counts']})"
             )
-        new, old = config["flags"], saved["flags"]
+        new, old = config["flags"], EARLIER_FLAGS | saved["flags"]
         changed = [f"--{name} {new[name]} (was {old.get(name)})" for name in FLAGS_THAT_MATTER if new[name] != old.get(name)]
         if config["torch"] != old_torch:
             changed.append(f"PyTorch {config['torch']} (was {old_torch})")

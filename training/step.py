@@ -1,6 +1,6 @@
 """One training step: algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028), each step with a batch of its own.
 
-    state = TrainingState(Options(loss="wgan-gp"), network, device, dtype)
+    state = TrainingState(options("thin", "wgan-gp"), network, device, dtype)      # options of training/recipes.py
     for step in range(1000):
         terms = train_step(state, step, Batch(images, labels))
 
@@ -18,9 +18,9 @@ from dataset import shard
 from modules import build_networks
 from ops import resample
 from training.ada import AugmentationStrength, score_separation
-from training.augment import augment
+from training.augment import OPERATIONS, augment
 from training.distributed import Processes
-from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
+from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
 from utils import random_stream
 
@@ -44,26 +44,6 @@ TERMS = (
 )  # that train_step may return
 
 
-class Options(NamedTuple):
-    """How to train: the flags of the same names in train.py, with their defaults for a CPU."""
-
-    batch_size: int = 8  # of all processes and micro-batches together
-    grad_accum: int = 1  # micro-batches per step and process
-    loss: str = "wgan-gp"
-    lambda_gp: float = 10.0
-    gp_every: int = 1
-    n_critic: int = 1
-    bounded: bool = True
-    augment: str = "none"
-    augment_p: float = 0.0
-    style_mixing: float = 0.0
-    path_length: float = 0.0
-    lr: float = 2e-3
-    lr_critic: float = 4e-3
-    ema_kimg: float = 10.0
-    seed: int = 0
-
-
 class Batch(NamedTuple):
     """Real images of one step, of this process's shard or of a micro-batch."""
 
@@ -85,12 +65,14 @@ class Batch(NamedTuple):
 class TrainingState:
     """Everything that a step reads and changes; `parts` holds what a checkpoint keeps of it, by name.
 
-    network: the settings in config.json; dtype: of the activations (weights, images, scores and losses are float32).
+    options: of training/recipes.py; network: the settings in config.json; dtype: of the activations (weights, images, scores and
+    losses are float32).
     """
 
     def __init__(self, options, network, device, dtype, processes=None):
         torch.manual_seed(options.seed)  # all processes start with the same weights
-        self.options, self.dtype, self.processes = options, dtype, processes or Processes(device)
+        self.options, self.loss, self.dtype = options, LOSSES[options.loss], dtype
+        self.processes = processes or Processes(device)
         self.resolution = network["resolution"]
         self.model, self.critic = (module.to(device) for module in build_networks(network))
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -101,6 +83,7 @@ class TrainingState:
         self.model_optimizer = torch.optim.Adam(self.model_weights, options.lr, BETAS, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic_weights, options.lr_critic, BETAS, fused=True)
         self.augmentation = AugmentationStrength(options.augment, options.augment_p, device)
+        self.operations = [name for name in OPERATIONS if name != "flip" or options.mirror]
         self.path_length = PathLength().to(device)
         self.rng = self.new_random_stream("training", device)
         self.activations = ActivationMonitor(self.model, self.critic)
@@ -117,6 +100,10 @@ class TrainingState:
     def new_random_stream(self, purpose, device):
         """A generator for latents, noise and augmentation that differs from process to process."""
         return random_stream(f"{purpose}, process {self.processes.rank}", self.options.seed, device)
+
+    def augment(self, images):
+        """What the critic is shown of real or generated images [N, 1, R, R]; the same shape."""
+        return augment(images, self.augmentation.p, self.rng, self.operations)
 
     def scale_learning_rates(self, factor):
         self.model_optimizer.param_groups[0]["lr"] = factor * self.options.lr
@@ -148,7 +135,7 @@ def train_step(state, step, batch):
 
 def update_critic(state, step, micro_batches, shared=None):
     """One Adam step of the critic on real images and generated ones (`shared`: those of `generate`, or None to draw them)."""
-    options, critic, rng, p = state.options, state.critic, state.rng, state.augmentation.p
+    options, critic, rng = state.options, state.critic, state.rng
     require_grad(state.critic_weights, True)
     state.critic_optimizer.zero_grad()
     terms = []
@@ -156,10 +143,10 @@ def update_critic(state, step, micro_batches, shared=None):
         with torch.no_grad():
             fake, _ = shared or generate(state, len(real), labels)
             fake = clip_images(fake) if options.bounded else fake
-        real, fake = augment(real, p, rng), augment(fake.detach(), p, rng)
+        real, fake = state.augment(real), state.augment(fake.detach())
         both_labels = None if labels is None else labels.repeat(2)
         score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, parts=2).chunk(2)
-        loss = critic_loss(options.loss, score_real, score_fake)
+        loss = state.loss.critic(score_real, score_fake)
         term = {
             "critic_loss": loss,
             "wasserstein": score_real.mean() - score_fake.mean(),
@@ -167,11 +154,11 @@ def update_critic(state, step, micro_batches, shared=None):
         }
         if held_out is not None:
             with torch.no_grad():
-                score_held_out = critic(augment(held_out, p, rng), held_out_labels, state.dtype)
+                score_held_out = critic(state.augment(held_out), held_out_labels, state.dtype)
                 term["unseen"] = score_real.mean() - score_held_out.mean()
         if step % options.gp_every == 0:  # lazy regularisation: weighted as if computed at every step
             penalised = functools.partial(critic, dtype=state.dtype, exact=FLOAT32_UP_TO)
-            penalty, term["gradient_norm"] = gradient_penalty(options.loss, penalised, real, fake, labels, rng)
+            penalty, term["gradient_norm"] = state.loss.penalty(penalised, real, fake, labels, rng)
             term["penalty"] = options.lambda_gp * penalty
             loss = loss + options.gp_every * term["penalty"]
         (loss / len(micro_batches)).backward()
@@ -183,18 +170,18 @@ def update_critic(state, step, micro_batches, shared=None):
 
 def update_generator(state, step, micro_batches, shared, critic_gradient):
     """One Adam step of mapping network and generator, left out if the critic's gradient norm was not finite."""
-    options, mapping, rng, p = state.options, state.model["mapping"], state.rng, state.augmentation.p
+    options, mapping, rng = state.options, state.model["mapping"], state.rng
     require_grad(state.critic_weights, False)
     state.model_optimizer.zero_grad()
     terms, w_sums, path_lengths = [], 0, []
     for real, labels, *_ in micro_batches:
         images, ws = shared or generate(state, len(real), labels)
         fake = clip_images(images) if options.bounded else images
-        score_fake, score_real = state.critic(augment(fake, p, rng), labels, state.dtype), None
-        if options.loss == "relativistic":  # compares with real images, scored by the critic as it is now
+        score_fake, score_real = state.critic(state.augment(fake), labels, state.dtype), None
+        if state.loss.generator_sees_real:  # by the critic as it is now
             with torch.no_grad():
-                score_real = state.critic(augment(real, p, rng), labels, state.dtype)
-        loss = generator_loss(options.loss, score_fake, score_real)
+                score_real = state.critic(state.augment(real), labels, state.dtype)
+        loss = state.loss.generator(score_fake, score_real)
         term = {"generator_loss": loss} | image_statistics(images, real)
         if options.path_length and step % (options.n_critic * PATH_LENGTH_EVERY) == 0:
             half = len(real) // 2

@@ -54,7 +54,8 @@ def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_genera
 
 
 @pytest.mark.slow
-def test_train_classifier_sees_both_classes_alike_mirrored_and_moved(short_training, monkeypatch):
+@pytest.mark.parametrize("mirror", [True, False])
+def test_train_classifier_sees_both_classes_alike_moved_and_if_asked_mirrored(short_training, monkeypatch, mirror):
     """Slices with one bright pixel, whose place in every batch tells what was done to it."""
     seen = []
 
@@ -70,14 +71,15 @@ def test_train_classifier_sees_both_classes_alike_mirrored_and_moved(short_train
     monkeypatch.setattr(classifier, "build_classifier", Recorder)
     pixels, is_ad = np.zeros((9, 32, 32), np.uint8), np.arange(9) < 2
     pixels[:2, 6, 3] = pixels[2:, 20, 10] = 255
-    assert not train_classifier(pixels, is_ad, 0).training  # its batch normalisation uses the statistics of training
+    assert not train_classifier(pixels, is_ad, 0, mirror=mirror).training  # its batch normalisation uses the statistics of training
     for of_class, (row, column) in ((seen[::2], (6, 3)), (seen[1::2], (20, 10))):
         assert all(len(of_batch) == classifier.BATCH // 2 for of_batch in of_class)
         rows, columns = np.divmod(np.array(of_class), 32)
         assert set(rows.ravel() - row) == {-2, -1, 0, 1, 2}
         mirrored = columns > 16 if column < 14 else columns > 17
         assert set(np.where(mirrored, columns - (31 - column), columns - column).ravel()) == {-2, -1, 0, 1, 2}
-        assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / math.sqrt(mirrored.size)
+        expected = 0.5 if mirror else 0
+        assert abs(mirrored.mean() - expected) <= 5 * expected / math.sqrt(mirrored.size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def test_above_chance_is_zero_for_a_worthless_classifier_and_undefined_against_o
 def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_ad(short_training, monkeypatch):
     trainings = []
 
-    def train(pixels, is_ad, seed, device, bar):
+    def train(pixels, is_ad, seed, device, bar, mirror):
         trainings.append((pixels[is_ad].max(), len(pixels), int(is_ad.sum()), seed))
 
     monkeypatch.setattr(classifier, "train_classifier", train)

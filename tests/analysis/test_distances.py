@@ -435,17 +435,26 @@ def test_memorisation_interval_resamples_generated_images_and_the_groups_of_held
     assert found.low < found.share == 3 / 7 < found.high
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("copies", [0, 30, 100])
-def test_memorisation_finds_copies_and_mirrored_copies(copies):
+def test_memorisation_finds_copies_and_if_asked_mirrored_copies(copies, mirror):
     train, real, fake = brains(300, 0), brains(200, 1), brains(100, 2)
     rng = np.random.default_rng(0)
     taken = rng.permutation(300)[:copies]
     fake[:copies] = noisy(train[taken], 3)
     fake[:copies:2] = fake[:copies:2, :, ::-1]  # every second copy is mirrored
-    found = distances.memorisation(real, fake, train)
-    assert found.share == pytest.approx(copies / 100, abs=0.04)
-    np.testing.assert_array_equal(found.nearest[:copies], taken)
-    assert found.mirrored[:copies:2].all() and not found.mirrored[1:copies:2].any()
+    found = distances.memorisation(real, fake, train, mirror=mirror)
+    if mirror:
+        assert found.share == pytest.approx(copies / 100, abs=0.04)
+    else:
+        assert copies / 200 <= found.share <= 0.6 * copies / 100 + 0.04  # a few look like their mirror images
+    np.testing.assert_array_equal(found.nearest[1:copies:2], taken[1::2])
+    assert not found.mirrored[1:copies:2].any()
+    if mirror:
+        np.testing.assert_array_equal(found.nearest[:copies:2], taken[::2])
+        assert found.mirrored[:copies:2].all()
+    else:
+        assert not found.mirrored.any()
 
 
 def test_memorisation_does_not_take_blurred_images_for_copies():
@@ -453,27 +462,38 @@ def test_memorisation_does_not_take_blurred_images_for_copies():
     assert distances.memorisation(real, blurred(brains(100, 2), 3), train).share <= 0.03
 
 
-def test_nearest_images_of_grey_levels_in_closed_form():
-    """50 nearest of flat images one level apart, each also mirrored: at distances of 1, 1, 2, 2, ... 25, 25 levels."""
+@pytest.mark.parametrize("mirror, mean", [(False, 25.5), (True, 13)])
+def test_nearest_images_of_grey_levels_in_closed_form(mirror, mean):
+    """50 nearest of flat images one level apart: at distances of 1, 2, ... 50 levels, or each also mirrored, 1, 1, ... 25, 25."""
     levels = np.arange(100, 160, dtype=np.uint8)[:, None, None] + np.zeros((1, 8, 8), np.uint8)
-    relative, rows, _ = distances.nearest_images(levels[:1] - 1, distances.fit_neighbours(levels))
-    assert rows == 0 and relative.item() == pytest.approx(1 / 13, rel=1e-5)
+    relative, rows, _ = distances.nearest_images(levels[:1] - 1, distances.fit_neighbours(levels), mirror)
+    assert rows == 0 and relative.item() == pytest.approx(1 / mean, rel=1e-5)
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("count, given", [(7, {"count": 7}), (50, {})])
-def test_nearest_images_equals_a_loop(count, given):
+def test_nearest_images_equals_a_loop(count, given, mirror):
     train, images = brains(80, 0).astype(float), brains(5, 1).astype(float)
     relative, rows, mirrored = distances.nearest_images(
-        images.astype(np.uint8), distances.fit_neighbours(train.astype(np.uint8)), **given
+        images.astype(np.uint8), distances.fit_neighbours(train.astype(np.uint8)), mirror, **given
     )
     for i, image in enumerate(images):
         found = sorted(
-            (np.sqrt(((train[j] - shown) ** 2).sum()), j, mirror)
+            (np.sqrt(((train[j] - shown) ** 2).sum()), j, mirrored_copy)
             for j in range(80)
-            for mirror, shown in ((False, image), (True, image[:, ::-1]))
+            for mirrored_copy, shown in ((False, image), (True, image[:, ::-1]))[: 1 + mirror]
         )
         assert (rows[i], mirrored[i]) == found[0][1:]
         assert relative[i].item() == pytest.approx(found[0][0] / np.mean([distance for distance, *_ in found[:count]]), rel=1e-6)
+
+
+def test_mirror_half_mirrors_half_of_the_images_and_changes_nothing_else():
+    images = np.random.default_rng(0).integers(0, 256, (400, 4, 4), np.uint8)
+    mirrored = distances.mirror_half(images)
+    changed = (mirrored != images).any((1, 2))
+    np.testing.assert_array_equal(mirrored[~changed], images[~changed])
+    np.testing.assert_array_equal(mirrored[changed], images[changed][:, :, ::-1])
+    assert abs(changed.mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
 
 
 def test_memorisation_refuses_real_images_that_are_all_in_the_training_set():

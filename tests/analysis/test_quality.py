@@ -227,7 +227,7 @@ def test_quality_table_shows_every_value_beside_its_floor():
 def test_save_nearest_pairs_copies_with_their_originals(tmp_path, monkeypatch):
     train, fake = brains(60, 0), brains(24, 2)
     fake[5], fake[9] = train[20], train[31, :, ::-1]
-    memory = distances.memorisation(brains(30, 1), fake, train)
+    memory = distances.memorisation(brains(30, 1), fake, train, mirror=True)
     monkeypatch.setattr(quality.figures, "save_grids", lambda grids, path: drawn.append((grids, path)))
     drawn = []
     quality.save_nearest(fake, train, memory, "nearest.png", count=2)

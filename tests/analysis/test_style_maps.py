@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import predict
+from analysis import bootstrap as bootstrap_module
 from analysis import style_maps, style_space
 from analysis.bootstrap import Interval
 from analysis.figures import Panel
@@ -25,11 +26,12 @@ from analysis.style_maps import (
     compared_runs,
     conclusions,
     projected_slices,
+    real_position,
     save_points,
     style_sets,
 )
 from analysis.style_space import StyleSeparation
-from analysis.subjects import Scan
+from analysis.subjects import Scan, identify, resampling_groups
 from modules import MappingNetwork
 from utils import CLASSES, UserError
 
@@ -109,6 +111,24 @@ def test_conclusions_name_the_missing_control_and_the_projected_slices(tmp_path)
     assert "further apart than" in further
     (real,) = conclusions(compared_runs(conditional="both"), {CONDITIONAL: apart, REAL: mixed})
     assert "no separation was shown" in real
+
+
+def test_real_position_is_of_the_probe_of_the_projected_slices(monkeypatch):
+    """Style vectors that follow the slice index, of scans that begin at 82 for AD and at 78 for NC."""
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 100)
+    rng, people, first = np.random.default_rng(0), 20, {"AD": 82, "NC": 78}
+    index = {name: np.tile(first[name] + np.arange(8), people) for name in CLASSES}
+    real = {f"real {name}": np.c_[index[name], rng.normal(size=(8 * people, 2))] for name in CLASSES}
+    names = [f"{name}/{100 * (name == 'NC') + i // 8}_{at}.png" for name in CLASSES for i, at in enumerate(index[name])]
+    groups, _ = resampling_groups(identify(names))
+    position = real_position(real, names, groups, 0)
+    plain = style_space.style_separation(*real.values(), groups)
+    assert plain.auc.low > 0.6 and position["slice index alone"].low > 0.6
+    assert position["position-stratified"].low < 0.5 < position["position-stratified"].high
+    (sentence,) = conclusions(compared_runs(conditional="both"), {CONDITIONAL: plain, REAL: plain}, position)
+    assert "but no more than slice position may explain" in sentence
+    few = real_position({name: w[:8] for name, w in real.items()}, names[:8] + names[-8:], groups[np.r_[:8, -8:0]], 0)
+    assert few["slice index alone"] is few["position-stratified"] is None and few["known"] == 16
 
 
 def test_latents_are_compared_in_pairs_and_real_slices_are_not(tmp_path, monkeypatch):

@@ -149,6 +149,40 @@ def test_split_by_subject_refuses_in_one_line(data, tmp_path):
         dataset.main(["--dataset_dir", str(folder), "--split_by_subject", str(tmp_path / "new")])
 
 
+def test_bids_names_or_adnis_metadata_serve_without_subjects(tmp_path, capsys):
+    images = [f"sub-{i:02}_ses-{session}_T1w" for i in range(6) for session in (1, 2)]
+    for folder, names in (("bids", images), ("adni/AD_NC", range(100, 112))):
+        for i, name in enumerate(names):
+            save(tmp_path / folder / ("AD", "NC")[i // 2 % 2] / f"{name}_90.png", noise(4, 4, i))
+    entries = {str(100 + i): {"raw": f"ADNI_002_S_000{i // 2}_20110503.nii", "label": 2 * (i // 2 % 2 == 0)} for i in range(12)}
+    (tmp_path / "adni/meta_data_with_label.json").write_text(json.dumps(entries))
+    for folder in ("bids", "adni/AD_NC"):
+        flags = ["--dataset_dir", tmp_path / folder, "--split_by_subject", tmp_path / "new" / folder]
+        assert dataset.main([*map(str, flags)]) == 0
+        new = {split: files_below(tmp_path / "new" / folder / split) for split in ("train", "test")}
+        table = read_subjects(str(tmp_path / "new" / folder / "split.csv"))
+        people = [{scan.person for scan in identify(names, table)} for names in new.values()]
+        assert len(table) == 12 and len(people[0] | people[1]) == 6 and not people[0] & people[1] and min(map(len, people)) > 0
+    out, err = capsys.readouterr()
+    assert out.count("left out: 0 slices") == 2 and err.count("meta_data_with_label.json tells whose the slices are (6 people") == 1
+
+
+def test_damaged_scans_go_to_neither_side(tmp_path, capsys):
+    rows, rng = ["image,subject"], np.random.default_rng(0)
+    y, x = np.mgrid[-8:8, -8:8]
+    for i in range(8):
+        rows.append(f"{i},p{i}")
+        for index in range(5):
+            brain = np.uint8(rng.uniform(140, 160) * (np.hypot(x, y) < rng.uniform(5, 6)))
+            save(tmp_path / f"AD_NC/train/{('AD', 'NC')[i % 2]}/{i}_{index}.png", brain // (50 if i == 3 else 1))
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    split_by_subject(str(tmp_path / "AD_NC"), "all", str(tmp_path / "new"), str(tmp_path / "people.csv"), test_share=0.5)
+    scans = {name.split("/")[-1].split("_")[0] for name in files_below(tmp_path / "new")}
+    assert scans == set("0124567")
+    text = capsys.readouterr().out
+    assert "left out: 0 slices; scans that --subjects lacks: 0" in text and "left out: 1 damaged scan: 3, " in text
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Matched classes
 

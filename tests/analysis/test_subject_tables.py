@@ -302,18 +302,28 @@ def test_participants_are_read_with_their_groups_as_given(read, capsys):
     assert "line 4 '89+'" in capsys.readouterr().err
 
 
+def test_the_person_of_a_participants_table_is_its_participant_id(read):
+    assert read("subject\tparticipant_id\nx7\tsub-01\n", "participants.tsv") == {"sub-01": Scan("sub-01", "sub-01")}
+
+
 def test_sessions_add_to_participants_or_are_read_alone(tmp_path, capsys):
     one = write(
-        tmp_path / "sub-01/sub-01_sessions.tsv", "session_id\tacq_time\tage\nses-1\t2011-05-03T12:00:00\t39\n2\tn/a\t40.5\n"
+        tmp_path / "sub-01/sub-01_sessions.tsv",
+        "session_id\tacq_time\tage\nses-1\t2011-05-03T12:00:00\t39\n2\tn/a\t40.5\nn/a\tn/a\t41\n3\tn/a\told\n",
     )
     first, second = (
         Scan(f"sub-01_ses-{i}", "sub-01", age=age, date=date) for i, age, date in ((1, 39.0, "2011-05-03"), (2, 40.5, None))
     )
-    assert read_subjects(one) == {scan.image: scan for scan in (first, second)}
+    third = Scan("sub-01_ses-3", "sub-01")
+    assert read_subjects(one, quiet=True) == {scan.image: scan for scan in (first, second, third)}
     every = write(tmp_path / "sessions.tsv", "participant_id\tsession_id\tdiagnosis\nsub-02\tses-1\tCN\n")
     assert read_subjects(every) == {"sub-02_ses-1": Scan("sub-02_ses-1", "sub-02", "CN")}
     found = read_subjects(write(tmp_path / "participants.tsv", PARTICIPANTS))
-    assert set(found) == {"sub-01", "sub-02", "sub-03", "sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"}
+    assert set(found) == {"sub-01", "sub-02", "sub-03", "sub-01_ses-1", "sub-01_ses-2", "sub-01_ses-3", "sub-02_ses-1"}
+    without, odd = capsys.readouterr().err.splitlines()
+    assert without.endswith("(1): sub-01_sessions.tsv line 4") and odd.endswith(
+        "(2): line 4 '89+', sub-01_sessions.tsv line 5 'old'"
+    )
     assert found["sub-01_ses-2"] == second._replace(group="depr", sex="M")
     assert found["sub-02_ses-1"] == Scan("sub-02_ses-1", "sub-02", "CN", "F")
     with pytest.raises(UserError, match=re.escape(one)):

@@ -16,11 +16,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 
 import torch
 import torch._dynamo  # an optimiser imports it when first used: seconds, here once for all processes
+from plain_options import plain_options
 
 import train as train_script
 from analysis import figures
 from dataset import shard
-from training.step import Batch, Options, TrainingState, train_step
+from training.step import Batch, TrainingState, train_step
 
 CONDITIONAL = {"resolution": 8, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 2}
 PARTS = "model", "critic", "averaged", "augmentation", "path_length"
@@ -47,7 +48,7 @@ def steps(output, loss):
     so that several processes compute what one does. Everything is float64, where only rounding can differ.
     """
     torch.set_default_dtype(torch.float64)
-    options = Options(8, loss=loss, gp_every=2, augment="ada", style_mixing=0.5, path_length=1.0, lr=0.001, lr_critic=0.001)
+    options = plain_options(loss, gp_every=2, augment="ada", style_mixing=0.5, path_length=1.0, lr=0.001, lr_critic=0.001)
     state = TrainingState(options, CONDITIONAL, torch.device("cpu"), torch.float64)
     state.augmentation.p = state.augmentation.p + 0.3
     data, shared = (torch.Generator().manual_seed(seed) for seed in (1, 2))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import NETWORK, TINY, UNPLOTTED, checkpoint, make_once, read_table, same_checkpoints, seeded_rng, start
 from PIL import Image
+from plain_options import plain_options
 from reference import direct_upsample
 
 import train
@@ -23,9 +24,9 @@ from modules import Discriminator, build_generator
 from ops import resample
 from training import growth
 from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_shares
-from training.loss import gradient_penalty
+from training.loss import LOSSES
 from training.source import read_source
-from training.step import Batch, Options, TrainingState, train_step
+from training.step import Batch, TrainingState, train_step
 from utils import UserError, load_tensors
 
 CPU = torch.device("cpu")
@@ -82,7 +83,9 @@ def float64():
 
 
 def state_of(network, **options):
-    return TrainingState(Options(**{"batch_size": 4, "loss": "relativistic"} | options), network, CPU, torch.get_default_dtype())
+    return TrainingState(
+        plain_options(**{"batch_size": 4, "loss": "relativistic"} | options), network, CPU, torch.get_default_dtype()
+    )
 
 
 def random_images(count, side):
@@ -165,8 +168,8 @@ def test_growing_keeps_the_critic_s_gradient_with_respect_to_means_of_pixels(gro
     """That with respect to each of the 16 pixels of a mean is a sixteenth of it, and the squared norm a sixteenth, too."""
     small, large = grown
     real, fake = random_images(4, 64), random_images(4, 64).flip(0).tanh()
-    before = gradient_penalty("relativistic", small.critic, *(resample(images, 16) for images in (real, fake)))[0]
-    after = gradient_penalty("relativistic", large.critic, real, fake)[0]
+    before = LOSSES["relativistic"].penalty(small.critic, *(resample(images, 16) for images in (real, fake)))[0]
+    after = LOSSES["relativistic"].penalty(large.critic, real, fake)[0]
     torch.testing.assert_close(after, before / 16, rtol=1e-10, atol=0)
 
 

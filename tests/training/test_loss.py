@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from modules import Discriminator, build_generator
-from training.flags import LOSSES
-from training.loss import PathLength, clip_images, critic_loss, generator_loss, gradient_penalty
+from training import recipes
+from training.loss import LOSSES, PathLength, clip_images
 
 REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)
 
@@ -109,36 +109,41 @@ def test_clip_images_derivatives_inside_match_finite_differences():
 )
 def test_losses_in_closed_form(kind, of_critic, of_generator):
     real, fake = (torch.tensor(scores, dtype=torch.float64) for scores in (REAL, FAKE))
-    assert critic_loss(kind, real, fake).item() == pytest.approx(of_critic, rel=1e-12)
-    assert generator_loss(kind, fake, real).item() == pytest.approx(of_generator, rel=1e-12)
+    assert LOSSES[kind].critic(real, fake).item() == pytest.approx(of_critic, rel=1e-12)
+    assert LOSSES[kind].generator(fake, real).item() == pytest.approx(of_generator, rel=1e-12)
+
+
+def test_losses_and_recipes_have_the_same_names():
+    assert set(LOSSES) == set(recipes.LOSSES)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_critic_pulls_scores_apart_and_generator_raises_its_own(kind):
     real, fake = (torch.tensor(scores, requires_grad=True) for scores in (REAL, FAKE))
-    by_real, by_fake = torch.autograd.grad(critic_loss(kind, real, fake), (real, fake))
+    by_real, by_fake = torch.autograd.grad(LOSSES[kind].critic(real, fake), (real, fake))
     assert (by_real < 0).all() and (by_fake > 0).all()  # down the gradient: real up, generated down
-    (by_fake_g,) = torch.autograd.grad(generator_loss(kind, fake, real), fake)
+    (by_fake_g,) = torch.autograd.grad(LOSSES[kind].generator(fake, real), fake)
     assert (by_fake_g < 0).all()  # and generated up again
 
 
 def test_gradients_of_softplus_losses_are_sigmoids():
     real, fake = (torch.tensor(scores, requires_grad=True) for scores in (REAL, FAKE))
-    by_real, by_fake = torch.autograd.grad(critic_loss("logistic", real, fake), (real, fake))
+    by_real, by_fake = torch.autograd.grad(LOSSES["logistic"].critic(real, fake), (real, fake))
     torch.testing.assert_close(by_real, -torch.sigmoid(-real) / 3)
     torch.testing.assert_close(by_fake, torch.sigmoid(fake) / 3)
-    by_real, by_fake = torch.autograd.grad(critic_loss("relativistic", real, fake), (real, fake))
+    by_real, by_fake = torch.autograd.grad(LOSSES["relativistic"].critic(real, fake), (real, fake))
     torch.testing.assert_close(by_fake, torch.sigmoid(fake - real) / 3)
     torch.testing.assert_close(by_real, -by_fake)
 
 
 def test_relativistic_loss_depends_on_score_differences_alone():
     real, fake = (torch.tensor(scores, dtype=torch.float64) for scores in (REAL, FAKE))
-    for loss, scores in ((critic_loss, (real, fake)), (generator_loss, (fake, real))):
+    for network, scores in (("critic", (real, fake)), ("generator", (fake, real))):
+        relativistic, logistic = (getattr(LOSSES[kind], network) for kind in ("relativistic", "logistic"))
         raised = [score + 7 for score in scores]
-        assert loss("relativistic", *raised).item() == pytest.approx(loss("relativistic", *scores).item())
-        assert loss("logistic", *raised).item() != pytest.approx(loss("logistic", *scores).item(), rel=0.1)
-    drift = critic_loss("wgan-gp", real + 7, fake + 7) - critic_loss("wgan-gp", real, fake)  # its drift alone fixes the level
+        assert relativistic(*raised).item() == pytest.approx(relativistic(*scores).item())
+        assert logistic(*raised).item() != pytest.approx(logistic(*scores).item(), rel=0.1)
+    drift = LOSSES["wgan-gp"].critic(real + 7, fake + 7) - LOSSES["wgan-gp"].critic(real, fake)  # its drift alone fixes the level
     assert drift.item() == pytest.approx(WEIGHT * (49 + 14 * mean(REAL)), rel=1e-9)
 
 
@@ -147,8 +152,8 @@ def test_relativistic_loss_depends_on_score_differences_alone():
 def test_gradients_of_both_losses_match_finite_differences(kind, conditional):
     _, critic, real, _, labels = small_networks(conditional)
     fake = torch.nn.ParameterList([torch.randn_like(real)])
-    assert_gradients(lambda: critic_loss(kind, critic(real, labels), critic(fake[0].detach(), labels)), critic)
-    assert_gradients(lambda: generator_loss(kind, critic(fake[0], labels), critic(real, labels)), fake)
+    assert_gradients(lambda: LOSSES[kind].critic(critic(real, labels), critic(fake[0].detach(), labels)), critic)
+    assert_gradients(lambda: LOSSES[kind].generator(critic(fake[0], labels), critic(real, labels)), fake)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def test_gradients_of_both_losses_match_finite_differences(kind, conditional):
 def test_penalty_of_a_linear_critic(kind, penalty, derivative):
     slope = torch.randn(1, 8, 8, dtype=torch.float64, requires_grad=True)
     real, fake = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)
-    found, norm = gradient_penalty(kind, lambda x, labels: (slope * x).sum((1, 2, 3)), real, fake)
+    found, norm = LOSSES[kind].penalty(lambda x, labels: (slope * x).sum((1, 2, 3)), real, fake)
     length = slope.detach().norm()
     assert norm.item() == pytest.approx(length.item())
     assert found.item() == pytest.approx(penalty(length).item())
@@ -184,7 +189,7 @@ def test_penalty_is_computed_at_the_right_images(kind):
         return x.square().sum((1, 2, 3)) / 2  # its gradient is x
 
     real, fake = torch.randn(2, 6, 1, 4, 4)
-    penalty, norm = gradient_penalty(kind, critic, real, fake, given, seeded_rng(1))
+    penalty, norm = LOSSES[kind].penalty(critic, real, fake, given, seeded_rng(1))
     norms = [images.flatten(1).norm(dim=1) for images in seen]
     assert norm.item() == pytest.approx(norms[0].mean().item(), rel=1e-5)
     if kind == "wgan-gp":
@@ -204,13 +209,13 @@ def test_penalty_is_computed_at_the_right_images(kind):
 def test_gradients_of_the_penalty_match_finite_differences(kind, conditional):
     _, critic, real, _, labels = small_networks(conditional)
     fake = torch.randn_like(real)
-    assert_gradients(lambda: gradient_penalty(kind, critic, real, fake, labels, seeded_rng())[0], critic)
+    assert_gradients(lambda: LOSSES[kind].penalty(critic, real, fake, labels, seeded_rng())[0], critic)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_penalty_of_a_constant_critic_has_a_finite_gradient(kind):
     slope = torch.zeros(1, 4, 4, requires_grad=True)
-    penalty, norm = gradient_penalty(kind, lambda x, labels: (slope * x).sum((1, 2, 3)), *torch.randn(2, 3, 1, 4, 4))
+    penalty, norm = LOSSES[kind].penalty(lambda x, labels: (slope * x).sum((1, 2, 3)), *torch.randn(2, 3, 1, 4, 4))
     assert norm.item() < 1e-9 and penalty.item() == pytest.approx(1 if kind == "wgan-gp" else 0)
     assert torch.autograd.grad(penalty, slope)[0].isfinite().all()
 

@@ -20,7 +20,9 @@ def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys
     for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with", "(new)", "float32"):
         assert expected in out, expected
     assert re.search(
-        "loss +logistic, penalty 7 every 4 steps, path length 0, augmentation ada, 2 critic updates per generator update", out
+        r"recipe +thin network, logistic: batch 4, learning rates 0.004 \(generator\) and 0.004 \(critic\), 2 critic updates per "
+        r"generator update\npenalties +7 every 4 steps, path length 0\naugmented +ada\n",
+        out,
     )
     assert not (tmp_path / "model").exists()
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from conftest import LAYERS, NETWORK, checkpoint, read_table, same_checkpoints, start
 from PIL import Image
+from plain_options import plain_options
 
 import train
 from analysis import figures, validation
 from training import step as training_step
 from training.ada import AugmentationStrength
 from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
-from training.step import Options, TrainingState
+from training.step import TrainingState
 from utils import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_rows_after_the_checkpoint_are_cut_on_resume(tmp_path, slices_dir, valid
 def run_folder(folder, rank=0, size=1):
     """A RunFolder of one process among `size`, and its TrainingState on tiny networks."""
     processes = types.SimpleNamespace(rank=rank, size=size, leading=rank == 0)
-    state = TrainingState(Options(seed=3), NETWORK, torch.device("cpu"), torch.float32, processes)
+    state = TrainingState(plain_options(seed=3), NETWORK, torch.device("cpu"), torch.float32, processes)
     return RunFolder(str(folder), {}, None, {"losses": ("images", "kid")}, processes), state
 
 

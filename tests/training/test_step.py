@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_options import plain_options
 
 from modules import build_networks
 from training import step as step_module
-from training.augment import augment
-from training.loss import PathLength, clip_images, gradient_penalty
+from training.augment import OPERATIONS, augment
+from training.loss import LOSSES, PathLength, clip_images
 from training.step import (
     BETAS,
     EMA_RAMPUP,
     FLOAT32_UP_TO,
     PATH_LENGTH_EVERY,
     Batch,
-    Options,
     TrainingState,
     adam_step,
     generate,
@@ -34,11 +34,10 @@ CPU = torch.device("cpu")
 SIDE = 8
 SMALL = {"resolution": SIDE, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
 CONDITIONAL = SMALL | {"num_classes": 2}
-LOSSES = "wgan-gp", "logistic", "relativistic"
 
 
 def new_state(network=SMALL, dtype=torch.float32, **options):
-    return TrainingState(Options(**({"batch_size": 4} | options)), network, CPU, dtype)
+    return TrainingState(plain_options(**({"batch_size": 4} | options)), network, CPU, dtype)
 
 
 def random_images(count, seed=5, side=SIDE):
@@ -106,7 +105,7 @@ class Reference:
         ws = self.latents(len(real), labels, options.style_mixing)
         images = self.model["generator"](ws, rng=self.rng)
         fake = images.detach().clamp(-1, 1)
-        seen_real, seen_fake = (augment(x, options.augment_p, self.rng) for x in (real, fake))
+        seen_real, seen_fake = self.augment(real), self.augment(fake)
         scores = self.critic(torch.cat([seen_real, seen_fake]), both, parts=2)
         d_real, d_fake = scores[: len(real)], scores[len(real) :]
         loss = {
@@ -128,9 +127,9 @@ class Reference:
             self.average()
             return terms
         self.model.zero_grad()
-        d_fake = self.critic(augment(clip_images(images), options.augment_p, self.rng), labels)
+        d_fake = self.critic(self.augment(clip_images(images)), labels)
         if options.loss == "relativistic":
-            d_real = self.critic(augment(real, options.augment_p, self.rng), labels)
+            d_real = self.critic(self.augment(real), labels)
         loss = {
             "wgan-gp": lambda: -d_fake.mean(),
             "logistic": lambda: softplus(-d_fake).mean(),
@@ -160,6 +159,10 @@ class Reference:
                 w_mean[label] = 0.995 * w_mean[label] + 0.005 * ws[rows, 0].mean(0).detach()
         self.average()
         return terms
+
+    def augment(self, images):
+        operations = OPERATIONS if self.options.mirror else OPERATIONS[1:]
+        return augment(images, self.options.augment_p, self.rng, operations)
 
     def average(self):
         self.images_shown += self.options.batch_size
@@ -198,6 +201,7 @@ def test_train_step_is_the_algorithm_written_out(float64, loss, n_critic, condit
         n_critic=n_critic,
         augment="fixed",
         augment_p=0.5,
+        mirror=conditional,  # once with, once without
         style_mixing=0.5,
         path_length=2.0,
         lr=0.004,
@@ -239,21 +243,21 @@ def weights(state):
     return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
 
 
-def test_generator_is_not_updated_where_the_critics_gradient_is_not_finite(monkeypatch):
+def test_generator_is_not_updated_where_the_critics_gradient_is_not_finite():
     state = new_state()
     train_step(state, 0, Batch(random_images(4)))
     before = [p.clone() for p in (*state.model_weights, *state.critic_weights)]
-    monkeypatch.setattr(step_module, "critic_loss", lambda kind, real, fake: (real - fake).mean() * math.inf)
+    state.loss = state.loss._replace(critic=lambda real, fake: (real - fake).mean() * math.inf)
     terms = train_step(state, 1, Batch(random_images(4)))
     assert not terms["critic_gradient"].isfinite() and terms["generator_gradient"].isfinite()
     assert all(torch.equal(a, b) for a, b in zip(before, (*state.model_weights, *state.critic_weights)))
     assert all(a.isfinite().all() for a in weights(state))
 
 
-def test_critic_alone_is_updated_where_the_generators_gradient_is_not_finite(monkeypatch):
+def test_critic_alone_is_updated_where_the_generators_gradient_is_not_finite():
     state = new_state()
     generator_before, critic_before = ([p.clone() for p in list_] for list_ in (state.model_weights, state.critic_weights))
-    monkeypatch.setattr(step_module, "generator_loss", lambda kind, fake, real: fake.mean() * math.nan)
+    state.loss = state.loss._replace(generator=lambda fake, real: fake.mean() * math.nan)
     train_step(state, 0, Batch(random_images(4)))
     assert all(torch.equal(a, b) for a, b in zip(generator_before, state.model_weights))
     assert not all(torch.equal(a, b) for a, b in zip(critic_before, state.critic_weights))
@@ -312,7 +316,7 @@ def test_held_out_images_are_scored_but_never_trained_on(float64):
 
 def test_everything_the_critic_sees_is_augmented(monkeypatch):
     """Real, generated and held-out images, in both updates: marked by the augmentation, found in the critic's input."""
-    monkeypatch.setattr(step_module, "augment", lambda images, p, rng: images * 0 + 7)
+    monkeypatch.setattr(step_module, "augment", lambda images, *_: images * 0 + 7)
     state, seen = new_state(augment="fixed", augment_p=0.5, loss="relativistic"), []
     state.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     train_step(state, 0, Batch(random_images(4), None, random_images(4)))
@@ -345,18 +349,18 @@ def test_labels_of_the_real_images_reach_generator_and_critic(monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
-def test_penalty_and_its_second_derivatives_match_float64(monkeypatch, loss, dtype, bound):
+def test_penalty_and_its_second_derivatives_match_float64(loss, dtype, bound):
     """float32: each parameter's gradient by itself; bfloat16: all together, since rounding may hide a small gradient."""
     network = SMALL | {"resolution": 32}  # from 32x32 on, blocks may be narrow in the penalty too
     state, compared = new_state(network, dtype, loss=loss), []
 
-    def compare(kind, critic, real, fake, labels, rng):
+    def compare(critic, real, fake, labels, rng):
         twin = torch.Generator()
         twin.set_state(rng.get_state())
-        found = gradient_penalty(kind, critic, real, fake, labels, rng)
+        found = LOSSES[loss].penalty(critic, real, fake, labels, rng)
         _, exact = build_networks(network)
         exact.load_state_dict(state.critic.state_dict())
-        expected = gradient_penalty(kind, exact.double(), real.double(), fake.double(), labels, twin)
+        expected = LOSSES[loss].penalty(exact.double(), real.double(), fake.double(), labels, twin)
         assert found[0].item() == pytest.approx(expected[0].item(), rel=bound)
         gradients, references = (
             torch.autograd.grad(penalty, list(critic.parameters()), retain_graph=True, allow_unused=True)
@@ -370,7 +374,7 @@ def test_penalty_and_its_second_derivatives_match_float64(monkeypatch, loss, dty
             compared.append(a)
         return found
 
-    monkeypatch.setattr(step_module, "gradient_penalty", compare)
+    state.loss = state.loss._replace(penalty=compare)
     train_step(state, 0, Batch(random_images(4, side=32)))
     assert len(compared) == 1 if dtype == torch.bfloat16 else len(compared) > 10
 
