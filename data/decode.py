@@ -144,8 +144,10 @@ def choose_levels(kind, ranges):
 
 
 def usual_white(value):
-    """The one of USUAL_WHITES that `value` is near to, else `value`."""
-    return float(next((white for white in USUAL_WHITES if 0.7 * white <= value <= 1.1 * white), value))
+    """The one of USUAL_WHITES that `value` is near to, else `value`; in between something between, so that AD and NC cannot be torn
+    apart by a limit."""
+    white = next((white for white in USUAL_WHITES if 0.4 * white < value < 1.3 * white), None)
+    return float(value if white is None else white * np.interp(value / white, (0.4, 0.7, 1.1, 1.3), (0.4, 1, 1, 1.3)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,18 @@ from PIL import Image
 from synthetic import noise, save
 from tiff import big_endian, tiff
 
-from data.decode import FIRST_KIND, KINDS, PAGES, UNREADABLE, brightness, choose_levels, pad_and_resize, read_files, to_grey
+from data.decode import (
+    FIRST_KIND,
+    KINDS,
+    PAGES,
+    UNREADABLE,
+    brightness,
+    choose_levels,
+    pad_and_resize,
+    read_files,
+    to_grey,
+    usual_white,
+)
 
 # Grey -----------------------------------------------------------------------------------------------------------------
 
@@ -263,6 +274,18 @@ def test_choose_levels():
     assert choose_levels("float", [(-0.02, 0.9)]) == (0, 1)  # ringing
     assert choose_levels("16-bit MINISWHITE", [(200, 65535)]) == (65535, 0)
     assert choose_levels("32-bit", [(0, 0)]) == (0, 1)
+
+
+def test_usual_white_has_no_steps():
+    """Classes that differ by one per cent are never scaled by factors that differ by more than twice that."""
+    for white in (1, 255, 4095, 65535):
+        for share in (0.7, 0.9, 1, 1.1):
+            assert usual_white(share * white) == white
+        for share in (0.2, 0.4, 1.3, 2):
+            assert usual_white(share * white) == pytest.approx(share * white)
+    values = np.geomspace(1e-3, 1e6, 2100)  # by 1% each
+    factors = np.diff(np.log([usual_white(value) for value in values]))
+    assert factors.min() > -1e-9 and factors.max() < 0.025
 
 
 def test_stacks_and_animations_are_left_out(tmp_path):
