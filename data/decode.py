@@ -138,10 +138,10 @@ def choose_levels(kind, ranges):
     """
     lows, highs = np.asarray(ranges, float).T
     low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
-    if abs(low + 1) < 0.01 and high <= 1.1:
-        return -1.0, 1.0
     black = float(low) if low < -0.1 * abs(high) else 0.0
     white = usual_white(high) if high > 0 else float(black == 0)  # 1: all values are 0
+    if abs(low + 1) < 0.01 and high <= 1.1:
+        black, white = -1.0, 1.0
     return (white, black) if kind.endswith("MINISWHITE") else (black, white)
 
 
