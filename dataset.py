@@ -10,16 +10,11 @@ As a command, this file reports on a data set before training: counts, sizes, da
 share (analysis/dataset_report.py). Its flags are in analysis/dataset_flags.py.
 """
 
-import glob
-import hashlib
 import os
-import stat
 import sys
-import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from utils import CLASSES, UserError, answer_early, atomic_path, has_room, printable, run_cli, walk
+from utils import CLASSES, UserError, answer_early, has_room, printable, run_cli, walk
 
 
 def parse_args(argv=None):
@@ -33,151 +28,124 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
+
+from data.cache import load_folder, short_hash
+from data.checks import check_brightness, warn_of_kinds, warn_once
+from data.decode import FIRST_KIND, PAGES, brightness
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL recognises others by their first bytes, among them formats that run code
-CACHE_VERSION = 1  # increase it when a change to decoding changes the pixels
-READABLE, UNREADABLE = 1, 2  # status bytes in the cache; 0: not written
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# From a file to a square grey image
-
-
-def to_grey(image):
-    """Convert a PIL image of any mode to 8-bit grey (mode "L"); ValueError for a mode that PIL cannot convert (LAB).
-
-    Colour becomes luma (ITU-R 601-2) and transparency is put over black. 16-bit grey (modes I;16, I;16B, I) is scaled by
-    1/257, so 65535 is white. Float grey (F) has no agreed range: white is 1, 255 or 65535, the first that no pixel exceeds;
-    pixels that are not finite become black.
-    """
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image), posinf=0)
-        white = next((white for white in (1, 255) if values.max() <= white), 65535)
-        return Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    return image.convert("L")
-
-
-def pad_and_resize(image, resolution):
-    """Centre an "L" image on a black square and resize that to `resolution` x `resolution`, without stretching it.
-
-    If its longer side is `resolution`, every pixel is kept (an odd margin is wider by one pixel at the right or bottom);
-    otherwise it is resized with an antialiasing filter.
-    """
-    side = max(image.size)
-    square = Image.new("L", (side, side))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)  # a copy if the size is right
-
-
-def open_slice(path):
-    """Open the image at `path`, as a context manager; its pixels are not read yet.
-
-    Raises PIL's errors for a damaged file, and ValueError if `path` is not a regular file or the square that holds the image
-    would have more than PIL's limit of pixels.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would never end
-        raise ValueError("not a regular file")
-    image = Image.open(path, formats=FORMATS)
-    if max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:
-        image.close()
-        raise ValueError(f"{image.width} x {image.height} pixels are too many")
-    return image
-
-
-def decode(path, resolution):
-    """Read the image at `path` as uint8 [resolution, resolution]; raises the errors of `open_slice` and PIL."""
-    with open_slice(path) as image:
-        return np.asarray(pad_and_resize(to_grey(image), resolution))
-
-
-def for_each(work, items, num_workers=None, label=None):
-    """Return [work(item) for item in items], with None where it raised, using `num_workers` threads (None: one per core).
-
-    PIL decodes without holding Python's lock, so threads use all cores. label: of a progress bar; None shows no bar.
-    """
-
-    def attempt(item):
-        try:
-            return work(item)
-        except Exception:  # PIL raises nearly any error on a damaged file
-            return None
-
-    workers = min(16, os.cpu_count() or 1) if num_workers is None else max(1, num_workers)
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore")  # PIL warns about odd metadata in every file
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            hidden = None if label else True  # None: hidden unless stderr is a terminal
-            return list(tqdm(pool.map(attempt, items), label, len(items), unit=" images", disable=hidden))
-        except BaseException:  # Ctrl-C must not wait for thousands of queued items
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+NAMES = {"AD": ("AD",), "NC": ("NC", "CN")}  # of the folders of each of CLASSES, in any letter case; CN is ADNI's name
+NOT_SLICES = (".csv", ".html", ".json", ".log", ".md", ".tsv", ".txt", ".xlsx", ".xml", ".yaml", ".yml")  # notes and tables
+SYSTEM_FILES = ("desktop.ini", "ehthumbs.db", "icon\r", "thumbs.db", "w.npy")  # of Windows, macOS and predict.py --export
+SAMPLED = 64  # slices of each class whose brightness is looked at
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Folders
 
 
+def class_named(folder):
+    """The one of CLASSES that a folder of this name holds, or None."""
+    return next((name for name in CLASSES if folder.upper() in NAMES[name]), None)
+
+
+def subfolders(folder):
+    """Sorted names of the folders in `folder`, hidden ones left out; none if it is no folder, or may not be looked into."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+
+
+def find_classes(dataset_dir, classes="all"):
+    """{class: names of its folders in `dataset_dir`} of `classes`, "all" or one of CLASSES; of links to one folder, only one."""
+    found = {name: {} for name in (CLASSES if classes == "all" else (classes,))}
+    for folder in sorted(subfolders(dataset_dir), key=lambda folder: folder not in CLASSES):
+        if (name := class_named(folder)) in found:
+            found[name].setdefault(os.path.realpath(os.path.join(dataset_dir, folder)), folder)
+    return {name: list(folders.values()) for name, folders in found.items()}
+
+
+def missing_text(dataset_dir, classes):
+    """Text: which class folders are missing in `dataset_dir`, and what is there instead; "" if none is."""
+    missing = [name for name, folders in find_classes(dataset_dir, classes).items() if not folders]
+    if not missing:
+        return ""
+    there = subfolders(dataset_dir)
+    return f"no folder {' or '.join(missing)} in it" + (f", but {some_of(there)}" if there else "")
+
+
 def class_folders(dataset_dir, classes="all"):
-    """{class: folder} of `classes`, "all" or one of CLASSES; UserError if a folder is missing."""
+    """{class: folder} of `classes`, "all" or one of CLASSES; a line on stderr names folders whose name is not the class's.
+
+    UserError if a folder is missing, or a class has two.
+    """
     if not os.path.isdir(dataset_dir):
         raise UserError(f"--dataset_dir {dataset_dir}: no such folder; it should hold {' and '.join(CLASSES)}")
-    folders = {name: os.path.join(dataset_dir, name) for name in (CLASSES if classes == "all" else (classes,))}
-    missing = [name for name, folder in folders.items() if not os.path.isdir(folder)]
-    if missing:
+    if missing := missing_text(dataset_dir, classes):
         nearby = os.path.join(dataset_dir, "train"), os.path.dirname(os.path.abspath(dataset_dir))
         hint = next((f"; did you mean --dataset_dir {other}?" for other in nearby if holds_classes(other, classes)), "")
-        raise UserError(f"--dataset_dir {dataset_dir}: no folder {' or '.join(missing)} in it{hint}")
-    return folders
+        raise UserError(f"--dataset_dir {dataset_dir}: {missing}{hint}")
+    result = {}
+    for name, folders in find_classes(dataset_dir, classes).items():
+        if len(folders) > 1:
+            raise UserError(f"--dataset_dir {dataset_dir}: {' and '.join(folders)} both stand for class {name}; keep one of them")
+        if folders != [name]:
+            warn_once(f"note: {os.path.join(dataset_dir, *folders)} is read as class {name}")
+        result[name] = os.path.join(dataset_dir, *folders)
+    return result
 
 
 def holds_classes(folder, classes):
     """Whether `folder` has a subfolder for each of `classes`, "all" or one of CLASSES."""
-    return all(os.path.isdir(os.path.join(folder, name)) for name in (CLASSES if classes == "all" else (classes,)))
+    return os.path.isdir(folder) and not missing_text(folder, classes)
 
 
 def find_splits(dataset_dir, classes="all"):
     """{split: folder} of "train" and "test", in `dataset_dir` or beside it; {name of the folder: dataset_dir} if it has neither.
 
-    UserError if `dataset_dir` is neither a split nor a folder of splits.
+    A line on stderr names a split that is left out since a class is missing in it. UserError if `dataset_dir` is neither a split
+    nor a folder of splits.
     """
     parent, name = os.path.split(os.path.abspath(dataset_dir))
-    for place in (dataset_dir, parent) if name in ("train", "test") else (dataset_dir,):
-        splits = {split: os.path.join(place, split) for split in ("train", "test")}
-        splits = {split: folder for split, folder in splits.items() if holds_classes(folder, classes)}
-        if place == dataset_dir and splits or name in splits:
+    for place in (dataset_dir, parent) if name.lower() in ("train", "test") else (dataset_dir,):
+        there = {folder.lower(): os.path.join(place, folder) for folder in subfolders(place)}
+        there = {split: there[split] for split in ("train", "test") if split in there}
+        splits = {split: folder for split, folder in there.items() if holds_classes(folder, classes)}
+        if place == dataset_dir and splits or name.lower() in splits:
+            for split, folder in there.items():
+                if split not in splits:
+                    warn_once(f"warning: {folder} is left out: {missing_text(folder, classes)}")
             return splits
     class_folders(dataset_dir, classes)  # raises the UserError
     return {name: dataset_dir}
 
 
 def find_slices(folder):
-    """Sorted [(path below `folder` with /, bytes, mtime in ns)] of the slices in a folder, at any depth; UserError if none.
+    """Sorted [(path below `folder` with /, bytes, mtime, ctime in ns)] of the slices in a folder, at any depth; UserError if none.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out, and other files, which a line on stderr counts and names.
     """
-    files = []
+    files, others = [], []
     for root, names in walk(folder):
-        below = os.path.relpath(root, folder).replace(os.sep, "/") + "/"
+        below = (os.path.relpath(root, folder).replace(os.sep, "/") + "/").removeprefix("./")
         for name in names:
             if name.lower().endswith(EXTENSIONS):
                 try:
                     entry = os.stat(os.path.join(root, name))
-                    size, mtime = entry.st_size, entry.st_mtime_ns
+                    facts = entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns
                 except OSError:  # a broken link, which counts as an unreadable slice
-                    size, mtime = 0, 0
-                files.append((below.removeprefix("./") + name, size, mtime))
+                    facts = 0, 0, 0
+                files.append((below + name, *facts))
+            elif not name.lower().endswith(NOT_SLICES) and name.lower() not in SYSTEM_FILES:
+                others.append(below + name)
     if not files:
-        raise UserError(f"--dataset_dir: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth)")
+        there = f"; there is {some_of(sorted(others))}" if others else ""
+        raise UserError(f"--dataset_dir: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth{there})")
+    if others:
+        kinds = f"{len(others)} file{'s' * (len(others) > 1)} of kinds that are not read"
+        warn_once(f"warning: {folder}: {kinds} left out: {some_of(sorted(others))}")
     return sorted(files)
 
 
@@ -193,103 +161,12 @@ def warn_of_unreadable(names):
         print(f"warning: {len(names)} unreadable file{'s' * (len(names) > 1)} left out: {some_of(names)}", file=sys.stderr)
 
 
-def require_readable(dataset_dir, folder, readable, files):
-    """UserError if `readable`, the readable ones among `files` of `folder`, is empty."""
-    if not len(readable):
-        raise UserError(f"--dataset_dir {dataset_dir}: no readable slice in {folder}, tried {some_of(files)}")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The cache: the decoded slices of one folder at one resolution, as one array
-
-
-def short_hash(value):
-    """16 hex digits of the SHA-256 of repr(value)."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
-
-
-def cache_folder():
-    """The folder of this user's caches: below XDG_CACHE_HOME, else ~/.cache; on Windows below LOCALAPPDATA."""
-    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    return os.path.join(base or os.path.join(os.path.expanduser("~"), ".cache"), "stylegan2-brain")
-
-
-def load_folder(folder, files, resolution, num_workers=None, label=None):
-    """Read the `files` of `folder` (as `find_slices` lists them) from the cache; decode them into it if it is missing or old.
-
-    Returns (pixels, readable, note): pixels uint8 [len(files), R, R], a memory map of the cache; readable bool [len(files)];
-    note None, or the reason why the cache cannot be written, with the pixels in memory.
-    """
-    cache, identity = cache_folder(), short_hash(os.path.realpath(folder))
-    prefix = os.path.join(cache, f"{os.path.basename(folder)}-{identity}-{resolution}-")
-    path = f"{prefix}{short_hash((CACHE_VERSION, resolution, files))}.npy"
-    # One array, so that one rename replaces everything: an image per file, then the status bytes of all files.
-    shape = len(files) + -(-len(files) // resolution**2), resolution, resolution
-    rows, note = read_cache(path, shape, folder, files), None
-    if rows is None:
-        try:
-            os.makedirs(cache, exist_ok=True)
-            remove_stale(prefix, keep=path)
-            with atomic_path(path) as temporary:
-                rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                reserve(temporary)
-                fill(rows, folder, files, num_workers, label)
-                rows.flush()
-                del rows  # Windows cannot rename a file that is still mapped
-            rows = np.lib.format.open_memmap(path, mode="r")
-        except OSError as error:
-            note = f"no cache in {cache} ({error.strerror or error}): slices stay in memory, the next run decodes again"
-            rows = np.zeros(shape, np.uint8)
-            fill(rows, folder, files, num_workers, label)
-    return rows[: len(files)], status(rows, files) == READABLE, note
-
-
-def status(rows, files):
-    """The status bytes in `rows`, as a view uint8 [len(files)]."""
-    return rows[len(files) :].reshape(-1)[: len(files)]
-
-
-def fill(rows, folder, files, num_workers, label):
-    """Decode all `files` into `rows` and write their status bytes; the row of an unreadable file stays black."""
-
-    def decode_into_row(i):
-        rows[i] = decode(os.path.join(folder, files[i][0]), rows.shape[1])
-        return READABLE
-
-    results = for_each(decode_into_row, range(len(files)), num_workers, label)
-    status(rows, files)[:] = [result or UNREADABLE for result in results]
-
-
-def read_cache(path, shape, folder, files):
-    """The array in the cache at `path`; None if it is missing, damaged or out of date."""
-    try:
-        rows = np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # NumPy raises nearly any error on a missing or damaged file
-        return None
-    if rows.shape != shape or rows.dtype != np.uint8 or not np.isin(status(rows, files), (READABLE, UNREADABLE)).all():
-        return None
-    # An unreadable file may have become readable without a new mtime, by a chmod or when a network disk came back.
-    unreadable = [os.path.join(folder, files[i][0]) for i in np.flatnonzero(status(rows, files) == UNREADABLE)]
-    retried = for_each(lambda file: decode(file, shape[1]), unreadable)
-    return rows if all(image is None for image in retried) else None
-
-
-def remove_stale(prefix, keep):
-    """Delete the caches whose path starts with `prefix`, except `keep`, and temporary files older than a day."""
-    temporary = os.path.join(glob.escape(os.path.dirname(prefix)), ".tmp-*.npy")
-    for path in glob.glob(glob.escape(prefix) + "*.npy") + glob.glob(temporary):
-        try:
-            if path != keep and (path.startswith(prefix) or time.time() - os.path.getmtime(path) > 86400):
-                os.unlink(path)
-        except OSError:  # another run has deleted it, or (on Windows) still reads it
-            pass
-
-
-def reserve(path):
-    """Allocate a sparse file's disk blocks; OSError if the disk is full, where writing to a memory map would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+def require_readable(dataset_dir, folder, status, files):
+    """UserError if none of `files` of `folder`, of this status (see `decode.Files`), was read."""
+    if not (status >= FIRST_KIND).any():
+        pages = (status == PAGES).sum()
+        reason = f" ({pages} hold several images each: save each image as a file of its own)" if pages else ""
+        raise UserError(f"--dataset_dir {dataset_dir}: no readable slice in {folder}, tried {some_of(files)}{reason}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -305,24 +182,27 @@ class Slices:
     labels       int64 [N], the index of each slice's class in CLASSES
     names        file names [N], such as "AD/218391_78.jpeg"
     counts       {class: number of slices}
-    unreadable   names of the files left out, which one line on stderr also names
+    unreadable   names of the files left out, which one line on stderr also names; others name what else is doubtful
     fingerprint  16 hex digits of the names and sizes in bytes of the slices; moving the folder does not change it
 
-    UserError if a folder is missing or a class has no readable slice.
+    UserError if a folder is missing, or a class has no readable slice or is nearly black.
     """
 
     def __init__(self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True):
         self.resolution, self.unreadable, self.counts = resolution, [], {}
         self._pixels, labels, rows, identities, notes = {}, [], [], [], set()
+        status, levels, bright = {}, {}, {}
         files_of = {name: (folder, find_slices(folder)) for name, folder in class_folders(dataset_dir, classes).items()}
         for name, (folder, files) in files_of.items():
             label = CLASSES.index(name)
             bar = f"decoding {name}" if progress else None
-            self._pixels[label], readable, note = load_folder(folder, files, resolution, num_workers, bar)
+            pixels, status[name], levels[name], note = load_folder(folder, files, resolution, num_workers, bar)
+            self._pixels[label] = pixels
             notes.add(note)
-            readable_rows = np.flatnonzero(readable)
-            require_readable(dataset_dir, folder, readable_rows, [file for file, *_ in files])
-            self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(~readable)]
+            readable_rows = np.flatnonzero(status[name] >= FIRST_KIND)
+            require_readable(dataset_dir, folder, status[name], [file for file, *_ in files])
+            bright[name] = [brightness(pixels[i]) for i in readable_rows[:: -(-len(readable_rows) // SAMPLED)]]
+            self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(status[name] < FIRST_KIND)]
             self.counts[name] = len(readable_rows)
             rows.append(readable_rows)
             labels.append(np.full(len(readable_rows), label))
@@ -334,6 +214,8 @@ class Slices:
         for note in notes - {None}:
             print(f"note: {note}", file=sys.stderr)
         warn_of_unreadable(self.unreadable)
+        warn_of_kinds(dataset_dir, status, levels)
+        check_brightness(dataset_dir, bright)
 
     def __len__(self):
         return len(self.labels)

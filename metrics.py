@@ -78,35 +78,47 @@ import numpy as np
 from analysis.atlas import write_quality_atlas
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
 from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
-from dataset import Slices, class_folders, find_slices, for_each, holds_classes, open_slice, pad_and_resize, some_of, to_grey
+from data.checks import check_brightness, warn_of_kinds
+from data.decode import brightness, pad_and_resize, read_files
+from dataset import Slices, class_folders, find_slices, holds_classes, require_readable, some_of
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
-    """Read the images of `folder` in random order: (uint8 [N, R, R], their paths).
+    """Read the images of `folder` in random order: (uint8 [N, R, R], their paths). Lines on stderr name what is doubtful.
 
     If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all images at any depth are. At most
     `count` are read, drawn with `seed`. UserError, which names `flag`: there is nothing to read, or --fake holds images of a
     generator with a resolution below `resolution` (other small images are enlarged, as for training).
     """
 
-    def read(path):
-        with open_slice(path) as image:
-            return image.size, np.asarray(pad_and_resize(to_grey(image), resolution))
+    def read(_, image, grey):
+        return image.size, np.asarray(pad_and_resize(grey, resolution))
 
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder")
+    results, status, levels, bright = {}, {}, {}, {}
     try:
-        folders = class_folders(folder, classes).values() if holds_class(folder) else [folder]
-        paths = [os.path.join(parent, name) for parent in folders for name, *_ in find_slices(parent)]
+        folders = class_folders(folder, classes) if holds_class(folder) else {os.path.basename(os.path.abspath(folder)): folder}
+        paths_of = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent)] for name, parent in folders.items()}
+        paths = [path for of_class in paths_of.values() for path in of_class]
+        paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
+        for name, of_class in paths_of.items():
+            chosen = sorted(set(paths).intersection(of_class))
+            found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
+            results |= dict(zip(chosen, found.results))
+            status[name], levels[name] = found.status, found.levels
+            bright[name] = [brightness(result[1]) for result in found.results if result]
+            if chosen:
+                require_readable(folder, folders[name], found.status, list(map(os.path.basename, chosen)))
+        if flag != "--fake":  # a poor generator's images may well be dark
+            check_brightness(folder, {name: values for name, values in bright.items() if values})
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", flag)) from None
-    paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
-    results = for_each(read, paths, label=f"reading {flag}")
-    if damaged := [os.path.basename(path) for path, result in zip(paths, results) if result is None]:
+    if damaged := [os.path.basename(path) for path in paths if results[path] is None]:
         print(f"warning: {flag} {folder}: {len(damaged)} unreadable left out: {some_of(damaged)}", file=sys.stderr)
-    images, paths = [result for result in results if result], [path for path, result in zip(paths, results) if result]
-    if not images:
-        raise UserError(f"{flag} {folder}: no readable slice in it")
+    warn_of_kinds(f"{flag} {folder}", status, levels)
+    paths = [path for path in paths if results[path]]
+    images = [results[path] for path in paths]
     width, height = min(size for size, _ in images)
     if flag == "--fake" and width == height in RESOLUTIONS and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")

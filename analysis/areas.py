@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset import Slices, decode, for_each, pad_and_resize
+from data.decode import decode, for_each, pad_and_resize
+from dataset import Slices
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, boolean, run_cli
 
 PIXEL_MM, WIDTH, WHITE = 0.85, 256, 190  # of phantom.py's slices: mm and pixels across, grey level of white matter

@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.subjects import contradictions, find_subjects, identify, image_order, look_up
-from dataset import class_folders, decode, find_slices, find_splits, for_each, open_slice, require_readable, some_of, to_grey
+from data.checks import check_brightness, warn_of_kinds
+from data.decode import brightness, decode, read_files
+from dataset import class_folders, find_slices, find_splits, require_readable, some_of
 from utils import UserError, atomic_path, make_folder
 
 SAMPLES = 8  # slices of each class in samples.png
@@ -23,23 +25,22 @@ class FileFacts(NamedTuple):
 
     mode: str  # PIL's
     size: tuple  # width, height
-    peak: int  # the greatest pixel value of a 16-bit image, else None
+    brightness: int  # grey level of its brightest parts
     digest: bytes  # SHA-256 of the grey pixels: the same for the same image in any file format
 
 
-def inspect(path):
-    """The FileFacts of the image at `path`; raises the errors of `dataset.open_slice` and PIL."""
-    with open_slice(path) as image:
-        grey = to_grey(image)
-        peak = int(np.asarray(image).max()) if image.mode.startswith("I") else None
-        return FileFacts(image.mode, image.size, peak, hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest())
+def inspect(_, image, grey):
+    """The FileFacts of an image, as `decode.read_files` gives it."""
+    digest = hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest()
+    return FileFacts(image.mode, image.size, brightness(np.asarray(grey)), digest)
 
 
 def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subjects=None):
     """Print a report on every split of `dataset_dir` and on what they share; write `output_dir`/samples.png.
 
     classes: "all", "AD" or "NC"; resolution: of the samples; num_workers: decoding threads (None: one per core, up to 16);
-    subjects: path of a table for `read_subjects`. UserError if a folder is missing, or a class has no readable slice.
+    subjects: path of a table for `read_subjects`. UserError if a folder is missing, or a class has no readable slice or is nearly
+    black.
     """
     table = find_subjects(subjects, dataset_dir)
     splits = find_splits(dataset_dir, classes)
@@ -47,21 +48,26 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
     samples_path, facts_of = os.path.join(output_dir, "samples.png"), {}
     for split, split_folder in splits.items():
         facts, unreadable, samples, counts = {}, [], {}, {}  # facts: {"AD/file name": FileFacts} of the readable files
+        status, levels = {}, {}
         for name, folder in class_folders(split_folder, classes).items():
             files = [file for file, *_ in find_slices(folder)]
-            results = for_each(inspect, [os.path.join(folder, file) for file in files], num_workers, f"reading {split}/{name}")
+            paths = [os.path.join(folder, file) for file in files]
+            results, status[name], levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
             readable = [file for file, result in zip(files, results) if result]
-            require_readable(dataset_dir, folder, readable, files)
+            require_readable(dataset_dir, folder, status[name], files)
             unreadable += [f"{name}/{file}" for file, result in zip(files, results) if not result]
             facts |= {f"{name}/{file}": result for file, result in zip(files, results) if result}
             counts[name] = len(readable)
             shown = np.linspace(0, len(readable) - 1, min(SAMPLES, len(readable))).astype(int)
             samples[name] = [os.path.join(folder, readable[i]) for i in shown]
         if not facts_of:  # of the first split
-            save_samples(samples_path, samples, resolution)
+            save_samples(samples_path, samples, resolution, levels)
         facts_of[split] = facts
         print(f"{split}: {' + '.join(f'{n} {name}' for name, n in counts.items())} slices in {split_folder}")
         print_facts(facts.values(), unreadable)
+        warn_of_kinds(split_folder, status, levels)
+        of_class = {name: [fact.brightness for file, fact in facts.items() if file.startswith(f"{name}/")] for name in counts}
+        check_brightness(split_folder, of_class)
     if len(facts_of) == 2:
         compare_pictures(**facts_of)
     else:
@@ -79,9 +85,6 @@ def print_facts(facts, unreadable):
     """Print what a split's files have in common: its FileFacts, and the names of the unreadable files."""
     print(f"  width x height: {tally(f'{fact.size[0]} x {fact.size[1]}' for fact in facts)}")
     print(f"  modes: {tally(fact.mode for fact in facts)}")
-    peak = max((fact.peak for fact in facts if fact.peak is not None), default=65535)
-    if peak < 4096:
-        print(f"  warning: no 16-bit slice exceeds {peak} of 65535, so they will look dark; rescale them first")
     print(f"  unreadable: {count_and_names(unreadable)}")
     print(f"  pictures that are there more than once: {len(facts) - len({fact.digest for fact in facts})}")
 
@@ -139,8 +142,8 @@ def tally(values):
     return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
 
 
-def save_samples(path, samples, resolution):
-    """Draw the slices in `samples`, {class: [path]}, as training sees them, one row per class."""
+def save_samples(path, samples, resolution, levels):
+    """Draw the slices in `samples`, {class: [path]}, as training sees them, a row per class; levels: {class: those of `Files`}."""
     columns = max(len(paths) for paths in samples.values())
     figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * len(samples)), facecolor="black", layout="constrained")
     axes = figure.subplots(len(samples), columns, squeeze=False)
@@ -150,7 +153,7 @@ def save_samples(path, samples, resolution):
     for row, (name, paths) in zip(axes, samples.items()):
         row[0].set_ylabel(name, color="white", fontsize=14)
         for axis, slice_path in zip(row, paths):
-            axis.imshow(decode(slice_path, resolution), cmap="gray", vmin=0, vmax=255)
+            axis.imshow(decode(slice_path, resolution, levels[name]), cmap="gray", vmin=0, vmax=255)
     try:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=200)

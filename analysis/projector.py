@@ -24,7 +24,9 @@ from analysis import figures
 from analysis.distances import FEATURE_SIDE, Features
 from analysis.models import BATCH, draw_z, style_vectors
 from analysis.report import ReportFigure, ReportTable, Section
-from dataset import EXTENSIONS, decode, find_slices, for_each, some_of, to_float, to_uint8, warn_of_unreadable
+from data.checks import warn_of_kinds
+from data.decode import pad_and_resize, read_files
+from dataset import EXTENSIONS, class_named, find_slices, some_of, to_float, to_uint8, warn_of_unreadable
 from utils import CLASSES, UserError, atomic_path, make_folder
 
 LATENTS, STARTS = 4096, 512  # latents per class: for the mean and spread of w, and, the first of them, as starting points
@@ -50,7 +52,7 @@ class Targets(NamedTuple):
 
 
 def read_targets(path, resolution):
-    """The Targets in a file, or in a folder at any depth; the innermost folder named AD or NC gives the class.
+    """The Targets in a file, or in a folder at any depth; the innermost folder named like a class gives the class.
 
     UserError if there is no readable slice; one line on stderr names unreadable files beside readable ones.
     """
@@ -66,19 +68,28 @@ def read_targets(path, resolution):
         files = [file]
     else:
         raise UserError(f"{path}: no such file or folder of slices ({', '.join(EXTENSIONS)})")
-    decoded = dict(zip(files, for_each(lambda file: decode(os.path.join(folder, file), resolution), files)))
+    labels = {file: class_of(f"{os.path.basename(folder)}/{file}") for file in files}
+    decoded, status, levels = {}, {}, {}
+    for label in sorted(set(labels.values())):
+        of_class = [file for file in files if labels[file] == label]
+        paths = [os.path.join(folder, file) for file in of_class]
+        found = read_files(paths, lambda i, _, grey: np.asarray(pad_and_resize(grey, resolution)))
+        decoded |= dict(zip(of_class, found.results))
+        name = CLASSES[label] if label >= 0 else os.path.basename(path)
+        status[name], levels[name] = found.status, found.levels
     readable = [file for file in files if decoded[file] is not None]
     unreadable = [file for file in files if decoded[file] is None]
     if not readable:
         raise UserError(f"{path}: no readable slice, tried {some_of(unreadable)}")
     warn_of_unreadable(unreadable)
-    labels = np.array([class_of(f"{os.path.basename(folder)}/{file}") for file in readable])
-    return Targets(np.stack([decoded[file] for file in readable]), labels, clean_names(readable))
+    warn_of_kinds(path, status, levels)
+    images = np.stack([decoded[file] for file in readable])
+    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable))
 
 
 def class_of(path):
     """The index in CLASSES of the innermost folder of `path` (with /) that is named like a class; -1 if none is."""
-    return next((CLASSES.index(folder) for folder in reversed(path.split("/")[:-1]) if folder in CLASSES), -1)
+    return next((CLASSES.index(name) for folder in reversed(path.split("/")[:-1]) if (name := class_named(folder))), -1)
 
 
 def clean_names(files):

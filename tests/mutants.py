@@ -32,9 +32,8 @@ class Target(NamedTuple):
 TARGETS = {
     "ops.py": Target("tests/test_ops.py"),
     "modules.py": Target("tests/test_modules.py"),
-    "dataset.py": Target(
-        "tests/test_dataset.py", "to_grey pad_and_resize to_float to_uint8 steps_per_epoch schedule shard batches"
-    ),
+    "dataset.py": Target("tests/test_dataset.py", "to_float to_uint8 steps_per_epoch schedule shard batches"),
+    "data/decode.py": Target("tests/data/test_decode.py", "to_grey pad_and_resize brightness range_of choose_levels usual_white"),
     "training/loss.py": Target("tests/training/test_loss.py"),
     "training/step.py": Target("tests/training/test_step.py"),
     "training/ada.py": Target("tests/training/test_ada.py"),
@@ -129,7 +128,7 @@ def copy_repository(folder):
 
 def configuration(path, target):
     lists = {
-        "source_paths": ["modules.py", "ops.py", "dataset.py", "training", "analysis"],
+        "source_paths": ["modules.py", "ops.py", "dataset.py", "data", "training", "analysis"],
         "only_mutate": [path],
         "also_copy": ["train.py", "predict.py", "metrics.py", "bench.py", "phantom.py", "utils.py", "pyproject.toml"],
         "pytest_add_cli_args_test_selection": target.tests.split(),

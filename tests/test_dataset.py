@@ -1,6 +1,7 @@
 """The pixels against a second computation, damaged folders and caches, and the batches of a shard."""
 
 import errno
+import hashlib
 import os
 import pathlib
 import shutil
@@ -16,7 +17,9 @@ from PIL import Image
 from synthetic import noise, save
 
 import dataset
-from dataset import Slices, batches, pad_and_resize, schedule, shard, steps_per_epoch, to_float, to_grey, to_uint8
+from data import cache as cache_file
+from data.checks import warn_once
+from dataset import Slices, batches, schedule, shard, steps_per_epoch, to_float, to_uint8
 from modules import minibatch_std
 from utils import UserError
 
@@ -49,124 +52,7 @@ def forbid_decoding(monkeypatch):
     def refuse(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(dataset, "decode", refuse)
-
-
-# Grey -----------------------------------------------------------------------------------------------------------------
-
-
-def luma(rgb):
-    return np.asarray(rgb, np.float64) @ [0.299, 0.587, 0.114]
-
-
-def close(image, expected, tolerance=1):
-    assert image.mode == "L"
-    np.testing.assert_allclose(np.asarray(image, np.float64), expected, atol=tolerance)
-
-
-def test_to_grey_of_8_bit_modes_is_their_luma():
-    grey = noise(9, 7)
-    assert (np.asarray(to_grey(Image.fromarray(grey))) == grey).all()
-    assert (np.asarray(to_grey(Image.fromarray(np.stack([grey] * 3, -1)))) == grey).all()
-    assert (np.asarray(to_grey(Image.fromarray(grey > 127))) == np.where(grey > 127, 255, 0)).all()
-    rgb = np.random.default_rng(1).integers(0, 256, (7, 9, 3), np.uint8)
-    close(to_grey(Image.fromarray(rgb)), luma(rgb))
-    cmyk = np.random.default_rng(2).integers(0, 256, (7, 9, 4)).astype(np.uint8)
-    ink = cmyk / 255
-    close(to_grey(Image.fromarray(cmyk, "CMYK")), luma(255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])), 2)
-
-
-def test_to_grey_puts_palettes_and_transparency_over_black():
-    palette, index = np.random.default_rng(3).integers(0, 256, (256, 3)).astype(np.uint8), noise(9, 7)
-    image = Image.fromarray(index, "P")
-    image.putpalette(palette.tobytes())
-    close(to_grey(image), luma(palette[index]))
-    alpha = np.arange(256, dtype=np.uint8)
-    image.info["transparency"] = alpha.tobytes()
-    close(to_grey(image), luma(palette[index]) * alpha[index] / 255, 2)
-    image = Image.fromarray(index, "P")  # its own, since converting changes the palette's alpha
-    image.putpalette(palette.tobytes())
-    image.info["transparency"] = int(index[0, 0])
-    close(to_grey(image), luma(palette[index]) * (index != index[0, 0]), 1)
-    rgba = np.random.default_rng(4).integers(0, 256, (7, 9, 4), np.uint8)
-    close(to_grey(Image.fromarray(rgba)), luma(rgba[..., :3]) * rgba[..., 3] / 255, 2)
-    close(to_grey(Image.fromarray(rgba[..., :2].copy(), "LA")), rgba[..., 0] / 255 * rgba[..., 1], 1)
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_to_grey_scales_16_bit_modes_without_clipping(mode):
-    values = np.linspace(0, 65535, 256 * 16).round().astype(np.int64).reshape(64, 64)
-    raw = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
-    image = Image.frombytes(mode, (64, 64), raw.tobytes())
-    assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
-
-
-def test_to_grey_scales_16_bit_files(tmp_path):
-    values = noise(40, 24, high=65536, dtype=np.uint16)
-    for name in ("a.png", "a.tif"):
-        save(tmp_path / name, values)
-        with Image.open(tmp_path / name) as image:
-            assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
-
-
-def test_to_grey_clips_integers_beyond_16_bit():
-    grey = to_grey(Image.fromarray(np.array([[-500, 0, 65535, 70000]], np.int32)))
-    assert grey.mode == "L" and np.asarray(grey).tolist() == [[0, 0, 255, 255]]
-
-
-@pytest.mark.parametrize("white", [1, 255, 65535])
-def test_to_grey_of_floats_guesses_white_from_the_maximum(white):
-    values = np.array([[0, 0.25, 0.5, 1]], np.float32) * white
-    assert np.abs(np.asarray(to_grey(Image.fromarray(values)), int) - [[0, 64, 127, 255]]).max() <= 1
-    broken = np.array([[np.nan, -white, white, np.inf, -np.inf]], np.float32)
-    assert np.asarray(to_grey(Image.fromarray(broken))).tolist() == [[0, 0, 255, 0, 0]]
-
-
-def test_to_grey_of_floats_clips_what_exceeds_every_range():
-    grey = to_grey(Image.fromarray(np.array([[1e6, 65535, 65407, 65406, 0]], np.float32)))  # 254.502 and 254.498 of 255
-    assert grey.mode == "L" and np.asarray(grey).tolist() == [[255, 255, 255, 254, 0]]
-
-
-# Squares --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width, height", [(256, 240), (240, 256), (256, 256), (256, 241), (1, 256)])
-def test_pad_and_resize_keeps_every_pixel_at_the_right_size(width, height):
-    pixels = noise(width, height)
-    expected = np.zeros((256, 256), np.uint8)
-    left, top = (256 - width) // 2, (256 - height) // 2
-    expected[top : top + height, left : left + width] = pixels
-    assert (np.asarray(pad_and_resize(Image.fromarray(pixels), 256)) == expected).all()
-    if (width, height) == (256, 240):
-        assert top == 8 and not expected[:8].any() and not expected[-8:].any()
-
-
-@pytest.mark.parametrize("width, height", [(400, 200), (40, 80), (99, 50)])
-def test_pad_and_resize_does_not_stretch(width, height):
-    y, x = np.mgrid[:height, :width]
-    radius = min(width, height) * 0.4
-    disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius**2).astype(np.uint8) * 255
-    result = np.asarray(pad_and_resize(Image.fromarray(disc), 128)) > 127
-    expected = 2 * radius * 128 / max(width, height)
-    assert abs(np.ptp(np.flatnonzero(result.any(0))) + 1 - expected) < 3
-    assert abs(np.ptp(np.flatnonzero(result.any(1))) + 1 - expected) < 3
-
-
-def test_pad_and_resize_is_antialiased():
-    checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
-    result = np.asarray(pad_and_resize(Image.fromarray(checkerboard), 32), int)
-    assert np.abs(result[2:-2, 2:-2] - 127.5).max() < 4
-
-
-def test_pad_and_resize_is_by_lanczos():
-    """The filter with three lobes on either side: at twice the size, its response to a step as a sum over the pixels."""
-    step = np.zeros((32, 32), np.uint8)
-    step[:, 16:] = 200
-    place = (np.arange(64) + 0.5) / 2 - 0.5
-    distance = place[:, None] - np.arange(32)
-    weight = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
-    expected = (weight / weight.sum(1, keepdims=True)) @ step[0]
-    np.testing.assert_allclose(np.asarray(pad_and_resize(Image.fromarray(step), 64))[32], expected.clip(0, 255), atol=1)
+    monkeypatch.setattr(cache_file, "read_files", refuse)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -244,6 +130,78 @@ def test_slices_include_a_file_that_became_readable_again(data, capsys):
     assert len(load(data)) == 12
 
 
+# Class folders and other files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ad, nc", [("AD", "CN"), ("ad", "cn"), ("Ad", "nc"), ("AD", "Cn")])
+def test_class_folders_in_any_letter_case_and_by_the_name_of_adni(data, capsys, ad, nc):
+    expected = load(data)
+    (data / "AD").rename(data / ad)
+    (data / "NC").rename(data / nc)
+    slices = load(data)
+    assert slices.names == expected.names and slices.fingerprint == expected.fingerprint
+    assert (slices[np.arange(12)] == expected[np.arange(12)]).all()
+    notes = [f"note: {data / folder} is read as class {name}" for folder, name in ((ad, "AD"), (nc, "NC")) if folder != name]
+    assert capsys.readouterr().err.splitlines() == notes
+    assert load(data, classes="NC").counts == {"NC": 7} and dataset.holds_classes(str(data), "all")
+
+
+def test_two_folders_of_a_class_are_refused(data):
+    shutil.copytree(data / "NC", data / "CN")
+    assert "NC and CN both stand for class NC; keep one" in refusal(data) and "NC and CN" in refusal(data, classes="NC")
+    assert load(data, classes="AD").counts == {"AD": 5}
+    shutil.rmtree(data / "CN")
+    os.symlink(data / "NC", data / "CN")  # the same one
+    assert load(data).counts == {"AD": 5, "NC": 7}
+
+
+@pytest.mark.parametrize("given", ["train", "."])
+def test_a_split_without_a_class_is_named(data, capsys, given):
+    parent = data.parent
+    for folder in ("test/AD", "test/Controls"):
+        shutil.copytree(data / "AD", parent / folder)
+    assert dataset.find_splits(str(parent / given)) == {"train": str(parent / given / "train" if given == "." else data)}
+    assert capsys.readouterr().err.endswith("test is left out: no folder NC in it, but AD, Controls\n")
+    assert set(dataset.find_splits(str(parent / given), "AD")) == {"train", "test"}
+    (parent / "test/Controls").rename(parent / "test/CN")
+    (parent / "test").rename(parent / "Test")
+    assert dataset.find_splits(str(parent / given))["test"].endswith("Test")
+    assert capsys.readouterr().err == ""
+
+
+def test_files_that_are_not_read_are_counted_and_named(data, capsys):
+    for name in ("a.dcm", "b.nii.gz", "c.npy", "d.gif", "e.webp", "f.jp2", "IM0001"):
+        (data / "AD" / name).write_bytes(b"x")
+    for name in ("._100_7.png", ".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt", "table.csv"):
+        (data / "NC" / name).write_bytes(b"x")
+    load(data)
+    names = "IM0001, a.dcm, b.nii.gz, c.npy, d.gif, e.webp, f.jp2"
+    assert capsys.readouterr().err == f"warning: {data / 'AD'}: 7 files of kinds that are not read left out: {names}\n"
+    load(data)
+    assert capsys.readouterr().err == ""  # once in a command
+    for path in (data / "AD").glob("*.png"):
+        path.unlink()
+    assert "no slices in" in refusal(data) and "there is IM0001, a.dcm" in refusal(data)
+
+
+def test_slices_that_are_nearly_black_are_refused(data):
+    for i in range(7):
+        save(data / f"NC/{200 + i}_7.png", noise(32, 32, i, high=14))
+    assert "NC is nearly black" in refusal(data)
+    save(data / "AD/100_7.png", noise(32, 32, 0, high=1))
+    assert load(data, classes="AD").counts == {"AD": 5}
+
+
+def test_slices_of_stacks_are_named(data, capsys):
+    pages = [Image.fromarray(noise(32, 32, i)) for i in range(3)]
+    pages[0].save(data / "AD/stack.tif", save_all=True, append_images=pages[1:])
+    assert load(data).unreadable == ["AD/stack.tif"]
+    assert "left out: AD/stack.tif" in (error := capsys.readouterr().err) and "1 file holds several images" in error
+    for path in (data / "AD").glob("*.png"):
+        path.unlink()
+    assert "1 hold several images each: save each image as a file of its own" in refusal(data)
+
+
 # Cache ----------------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +223,42 @@ def test_cache_is_rebuilt_after_a_change_and_the_old_one_removed(data, cache):
     (data / "AD/000_1.png").rename(data / "AD/999_1.png")
     assert (load(data)[[5]][0] == noise(32, 32, 98)).all()
     assert Counter(path.name[:2] for path in cache.iterdir()) == {"AD": 2, "NC": 2}  # one for each resolution
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_cache_is_rebuilt_after_a_change_that_keeps_size_and_time(data, how):
+    """As cp -p, rsync -t or an unpacked archive do."""
+    for folder, content in (("NC", noise(32, 32, 10)), ("", noise(32, 32, 99))):
+        save(data / folder / "200_7.bmp", content)
+    load(data)
+    path, new = data / "NC/200_7.bmp", data / "200_7.bmp"
+    before = path.stat()
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if how == "replaced":
+        new.replace(path)
+    else:
+        path.write_bytes(new.read_bytes())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert (load(data)[[5]][0] == noise(32, 32, 99)).all()
+
+
+def test_cache_keeps_the_levels_of_deeper_files(data, monkeypatch, capsys):
+    """NC of 12 bits beside AD of 8: as bright, and the same is said of it, with and without the cache."""
+    expected = load(data)[np.arange(12)]
+    for path in (data / "NC").iterdir():
+        with Image.open(path) as image:
+            deep = np.asarray(image).astype(np.uint16) * 16
+        save(path, deep)
+    said = []
+    for _ in range(2):
+        warn_once.cache_clear()
+        slices = load(data)
+        np.testing.assert_allclose(slices[np.arange(12)].astype(int), expected, atol=1)
+        said.append(capsys.readouterr().err)
+        forbid_decoding(monkeypatch)
+    assert said[0] == said[1] and isinstance(slices._pixels[1], np.memmap)
+    assert "NC 0 and 4095 (16-bit)\n" in said[0] and "AD 5 8-bit; NC 7 16-bit" in said[0]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "zeros", "other shape"])
@@ -357,7 +351,7 @@ def test_cache_of_two_processes_that_start_together(data, tmp_path):
     outputs = [run.communicate(timeout=60) for run in runs]
     assert outputs[0] == outputs[1] and outputs[0][1] == ""
     slices = load(data)
-    assert dataset.hashlib.sha256(slices[np.arange(len(slices))]).hexdigest() in outputs[0][0]
+    assert hashlib.sha256(slices[np.arange(len(slices))]).hexdigest() in outputs[0][0]
 
 
 def test_fingerprint_depends_on_names_and_sizes_alone(data, tmp_path):
@@ -496,9 +490,9 @@ def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
     assert str(data / "nowhere") in refusal(data / "nowhere") and "AD and NC" in refusal(data / "nowhere")
     assert f"did you mean --dataset_dir {data}?" in refusal(data.parent)
     assert f"did you mean --dataset_dir {data}?" in refusal(data / "AD")
-    (data / "NC").rename(data / "CN")
+    (data / "NC").rename(data / "Control")
     message = refusal(data)
-    assert "no folder NC in it" in message and "did you mean" not in message
+    assert "no folder NC in it, but AD, Control" in message and "did you mean" not in message
     (data / "NC").mkdir()
     assert str(data / "NC") in refusal(data) and ".jpeg" in refusal(data)
     (data / "NC/1_1.png").write_bytes(b"")

@@ -12,6 +12,8 @@ from synthetic import brains
 
 import metrics
 from analysis.quality import quality_table
+from dataset import Slices
+from utils import UserError
 
 
 def write(folder, images):
@@ -87,6 +89,31 @@ def test_load_reads_classes_draws_and_leaves_out_damaged_files(slices_dir, tmp_p
     (tmp_path / "some" / "bad.png").write_bytes(b"no picture")
     assert [len(part) for part in metrics.load("--fake", folder, "all", 32)] == [3, 3]
     assert "1 unreadable left out: bad.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes, count", [("all", None), ("NC", None), ("all", 7)])
+def test_load_reads_deep_files_as_training_does(tmp_path, capsys, classes, count):
+    for name, scale in (("AD", 1), ("CN", 16)):
+        os.makedirs(tmp_path / name)
+        for i, image in enumerate(brains(6, scale)):
+            Image.fromarray((image.astype(np.uint16) * scale).astype((np.uint8, np.uint16)[scale > 1])).save(
+                tmp_path / name / f"{i}.png"
+            )
+    pixels, paths = metrics.load("--real", str(tmp_path), classes, 32, count)
+    slices = Slices(str(tmp_path), classes, 32, progress=False)
+    of_name = dict(zip(slices.names, slices[np.arange(len(slices))]))
+    assert len(pixels) == (count or len(slices))
+    for image, path in zip(pixels, paths, strict=True):
+        assert (image == of_name[path.removeprefix(str(tmp_path) + os.sep).replace("CN", "NC").replace(os.sep, "/")]).all()
+    said = capsys.readouterr().err
+    assert f"--real {tmp_path}: values read as black and white, decided for each folder: NC 0 and 4095 (16-bit)" in said
+
+
+def test_dark_images_are_refused_unless_they_are_generated(tmp_path):
+    folder = write(tmp_path / "dark", brains(6, 0) // 20)
+    with pytest.raises(UserError, match=f"--real {folder}: dark is nearly black"):
+        metrics.load("--real", folder, "all", 32)
+    assert len(metrics.load("--fake", folder, "all", 32)[0]) == 6
 
 
 def test_wrong_input_is_refused_by_name(folders, slices_dir, tmp_path):

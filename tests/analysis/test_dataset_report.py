@@ -128,12 +128,32 @@ def test_report_with_people_of_one_split_and_two_columns(data, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_report_warns_of_dark_16_bit_slices(data, tmp_path, capsys):
+def test_report_says_how_deep_slices_are_read(data, tmp_path, capsys):
+    """12 bits are no longer dark: what is left to say is which white was chosen, and that kinds are mixed."""
     save(data / "AD/500_1.png", noise(32, 32, 0, high=4096, dtype=np.uint16))
-    text = report(tmp_path, capsys, "--dataset_dir", data)
-    assert "warning: no 16-bit slice exceeds 40" in text and "1 of I" in text  # I;16, or I in older Pillows
-    save(data / "AD/500_1.png", noise(32, 32, 0, high=65536, dtype=np.uint16))
-    assert "warning" not in report(tmp_path, capsys, "--dataset_dir", data)
+    assert dataset.main(["--dataset_dir", str(data), "--output_dir", str(tmp_path / "report"), "--resolution", "32"]) == 0
+    out, error = capsys.readouterr()
+    assert "1 of I" in out  # I;16, or I in older Pillows
+    assert f"warning: {data}: values read as black and white, decided for each folder: AD 0 and 4095 (16-bit)" in error
+    assert f"warning: {data}: files of several kinds, which may differ in brightness: AD 5 8-bit, 1 16-bit; NC 7 8-bit" in error
+
+
+def test_report_refuses_a_class_that_is_nearly_black(data, tmp_path, capsys):
+    for path in (data / "AD").iterdir():
+        save(path, noise(32, 32, 0, high=5))
+    with pytest.raises(UserError, match=f"--dataset_dir {data}: AD is nearly black"):
+        dataset.main(["--dataset_dir", str(data), "--output_dir", str(tmp_path / "report"), "--resolution", "32"])
+    assert "train: 5 AD + 7 NC slices" in capsys.readouterr().out  # the report comes first
+
+
+def test_report_reads_the_names_of_adni_and_names_a_class_that_is_missing(splits, tmp_path, capsys):
+    (splits.parent / "test/NC").rename(splits.parent / "test/CN")
+    text = report(tmp_path, capsys, "--dataset_dir", splits)
+    assert "test: 2 AD + 3 NC slices" in text and "pixel for pixel: 1 (test/NC/402_1.bmp = train/AD/103_7.png)" in text
+    (splits.parent / "test/CN").rename(splits.parent / "test/healthy")
+    assert dataset.main(["--dataset_dir", str(splits), "--output_dir", str(tmp_path / "report"), "--resolution", "32"]) == 0
+    out, error = capsys.readouterr()
+    assert "only train is here" in out and f"{splits.parent / 'test'} is left out: no folder NC in it, but AD, healthy" in error
 
 
 @pytest.mark.parametrize(

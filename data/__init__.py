@@ -1,0 +1,1 @@
+"""Reading slices: from image files to square grey pixels."""

@@ -1,0 +1,116 @@
+"""The cache: the decoded slices of one folder at one resolution, as one memory-mapped array, below the user's ~/.cache.
+
+    pixels, status, levels, note = load_folder("AD_NC/train/AD", find_slices("AD_NC/train/AD"), 256)
+
+A folder is decoded again when the name, size or a time of a file has changed. The system sets ctime whenever a file is written or
+replaced; mtime alone would miss files that `cp -p`, rsync or an unpacked archive have replaced by others of the same time.
+"""
+
+import glob
+import hashlib
+import os
+import time
+
+import numpy as np
+
+from data.decode import FIRST_KIND, FULL_RANGE, KINDS, PAGES, UNREADABLE, code_of, decode, for_each, pad_and_resize, read_files
+from utils import atomic_path
+
+CACHE_VERSION = 2  # increase it when a change to decoding changes the pixels
+LEVELS = np.empty((len(KINDS), 2))  # what black and white of each kind take in the cache
+
+
+def short_hash(value):
+    """16 hex digits of the SHA-256 of repr(value)."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def cache_folder():
+    """The folder of this user's caches: below XDG_CACHE_HOME, else ~/.cache; on Windows below LOCALAPPDATA."""
+    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    return os.path.join(base or os.path.join(os.path.expanduser("~"), ".cache"), "stylegan2-brain")
+
+
+def load_folder(folder, files, resolution, num_workers=None, label=None):
+    """Read the `files` of `folder` (as `find_slices` lists them) from the cache; decode them into it if it is missing or old.
+
+    Returns (pixels, status, levels, note): pixels uint8 [len(files), R, R], a memory map of the cache; status and levels as in
+    `decode.Files`; note None, or the reason why the cache cannot be written, with the pixels in memory.
+    """
+    cache, identity = cache_folder(), short_hash(os.path.realpath(folder))
+    prefix = os.path.join(cache, f"{os.path.basename(folder)}-{identity}-{resolution}-")
+    path = f"{prefix}{short_hash((CACHE_VERSION, resolution, files))}.npy"
+    # One array, so that one rename replaces everything: an image per file, then the status bytes of all files and the levels.
+    shape = len(files) + -(-(len(files) + LEVELS.nbytes) // resolution**2), resolution, resolution
+    rows, note = read_cache(path, shape, folder, files), None
+    if rows is None:
+        try:
+            os.makedirs(cache, exist_ok=True)
+            remove_stale(prefix, keep=path)
+            with atomic_path(path) as temporary:
+                rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+                reserve(temporary)
+                fill(rows, folder, files, num_workers, label)
+                rows.flush()
+                del rows  # Windows cannot rename a file that is still mapped
+            rows = np.lib.format.open_memmap(path, mode="r")
+        except OSError as error:
+            note = f"no cache in {cache} ({error.strerror or error}): slices stay in memory, the next run decodes again"
+            rows = np.zeros(shape, np.uint8)
+            fill(rows, folder, files, num_workers, label)
+    status, levels = facts(rows, len(files))
+    levels = {kind: tuple(pair) for kind, pair in zip(KINDS, levels.tolist()) if kind != KINDS[0] and code_of(kind) in status}
+    return rows[: len(files)], status, levels, note
+
+
+def facts(rows, count):
+    """Of `count` files in `rows`: the status bytes, a view uint8 [count], and the levels, a view float64 of the shape of LEVELS."""
+    end = rows[count:].reshape(-1)
+    return end[:count], end[count : count + LEVELS.nbytes].view(np.float64).reshape(LEVELS.shape)
+
+
+def fill(rows, folder, files, num_workers, label):
+    """Decode all `files` into `rows` and write their status bytes and levels; the row of an unreadable file stays black."""
+
+    def fill_row(i, _, grey):
+        rows[i] = pad_and_resize(grey, rows.shape[1])
+        return True
+
+    found = read_files([os.path.join(folder, file) for file, *_ in files], fill_row, num_workers, label)
+    status, levels = facts(rows, len(files))
+    status[:], levels[:] = found.status, [found.levels.get(kind, FULL_RANGE) for kind in KINDS]
+
+
+def read_cache(path, shape, folder, files):
+    """The array in the cache at `path`; None if it is missing, damaged or out of date."""
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # NumPy raises nearly any error on a missing or damaged file
+        return None
+    if rows.shape != shape or rows.dtype != np.uint8:
+        return None
+    status, levels = facts(rows, len(files))
+    if not np.isin(status, (UNREADABLE, PAGES, *map(code_of, KINDS))).all() or not np.isfinite(levels).all():
+        return None
+    # An unreadable file may have become readable without a new time, when a network disk came back.
+    unreadable = [os.path.join(folder, files[i][0]) for i in np.flatnonzero(status < FIRST_KIND)]
+    retried = for_each(lambda file: decode(file, shape[1]), unreadable)
+    return rows if all(image is None for image in retried) else None
+
+
+def remove_stale(prefix, keep):
+    """Delete the caches whose path starts with `prefix`, except `keep`, and temporary files older than a day."""
+    temporary = os.path.join(glob.escape(os.path.dirname(prefix)), ".tmp-*.npy")
+    for path in glob.glob(glob.escape(prefix) + "*.npy") + glob.glob(temporary):
+        try:
+            if path != keep and (path.startswith(prefix) or time.time() - os.path.getmtime(path) > 86400):
+                os.unlink(path)
+        except OSError:  # another run has deleted it, or (on Windows) still reads it
+            pass
+
+
+def reserve(path):
+    """Allocate a sparse file's disk blocks; OSError if the disk is full, where writing to a memory map would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))

@@ -1,0 +1,234 @@
+"""From an image file to a square grey slice: modes, orientation, and which values of deeper files are black and white.
+
+    files = read_files(paths, lambda i, image, grey: np.asarray(pad_and_resize(grey, 256)))
+
+What is black and white is known of files of 8 bits, but not of deeper ones (12 bits in 16, 32-bit integers, floats). It is decided
+once for all files of one kind in a class's folder, by quantiles, so that neither a few hot pixels nor a few odd files decide.
+"""
+
+import contextlib
+import os
+import stat
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL recognises others by their first bytes, among them formats that run code
+DEEP = "16-bit", "32-bit", "float"
+KINDS = ("8-bit", *DEEP, *(f"{kind} MINISWHITE" for kind in DEEP))  # of files, by what their values mean
+UNREADABLE, PAGES, FIRST_KIND = 1, 2, 3  # status of a file that is damaged, that holds several images, and that is of KINDS[0]
+FULL_RANGE = 0, 65535  # black and white of integers, unless decided otherwise
+BRIGHT = 0.995  # quantile of a slice's values that counts as its brightest; hot pixels are beyond
+USUAL_WHITES = 1, 255, 4095, 65535
+ORIENTATION, PHOTOMETRIC = 0x112, 262  # numbers of Exif and TIFF tags
+
+
+class SeveralPages(ValueError):
+    """The file holds several images, of which only the first would be read."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One file
+
+
+@contextlib.contextmanager
+def open_slice(path):
+    """Open the image at `path`, as a context manager; its pixels are not read yet.
+
+    Raises PIL's errors for a damaged file, SeveralPages for a TIFF stack or an animation, and ValueError if `path` is not a
+    regular file or the square that holds the image would have more than PIL's limit of pixels.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would never end
+        raise ValueError("not a regular file")
+    # No path for PIL: it would map an uncompressed TIFF into memory, and garble one that is to be turned by 90 degrees.
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        if max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        if getattr(image, "is_animated", False):
+            raise SeveralPages(path)
+        yield image
+
+
+def kind_of(image):
+    """Which of KINDS a PIL image is, as `open_slice` opens it. MINISWHITE: a TIFF whose zero is white, if PIL leaves that to us."""
+    if image.mode == "F":
+        kind = "float"
+    elif image.mode.startswith("I"):
+        kind = "16-bit" if ";16" in image.mode or image.format == "PNG" else "32-bit"  # older Pillows open 16-bit PNGs as I
+    else:
+        return KINDS[0]
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0
+    return f"{kind} MINISWHITE" if inverted else kind
+
+
+def upright(image):
+    """The pixels of an opened image, turned and mirrored as its orientation tag says."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # PIL raises nearly any error on damaged metadata, which say nothing then
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def to_grey(image, black=FULL_RANGE[0], white=FULL_RANGE[1]):
+    """Convert a PIL image of any mode to 8-bit grey (mode "L"); ValueError for a mode that PIL cannot convert (LAB).
+
+    Colour becomes luma (ITU-R 601-2) and transparency is put over black. Deeper grey (modes I;16, I;16B, I, F) is scaled so that
+    `black` becomes 0 and `white` 255 (black may be the greater one), and clipped; pixels that are not finite become black.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            grey = np.floor((values - black) * (255 / (white - black)) + 0.5).clip(0, 255)
+        return Image.fromarray(np.where(np.isfinite(values), grey, 0).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L")
+
+
+def pad_and_resize(image, resolution):
+    """Centre an "L" image on a black square and resize that to `resolution` x `resolution`, without stretching it.
+
+    If its longer side is `resolution`, every pixel is kept (an odd margin is wider by one pixel at the right or bottom);
+    otherwise it is resized with an antialiasing filter.
+    """
+    side = max(image.size)
+    square = Image.new("L", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)  # a copy if the size is right
+
+
+def decode(path, resolution, levels=None):
+    """Read the image at `path` as uint8 [resolution, resolution]; raises the errors of `open_slice` and PIL.
+
+    levels: {kind: (black, white)} of its folder, as in `Files`; None: integers have their full range.
+    """
+    with open_slice(path) as image:
+        black_and_white = (levels or {}).get(kind_of(image), FULL_RANGE)
+        return np.asarray(pad_and_resize(to_grey(upright(image), *black_and_white), resolution))
+
+
+def brightness(pixels):
+    """The brightest grey level of a slice uint8 [H, W] but for hot pixels: its BRIGHT quantile, 0 to 255."""
+    return int(np.searchsorted(np.bincount(pixels.ravel(), minlength=256).cumsum(), BRIGHT * pixels.size))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Black and white of deeper files
+
+
+def range_of(image):
+    """(low, high) quantiles of the finite values of a deep image; (0, 0) if there are none."""
+    values = np.asarray(image).astype(np.float64)
+    values = values[np.isfinite(values)]
+    return tuple(np.quantile(values, (1 - BRIGHT, BRIGHT))) if values.size else (0.0, 0.0)
+
+
+def choose_levels(kind, ranges):
+    """(black, white) of all files of one kind in a folder, from the `range_of` each.
+
+    White is what a tenth of the files reach, or one of USUAL_WHITES near that; black is 0, or the lowest value if that is clearly
+    negative; values from -1 to 1 keep that range. In kinds that are MINISWHITE it is the other way round.
+    """
+    lows, highs = np.asarray(ranges, float).T
+    low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
+    black = float(low) if low < -0.1 * abs(high) else 0.0
+    white = usual_white(high) if high > 0 else float(black == 0)  # 1: all values are 0
+    if abs(low + 1) < 0.01 and high <= 1.1:
+        black, white = -1.0, 1.0
+    return (white, black) if kind.endswith("MINISWHITE") else (black, white)
+
+
+def usual_white(value):
+    """The one of USUAL_WHITES that `value` is near to, else `value`; in between something between, so that AD and NC cannot be torn
+    apart by a limit."""
+    white = next((white for white in USUAL_WHITES if 0.4 * white < value < 1.3 * white), None)
+    return float(value if white is None else white * np.interp(value / white, (0.4, 0.7, 1.1, 1.3), (0.4, 1, 1, 1.3)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many files
+
+
+class Files(NamedTuple):
+    """What `read_files` has read."""
+
+    results: list  # [N] of work(), None for a file that was not read
+    status: np.ndarray  # uint8 [N]: UNREADABLE, PAGES, or FIRST_KIND + the index of the file's kind in KINDS
+    levels: dict  # {kind: (black, white)} of the deep kinds among them
+
+
+def read_files(paths, work, num_workers=None, label=None, folder=()):
+    """Read the images at `paths`, of one class: `Files` with work(i, image, grey) of each.
+
+    i: the path's index; image: PIL's, upright; grey: the same in mode "L", with black and white as decided for all `paths`
+    together, or for all of `folder`, if `paths` are a sample of these. num_workers, label: of `for_each`. Only deep files are read
+    twice.
+    """
+
+    def read(i):
+        try:
+            with open_slice(paths[i]) as image:
+                kind, image = kind_of(image), upright(image)
+                return (kind, range_of(image)) if kind in KINDS[1:] else (kind, work(i, image, to_grey(image)))
+        except SeveralPages:
+            return None, SeveralPages
+
+    def measure(path):
+        with open_slice(path) as image:
+            return (kind_of(image), range_of(upright(image))) if kind_of(image) in KINDS[1:] else (None, None)
+
+    def read_deep(i):
+        with open_slice(paths[i]) as image:
+            black, white = levels[kind_of(image)]
+            image = upright(image)
+            return work(i, image, to_grey(image, black, white))
+
+    found = [one or (None, None) for one in for_each(read, range(len(paths)), num_workers, label)]
+    results = [result if kind == KINDS[0] else None for kind, result in found]
+    deep, ranges = [i for i, (kind, _) in enumerate(found) if kind in KINDS[1:]], {}
+    others = for_each(measure, sorted(set(folder) - set(paths)), num_workers, label) if deep else []
+    for kind, values in [found[i] for i in deep] + [one for one in others if one and one[0]]:
+        ranges.setdefault(kind, []).append(values)
+    levels = {kind: choose_levels(kind, ranges[kind]) for kind in KINDS if kind in ranges}
+    for i, result in zip(deep, for_each(read_deep, deep, num_workers, label)):
+        results[i] = result
+    status = [PAGES if result is SeveralPages else UNREADABLE if kind is None else code_of(kind) for kind, result in found]
+    for i in deep:
+        status[i] = UNREADABLE if results[i] is None else status[i]
+    return Files(results, np.array(status, np.uint8), levels)
+
+
+def code_of(kind):
+    """The status of a readable file of this kind."""
+    return FIRST_KIND + KINDS.index(kind)
+
+
+def for_each(work, items, num_workers=None, label=None):
+    """Return [work(item) for item in items], with None where it raised, using `num_workers` threads (None: one per core).
+
+    PIL decodes without holding Python's lock, so threads use all cores. label: of a progress bar; None shows no bar.
+    """
+
+    def attempt(item):
+        try:
+            return work(item)
+        except Exception:  # PIL raises nearly any error on a damaged file
+            return None
+
+    workers = min(16, os.cpu_count() or 1) if num_workers is None else max(1, num_workers)
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore")  # PIL warns about odd metadata in every file
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            hidden = None if label else True  # None: hidden unless stderr is a terminal
+            return list(tqdm(pool.map(attempt, items), label, len(items), unit=" images", disable=hidden))
+        except BaseException:  # Ctrl-C must not wait for thousands of queued items
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
