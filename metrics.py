@@ -22,6 +22,7 @@ from utils import (
     UserError,
     answer_early,
     atomic_path,
+    class_name,
     make_folder,
     number,
     pick_device,
@@ -43,7 +44,13 @@ def parse_args(argv=None):
     )
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
-    images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
+    images.add(
+        "--classes",
+        type=class_name,
+        choices=("all", *CLASSES),
+        default="all",
+        help="which class to read from folders that hold AD/ and NC/",
+    )
     images.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the people of --real (docs/data.md)")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
