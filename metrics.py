@@ -22,6 +22,7 @@ from utils import (
     UserError,
     answer_early,
     atomic_path,
+    class_name,
     make_folder,
     number,
     pick_device,
@@ -43,7 +44,13 @@ def parse_args(argv=None):
     )
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
-    images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
+    images.add(
+        "--classes",
+        type=class_name,
+        choices=("all", *CLASSES),
+        default="all",
+        help="which class to read from folders that hold AD/ and NC/",
+    )
     images.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the people of --real (docs/data.md)")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
@@ -81,7 +88,7 @@ from analysis.quality import measure_quality, plot_quality, quality_table, save_
 from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from data.checks import check_brightness, warn_of_kinds
 from data.decode import brightness, pad_and_resize, read_files
-from dataset import Slices, class_folders, find_slices, holds_classes, some_of
+from dataset import Slices, class_folders, find_slices, holds_classes, require_readable, some_of
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
@@ -97,32 +104,29 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
 
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder")
+    results, status, levels, bright = {}, {}, {}, {}
     try:
         folders = class_folders(folder, classes) if holds_class(folder) else {os.path.basename(os.path.abspath(folder)): folder}
         paths_of = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent)] for name, parent in folders.items()}
+        paths = [path for of_class in paths_of.values() for path in of_class]
+        paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
+        for name, of_class in paths_of.items():
+            chosen = sorted(set(paths).intersection(of_class))
+            found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
+            results |= dict(zip(chosen, found.results))
+            status[name], levels[name] = found.status, found.levels
+            bright[name] = [brightness(result[1]) for result in found.results if result]
+            if chosen:
+                require_readable(folder, folders[name], found.status, list(map(os.path.basename, chosen)))
+        if flag != "--fake":  # a poor generator's images may well be dark
+            check_brightness(folder, {name: values for name, values in bright.items() if values})
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", flag)) from None
-    paths = [path for of_class in paths_of.values() for path in of_class]
-    paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
-    results, status, levels, bright = {}, {}, {}, {}
-    for name, of_class in paths_of.items():
-        chosen = sorted(set(paths).intersection(of_class))
-        found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
-        results |= dict(zip(chosen, found.results))
-        status[name], levels[name] = found.status, found.levels
-        bright[name] = [brightness(result[1]) for result in found.results if result]
     if damaged := [os.path.basename(path) for path in paths if results[path] is None]:
         print(f"warning: {flag} {folder}: {len(damaged)} unreadable left out: {some_of(damaged)}", file=sys.stderr)
     warn_of_kinds(f"{flag} {folder}", status, levels)
     paths = [path for path in paths if results[path]]
     images = [results[path] for path in paths]
-    if not images:
-        raise UserError(f"{flag} {folder}: no readable slice in it")
-    if flag != "--fake":  # a poor generator's images may well be dark
-        try:
-            check_brightness(folder, {name: values for name, values in bright.items() if values})
-        except UserError as error:
-            raise UserError(str(error).replace("--dataset_dir", flag)) from None
     width, height = min(size for size, _ in images)
     if flag == "--fake" and width == height in RESOLUTIONS and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")

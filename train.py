@@ -26,6 +26,7 @@ import torch
 from analysis.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of
 from analysis.subjects import find_subjects, identify, shared_text
 from analysis.validation import VALIDATION, Validation
+from analysis.view import mirror_warning
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import has_checkpoint, read_checkpoint
@@ -300,6 +301,8 @@ def main(argv=None):
     slices, damaged, held_out = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
     if table and held_out and processes.leading:
         print(f"note: {shared_text(identify(slices.names, table), identify(held_out.names, table))}", file=sys.stderr)
+    if args.mirror and processes.leading and (warning := mirror_warning(slices)):
+        print(f"warning: {warning}", file=sys.stderr)
     config = make_config(args, slices, damaged)
     exists, source = has_checkpoint(folder), None
     if exists and args.resume:

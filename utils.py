@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -386,6 +387,15 @@ def boolean(text):
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+
+
+@functools.cache  # commands parse their flags twice
+def class_name(text):
+    """An argparse type for "all" and names of classes, in any letter case; CN, ADNI's word for NC, is taken for it with a note."""
+    if text.upper() == "CN":
+        print(f"note: {text} is ADNI's word for the class NC", file=sys.stderr)
+        return "NC"
+    return text.upper() if text.upper() in CLASSES else text.lower()
 
 
 def number(kind, low, high=sys.float_info.max, open_low=False):

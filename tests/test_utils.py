@@ -490,3 +490,11 @@ def test_has_room_for_a_third_of_a_gpus_free_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (300, 1000))
     gpu = torch.device("cuda:1")
     assert utils.has_room(gpu, 100) and not utils.has_room(gpu, 101) and not utils.has_room(torch.device("cpu"), 1)
+
+
+def test_classes_are_named_in_any_letter_case_and_cn_means_nc(capsys):
+    utils.class_name.cache_clear()
+    assert [utils.class_name(name) for name in ("AD", "nc", "All", "other")] == ["AD", "NC", "all", "other"]
+    assert capsys.readouterr().err == ""
+    assert utils.class_name("CN") == utils.class_name("CN") == "NC"
+    assert capsys.readouterr().err == "note: CN is ADNI's word for the class NC\n"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import start
-from synthetic import brains, noise, save
+from synthetic import brains, draw_heads, noise, save
 
 import train
 from dataset import Slices
@@ -78,3 +78,14 @@ def test_a_config_whose_list_is_nonsense_leaves_nothing_out(data, tmp_path, unpl
         config["data"]["damaged"] = nonsense
         (tmp_path / "AD/config.json").write_text(json.dumps(config))
         run(data, tmp_path, 2, capsys, "--keep_damaged")
+
+
+def test_mirroring_sagittal_slices_is_warned_of(tmp_path, unplotted, capsys):
+    for i, image in enumerate(draw_heads(10, False, side=32)):
+        save(tmp_path / f"AD_NC/train/AD/{100 + i}_0.png", image)
+    for mirror, warned in (("False", 0), ("True", 1)):
+        assert start(str(tmp_path / "AD_NC/train"), tmp_path / mirror, "--epochs", 1, "--mirror", mirror) == 0
+        lines = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: --mirror True: 100% of the slices")
+        ]
+        assert len(lines) == warned
