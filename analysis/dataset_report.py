@@ -164,7 +164,7 @@ def same_day_text(days, splits):
         if pairs:
             names.append(f"{' '.join(sorted({image for image, _ in scans}, key=image_order))} of {person} on {date}")
     text = ", ".join(f"{where[split]} in {split}" for split in splits) + (f", {where['across']} across" if len(splits) > 1 else "")
-    return text + (f" ({some_of(sorted(names))})" if names else "")
+    return text + (f" ({some_of(sorted(names), 5)})" if names else "")
 
 
 def print_positions(scans_in):
