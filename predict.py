@@ -9,13 +9,18 @@ in latents.py and directions.py, maps in style_maps.py, projection in projector.
 """
 
 import argparse
+import itertools
 import os
 import platform
+import shlex
 import sys
 import time
+from collections import Counter
 
-from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, run_cli
+from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, printable, run_cli
 
+CONDITIONAL = "all-conditional"  # name of the run of a conditional model
+MAP_FLAGS = {"AD_dir": "AD", "NC_dir": "NC", "control_dir": "NC", "conditional_dir": CONDITIONAL}  # what each takes a run of
 METHODS = "umap", "tsne", "pca"
 COLOURS = "class", "age", "sex", "area"
 SPACES = "w", "w+"
@@ -79,7 +84,7 @@ def parse_args(argv=None):
 
     umap = Group(parser, "maps of style vectors")
     umap.add_bool("--plot_umap", False, "plot the style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
-    umap.add("--AD_dir", help="run of the AD model: a path, or its name under --model_dir")
+    umap.add("--AD_dir", help="run of the AD model: its name under --model_dir, or a path")
     umap.add("--NC_dir", help="run of the NC model, likewise")
     umap.add(
         "--control_dir", help="run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
@@ -160,6 +165,8 @@ def parse_args(argv=None):
         )
     if args.atlas and not args.plot_umap:
         raise UserError("--atlas True belongs to --plot_umap True")
+    if given := [flag for flag in MAP_FLAGS if getattr(args, flag) and not args.plot_umap]:
+        raise UserError(f"--{given[0]} belongs to --plot_umap True")
     other = [
         name for name in ("plot_umap", "evaluate", "project", "export", "morph", "report") if args.styles and getattr(args, name)
     ]
@@ -202,8 +209,29 @@ from analysis.age_probe import age_section
 from analysis.atlas import write_style_atlas
 from analysis.directions import plot_directions
 from analysis.export import export
-from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixing, plot_morph, plot_noise, plot_pyramid, plot_sweep
-from analysis.models import BATCH, describe_runs, find_run, generate, list_runs, load_model
+from analysis.latents import (
+    Samples,
+    grid_path,
+    plot_grids,
+    plot_interpolation,
+    plot_mixing,
+    plot_morph,
+    plot_noise,
+    plot_pyramid,
+    plot_sweep,
+    shows_another_run,
+)
+from analysis.models import (
+    BATCH,
+    describe_runs,
+    find_run,
+    generate,
+    holds_generator,
+    list_runs,
+    load_model,
+    run_places,
+    same_weights,
+)
 from analysis.projector import project_files
 from analysis.report import write_report
 from analysis.style_maps import compared_runs, plot_umaps, projected_slices
@@ -211,7 +239,6 @@ from analysis.style_table import draw_style_table, read_style_table
 from analysis.subjects import read_subjects
 from dataset import class_folders, find_slices, find_splits
 
-CONDITIONAL = "all-conditional"  # name of the run of a conditional model
 DIRECTIONS = 5  # of each method, in the report
 
 
@@ -226,15 +253,22 @@ def main(argv=None):
         section = draw_style_table(styles, args.styles, args.model_dir, args.which, args.output_dir, device)
         print("\n".join([*section.text, *(figure.path for figure in section.figures)]))
         return 0
+    maps = map_runs(args, device) if args.plot_umap else {}
     if args.plot_umap:
-        check_map_runs(args, device)
-        check_colour(args, device, table)
+        check_colour(args, maps, device, table)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
+    if args.classes:
+        tell_run(f"--classes {args.classes}", models[0], run_places(args.classes, args.model_dir))
+        if args.classes in CLASSES:
+            check_classes(f"--classes {args.classes}", models[0], args.classes)
+    elif not args.plot_umap or holds_generator(args.model_dir):
+        tell_run(f"--model_dir {args.model_dir}", models[0])
     if args.morph and not all(is_conditional(model) for model in models):
         raise UserError(
             f"--morph True needs a conditional model (train.py --classes all --conditional True), such as --classes {CONDITIONAL}"
         )
     make_folder(args.output_dir, "--output_dir")
+    models = name_apart(models, args.output_dir)
     sections = []  # of the report
 
     def show(section):
@@ -257,9 +291,9 @@ def main(argv=None):
             for section in probe_age(models, args, device, table):
                 show(section)
     if args.plot_umap:
-        maps = [] if args.atlas else None
+        collected = [] if args.atlas else None
         section = plot_umaps(
-            map_runs(args),
+            maps,
             args.output_dir,
             method=args.method,
             which=args.which,
@@ -271,20 +305,20 @@ def main(argv=None):
             dataset_dir=args.dataset_dir,
             real_count=args.umap_slices,
             table=table,
-            collected=maps,
+            collected=collected,
             colour=args.colour,
         )
         if args.atlas:
             page = os.path.join(args.output_dir, "atlas.html")
             count, real = min(args.atlas_slices, args.num_styles), (args.dataset_dir, args.umap_slices)
-            write_style_atlas(page, maps, args.which, count, args.seed, device, *real, table)
+            write_style_atlas(page, collected, args.which, count, args.seed, device, *real, table)
             section = section._replace(pages=[page])
         show(section)
     if args.report:
         facts = {
             "models": ", ".join(model.folder for model in models),
             "weights": args.which,
-            "command": "python predict.py " + " ".join(argv or sys.argv[1:]),
+            "command": shlex.join(["python", "predict.py", *(sys.argv[1:] if argv is None else argv)]),
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "seconds": round(time.monotonic() - start),
             "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
@@ -322,43 +356,110 @@ def is_conditional(model):
 
 def choose_runs(args):
     """Folders of the runs to analyse: --model_dir itself, --classes, those of the map, "all", or the only one there is."""
-    if os.path.isfile(os.path.join(args.model_dir, "generator.pt")) and not args.classes:
+    if holds_generator(args.model_dir) and not args.classes:
         return [os.path.normpath(args.model_dir)]
     if args.classes:
-        return [find_run(args.classes, args.model_dir)]
+        return [find_run(args.classes, args.model_dir, "--classes:")]
     if args.plot_umap:
         return [find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.conditional_dir) if run]
     runs = list_runs(args.model_dir)
     if "all" not in runs and len(runs) != 1:
         raise UserError(f"{describe_runs(args.model_dir)}: say which with --classes" if runs else describe_runs(args.model_dir))
-    return [find_run("all" if "all" in runs else runs[0], args.model_dir)]
+    return [find_run(os.path.join(args.model_dir, "all" if "all" in runs else runs[0]), args.model_dir)]
 
 
-def map_runs(args):
-    """The runs of the maps of --plot_umap, as `style_maps.compared_runs` gives them."""
-    conditional = args.conditional_dir or (CONDITIONAL if CONDITIONAL in list_runs(args.model_dir) else None)
-    folders = [run and find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.control_dir, conditional)]
-    return compared_runs(*folders)
+def map_runs(args, device):
+    """The runs of the maps of --plot_umap, as `style_maps.compared_runs` gives them; says on stderr which folders they are in.
 
-
-def check_map_runs(args, device):
-    """UserError if a run of the maps is conditional and should not be, or the reverse: before any work is done."""
-    for flag, conditional in (("AD_dir", False), ("NC_dir", False), ("control_dir", False), ("conditional_dir", True)):
-        run = getattr(args, flag)
-        if not run or is_conditional(load_model(find_run(run, args.model_dir), device, args.which)) == conditional:
+    UserError, before any work is done, if a run was not trained on what its flag takes, or two flags mean the same run.
+    """
+    asked = {flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}
+    models = {flag: load_run(flag, run, args, device) for flag, run in asked.items()}
+    if [models[flag].trained_on for flag in ("AD_dir", "NC_dir") if flag in models] == [["NC"], ["AD"]]:
+        raise UserError(f"--AD_dir {args.AD_dir} was trained on NC and --NC_dir {args.NC_dir} on AD: exchange them")
+    for flag, model in models.items():
+        check_classes(f"--{flag} {asked[flag]}", model, MAP_FLAGS[flag])
+    for one, other in itertools.combinations(models, 2):
+        folders = models[other].folder, models[one].folder
+        if same_weights(models[one], models[other]):
+            reason = f"{' and '.join(folders)} hold the same weights"
+        elif style_maps.same_training(*folders):
+            reason = f"{' and '.join(folders)} have the same slices, network, loss and --seed"
+        else:
             continue
-        if conditional:
-            raise UserError(
-                f"--{flag} {run} is no conditional model: it takes one that is given the class (train.py --conditional True)"
-            )
         raise UserError(
-            f"--{flag} {run} is a conditional model: it takes a model of one class (--conditional_dir takes conditional ones)"
+            f"--{other} {asked[other]} is the run of --{one} {asked[one]}: {reason}; train another model, with another --seed"
+        )
+    for flag, model in models.items():
+        tell_run(f"--{flag} {asked[flag]}", model, run_places(asked[flag], args.model_dir))
+    if "conditional_dir" not in models and CONDITIONAL in list_runs(args.model_dir):
+        folder = os.path.join(args.model_dir, CONDITIONAL)
+        try:
+            model = load_model(folder, device, args.which)
+            check_classes(folder, model, CONDITIONAL)
+            models["conditional_dir"] = model
+            tell_run(CONDITIONAL, model)
+        except UserError as error:
+            print(printable(f"note: there is no map of a conditional model: {error}"), file=sys.stderr)
+    return compared_runs(*(models[flag].folder if flag in models else None for flag in MAP_FLAGS))
+
+
+def load_run(flag, run, args, device):
+    """The Model of the run that a flag means."""
+    folder = find_run(run, args.model_dir, f"--{flag}:")
+    try:
+        return load_model(folder, device, args.which)
+    except UserError as error:
+        raise UserError(f"--{flag} {run}: {error}") from None
+
+
+def check_classes(asked, model, expected):
+    """UserError, which begins with the flag and its value `asked`, unless the Model is what `expected`, of MAP_FLAGS, says."""
+    if expected == CONDITIONAL and not is_conditional(model):
+        raise UserError(f"{asked} is no conditional model: it takes one that is given the class (train.py --conditional True)")
+    if expected != CONDITIONAL and is_conditional(model):
+        raise UserError(
+            f"{asked} is a conditional model: it takes one of {expected} alone (--conditional_dir takes conditional ones)"
+        )
+    if expected != CONDITIONAL and model.trained_on != [expected]:
+        raise UserError(
+            f"{asked}: the run in {model.folder} was trained on {' and '.join(model.trained_on)}, not on {expected}"
+            f"{' alone' if expected in model.trained_on else ''}: give a run of train.py --classes {expected}"
         )
 
 
-def check_colour(args, device, table):
-    """UserError if the runs of the maps, or the table of `read_subjects`, have nothing for --colour: before any work is done."""
-    runs = map_runs(args)
+def tell_run(asked, model, places=()):
+    """Say on stderr in which folder the run that was asked for is, and which other of the `places` holds one, too."""
+    others = [place for place in places if holds_generator(place) and not os.path.samefile(place, model.folder)]
+    other = f"; another is in {others[0]}" if others else ""
+    note = f"note: {asked}: the run in {model.folder}, trained on {' and '.join(model.trained_on)}{other}"
+    print(printable(note), file=sys.stderr)
+
+
+def name_apart(models, output_dir):
+    """The models, with the folders above in the names of those whose pictures would replace one another's in `output_dir`.
+
+    A name is taken by another of the models, letter case aside, or by a run whose pictures are there already.
+    """
+    parts = [os.path.abspath(model.folder).strip(os.sep).split(os.sep) for model in models]
+    shared, named = Counter(of_run[-1].casefold() for of_run in parts), []
+    for model, of_run in zip(models, parts):
+        for depth in range(1 + (shared[of_run[-1].casefold()] > 1), 1 + len(of_run)):
+            model = model._replace(name="_".join(of_run[-depth:]))
+            taken = {other.name.casefold() for other in named}
+            if model.name.casefold() not in taken and not shows_another_run(grid_path(model, output_dir), model):
+                break
+        else:
+            raise UserError(f"--output_dir {output_dir} holds pictures of another run called {model.name}: choose another folder")
+        if model.name != of_run[-1]:
+            note = f"note: the name {of_run[-1]} is taken: files of the run in {model.folder} are called {model.name}_..."
+            print(printable(note), file=sys.stderr)
+        named.append(model)
+    return named
+
+
+def check_colour(args, runs, device, table):
+    """UserError if the `runs` of the maps, or the table of `read_subjects`, have nothing for --colour: before any work is done."""
     if args.colour in ("age", "sex"):
         if style_maps.CONDITIONAL not in runs:
             raise UserError(
