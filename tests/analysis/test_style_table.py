@@ -52,7 +52,7 @@ def test_read_style_table_refuses_in_one_line(tmp_path, header, rows, message):
 def test_styles_are_drawn_at_full_size_in_the_order_of_the_table(models, tmp_path, capsys):
     model = load_model(os.path.join(models, "AD"), "cpu")
     w = style_vectors(model.mapping, draw_z(3, model.mapping.z_dim, 7))[0].numpy()
-    rows = [["NC", "b", *w[0]], ["AD", "a", *w[1]], ["AD", "a", *w[2]]]
+    rows = [["NC", "b\n$x$ {0}", *w[0]], ["AD", "a", *w[1]], ["AD", "a", *w[2]]]
     path = write(tmp_path / "s.csv", ["run", "set", *(f"w{i}" for i in range(w.shape[1]))], *rows)
     assert predict.main(["--styles", path, "--model_dir", models, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
     for i, run in enumerate(["NC", "AD", "AD"]):
