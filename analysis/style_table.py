@@ -95,4 +95,5 @@ def draw_style_table(table, path, model_dir, which, output_dir, device):
     figure = os.path.join(output_dir, "styles.png")
     figures.save_grids({name: np.stack(images[:SHOWN]) for name, images in grids.items()}, figure, 6)
     text = f"{len(table)} slices of {os.path.basename(path)}, at full size and with fixed noise, in {folder}."
-    return Section("Chosen style vectors", [text], figures=[ReportFigure(figure, f"At most {SHOWN} of each set.")])
+    drawn_by = printable(f"Drawn by {', '.join(dict.fromkeys(runs.values()))}.")
+    return Section("Chosen style vectors", [text, drawn_by], figures=[ReportFigure(figure, f"At most {SHOWN} of each set.")])

@@ -59,7 +59,8 @@ def test_styles_are_drawn_at_full_size_in_the_order_of_the_table(models, tmp_pat
         with torch.no_grad():
             expected = synthesize(load_model(os.path.join(models, run), "cpu"), torch.from_numpy(w[i : i + 1]))[0]
         np.testing.assert_allclose(read_image(tmp_path / "out" / "styles" / f"{i:06d}.png").astype(int), expected, atol=1)
-    assert str(tmp_path / "out" / "styles.png") in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(tmp_path / "out" / "styles.png") in out and f"Drawn by {models}/NC, {models}/AD." in out.replace(os.sep, "/")
 
 
 def test_styles_of_another_length_or_run_draw_nothing(models, tmp_path):
