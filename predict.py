@@ -9,18 +9,15 @@ in latents.py and directions.py, maps in style_maps.py, projection in projector.
 """
 
 import argparse
-import itertools
 import os
 import platform
 import shlex
 import sys
 import time
-from collections import Counter
 
-from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, printable, run_cli
+from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, run_cli
 
-CONDITIONAL = "all-conditional"  # name of the run of a conditional model
-MAP_FLAGS = {"AD_dir": "AD", "NC_dir": "NC", "control_dir": "NC", "conditional_dir": CONDITIONAL}  # what each takes a run of
+MAP_FLAGS = "AD_dir", "NC_dir", "control_dir", "conditional_dir"  # each takes a run
 METHODS = "umap", "tsne", "pca"
 COLOURS = "class", "age", "sex", "area"
 SPACES = "w", "w+"
@@ -209,32 +206,12 @@ from analysis.age_probe import age_section
 from analysis.atlas import write_style_atlas
 from analysis.directions import plot_directions
 from analysis.export import export
-from analysis.latents import (
-    Samples,
-    grid_path,
-    plot_grids,
-    plot_interpolation,
-    plot_mixing,
-    plot_morph,
-    plot_noise,
-    plot_pyramid,
-    plot_sweep,
-    shows_another_run,
-)
-from analysis.models import (
-    BATCH,
-    describe_runs,
-    find_run,
-    generate,
-    holds_generator,
-    list_runs,
-    load_model,
-    run_places,
-    same_weights,
-)
+from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixing, plot_morph, plot_noise, plot_pyramid, plot_sweep
+from analysis.models import BATCH, describe_runs, find_run, generate, holds_generator, list_runs, load_model, run_places
 from analysis.projector import project_files
 from analysis.report import write_report
-from analysis.style_maps import compared_runs, plot_umaps, projected_slices
+from analysis.runs import CONDITIONAL, check_classes, is_conditional, map_runs, name_apart, tell_run
+from analysis.style_maps import plot_umaps, projected_slices
 from analysis.style_table import draw_style_table, read_style_table
 from analysis.subjects import read_subjects
 from dataset import class_folders, find_slices, find_splits
@@ -253,8 +230,9 @@ def main(argv=None):
         section = draw_style_table(styles, args.styles, args.model_dir, args.which, args.output_dir, device)
         print("\n".join([*section.text, *(figure.path for figure in section.figures)]))
         return 0
-    maps = map_runs(args, device) if args.plot_umap else {}
     if args.plot_umap:
+        asked = {flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}
+        maps = map_runs(asked, args.model_dir, args.which, device)
         check_colour(args, maps, device, table)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
     if args.classes:
@@ -350,10 +328,6 @@ def plot_latents(model, args):
 # Which runs
 
 
-def is_conditional(model):
-    return model.labels != [None]
-
-
 def choose_runs(args):
     """Folders of the runs to analyse: --model_dir itself, --classes, those of the map, "all", or the only one there is."""
     if holds_generator(args.model_dir) and not args.classes:
@@ -366,96 +340,6 @@ def choose_runs(args):
     if "all" not in runs and len(runs) != 1:
         raise UserError(f"{describe_runs(args.model_dir)}: say which with --classes" if runs else describe_runs(args.model_dir))
     return [find_run(os.path.join(args.model_dir, "all" if "all" in runs else runs[0]), args.model_dir)]
-
-
-def map_runs(args, device):
-    """The runs of the maps of --plot_umap, as `style_maps.compared_runs` gives them; says on stderr which folders they are in.
-
-    UserError, before any work is done, if a run was not trained on what its flag takes, or two flags mean the same run.
-    """
-    asked = {flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}
-    models = {flag: load_run(flag, run, args, device) for flag, run in asked.items()}
-    if [models[flag].trained_on for flag in ("AD_dir", "NC_dir") if flag in models] == [["NC"], ["AD"]]:
-        raise UserError(f"--AD_dir {args.AD_dir} was trained on NC and --NC_dir {args.NC_dir} on AD: exchange them")
-    for flag, model in models.items():
-        check_classes(f"--{flag} {asked[flag]}", model, MAP_FLAGS[flag])
-    for one, other in itertools.combinations(models, 2):
-        folders = models[other].folder, models[one].folder
-        if same_weights(models[one], models[other]):
-            reason = f"{' and '.join(folders)} hold the same weights"
-        elif style_maps.same_training(*folders):
-            reason = f"{' and '.join(folders)} have the same slices, network, loss and --seed"
-        else:
-            continue
-        raise UserError(
-            f"--{other} {asked[other]} is the run of --{one} {asked[one]}: {reason}; train another model, with another --seed"
-        )
-    for flag, model in models.items():
-        tell_run(f"--{flag} {asked[flag]}", model, run_places(asked[flag], args.model_dir))
-    if "conditional_dir" not in models and CONDITIONAL in list_runs(args.model_dir):
-        folder = os.path.join(args.model_dir, CONDITIONAL)
-        try:
-            model = load_model(folder, device, args.which)
-            check_classes(folder, model, CONDITIONAL)
-            models["conditional_dir"] = model
-            tell_run(CONDITIONAL, model)
-        except UserError as error:
-            print(printable(f"note: there is no map of a conditional model: {error}"), file=sys.stderr)
-    return compared_runs(*(models[flag].folder if flag in models else None for flag in MAP_FLAGS))
-
-
-def load_run(flag, run, args, device):
-    """The Model of the run that a flag means."""
-    folder = find_run(run, args.model_dir, f"--{flag}:")
-    try:
-        return load_model(folder, device, args.which)
-    except UserError as error:
-        raise UserError(f"--{flag} {run}: {error}") from None
-
-
-def check_classes(asked, model, expected):
-    """UserError, which begins with the flag and its value `asked`, unless the Model is what `expected`, of MAP_FLAGS, says."""
-    if expected == CONDITIONAL and not is_conditional(model):
-        raise UserError(f"{asked} is no conditional model: it takes one that is given the class (train.py --conditional True)")
-    if expected != CONDITIONAL and is_conditional(model):
-        raise UserError(
-            f"{asked} is a conditional model: it takes one of {expected} alone (--conditional_dir takes conditional ones)"
-        )
-    if expected != CONDITIONAL and model.trained_on != [expected]:
-        raise UserError(
-            f"{asked}: the run in {model.folder} was trained on {' and '.join(model.trained_on)}, not on {expected}"
-            f"{' alone' if expected in model.trained_on else ''}: give a run of train.py --classes {expected}"
-        )
-
-
-def tell_run(asked, model, places=()):
-    """Say on stderr in which folder the run that was asked for is, and which other of the `places` holds one, too."""
-    others = [place for place in places if holds_generator(place) and not os.path.samefile(place, model.folder)]
-    other = f"; another is in {others[0]}" if others else ""
-    note = f"note: {asked}: the run in {model.folder}, trained on {' and '.join(model.trained_on)}{other}"
-    print(printable(note), file=sys.stderr)
-
-
-def name_apart(models, output_dir):
-    """The models, with the folders above in the names of those whose pictures would replace one another's in `output_dir`.
-
-    A name is taken by another of the models, letter case aside, or by a run whose pictures are there already.
-    """
-    parts = [os.path.abspath(model.folder).strip(os.sep).split(os.sep) for model in models]
-    shared, named = Counter(of_run[-1].casefold() for of_run in parts), []
-    for model, of_run in zip(models, parts):
-        for depth in range(1 + (shared[of_run[-1].casefold()] > 1), 1 + len(of_run)):
-            model = model._replace(name="_".join(of_run[-depth:]))
-            taken = {other.name.casefold() for other in named}
-            if model.name.casefold() not in taken and not shows_another_run(grid_path(model, output_dir), model):
-                break
-        else:
-            raise UserError(f"--output_dir {output_dir} holds pictures of another run called {model.name}: choose another folder")
-        if model.name != of_run[-1]:
-            note = f"note: the name {of_run[-1]} is taken: files of the run in {model.folder} are called {model.name}_..."
-            print(printable(note), file=sys.stderr)
-        named.append(model)
-    return named
 
 
 def check_colour(args, runs, device, table):
