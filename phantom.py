@@ -20,12 +20,14 @@ import shutil
 import signal
 import time
 
+from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli, usable_cores
+
+# isort: split
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from analysis.shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field, wave_phases
-from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli, usable_cores
 
 HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
