@@ -1,10 +1,9 @@
 """What a command does before it imports anything large: signals, output that may be closed, Matplotlib's backend.
 
-utils.py imports this file first. It acts only in a process that runs a file of this project, and in the workers of one: not in
-a notebook or a test that imports a module.
+Every command and utils.py import this file first. It acts only in a process that runs a file of this project: not in a notebook
+or a test that imports a module.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -22,17 +21,29 @@ def is_command():
     return path is not None and os.path.dirname(os.path.abspath(path)) in folders
 
 
-def is_worker():
-    """Whether this process was started by multiprocessing, which has imported itself by now."""
-    process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None
-
-
 def stop_now(signum, _frame=None):
     """End at once with one line and status 128 + signum: for signals while nothing is written that has to be completed."""
-    with contextlib.suppress(OSError):
+    try:
         os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
-    os._exit(128 + signum)
+    finally:
+        os._exit(128 + signum)
+
+
+def start_workers(start):
+    """start(), which starts processes, and what it returns; Ctrl-C never reaches these, and this process afterwards.
+
+    Not on Windows, where it reaches all.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return start()
+    from multiprocessing import resource_tracker  # here: few commands need it
+
+    resource_tracker.ensure_running()  # which would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Output:
@@ -61,9 +72,10 @@ class Output:
             self.give_up()
 
     def give_up(self):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            self.stream.flush()  # of what was waiting
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+        self.stream.flush()  # what was waiting
 
 
 def keep_output():
@@ -87,5 +99,3 @@ if is_command():
         signal.signal(signum, stop_now)
     keep_output()
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which `!python train.py` inherits, exists only in the notebook
-elif is_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too; the command that started it ends it

@@ -7,6 +7,8 @@ training/step.py, the losses in training/loss.py, the flags in training/flags.py
 training/growth.py, the files of a run in training/run_folder.py.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import contextlib
 import itertools
 import math
