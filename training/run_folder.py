@@ -285,7 +285,7 @@ def has_run(folder):
             f"{folder} holds {', '.join(names[:4])}{', ...' * (len(names) > 4)} of a run but no checkpoint.pt to resume it from, "
             "and is left as it is: choose another --model_dir for a new run, or --resume False, which renames this folder"
         )
-    if names == [FILES[0]] and read_checkpoint(folder, warn=False)["images"] == 0:
+    if names == [FILES[0]] and read_checkpoint(folder, warn=False).get("images") == 0:
         return False  # killed during its first save, before config.json
     return bool(names)
 
