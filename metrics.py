@@ -10,6 +10,8 @@ Values are not comparable with published ones, which use other features and imag
 take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in analysis/quality.py and analysis/distances.py.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import json
 import os
 import re

@@ -8,6 +8,8 @@ The command: its flags, which runs they mean, and in `main` what each flag calls
 in latents.py and directions.py, maps in style_maps.py, projection in projector.py, --evaluate in evaluation.py.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import argparse
 import os
 import platform

@@ -19,11 +19,12 @@ from conftest import ROOT
 import utils
 from predict import parse_args as parse_predict
 from train import parse_args as parse_train
+from training import progress
+from training.progress import StopSignals
 from utils import (
     ArgumentParser,
     Group,
     Interrupted,
-    StopSignals,
     UserError,
     atomic_path,
     boolean,
@@ -67,9 +68,9 @@ def test_run_cli_shows_the_traceback_of_our_own_faults():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """utils.py's clock; `clock.now` are the seconds that it shows."""
+    """The clock of training/progress.py; `clock.now` are the seconds that it shows."""
     clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr(utils, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -95,13 +96,14 @@ def test_a_second_stop_signal_ends_the_process_while_the_first_is_saving(tmp_pat
     """The first lets the save begin, the second leaves the old file and no half of the new one."""
     code = """
 import os, signal, sys, types, utils
+from training import progress
 
 now = 100.0
-utils.time = types.SimpleNamespace(monotonic=lambda: now)
+progress.time = types.SimpleNamespace(monotonic=lambda: now)
 
 def main():
     global now
-    with utils.StopSignals() as signals:
+    with progress.StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.signum == signal.SIGTERM
         with utils.atomic_path(sys.argv[1], sync=True) as path, open(path, "w") as file:
