@@ -14,6 +14,8 @@ with generate(n) -> images [n, 1, R, R] of about [-1, 1] from random latents, cr
 differentiated twice, and two lists of parameters, all on --device unless its code says otherwise.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import functools
 import importlib.util
 import math

@@ -10,6 +10,8 @@ As a command, this file reports on a data set before training: counts, sizes, da
 share (analysis/dataset_report.py). Its flags are in analysis/dataset_flags.py.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import copy
 import os
 import sys

@@ -10,6 +10,8 @@ says whose each scan is, of which age and sex: it serves as --subjects of datase
 nobody's brain and have no clinical meaning. Coordinates: x right, y forward and z up of the anterior commissure.
 """
 
+import startup  # isort: skip
+
 import contextlib
 import csv
 import functools
@@ -25,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from analysis.shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field, wave_phases
-from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli, usable_cores
+from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, reason, run_cli, usable_cores
 
 HEIGHT, WIDTH = 240, 256
 PIXEL_MM = 0.85
@@ -307,7 +309,8 @@ def write_subject(folder, seed, scans, subject, write_volume=None):
         for number_in_scan in range(FIRST_SLICE, FIRST_SLICE + SLICES):
             z, tissue, planes[number_in_scan] = draw_slice(params, number_in_scan, rng)
             path = f"{split}/{label}/{image:06d}_{number_in_scan}.jpeg"
-            Image.fromarray(planes[number_in_scan]).save(os.path.join(folder, path), quality=95)
+            with atomic_path(os.path.join(folder, path)) as temporary:
+                Image.fromarray(planes[number_in_scan]).save(temporary, quality=95)
             numbers = {name: round(value, 4) for name, value in {"z_mm": z, **true_areas(tissue), **params}.items()}
             whose = {"path": path, "seed": seed, "subject": subject, "split": split, "class": label, **age_and_sex}
             rows.append({**whose, "slice": number_in_scan, "pixel_mm": PIXEL_MM, **numbers})
@@ -327,7 +330,8 @@ def write_subjects(folder, subjects, seed, scans, num_workers, write_volume=None
         yield from map(write, range(subjects))
         return
     # The workers ignore Ctrl-C: this process handles it and ends them.
-    with multiprocessing.get_context("spawn").Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    pool = functools.partial(multiprocessing.get_context("spawn").Pool, num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with startup.start_workers(pool) as pool:
         yield from pool.imap(write, range(subjects))
 
 
@@ -386,7 +390,7 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False
         for name in (*SPLITS, "volumes", "masks"):
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
         if isinstance(error, OSError):
-            raise UserError(f"folder {folder}: cannot write there ({error.strerror}); choose another") from None
+            raise UserError(f"folder {folder}: cannot write there ({reason(error)}); choose another") from None
         raise
     return len(rows)
 

@@ -18,6 +18,8 @@ AD and CN scan in the table has its slices, 3 if some have none (skipped.csv say
 after signal n, as after Ctrl-C (130). Needs SimpleITK: pip install -r requirements-volumes.txt.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import shlex
 import sys
 

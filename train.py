@@ -7,6 +7,8 @@ training/step.py, the losses in training/loss.py, the flags in training/flags.py
 training/growth.py, the files of a run in training/run_folder.py.
 """
 
+import startup  # noqa: F401  # isort: skip
+
 import contextlib
 import itertools
 import math
@@ -16,7 +18,7 @@ import sys
 import time
 
 from training.flags import fill_defaults, parse_args
-from utils import CLASSES, StopSignals, UserError, answer_early, make_folder, pick_device, pick_dtype, read_config, run_cli
+from utils import CLASSES, UserError, answer_early, make_folder, pick_device, pick_dtype, read_config, run_cli
 
 if __name__ == "__main__":
     answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
@@ -29,14 +31,14 @@ from analysis.validation import VALIDATION, Validation
 from analysis.view import mirror_warning
 from dataset import Slices, batches, find_splits, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
-from training.checkpoint import has_checkpoint, read_checkpoint
+from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_shares
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import describe_recipe, out_of_memory, print_plan
-from training.progress import progress_bar, show_progress
+from training.progress import StopSignals, progress_bar, show_progress
 from training.recipes import Options
-from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
+from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, set_aside
 from training.source import describe_source, read_source, start_from
 from training.step import TERMS, Batch, TrainingState, train_step
 
@@ -289,23 +291,24 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device, args.deterministic)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
-    kept = args.mirror is None
-    fill_defaults(args, device, folder if args.resume and has_checkpoint(folder) else None)
+    check_place(folder, {flag: path for flag, path in (("--dataset_dir", args.dataset_dir), ("--test_dir", args.test_dir)) if path})
+    found, kept = find_run(folder, args.resume), args.mirror is None
+    fill_defaults(args, device, folder if found == "resume" else None)
     kept = kept and args.mirror
     dtype = pick_dtype(args.amp, device)
     processes = Processes(device)
     shards = processes.size * args.grad_accum
     check_divisible(args.batch_size, shards)
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
-    resumed = read_config(folder) if args.resume and has_checkpoint(folder) else None
+    resumed = read_config(folder) if found == "resume" else None
     slices, damaged, held_out = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
     if table and held_out and processes.leading:
         print(f"note: {shared_text(identify(slices.names, table), identify(held_out.names, table))}", file=sys.stderr)
     if args.mirror and processes.leading and (warning := mirror_warning(slices)):
         print(f"warning: {warning}", file=sys.stderr)
     config = make_config(args, slices, damaged)
-    exists, source = has_checkpoint(folder), None
-    if exists and args.resume:
+    source = None
+    if found == "resume":
         changed = check_same_run(folder, config)
         if changed and processes.leading:
             print(f"note: {folder} was started with other flags, and continues with {', '.join(changed)}", file=sys.stderr)
@@ -318,9 +321,10 @@ def main(argv=None):
     if device.type == "cpu" and args.resolution > 64 and processes.leading:
         print(f"note: without a GPU this takes long; {QUICK} learns in minutes", file=sys.stderr)
     if args.dry_run:
-        first = read_checkpoint(folder)["first_resolution"] if exists and args.resume else first_resolution(args, source)
+        first = read_checkpoint(folder)["first_resolution"] if found == "resume" else first_resolution(args, source)
+        status = {"resume": "to be resumed", "rename": "new; the old one will be renamed", "new": "new"}[found]
         if processes.leading:
-            print_plan(args, slices, held_out, folder, config, device, dtype, shards, "to be resumed" if exists else "new", first)
+            print_plan(args, slices, held_out, folder, config, device, dtype, shards, status, first)
         return 0
     processes.barrier()  # all have looked at the old run
     with contextlib.ExitStack() as stack:
@@ -328,12 +332,14 @@ def main(argv=None):
         if processes.leading:
             make_folder(folder, "--model_dir")
             lock = lock_folder(folder)
-            if exists and not args.resume:
+            stack.callback(lock.release)
+            if find_run(folder, args.resume) != found:
+                raise UserError(f"{folder} has changed since this command looked at it: run the same command again")
+            if found == "rename":
                 lock.release()  # Windows renames no folder with an open file in it
                 set_aside(folder)
                 make_folder(folder, "--model_dir")
-                lock = lock_folder(folder)
-            stack.callback(lock.release)
+                stack.callback(lock_folder(folder).release)
             print(f"{folder}: {describe_recipe(args)}")
         processes.barrier()  # the old run has been set aside
         try:

@@ -1,9 +1,13 @@
 """What all commands share: one-line errors, signals, atomic files, random streams, devices, run settings and flags."""
 
+from startup import STOPPING, keep_output, stop_now  # before all others
+
+# isort: split
 import argparse
 import contextlib
 import ctypes
 import difflib
+import errno
 import functools
 import hashlib
 import io
@@ -13,7 +17,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
@@ -23,8 +26,6 @@ EARLIER_FLAGS = {"n_critic": 1, "mirror": True}  # likewise, of runs whose setti
 
 UMASK = os.umask(0)  # it can only be read by setting it, which is not safe in threads
 os.umask(UMASK)
-
-STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}  # SIGUSR1: Slurm's warning
 
 
 class UserError(Exception):
@@ -41,11 +42,12 @@ class Interrupted(BaseException):
 
 def run_cli(main):
     """Call main() and exit with its status, or 2 after a UserError or a file system error (one line, no traceback), 128 + n
-    after signal n, 1 with a traceback after a bug."""
+    after signal n, 1 with a traceback after a bug. Closed output is no error: see startup.py."""
 
     def stop(signum, _frame):
         raise Interrupted(signum)
 
+    keep_output()
     for signum in STOPPING:
         signal.signal(signum, stop)
     for stream in (sys.stdout, sys.stderr):  # file names may not be valid text
@@ -59,40 +61,18 @@ def run_cli(main):
     except Interrupted as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signum)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except OSError as error:  # a full disk, a file without permission
-        print(f"error: {printable(str(error.filename or 'a file'))}: {error.strerror or error}", file=sys.stderr)
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {printable(name + reason(error))}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
         print("error: out of memory: ask for less, such as --batch_size, --resolution or --channel_max", file=sys.stderr)
         sys.exit(2)
-
-
-class StopSignals:
-    """A context in which Ctrl-C, SIGTERM and SIGUSR1 only set `signum`, so that the step under way can end and be saved.
-
-    Another signal more than two seconds after the first acts at once. An earlier one is taken for the same: `timeout` and
-    `make` signal a process and then its whole group.
-    """
-
-    def __enter__(self):
-        self.signum, self.time = None, float("inf")
-        self.previous = {signum: signal.signal(signum, self.handle) for signum in STOPPING}
-        return self
-
-    def handle(self, signum, _frame):
-        if time.monotonic() - self.time > 2:
-            raise Interrupted(signum)
-        if not self.signum:
-            self.signum, self.time = signum, time.monotonic()
-
-    def __exit__(self, *_):
-        for signum, handler in self.previous.items():
-            signal.signal(signum, handler)
+    finally:
+        for signum in STOPPING:
+            signal.signal(signum, stop_now)  # while Python shuts down
 
 
 def printable(text):
@@ -100,29 +80,46 @@ def printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def reason(error):
+    """What an OSError says, without its number and file; libraries raise some that have neither number nor text of their own."""
+    return error.strerror or " ".join(map(str, error.args)).strip() or type(error).__name__
+
+
+@contextlib.contextmanager
+def naming(path):
+    """A context whose OSErrors have a number and text, and name `path`: those of a write, on a full disk say, name no file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, reason(error), path) from error
+
+
 @contextlib.contextmanager
 def atomic_path(path, sync=False):
     """A context with a temporary path beside `path`, renamed to `path` on success and removed on an error.
 
-    Other processes only ever see a whole file; with `sync` also after a power cut.
+    Other processes only ever see a whole file; with `sync` also after a power cut. OSErrors name `path`, as in `naming`.
     """
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-", suffix=os.path.splitext(path)[1])
-    os.close(handle)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp made it private to this user
-        if sync:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if sync:
-            flush_folder(os.path.dirname(path) or ".")
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            error.filename = path  # not that of the temporary file, if any
-        raise
+    with naming(path):
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tmp-", suffix=os.path.splitext(path)[1])
+        os.close(handle)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp made it private to this user
+            if sync:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if sync:
+                flush_folder(os.path.dirname(path) or ".")
+        except (OSError, RuntimeError) as error:
+            if getattr(error, "errno", None) is None:  # PIL, NumPy and SimpleITK do not say why; the system will
+                with open(temporary, "ab") as file:
+                    file.write(bytes(2**20))
+            raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def flush_folder(folder):
@@ -193,7 +190,7 @@ def walk(folder, flag=""):
     """
 
     def refuse(error):
-        raise UserError(f"{flag} {error.filename}: cannot look into this folder ({error.strerror})".lstrip())
+        raise UserError(f"{flag} {error.filename}: cannot look into this folder ({reason(error)})".lstrip())
 
     visited = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
@@ -210,7 +207,7 @@ def make_folder(path, flag):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{flag} {path}: cannot make this folder ({error.strerror}); choose another") from None
+        raise UserError(f"{flag} {path}: cannot make this folder ({reason(error)}); choose another") from None
 
 
 def random_stream(purpose, seed, device="cpu"):
@@ -338,8 +335,11 @@ def read_network(folder):
 # Flags
 
 
+DASHES = "-", "\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}"  # word processors replace the first by one of the others
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors and with defaults in `--help`.
+    """argparse with one-line errors and with defaults in `--help`; ~ and ~user at the start of a text are home folders.
 
     examples: command lines, without "python", for the end of `--help`.
     """
@@ -356,14 +356,38 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
     def parse_args(self, argv=None):
-        args, unknown = self.parse_known_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        try:
+            args, unknown = self.parse_known_args(argv)
+        except UserError as error:
+            misspelt = self.meant_flags([word for word in argv if word.startswith(DASHES)])
+            if misspelt and "arguments are required" in str(error):
+                raise UserError(f"{error}; did you mean {misspelt}?") from None
+            raise
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
-            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {near[0]}?" if near else ""))
+            meant = self.meant_flags([word for word in unknown if word.startswith(DASHES)] or unknown[:1])
+            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {meant}?" if meant else ""))
         for name, value in vars(args).items():
             if value in ([], ""):  # [] is what argparse makes of --flag=--, unchecked
                 self.error(f"--{name}: expected a value")
+            if isinstance(value, str) and value.startswith("~"):  # the shell leaves it so in --flag=~/x, and in quotes
+                setattr(args, name, os.path.expanduser(value))
+                if getattr(args, name) == value:
+                    self.error(f"--{name} {value}: no such user; for a folder of that name, write ./{value}")
         return args
+
+    def meant_flags(self, words):
+        """The flags nearest to those of `words` that are not flags, whatever their letter case and dashes: "--AD_dir --NC_dir"."""
+        known, near = {plain_flag(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
+        for word in (word.split("=")[0] for word in words):
+            if word not in self._option_string_actions:
+                near += difflib.get_close_matches(plain_flag(word), known, 1)
+        return " ".join(dict.fromkeys(known[flag] for flag in near))
+
+
+def plain_flag(word):
+    """A flag in lower case, with two dashes at its beginning and "_" for any other: "--ad_dir" of "-AD-dir"."""
+    return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
 
 
 class Group:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from analysis.subject_split import SPLITS, File, draw_test, strata_of, write_table
@@ -29,6 +28,7 @@ from analysis.volume_jobs import run_jobs
 from analysis.volume_steps import Job, Settings, load_template
 from analysis.volumes import file_checksum, find_volumes, sitk
 from dataset import some_of
+from lock import Held, Lock
 from utils import CLASSES, UserError, atomic_path, make_folder, printable
 
 RECORD = "provenance.json"
@@ -271,14 +271,11 @@ def versions():
 @contextlib.contextmanager
 def only_here(folder):
     """A context in which no other prepare.py writes into `folder`; UserError if one does."""
-    path = os.path.join(folder, ".prepare.lock")
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"--output_dir {folder}: another prepare.py is at work there") from None
-    except NotImplementedError:  # some network disks cannot lock files
-        print(f"warning: {path} cannot be locked on this disk: mind that no other prepare.py works there", file=sys.stderr)
+        lock = Lock(os.path.join(folder, ".prepare.lock"))
+    except Held as held:
+        holder = held.holder or "just started"
+        raise UserError(f"--output_dir {folder}: another prepare.py is at work there ({holder}){held.remedy}") from None
     try:
         yield
     finally:

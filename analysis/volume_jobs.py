@@ -4,6 +4,7 @@ for result in run_jobs(jobs, num_workers=8):        # jobs: of volume_steps.prep
     print(result["image"], result.get("error"))
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from analysis.volume_steps import prepare_scan
+from startup import start_workers
 
 MAX_PROCESSES = 61  # the most that Windows can wait for
 DIED = "its process died, most likely for lack of memory: try fewer --num_workers"
@@ -49,7 +51,7 @@ def run_jobs(jobs, num_workers, work=prepare_scan):
         try:
             while queue or running:
                 while queue and len(running) < limit:  # no more than that: a pool that breaks fails all that it has
-                    running[pool.submit(work, queue[0])] = queue[0]
+                    running[start_workers(functools.partial(pool.submit, work, queue[0]))] = queue[0]
                     queue.popleft()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield future.result()

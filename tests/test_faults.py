@@ -10,11 +10,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import SOAK, checkpoint, read_table, same_checkpoints, start, train_command
+from conftest import ROOT, SOAK, checkpoint, read_table, same_checkpoints, start, train_command
 from damage import cut, flip_bit
 
 from utils import UserError, load_tensors
@@ -177,6 +178,28 @@ def test_read_only_disk_is_refused_in_one_line(own_run, slices_dir, tmp_path, ex
         *train_command(slices_dir, disk, "--epochs", 9),
     )
     assert "Read-only file system" in error_line(done)
+
+
+@pytest.mark.slow
+def test_predictions_on_a_full_disk_name_the_file_and_the_reason(models, tmp_path):
+    """Images and arrays are written by libraries that do not say why they could not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    predict = [sys.executable, os.path.join(ROOT, "predict.py"), "--model_dir", os.path.join(models, "AD"), "--device", "cpu"]
+    done = in_namespace(
+        f'mount -t tmpfs -o size=64k none "{disk}" && "$@"; status=$?; ls -AR "{disk}" >&2; exit $status',
+        *[*predict, "--export", 2000, "--output_dir", disk],
+    )
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert done.returncode == 2 and "Traceback" not in done.stderr and ".tmp-" not in done.stderr, done.stderr
+    assert line.startswith(f"error: {disk}/") and line.endswith(": No space left on device"), line
+
+
+@pytest.mark.slow
+def test_training_goes_on_when_nobody_reads_its_output(slices_dir, tmp_path):
+    command = train_command(slices_dir, tmp_path, "--epochs", 3, "--debug", script=os.path.join(ROOT, "train.py"))
+    done = subprocess.run(["bash", "-c", '"$@" 2>&- | true; exit ${PIPESTATUS[0]}', "bash", *command], timeout=300)
+    assert done.returncode == 0 and checkpoint(tmp_path / "AD")["images"] == 24
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"ops", "utils", "modules", "dataset"}
+BASE = {"startup", "utils", "lock", "ops", "modules", "dataset"}
 DATA = {"data.cache", "data.checks", "data.decode"}
 COMMANDS = {"train", "predict", "metrics", "phantom", "bench", "prepare"}
 FILES = {
@@ -73,9 +73,9 @@ def test_reading_slices_needs_utils_alone(name):
     assert imported(name, everywhere=True) <= DATA | {"utils"}
 
 
-@pytest.mark.parametrize("name", ["ops", "utils", "modules"])
+@pytest.mark.parametrize("name", ["startup", "lock", "ops", "utils", "modules"])
 def test_networks_need_no_data_and_nothing_above_them(name):
-    assert imported(name, everywhere=True) <= {"ops", "utils"} - {name}
+    assert imported(name, everywhere=True) <= {"ops", "utils", "startup"} - {name}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if in_folder(name, "training")])

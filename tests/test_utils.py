@@ -19,11 +19,12 @@ from conftest import ROOT
 import utils
 from predict import parse_args as parse_predict
 from train import parse_args as parse_train
+from training import progress
+from training.progress import StopSignals
 from utils import (
     ArgumentParser,
     Group,
     Interrupted,
-    StopSignals,
     UserError,
     atomic_path,
     boolean,
@@ -67,9 +68,9 @@ def test_run_cli_shows_the_traceback_of_our_own_faults():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """utils.py's clock; `clock.now` are the seconds that it shows."""
+    """The clock of training/progress.py; `clock.now` are the seconds that it shows."""
     clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr(utils, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -95,13 +96,14 @@ def test_a_second_stop_signal_ends_the_process_while_the_first_is_saving(tmp_pat
     """The first lets the save begin, the second leaves the old file and no half of the new one."""
     code = """
 import os, signal, sys, types, utils
+from training import progress
 
 now = 100.0
-utils.time = types.SimpleNamespace(monotonic=lambda: now)
+progress.time = types.SimpleNamespace(monotonic=lambda: now)
 
 def main():
     global now
-    with utils.StopSignals() as signals:
+    with progress.StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.signum == signal.SIGTERM
         with utils.atomic_path(sys.argv[1], sync=True) as path, open(path, "w") as file:
@@ -456,6 +458,34 @@ def test_unknown_flags_suggest_the_near_one(given, meant):
     with pytest.raises(UserError, match=f"unknown: {given}") as refused:
         parse_train(["--dataset_dir", "x", given])
     assert (f"did you mean {meant}?" in str(refused.value)) == (meant is not None)
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("--ad_dir AD", "--AD_dir"),  # among --AD_dir and --NC_dir, the one that differs in its letter case alone
+        ("--nc_dir=NC", "--NC_dir"),
+        ("--ad_dir AD --Nc_Dir NC", "--AD_dir --NC_dir"),
+        ("-AD-dir AD", "--AD_dir"),
+        ("\N{EN DASH}plot_umap True", "--plot_umap"),
+        ("--CN_dir NC", "--NC_dir"),
+        ("--modl_dir model", "--model_dir"),
+        ("plot_umap True", "--plot_umap"),
+        ("--n 3", None),
+    ],
+)
+def test_flags_in_another_letter_case_or_with_other_dashes_are_recognised(given, meant):
+    with pytest.raises(UserError, match=f"unknown: {given}") as refused:
+        parse_predict(given.split())
+    assert (f" did you mean {meant}?" in str(refused.value)) if meant else ("did you mean" not in str(refused.value))
+
+
+def test_a_misspelt_flag_is_named_where_it_leaves_another_one_missing():
+    with pytest.raises(UserError, match="required: --dataset_dir .*did you mean --dataset_dir?"):
+        parse_train(["--Dataset-dir", "x"])
+    with pytest.raises(UserError) as refused:
+        parse_train(["--classes", "AD"])
+    assert "did you mean" not in str(refused.value)
 
 
 @pytest.mark.parametrize("parse", [parse_train, parse_predict])

@@ -1,1 +1,3 @@
 """What train.py is made of."""
+
+import utils  # noqa: F401  # first in `python -m`, before Matplotlib: see startup.py

@@ -1,10 +1,14 @@
-"""The progress bar of training: epoch, losses, images/s and the time left."""
+"""The progress bar of training, and the signals that end it after the step under way."""
 
 import os
+import signal
 import sys
 import time
 
 from tqdm import tqdm
+
+from startup import STOPPING
+from utils import Interrupted
 
 
 def progress_bar(folder, args, per_epoch, step, shown):
@@ -35,3 +39,26 @@ def show_progress(bar, folder, row, args, deadline):
         f"Wasserstein {row['wasserstein']:.2f}, left {tqdm.format_interval(left)}",
         refresh=False,
     )
+
+
+class StopSignals:
+    """A context in which Ctrl-C, SIGTERM and SIGUSR1 only set `signum`, so that the step under way can end and be saved.
+
+    Another signal more than two seconds after the first acts at once. An earlier one is taken for the same: `timeout` and
+    `make` signal a process and then its whole group.
+    """
+
+    def __enter__(self):
+        self.signum, self.time = None, float("inf")
+        self.previous = {signum: signal.signal(signum, self.handle) for signum in STOPPING}
+        return self
+
+    def handle(self, signum, _frame):
+        if time.monotonic() - self.time > 2:
+            raise Interrupted(signum)
+        if not self.signum:
+            self.signum, self.time = signum, time.monotonic()
+
+    def __exit__(self, *_):
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)

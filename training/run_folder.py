@@ -2,6 +2,9 @@
 
 config.json  checkpoint.pt  previous.pt  generator.pt  best.pt  losses.csv  evaluations.csv  losses.png
 loss_proportion.png  trouble.txt  lock  fake_vs_real/epoch_NNNN.png  fake_vs_real/RxR.png  styles/epoch_NNNN.npy
+
+Of a new run, the checkpoint is written first: a folder with anything else and no checkpoint holds a model that nothing may
+overwrite.
 """
 
 import contextlib
@@ -9,26 +12,33 @@ import csv
 import json
 import math
 import os
-import socket
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from analysis import figures
-from training.checkpoint import START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
+from dataset import EXTENSIONS
+from lock import Held, Lock
+from training.checkpoint import FILES, START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import Stage, enlarged, fade_state, restore_fade
 from utils import (
+    CLASSES,
     EARLIER_FLAGS,
     EARLIER_MAPPING_LAYERS,
     UserError,
     atomic_path,
     make_folder,
+    naming,
     random_stream,
     read_config,
     save_tensors,
+    walk,
 )
 
+NAMES = (  # of what a run writes, but for its lock
+    *(*FILES, "config.json", "generator.pt", "best.pt", "losses.csv", "evaluations.csv", "losses.png", "loss_proportion.png"),
+    *("trouble.txt", "alerts.log", "fake_vs_real", "styles", "tensorboard"),
+)
 SHOWN, MAPPED = 16, 512  # fixed latents: drawn in fake_vs_real/, mapped to w in styles/
 FLAGS_THAT_MATTER = (
     "grow",
@@ -67,7 +77,7 @@ class RunFolder:
         self.seconds, self.skipped, self.lr_scale, self.lr_decay = 0.0, 0, 1.0, 1.0
         self.stage, self.first_resolution, self.done = None, None, 0.0
         self.saved_images, self.rows = None, {name: [] for name in tables}
-        self.exists = has_checkpoint(folder)
+        self.exists = has_run(folder)
         self.writer = open_tensorboard(folder) if tensorboard and processes.leading else None
 
     def path(self, *names):
@@ -100,8 +110,8 @@ class RunFolder:
         self.saved_images = saved["images"]
         for name in self.tables:
             self.rows[name] = self.read_table(name)
-            if self.processes.leading:
-                self.write_table(name)
+        if self.processes.leading:
+            self.make_folders_and_tables()
         return state
 
     def restore_random_stream(self, state, saved):
@@ -150,7 +160,8 @@ class RunFolder:
             return
         values = [row[column] for column in self.tables[name]]
         self.rows[name].append(values)
-        with open(self.path(name + ".csv"), "a", newline="") as file:
+        path = self.path(name + ".csv")
+        with naming(path), open(path, "a", newline="") as file:
             csv.writer(file).writerow(_format(values))
         if self.writer:
             for column, value in row.items():
@@ -161,7 +172,7 @@ class RunFolder:
         """Print a line about this run above the progress bar, and append it to trouble.txt."""
         if self.processes.leading:
             tqdm.write(f"{self.folder}: {line}")
-            with open(self.path("trouble.txt"), "a") as file:
+            with naming(self.path("trouble.txt")), open(self.path("trouble.txt"), "a") as file:
                 file.write(line + "\n")
 
     def write_table(self, name):
@@ -172,15 +183,14 @@ class RunFolder:
     # Saving
 
     def start(self, state):
-        """Make the folders of a new run and save its state before the first step."""
-        if self.processes.leading:
-            make_folder(self.path("fake_vs_real"), "--model_dir")
-            make_folder(self.path("styles"), "--model_dir")
-            for name in self.tables:
-                self.write_table(name)
-            with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
-                json.dump(self.config, file, indent=2)
+        """Save the state of a new run before its first step, with all that the later ones are added to."""
         self.save(state, 0, 0)
+
+    def make_folders_and_tables(self):
+        make_folder(self.path("fake_vs_real"), "--model_dir")
+        make_folder(self.path("styles"), "--model_dir")
+        for name in self.tables:
+            self.write_table(name)
 
     def save(self, state, images, epoch, stage_over=False):
         """Write checkpoint, generator, images and plots; `epoch`: the number in their file names. Collective."""
@@ -198,6 +208,10 @@ class RunFolder:
         parts = {name: part.state_dict() for name, part in state.parts.items()}
         rng = {"rng": streams, "rng_device": state.rng.device.type}
         write_checkpoint(self.folder, parts | counters | rng | {"images": images})
+        if images == 0:
+            with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
+                json.dump(self.config, file, indent=2)
+            self.make_folders_and_tables()
         self.save_generator("generator.pt", state.averaged, images)
         self.save_samples(state.averaged, images, epoch, stage_over)
         if self.rows["losses"]:
@@ -260,31 +274,66 @@ def open_tensorboard(folder):
 # Which run a folder holds
 
 
+def run_files(folder):
+    """Names in `folder` of what a run writes, but for its lock; a folder counts if there is anything in it."""
+    paths = {name: os.path.join(folder, name) for name in NAMES}
+    return [name for name, path in paths.items() if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))]
+
+
+def has_run(folder):
+    """Whether `folder` holds a run that can be resumed. UserError if it holds anything of a run without a checkpoint."""
+    names = run_files(folder)
+    if names and not has_checkpoint(folder):
+        raise UserError(
+            f"{folder} holds {', '.join(names[:4])}{', ...' * (len(names) > 4)} of a run but no checkpoint.pt to resume it from, "
+            "and is left as it is: choose another --model_dir for a new run, or --resume False, which renames this folder"
+        )
+    if names == [FILES[0]] and read_checkpoint(folder, warn=False).get("images") == 0:
+        return False  # killed during its first save, before config.json
+    return bool(names)
+
+
+def find_run(folder, resume):
+    """What a start means for `folder`: "resume" or "new", or without `resume` "rename" or "new"; UserError as in `has_run`."""
+    if resume:
+        return "resume" if has_run(folder) else "new"
+    return "rename" if run_files(folder) else "new"
+
+
+def check_place(folder, data):
+    """UserError if a run in `folder` would lie among slices: those of `data`, {flag: folder that holds AD/ and NC/}, or others."""
+
+    def within(path, other):
+        return path == other or path.startswith(os.path.join(other, ""))
+
+    place, asked = os.path.realpath(folder), f"--model_dir: the run's folder would be {folder}, which"
+    for flag, path in data.items():
+        data_dir = os.path.realpath(path)
+        if within(data_dir, place) or any(within(place, os.path.join(data_dir, name)) for name in (*CLASSES, "CN")):
+            raise UserError(f"{asked} belongs to the slices of {flag} {path}: choose another --model_dir")
+    if os.path.isdir(folder) and not run_files(folder):
+        for parent, names in walk(folder, "--model_dir"):
+            if images := [name for name in names if name.lower().endswith(EXTENSIONS)]:
+                raise UserError(f"{asked} holds other images ({os.path.join(parent, images[0])}): choose another --model_dir")
+
+
 def lock_folder(folder):
-    """A FileLock on a run's folder, held by this process until it ends or releases it; UserError if another holds it.
+    """The lock.Lock of a run's folder, held by this process until it ends or releases it; UserError if another holds it.
 
     Removes temporary files that a killed process left behind.
     """
-    path = os.path.join(folder, "lock")
     try:
-        with open(path) as file:
-            holder = file.read().strip()
-    except OSError:  # no such file, or locked (Windows)
-        holder = ""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        lock = Lock(os.path.join(folder, "lock"))
+    except Held as held:
         raise UserError(
-            f"{folder}: another train.py is training this run ({holder or 'just started'}): wait for it, stop it, or choose "
-            "another --model_dir"
+            f"{folder}: another train.py is training this run ({held.holder or 'just started'}): wait for it, stop it, or choose "
+            f"another --model_dir{held.remedy}"
         ) from None
-    with contextlib.suppress(PermissionError), open(path, "w") as file:  # Windows lets nobody write to a locked file
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    for parent, _, names in os.walk(folder):  # does not follow links
-        for name in names:
-            if name.startswith(".tmp-"):
-                os.unlink(os.path.join(parent, name))
+    for place in (folder, os.path.join(folder, "styles"), os.path.join(folder, "fake_vs_real")):
+        if os.path.isdir(place) and (place == folder or not os.path.islink(place)):
+            for name in os.listdir(place):
+                if name.startswith(".tmp-"):
+                    os.unlink(os.path.join(place, name))
     return lock
 
 
@@ -324,6 +373,6 @@ def check_same_run(folder, config):
 
 def set_aside(folder):
     """Rename the folder of an old run to the first free one of <folder>.1, <folder>.2, ..."""
-    number = next(i for i in range(1, 10**6) if not os.path.exists(f"{folder}.{i}"))
+    number = next(i for i in range(1, 10**6) if not os.path.lexists(f"{folder}.{i}"))
     os.rename(folder, f"{folder}.{number}")
     print(f"the run in {folder} is now {folder}.{number}")

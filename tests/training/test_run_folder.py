@@ -1,10 +1,12 @@
 """The folder of a run: the files in it, and how runs resume, are locked, refused and set aside."""
 
 import csv
+import errno
 import functools
 import glob
 import json
 import os
+import shutil
 import socket
 import sys
 import types
@@ -16,11 +18,12 @@ from conftest import LAYERS, NETWORK, checkpoint, read_table, same_checkpoints, 
 from PIL import Image
 from plain_options import plain_options
 
+import lock
 import train
 from analysis import figures, validation
 from training import step as training_step
 from training.ada import AugmentationStrength
-from training.run_folder import RunFolder, check_same_run, lock_folder, set_aside
+from training.run_folder import NAMES, RunFolder, check_same_run, find_run, lock_folder, set_aside
 from training.step import TrainingState
 from utils import UserError
 
@@ -272,20 +275,32 @@ def test_read_table_drops_rows_that_are_damaged_or_newer_than_the_checkpoint(tmp
 
 
 def test_a_second_lock_is_refused_and_names_the_holder(tmp_path):
-    lock = lock_folder(str(tmp_path))
+    held = lock_folder(str(tmp_path))
     for _ in range(2):  # a refusal does not erase the holder's name
         with pytest.raises(UserError, match=f"another train.py .*process {os.getpid()} on {socket.gethostname()}.*--model_dir"):
             lock_folder(str(tmp_path))
-    lock.release()
+    held.release()
     lock_folder(str(tmp_path)).release()
 
 
 def test_a_dead_process_s_lock_can_be_taken(tmp_path):
     (tmp_path / "lock").write_text("process 1 on elsewhere\n")  # as it leaves behind
-    lock = lock_folder(str(tmp_path))
+    held = lock_folder(str(tmp_path))
     with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         lock_folder(str(tmp_path))
-    lock.release()
+    held.release()
+
+
+def test_lock_of_another_machine_on_a_disk_without_flock_says_what_to_do(tmp_path, monkeypatch):
+    def flock(_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock, "lock_file", flock)
+    path = tmp_path / "lock"
+    path.write_text("process 1 on elsewhere\n")
+    with pytest.raises(UserError, match=f"another train.py .*process 1 on elsewhere.*if that process was killed, remove {path}"):
+        lock_folder(str(tmp_path))
+    assert path.read_text() == "process 1 on elsewhere\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
@@ -356,6 +371,145 @@ def test_set_aside_takes_the_first_free_name(tmp_path, capsys):
         "AD.3": "AD.1",
     }
     assert f"{tmp_path}/AD is now {tmp_path}/AD.1" in capsys.readouterr().out
+
+
+def contents(folder):
+    return {os.path.relpath(path, folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def lay(run, name):
+    """A file of this name in the run's folder, or in the folder of this name there; none of it can be read."""
+    path = run / name if "." in name or name == "lock" else run / name / "epoch_0001.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"trained for days")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("checkpoint.pt", "previous.pt")])
+def test_any_file_of_a_run_without_a_checkpoint_is_never_overwritten(tmp_path, slices_dir, name):
+    run = tmp_path / "AD"
+    lay(run, name)
+    lay(run, "notes.txt")  # no file of a run
+    before = contents(run)
+    for flags in ([], ["--dry_run"], ["--start_from", str(tmp_path)]):
+        with pytest.raises(UserError, match=f"AD holds {name} of a run but no checkpoint.*--model_dir.*--resume False") as refused:
+            start(slices_dir, tmp_path, *flags)
+        assert "\n" not in str(refused.value) and contents(run) == before
+    assert find_run(str(run), resume=False) == "rename"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
+def test_links_to_files_that_are_missing_count(tmp_path):
+    (tmp_path / "generator.pt").symlink_to(tmp_path / "scratch that was emptied")
+    with pytest.raises(UserError, match="generator.pt of a run but no checkpoint"):
+        find_run(str(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize("first", ["generator.pt", "checkpoint.pt"])  # of the bundled model's kind; damaged
+def test_resume_false_renames_whatever_there_is_of_a_run(tmp_path, slices_dir, unplotted, capsys, first):
+    run = tmp_path / "AD"
+    lay(run, first)
+    lay(run, "styles")
+    before = contents(run)
+    assert start(slices_dir, tmp_path, "--resume", "False", "--dry_run") == 0
+    assert f"{run} (new; the old one will be renamed)" in capsys.readouterr().out and contents(run) == before
+    assert start(slices_dir, tmp_path, "--resume", "False", "--epochs", 1) == 0
+    assert f"the run in {run} is now {run}.1" in capsys.readouterr().out
+    old = contents(tmp_path / "AD.1")
+    old.pop("lock")
+    assert old == before and checkpoint(run)["images"] == 8
+
+
+def test_folder_without_files_of_a_run_is_taken_as_it_is(tmp_path, slices_dir, unplotted, capsys):
+    """What a run that was killed before its first save leaves, and what others put there, such as Slurm's log."""
+    run = tmp_path / "AD"
+    for name in ("lock", ".tmp-x1.pt", "slurm-1.out"):
+        lay(run, name)
+    (run / "styles").mkdir()
+    for resume in ("True", "False"):
+        assert start(slices_dir, tmp_path, "--resume", resume, "--dry_run") == 0
+        assert f"{run} (new)" in capsys.readouterr().out
+    assert start(slices_dir, tmp_path, "--resume", "False", "--epochs", 1) == 0
+    assert (run / "slurm-1.out").read_bytes() == b"trained for days" and sorted(os.listdir(tmp_path)) == ["AD"]
+    assert not (run / ".tmp-x1.pt").exists()
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_moment_of_its_first_save_starts_again(tmp_path, slices_dir, unplotted, monkeypatch):
+    replace = os.replace
+    for failing in range(1, 99):
+        calls = iter(range(1, 99))
+
+        def crash(source, target, failing=failing, calls=calls):
+            replace(source, target)
+            if next(calls) == failing:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / str(failing)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", crash)
+            try:
+                start(slices_dir, folder, "--epochs", 1, "--max_minutes", 1e-9)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+            if failing > 8:  # of the save after the first step
+                break
+        assert start(slices_dir, folder, "--epochs", 1) == 0
+        names = {name for name in files(str(folder / "AD")) if not name.startswith(("fake_vs_real", "styles"))}
+        assert names - {"trouble.txt"} == {
+            *("config.json", "checkpoint.pt", "previous.pt", "lock", "generator.pt", "losses.csv", "evaluations.csv")
+        }
+        states = checkpoint(tmp_path / "1" / "AD"), checkpoint(folder / "AD")
+        assert same_checkpoints(states[0] | {"done": 0}, states[1] | {"done": 0}) and states[1]["images"] == 8
+    assert failing > 7
+
+
+def test_run_among_slices_is_refused(tmp_path, slices_dir):
+    data = tmp_path / "data"
+    shutil.copytree(os.path.dirname(slices_dir), data)
+    os.symlink(data, tmp_path / "link")
+    (tmp_path / "other/AD/person").mkdir(parents=True)
+    (tmp_path / "other/AD/person/1.PNG").touch()
+    before = contents(data)
+    for model_dir, flag in (
+        (data / "train", "--dataset_dir"),
+        (tmp_path / "link/train", "--dataset_dir"),
+        (data / "train/NC/model", "--dataset_dir"),
+        (data / "test", "--test_dir"),
+        (tmp_path / "other", "holds other images .*1.PNG"),
+        (data / "test/AD/model", "--test_dir"),
+    ):
+        for resume in ("True", "False"):
+            with pytest.raises(UserError, match=f"--model_dir: the run's folder would be .*{flag}.*choose another"):
+                start(str(data / "train"), model_dir, "--test_dir", data / "test", "--resume", resume)
+    (tmp_path / "model").mkdir()
+    os.rename(data, tmp_path / "model/AD")  # --resume False would take the slices away
+    (tmp_path / "model/AD/generator.pt").touch()
+    with pytest.raises(UserError, match="--dataset_dir"):
+        start(str(tmp_path / "model/AD/train"), tmp_path / "model", "--resume", "False")
+    (tmp_path / "model/AD/generator.pt").unlink()
+    assert contents(tmp_path / "model/AD") == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets few users make links")
+def test_run_behind_a_link_is_resumed_and_renamed_as_it_is(tmp_path, slices_dir, unplotted):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "AD").symlink_to(tmp_path / "scratch")
+    assert start(slices_dir, tmp_path, "--epochs", 1) == 0
+    assert start(slices_dir, tmp_path, "--epochs", 2) == 0
+    before = checkpoint(tmp_path / "scratch")
+    assert before["images"] == 16
+    os.symlink("nowhere", tmp_path / "AD.1")  # a name that is taken
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--resume", "False") == 0
+    assert same_checkpoints(before, checkpoint(tmp_path / "AD.2")) and checkpoint(tmp_path / "AD")["images"] == 8
+
+
+def test_run_may_start_from_the_one_whose_place_it_takes(tmp_path, slices_dir, unplotted):
+    start(slices_dir, tmp_path, "--epochs", 1)
+    before = checkpoint(tmp_path / "AD")
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--resume", "False", "--start_from", tmp_path / "AD") == 0
+    assert same_checkpoints(before, checkpoint(tmp_path / "AD.1")) and checkpoint(tmp_path / "AD")["images"] == 8
 
 
 @pytest.mark.slow
