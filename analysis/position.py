@@ -29,7 +29,7 @@ SMOOTHING = 2  # standard deviation of the Gaussian that smooths counts over nei
 
 
 def slice_indices(names):
-    """The slice index in each file name, float [N]; nan where the name gives none, or no scan (the 12 of mild_12.png may be any)."""
+    """The slice index in each file name, float [N]; nan where the name gives none, or no scan (12 of mild_12.png may be any)."""
     return np.array([slice_index(name) if scan_id(name) else None for name in names], float)
 
 
