@@ -51,9 +51,10 @@ def class_named(folder):
 
 
 def subfolders(folder):
-    """Sorted names of the folders in `folder`, hidden ones left out; none if it is no folder."""
+    """Sorted names of the folders in `folder`, hidden ones left out; none if it is no folder, or may not be looked into."""
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith(".") and os.path.isdir(os.path.join(folder, name)))
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError:
         return []
 
@@ -70,8 +71,10 @@ def find_classes(dataset_dir, classes="all"):
 def missing_text(dataset_dir, classes):
     """Text: which class folders are missing in `dataset_dir`, and what is there instead; "" if none is."""
     missing = [name for name, folders in find_classes(dataset_dir, classes).items() if not folders]
+    if not missing:
+        return ""
     there = subfolders(dataset_dir)
-    return f"no folder {' or '.join(missing)} in it" + (f", but {some_of(there)}" if there else "") if missing else ""
+    return f"no folder {' or '.join(missing)} in it" + (f", but {some_of(there)}" if there else "")
 
 
 def class_folders(dataset_dir, classes="all"):

@@ -12,6 +12,7 @@ take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in a
 
 import json
 import os
+import re
 import sys
 
 from utils import (
@@ -22,9 +23,11 @@ from utils import (
     UserError,
     answer_early,
     atomic_path,
+    class_name,
     make_folder,
     number,
     pick_device,
+    printable,
     run_cli,
 )
 
@@ -43,7 +46,13 @@ def parse_args(argv=None):
     )
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
-    images.add("--classes", choices=("all", *CLASSES), default="all", help="which class to read from folders that hold AD/ and NC/")
+    images.add(
+        "--classes",
+        type=class_name,
+        choices=("all", *CLASSES),
+        default="all",
+        help="which class to read from folders that hold AD/ and NC/",
+    )
     images.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the people of --real (docs/data.md)")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
@@ -79,49 +88,95 @@ from analysis.atlas import write_quality_atlas
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
 from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from data.checks import check_brightness, warn_of_kinds
-from data.decode import brightness, pad_and_resize, read_files
-from dataset import Slices, class_folders, find_slices, holds_classes, some_of
+from data.decode import brightness, open_slice, pad_and_resize, read_files
+from dataset import Slices, class_folders, find_slices, holds_classes, require_readable, some_of
+
+# Pictures that commands of this project write, as the name of their folder and their own: predict.py's, metrics.py's, those of
+# dataset.py and of the modules of training/ and analysis/ that are commands, and whole folders of train.py, predict.py, prepare.py.
+PICTURES = re.compile(
+    r"""[^/]*/(.+_)?(generated|fake_vs_real|mixing|sweep|interpolation|noise_map|pyramid|ganspace|sefa|morph|morph_mean)\.png
+    |[^/]*/(.+_)?(critic|classifier|areas|(metrics|nearest)(_AD|_NC|_all)?)\.png
+    |[^/]*/((umap|tsne|pca)(_epochs)?|styles|samples|losses|loss_proportion|augment|generator|style_block|discriminator)\.png
+    |(fake_vs_real|.+_projected|steps)/.+\.png""",
+    re.VERBOSE | re.DOTALL,
+)
+SMALLEST_PICTURE = 500  # pixels of its longer side
+
+
+def is_picture(path, folder):
+    """Whether the image at `path` below `folder` is a picture of many slices, a diagram, or a slice drawn for --styles."""
+    parent, name = os.path.split(os.path.abspath(path))
+    if os.path.basename(parent) == "styles" and os.path.isfile(parent + ".png"):
+        return not os.path.samefile(parent, folder)
+    if not PICTURES.fullmatch(f"{os.path.basename(parent)}/{name}"):
+        return False
+    try:
+        with open_slice(path) as image:
+            width, height = image.size
+    except Exception:  # PIL raises nearly any error on a damaged file
+        return False
+    return max(width, height) >= SMALLEST_PICTURE and not width == height in RESOLUTIONS
+
+
+def slice_paths(flag, folder, classes):
+    """({class, or name of the folder: paths of the slices in `folder`, as `load` reads them}, paths of the pictures among them).
+
+    UserError, which names `flag`.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{flag} {folder}: no such folder")
+    try:
+        folders = class_folders(folder, classes) if holds_class(folder) else {os.path.basename(os.path.abspath(folder)): folder}
+        paths = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent)] for name, parent in folders.items()}
+    except UserError as error:
+        only = [name for name in CLASSES if classes == "all" and holds_classes(folder, name)]
+        hint = f"; --classes {only[0]} compares this class alone" if len(only) == 1 else ""
+        raise UserError(str(error).replace("--dataset_dir", flag) + hint) from None
+    pictures = [path for of_class in paths.values() for path in of_class if is_picture(path, folder)]
+    return {name: sorted(set(of_class).difference(pictures)) for name, of_class in paths.items()}, pictures
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
-    """Read the images of `folder` in random order: (uint8 [N, R, R], their paths). Lines on stderr name what is doubtful.
+    """Read the slices of `folder` in random order: (uint8 [N, R, R], their paths). Lines on stderr name what is doubtful.
 
-    If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all images at any depth are. At most
-    `count` are read, drawn with `seed`. UserError, which names `flag`: there is nothing to read, or --fake holds images of a
-    generator with a resolution below `resolution` (other small images are enlarged, as for training).
+    If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all at any depth are. Pictures of
+    predict.py and train.py are left out. At most `count` are read, drawn with `seed`. UserError, which names `flag`: there is
+    nothing to read, or --fake holds images of a generator with a resolution below `resolution` (other small images are enlarged,
+    as for training).
     """
 
     def read(_, image, grey):
         return image.size, np.asarray(pad_and_resize(grey, resolution))
 
-    if not os.path.isdir(folder):
-        raise UserError(f"{flag} {folder}: no such folder")
-    try:
-        folders = class_folders(folder, classes) if holds_class(folder) else {os.path.basename(os.path.abspath(folder)): folder}
-        paths_of = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent)] for name, parent in folders.items()}
-    except UserError as error:
-        raise UserError(str(error).replace("--dataset_dir", flag)) from None
+    paths_of, pictures = slice_paths(flag, folder, classes)
     paths = [path for of_class in paths_of.values() for path in of_class]
+    left_out = some_of([os.path.relpath(path, folder) for path in pictures])
+    if not paths:
+        hint = "; predict.py --export N writes generated slices" if flag == "--fake" else ""
+        raise UserError(f"{flag} {folder}: no slice in it, only pictures of many slices or diagrams: {left_out}{hint}")
+    if pictures:
+        note = f"note: {flag} {folder}: {len(pictures)} pictures of many slices or diagrams left out: {left_out}"
+        print(printable(note), file=sys.stderr)
     paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
     results, status, levels, bright = {}, {}, {}, {}
-    for name, of_class in paths_of.items():
-        chosen = sorted(set(paths).intersection(of_class))
-        found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
-        results |= dict(zip(chosen, found.results))
-        status[name], levels[name] = found.status, found.levels
-        bright[name] = [brightness(result[1]) for result in found.results if result]
+    try:
+        for name, of_class in paths_of.items():
+            chosen = sorted(set(paths).intersection(of_class))
+            found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
+            results |= dict(zip(chosen, found.results))
+            status[name], levels[name] = found.status, found.levels
+            bright[name] = [brightness(result[1]) for result in found.results if result]
+            if chosen:
+                require_readable(folder, os.path.dirname(chosen[0]), found.status, list(map(os.path.basename, chosen)))
+        if flag != "--fake":  # a poor generator's images may well be dark
+            check_brightness(folder, {name: values for name, values in bright.items() if values})
+    except UserError as error:
+        raise UserError(str(error).replace("--dataset_dir", flag)) from None
     if damaged := [os.path.basename(path) for path in paths if results[path] is None]:
         print(f"warning: {flag} {folder}: {len(damaged)} unreadable left out: {some_of(damaged)}", file=sys.stderr)
     warn_of_kinds(f"{flag} {folder}", status, levels)
     paths = [path for path in paths if results[path]]
     images = [results[path] for path in paths]
-    if not images:
-        raise UserError(f"{flag} {folder}: no readable slice in it")
-    if flag != "--fake":  # a poor generator's images may well be dark
-        try:
-            check_brightness(folder, {name: values for name, values in bright.items() if values})
-        except UserError as error:
-            raise UserError(str(error).replace("--dataset_dir", flag)) from None
     width, height = min(size for size, _ in images)
     if flag == "--fake" and width == height in RESOLUTIONS and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")
@@ -129,8 +184,8 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
 
 
 def load_train(folder, classes, resolution):
-    """The whole training set: `Slices`, which use the cache that training made, or the images of another folder as an array."""
-    if not holds_class(folder):
+    """The whole training set: `Slices`, which use the cache that training made, or the slices of another folder as an array."""
+    if not holds_class(folder) or slice_paths("--train", folder, classes)[1]:
         return load("--train", folder, classes, resolution)[0]
     try:
         return Slices(folder, classes, resolution)

@@ -11,11 +11,13 @@ in latents.py and directions.py, maps in style_maps.py, projection in projector.
 import argparse
 import os
 import platform
+import shlex
 import sys
 import time
 
 from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, run_cli
 
+MAP_FLAGS = "AD_dir", "NC_dir", "control_dir", "conditional_dir"  # each takes a run
 METHODS = "umap", "tsne", "pca"
 COLOURS = "class", "age", "sex", "area"
 SPACES = "w", "w+"
@@ -79,7 +81,7 @@ def parse_args(argv=None):
 
     umap = Group(parser, "maps of style vectors")
     umap.add_bool("--plot_umap", False, "plot the style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
-    umap.add("--AD_dir", help="run of the AD model: a path, or its name under --model_dir")
+    umap.add("--AD_dir", help="run of the AD model: its name under --model_dir, or a path")
     umap.add("--NC_dir", help="run of the NC model, likewise")
     umap.add(
         "--control_dir", help="run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
@@ -162,6 +164,8 @@ def parse_args(argv=None):
         )
     if args.atlas and not args.plot_umap:
         raise UserError("--atlas True belongs to --plot_umap True")
+    if given := [flag for flag in MAP_FLAGS if getattr(args, flag) and not args.plot_umap]:
+        raise UserError(f"--{given[0]} belongs to --plot_umap True")
     other = [
         name for name in ("plot_umap", "evaluate", "project", "export", "morph", "report") if args.styles and getattr(args, name)
     ]
@@ -205,15 +209,15 @@ from analysis.atlas import write_style_atlas
 from analysis.directions import plot_directions
 from analysis.export import export
 from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixing, plot_morph, plot_noise, plot_pyramid, plot_sweep
-from analysis.models import BATCH, describe_runs, find_run, generate, list_runs, load_model
+from analysis.models import BATCH, describe_runs, find_run, generate, holds_generator, list_runs, load_model, run_places
 from analysis.projector import project_files
 from analysis.report import write_report
-from analysis.style_maps import compared_runs, plot_umaps, projected_slices
+from analysis.runs import CONDITIONAL, check_classes, is_conditional, map_runs, name_apart, tell_run
+from analysis.style_maps import plot_umaps, projected_slices
 from analysis.style_table import draw_style_table, read_style_table
 from analysis.subjects import find_subjects
 from dataset import class_folders, find_slices, find_splits
 
-CONDITIONAL = "all-conditional"  # name of the run of a conditional model
 DIRECTIONS = 5  # of each method, in the report
 
 
@@ -229,14 +233,22 @@ def main(argv=None):
         print("\n".join([*section.text, *(figure.path for figure in section.figures)]))
         return 0
     if args.plot_umap:
-        check_map_runs(args, device)
-        check_colour(args, device, table)
+        asked = {flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}
+        maps = map_runs(asked, args.model_dir, args.which, device)
+        check_colour(args, maps, device, table)
     models = [load_model(folder, device, args.which) for folder in choose_runs(args)]
+    if args.classes:
+        tell_run(f"--classes {args.classes}", models[0], run_places(args.classes, args.model_dir))
+        if args.classes in CLASSES:
+            check_classes(f"--classes {args.classes}", models[0], args.classes)
+    elif not args.plot_umap or holds_generator(args.model_dir):
+        tell_run(f"--model_dir {args.model_dir}", models[0])
     if args.morph and not all(is_conditional(model) for model in models):
         raise UserError(
             f"--morph True needs a conditional model (train.py --classes all --conditional True), such as --classes {CONDITIONAL}"
         )
     make_folder(args.output_dir, "--output_dir")
+    models = name_apart(models, args.output_dir)
     sections = []  # of the report
 
     def show(section):
@@ -259,9 +271,9 @@ def main(argv=None):
             for section in probe_age(models, args, device, table):
                 show(section)
     if args.plot_umap:
-        maps = [] if args.atlas else None
+        collected = [] if args.atlas else None
         section = plot_umaps(
-            map_runs(args),
+            maps,
             args.output_dir,
             method=args.method,
             which=args.which,
@@ -273,20 +285,20 @@ def main(argv=None):
             dataset_dir=args.dataset_dir,
             real_count=args.umap_slices,
             table=table,
-            collected=maps,
+            collected=collected,
             colour=args.colour,
         )
         if args.atlas:
             page = os.path.join(args.output_dir, "atlas.html")
             count, real = min(args.atlas_slices, args.num_styles), (args.dataset_dir, args.umap_slices)
-            write_style_atlas(page, maps, args.which, count, args.seed, device, *real, table)
+            write_style_atlas(page, collected, args.which, count, args.seed, device, *real, table)
             section = section._replace(pages=[page])
         show(section)
     if args.report:
         facts = {
             "models": ", ".join(model.folder for model in models),
             "weights": args.which,
-            "command": "python predict.py " + " ".join(argv or sys.argv[1:]),
+            "command": shlex.join(["python", "predict.py", *(sys.argv[1:] if argv is None else argv)]),
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "seconds": round(time.monotonic() - start),
             "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
@@ -318,49 +330,22 @@ def plot_latents(model, args):
 # Which runs
 
 
-def is_conditional(model):
-    return model.labels != [None]
-
-
 def choose_runs(args):
     """Folders of the runs to analyse: --model_dir itself, --classes, those of the map, "all", or the only one there is."""
-    if os.path.isfile(os.path.join(args.model_dir, "generator.pt")) and not args.classes:
+    if holds_generator(args.model_dir) and not args.classes:
         return [os.path.normpath(args.model_dir)]
     if args.classes:
-        return [find_run(args.classes, args.model_dir)]
+        return [find_run(args.classes, args.model_dir, "--classes:")]
     if args.plot_umap:
         return [find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.conditional_dir) if run]
     runs = list_runs(args.model_dir)
     if "all" not in runs and len(runs) != 1:
         raise UserError(f"{describe_runs(args.model_dir)}: say which with --classes" if runs else describe_runs(args.model_dir))
-    return [find_run("all" if "all" in runs else runs[0], args.model_dir)]
+    return [find_run(os.path.join(args.model_dir, "all" if "all" in runs else runs[0]), args.model_dir)]
 
 
-def map_runs(args):
-    """The runs of the maps of --plot_umap, as `style_maps.compared_runs` gives them."""
-    conditional = args.conditional_dir or (CONDITIONAL if CONDITIONAL in list_runs(args.model_dir) else None)
-    folders = [run and find_run(run, args.model_dir) for run in (args.AD_dir, args.NC_dir, args.control_dir, conditional)]
-    return compared_runs(*folders)
-
-
-def check_map_runs(args, device):
-    """UserError if a run of the maps is conditional and should not be, or the reverse: before any work is done."""
-    for flag, conditional in (("AD_dir", False), ("NC_dir", False), ("control_dir", False), ("conditional_dir", True)):
-        run = getattr(args, flag)
-        if not run or is_conditional(load_model(find_run(run, args.model_dir), device, args.which)) == conditional:
-            continue
-        if conditional:
-            raise UserError(
-                f"--{flag} {run} is no conditional model: it takes one that is given the class (train.py --conditional True)"
-            )
-        raise UserError(
-            f"--{flag} {run} is a conditional model: it takes a model of one class (--conditional_dir takes conditional ones)"
-        )
-
-
-def check_colour(args, device, table):
-    """UserError if the runs of the maps, or the table of `read_subjects`, have nothing for --colour: before any work is done."""
-    runs = map_runs(args)
+def check_colour(args, runs, device, table):
+    """UserError if the `runs` of the maps, or the table of `read_subjects`, have nothing for --colour: before any work is done."""
     if args.colour in ("age", "sex"):
         if style_maps.CONDITIONAL not in runs:
             raise UserError(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -337,6 +338,9 @@ def read_network(folder):
 # Flags
 
 
+DASHES = "-", "\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}"  # word processors replace the first by one of the others
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-line errors and with defaults in `--help`.
 
@@ -355,14 +359,34 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
     def parse_args(self, argv=None):
-        args, unknown = self.parse_known_args(argv)
+        argv = sys.argv[1:] if argv is None else argv
+        try:
+            args, unknown = self.parse_known_args(argv)
+        except UserError as error:
+            misspelt = self.meant_flags([word for word in argv if word.startswith(DASHES)])
+            if misspelt and "arguments are required" in str(error):
+                raise UserError(f"{error}; did you mean {misspelt}?") from None
+            raise
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, 1)
-            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {near[0]}?" if near else ""))
+            meant = self.meant_flags([word for word in unknown if word.startswith(DASHES)] or unknown[:1])
+            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {meant}?" if meant else ""))
         for name, value in vars(args).items():
             if value in ([], ""):  # [] is what argparse makes of --flag=--, unchecked
                 self.error(f"--{name}: expected a value")
         return args
+
+    def meant_flags(self, words):
+        """The flags nearest to those of `words` that are not flags, whatever their letter case and dashes: "--AD_dir --NC_dir"."""
+        known, near = {plain_flag(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
+        for word in (word.split("=")[0] for word in words):
+            if word not in self._option_string_actions:
+                near += difflib.get_close_matches(plain_flag(word), known, 1)
+        return " ".join(dict.fromkeys(known[flag] for flag in near))
+
+
+def plain_flag(word):
+    """A flag in lower case, with two dashes at its beginning and "_" for any other: "--ad_dir" of "-AD-dir"."""
+    return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
 
 
 class Group:
@@ -386,6 +410,15 @@ def boolean(text):
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+
+
+@functools.cache  # commands parse their flags twice
+def class_name(text):
+    """An argparse type for "all" and names of classes, in any letter case; CN, ADNI's word for NC, is taken for it with a note."""
+    if text.upper() == "CN":
+        print(f"note: {text} is ADNI's word for the class NC", file=sys.stderr)
+        return "NC"
+    return text.upper() if text.upper() in CLASSES else text.lower()
 
 
 def number(kind, low, high=sys.float_info.max, open_low=False):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, number
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, class_name, number
 
 MATCHED = "position", "age", "sex"  # --match
 
@@ -25,7 +25,7 @@ def parse_args(argv=None):
     )
     data = Group(parser, "data set")
     data.add("--dataset_dir", required=True, help="AD_NC, or AD_NC/train with AD and NC in it")
-    data.add("--classes", choices=("all", *CLASSES), default="all", help="which classes to look at")
+    data.add("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="which classes to look at")
     data.add("--subjects", metavar="CSV", help="who was scanned: LONI's CSV, or another table (docs/data.md)")
     data.add("--num_workers", type=number(int, 0), help="decoding threads (default: one per core, up to 16)")
 

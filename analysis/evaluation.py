@@ -66,7 +66,10 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
         )
     critics = {folder: load_critic(folder, device) for folder in runs}  # first of all, so that errors come early
     make_folder(output_dir, "--output_dir")
-    path, written = os.path.join(output_dir, f"{title}_{{}}").format, []
+    written = []
+
+    def path(name):
+        return os.path.join(output_dir, f"{title}_{name}")
 
     slices, scans, groups = {}, {}, {}  # {kind: {class: ...}}
     for kind, folder in (("train", splits["train"]), ("unseen", splits["test"])):

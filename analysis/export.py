@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from analysis.models import BATCH, generate, latents, style_vectors
-from utils import CLASSES, UserError, atomic_path, checksum, make_folder
+from utils import CLASSES, UserError, atomic_path, checksum, make_folder, printable
 
 COLUMNS = "path", "class", "seed", "number", "truncation", "model", "weights", "w_file", "w_row"
 QUEUED = 64  # images that may wait to be written, per thread
@@ -64,7 +64,7 @@ def metadata(model, count, seed, truncation):
                     "seed": seed,
                     "number": number,
                     "truncation": truncation,
-                    "model": model.name,
+                    "model": printable(model.name),
                     "weights": weights,
                     "w_file": styles_file(label),
                     "w_row": number,

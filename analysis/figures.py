@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dataset import to_float, to_uint8
 from ops import resample
@@ -68,8 +69,8 @@ def resize(pixels, resolution):
     return to_uint8(resample(to_float(torch.from_numpy(pixels)), resolution)).numpy()
 
 
-def save_grids(grids, path, columns=4):
-    """Write grids side by side, each below its caption. grids: {caption: uint8 [N, R, R]}."""
+def save_grids(grids, path, columns=4, text=None):
+    """Write grids side by side, each below its caption. grids: {caption: uint8 [N, R, R]}; text: {name: text} for `read_text`."""
     tiles = {caption: Image.fromarray(tile(images, columns)) for caption, images in grids.items()}
     width = sum(grid.width for grid in tiles.values()) + MARGIN * (len(tiles) + 1)
     height = max(grid.height for grid in tiles.values()) + CAPTION + MARGIN
@@ -79,8 +80,20 @@ def save_grids(grids, path, columns=4):
         draw.text((x, CAPTION // 2), caption, fill=0, anchor="lm", font=ImageFont.load_default(size=18))
         canvas.paste(grid, (x, CAPTION))
         x += grid.width + MARGIN
+    about = PngInfo()
+    for name, value in (text or {}).items():
+        about.add_text(name, value)
     with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG")
+        canvas.save(temporary, format="PNG", pnginfo=about)
+
+
+def read_text(path):
+    """The {name: text} with which `save_grids` wrote the picture at `path`; {} if it holds none or cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {name: value for name, value in image.info.items() if isinstance(value, str)}
+    except Exception:  # PIL raises nearly any error on a damaged file
+        return {}
 
 
 def save_fake_and_real(fake, slices, caption, path):

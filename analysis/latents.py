@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from analysis import figures
-from analysis.models import BATCH, draw_z, generate, style_vectors, synthesize
+from analysis.models import BATCH, draw_z, generate, half_checksum, style_vectors, synthesize
 from analysis.report import ReportFigure, Section
-from dataset import Slices
+from dataset import Slices, short_hash
 from ops import upsample
 from utils import CLASSES, UserError, random_stream
 
@@ -129,6 +129,21 @@ def morph(model, z, shown, psi=1.0, steps=STEPS):
 # Figures: each function writes them and returns a report.Section
 
 
+def run_text(model):
+    """What tells the pictures of one run from those of another of the same name, {name: text}; no path is disclosed."""
+    return {"run": short_hash(os.path.realpath(model.folder)), "weights": half_checksum(model)[:16]}
+
+
+def shows_another_run(path, model):
+    """Whether `path` is a grid that `plot_grids` has drawn of another run: neither the same folder nor the same weights."""
+    found = figures.read_text(path)
+    return bool(found) and all(found.get(name) != text for name, text in run_text(model).items())
+
+
+def grid_path(model, output_dir, name="generated"):
+    return os.path.join(output_dir, f"{model.name}_{name}.png")
+
+
 def plot_grids(model, count, seed, psi, output_dir, dataset_dir=None):
     """generated.png: `count` generated images, of each class of a conditional model; fake_vs_real.png: beside real ones, if
     `dataset_dir` is given."""
@@ -144,8 +159,8 @@ def plot_grids(model, count, seed, psi, output_dir, dataset_dir=None):
     grids = {"generated": generated, "fake_vs_real": generated | real} if real else {"generated": generated}
     shown, columns = [], max(4, math.ceil(math.sqrt(count)))
     for name, images in grids.items():
-        path = os.path.join(output_dir, f"{model.name}_{name}.png")
-        figures.save_grids(images, path, columns)
+        path = grid_path(model, output_dir, name)
+        figures.save_grids(images, path, columns, run_text(model))
         shown.append(ReportFigure(path, f"The first {count} latents of seed {seed}, psi {psi:g}, not selected."))
     return Section(f"{model.name}: generated images", figures=shown)
 

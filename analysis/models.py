@@ -7,8 +7,8 @@ images = np.concatenate(list(generate(model, 16, seed=0, device=device)))       
 """
 
 import functools
-import glob
 import os
+import shlex
 import sys
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from utils import (
     ArgumentParser,
     UserError,
     atomic_path,
+    checksum,
     load_tensors,
     make_folder,
     random_stream,
@@ -51,24 +52,46 @@ class Model(NamedTuple):
     mirrored: bool  # whether it was trained on mirrored slices, too
 
 
-def find_run(name, model_dir):
-    """The folder of the run with this path, or with this name under `model_dir`; UserError that lists the runs otherwise."""
-    for folder in (name, os.path.join(model_dir, name)):
-        if os.path.isfile(os.path.join(folder, "generator.pt")):
-            return os.path.normpath(folder)
+def holds_generator(folder):
+    """Whether `folder` holds the generator of a run."""
+    return os.path.isfile(os.path.join(folder, WEIGHTS["last"]))
+
+
+def run_places(name, model_dir):
+    """Where the run of this name or path may be, the first place first: a plain name under `model_dir`, any other path as it is."""
+    under, plain = os.path.join(model_dir, name), os.path.basename(name) == name and name not in (os.curdir, os.pardir)
+    return list(dict.fromkeys([under, os.path.join(os.curdir, name)] if plain else [name, under]))
+
+
+def find_run(name, model_dir, flag=""):
+    """The folder of the run of this name or path, at the first of its `run_places`.
+
+    UserError, which names the `flag` that asks for the run and lists those under `model_dir`, if there is none.
+    """
+    places = run_places(name, model_dir)
+    for folder in filter(holds_generator, places):
+        tidy = os.path.normpath(folder)
+        return tidy if os.path.realpath(tidy) == os.path.realpath(folder) else folder  # "link/.." may be anywhere
+    near = [run for run in list_runs(model_dir) if run.casefold() == {"cn": "nc"}.get(name.casefold(), name.casefold())]
     raise UserError(
-        f"no run {name}: looked for {name}/generator.pt and {os.path.join(model_dir, name)}/generator.pt; "
-        f"{describe_runs(model_dir)}"
+        f"{flag} no run {name}: looked for {' and '.join(os.path.join(folder, WEIGHTS['last']) for folder in places)}; "
+        f"{describe_runs(model_dir)}{f'; did you mean {near[0]}?' if near else ''}".lstrip()
     )
 
 
 def list_runs(model_dir):
-    """Sorted names of the runs under `model_dir`."""
-    return sorted(os.path.basename(os.path.dirname(path)) for path in glob.glob(os.path.join(model_dir, "*", "generator.pt")))
+    """Sorted names of the runs under `model_dir`, without hidden folders; none if it cannot be looked into."""
+    try:
+        names = os.listdir(model_dir or os.curdir)
+    except OSError:
+        return []
+    return sorted(name for name in names if not name.startswith(".") and holds_generator(os.path.join(model_dir, name)))
 
 
 def describe_runs(model_dir):
     """A sentence that names the runs under `model_dir`, for error messages."""
+    if holds_generator(model_dir):
+        return f"--model_dir {model_dir} is a run itself, not the folder of several"
     return f"--model_dir {model_dir} holds " + (", ".join(list_runs(model_dir)) or "no run yet (train.py makes one)")
 
 
@@ -87,13 +110,17 @@ def weights_file(folder, which):
 
 def check_generator(saved):
     """Raise an error (of any type) unless `saved`, the content of generator.pt, is a generator with weights that fit it."""
+    if "classes" not in saved:
+        raise ValueError("it does not record the classes that it was trained on")
     network, classes = saved["network"], saved["classes"]
     if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
         raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
     if not 0 < network.get("mapping_layers", 1) <= LARGEST["mapping_layers"]:
         raise ValueError(f"{network['mapping_layers']} mapping layers")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
-        raise ValueError("trained on other classes")
+        raise ValueError(f"trained on {classes}, not on AD, NC or both")
+    if network["num_classes"] and len(classes) < 2:
+        raise ValueError("conditional, but trained on one class")
     with torch.device("meta"):  # shapes without memory
         expected = build_generator(network).state_dict()
     weights = saved["weights"]
@@ -109,9 +136,13 @@ def read_generator(path):
         saved = load_tensors(path)
         check_generator(saved)
         return saved
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, which the folder of a run holds") from None
     except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
         raise UserError(
-            f"{path}: not a generator that train.py saved ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]})"
+            f"{path}: not a generator that train.py saved ({reason}); copy it again, or continue its run with train.py, which "
+            "writes it again"
         ) from None
 
 
@@ -124,6 +155,16 @@ def load_model(folder, device, which="last"):
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name = os.path.basename(os.path.abspath(folder))
     return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels, folder, saved.get("mirror", True))
+
+
+def same_weights(a, b):
+    """Whether two Models have equal weights, also where one of them is a copy that `share` has written."""
+    return half_checksum(a) == half_checksum(b)
+
+
+def half_checksum(model):
+    """SHA-256, in hex, of a Model's weights in float16."""
+    return checksum([{name: x.half() for name, x in part.state_dict().items()} for part in (model.mapping, model.generator)])
 
 
 def share(folder, output_dir, which="last"):
@@ -198,9 +239,9 @@ def main(argv=None):
     parser.add_argument("output_dir", help="folder for its generator.pt")
     parser.add_argument("--which", choices=tuple(WEIGHTS), default="last", help="the last generator, or that of the lowest KID")
     args = parser.parse_args(argv)
-    path = share(find_run(args.run, ""), args.output_dir, args.which)
+    path = share(os.path.normpath(args.run), args.output_dir, args.which)
     parent = os.path.dirname(os.path.normpath(args.output_dir)) or "."
-    print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; predict.py --model_dir {parent} reads it")
+    print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; predict.py --model_dir {shlex.quote(parent)} reads it")
     return 0
 
 

@@ -259,6 +259,16 @@ def alike_seeds(runs):
     return (ad == nc) == (nc == control)
 
 
+def same_training(*folders):
+    """Whether the settings of two runs are those of one run, perhaps at two times: the same network, slices, loss and seed.
+
+    False where a run has no such settings, as a copy of its generator alone.
+    """
+    configs = [(config, config.get("flags", {})) for config in map(read_config, folders)]
+    one, other = ([config.get("network"), config.get("data"), flags.get("loss"), flags.get("seed")] for config, flags in configs)
+    return one == other and None not in one
+
+
 def select_epochs(over_epochs):
     """The maps of the epochs to show in a figure, of maps over all epochs {title: [(epoch, ...)]}."""
     shown = {}

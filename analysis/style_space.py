@@ -11,8 +11,9 @@ both classes, but is told the class and so separates them from the first step. I
 are projected into its style space, and `conditional_verdict` says whether they are separated there.
 """
 
-import glob
+import contextlib
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -194,7 +195,12 @@ def history(folders):
 
 def style_paths(folder):
     """{epoch: path} of the files in a run's styles/."""
-    return {int(path[-8:-4]): path for path in glob.glob(os.path.join(folder, "styles", "epoch_[0-9][0-9][0-9][0-9].npy"))}
+    styles, names = os.path.join(folder, "styles"), []
+    with contextlib.suppress(OSError):
+        names = os.listdir(styles)
+    return {
+        int(found[1]): os.path.join(styles, found[0]) for name in names if (found := re.fullmatch(r"epoch_([0-9]{4,})\.npy", name))
+    }
 
 
 def read_styles(path, axes):

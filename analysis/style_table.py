@@ -18,7 +18,7 @@ from analysis import figures
 from analysis.export import write_png
 from analysis.models import find_run, load_model, synthesize
 from analysis.report import ReportFigure, Section
-from utils import UserError, make_folder
+from utils import UserError, make_folder, printable
 
 SHOWN = 36  # slices of a set in the figure
 LARGEST = 1e6  # of a number in a style vector; real ones are of the order of 1
@@ -76,7 +76,8 @@ def draw_style_table(table, path, model_dir, which, output_dir, device):
     Writes styles/000000.png ... in the order of the rows, and styles.png with the first SHOWN of each set. UserError if a run is
     not there or takes style vectors of another length; nothing is drawn then.
     """
-    models = {run: load_model(find_run(run, model_dir), device, which) for run in dict.fromkeys(row.run for row in table)}
+    runs = {row.run: find_run(row.run, model_dir, f"--styles {path}:") for row in table}
+    models = {run: load_model(folder, device, which) for run, folder in runs.items()}
     for row in table:
         if len(row.w) != models[row.run].mapping.w_dim:
             expected = models[row.run].mapping.w_dim
@@ -90,8 +91,9 @@ def draw_style_table(table, path, model_dir, which, output_dir, device):
         images = synthesize(model, torch.from_numpy(np.stack([table[i].w for i in numbers])).to(device))
         for i, image in zip(numbers, images):
             write_png(image, os.path.join(folder, f"{i:06d}.png"))
-            grids.setdefault(f"{table[i].set}  {run}".strip(), []).append(image)
+            grids.setdefault(printable(f"{table[i].set}  {run}".strip()), []).append(image)
     figure = os.path.join(output_dir, "styles.png")
     figures.save_grids({name: np.stack(images[:SHOWN]) for name, images in grids.items()}, figure, 6)
     text = f"{len(table)} slices of {os.path.basename(path)}, at full size and with fixed noise, in {folder}."
-    return Section("Chosen style vectors", [text], figures=[ReportFigure(figure, f"At most {SHOWN} of each set.")])
+    drawn_by = printable(f"Drawn by {', '.join(dict.fromkeys(runs.values()))}.")
+    return Section("Chosen style vectors", [text, drawn_by], figures=[ReportFigure(figure, f"At most {SHOWN} of each set.")])

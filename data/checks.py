@@ -8,7 +8,7 @@ import numpy as np
 from data.decode import FULL_RANGE, KINDS, PAGES, code_of
 from utils import UserError, printable
 
-DARK = 16  # grey level below which even the brightest parts of a slice look black
+DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
 SEPARATED, APART = 0.95, 1.25  # AUC and ratio from which on classes are told apart by their brightness
 
 
@@ -43,8 +43,8 @@ def warn_of_kinds(place, status, levels):
 def check_brightness(place, values):
     """Look at the `brightness` of slices below `place`, {class: int [n]}.
 
-    UserError if a class is nearly black; a line on stderr if many of its slices are far darker than the others, or if brightness
-    alone tells the classes apart.
+    UserError if a class is nearly black; a line on stderr if it is dark, if many of its slices are far darker than others, or if
+    brightness alone tells the classes apart.
     """
     values = {name: np.asarray(of_class) for name, of_class in values.items()}
     typical = {name: int(np.quantile(of_class, 0.9, method="higher")) for name, of_class in values.items()}
@@ -54,6 +54,8 @@ def check_brightness(place, values):
                 f"--dataset_dir {place}: {name} is nearly black: the brightest parts of its slices are at {level} of 255; "
                 "save them again, scaled to 0 to 255"
             )
+        if level < DIM:
+            warn_once(f"warning: {place}: {name} is dark: the brightest parts of its slices are at {level} of 255")
         dark = (values[name] < level / 4).mean()
         if dark > 0.25:
             warn_once(f"warning: {place}: {dark:.0%} of the slices of {name} are black or far darker than the others")

@@ -134,18 +134,22 @@ def choose_levels(kind, ranges):
     """(black, white) of all files of one kind in a folder, from the `range_of` each.
 
     White is what a tenth of the files reach, or one of USUAL_WHITES near that; black is 0, or the lowest value if that is clearly
-    negative. In kinds that are MINISWHITE it is the other way round.
+    negative; values from -1 to 1 keep that range. In kinds that are MINISWHITE it is the other way round.
     """
     lows, highs = np.asarray(ranges, float).T
     low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
     black = float(low) if low < -0.1 * abs(high) else 0.0
     white = usual_white(high) if high > 0 else float(black == 0)  # 1: all values are 0
+    if abs(low + 1) < 0.01 and high <= 1.1:
+        black, white = -1.0, 1.0
     return (white, black) if kind.endswith("MINISWHITE") else (black, white)
 
 
 def usual_white(value):
-    """The one of USUAL_WHITES that `value` is near to, else `value`."""
-    return float(next((white for white in USUAL_WHITES if 0.7 * white <= value <= 1.1 * white), value))
+    """The one of USUAL_WHITES that `value` is near to, else `value`; in between something between, so that AD and NC cannot be torn
+    apart by a limit."""
+    white = next((white for white in USUAL_WHITES if 0.4 * white < value < 1.3 * white), None)
+    return float(value if white is None else white * np.interp(value / white, (0.4, 0.7, 1.1, 1.3), (0.4, 1, 1, 1.3)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,19 @@ def models(tmp_path_factory, slices_dir):
     return str(make_once(tmp_path_factory, "models", train_all))
 
 
+def change_weights(run, folder, share=0.0, **changes):
+    """Write a copy of a run's generator.pt into a new folder, its weights times 1 + share, with `changes` of what else it holds;
+    returns the folder. With None for a value the entry is left out."""
+    import torch
+
+    saved = torch.load(os.path.join(str(run), "generator.pt"), weights_only=True)
+    saved["weights"] = {name: x * (1 + share) for name, x in saved["weights"].items()}
+    os.makedirs(folder)
+    kept = {name: value for name, value in {**saved, "checksum": None, **changes}.items() if value is not None}
+    torch.save(kept, os.path.join(str(folder), "generator.pt"))
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def model(models):
     """The trained AD model."""

@@ -11,6 +11,7 @@ from PIL import Image
 from synthetic import brains
 
 import metrics
+import predict
 from analysis.quality import quality_table
 from dataset import Slices
 from utils import UserError
@@ -114,6 +115,90 @@ def test_dark_images_are_refused_unless_they_are_generated(tmp_path):
     with pytest.raises(UserError, match=f"--real {folder}: dark is nearly black"):
         metrics.load("--real", folder, "all", 32)
     assert len(metrics.load("--fake", folder, "all", 32)[0]) == 6
+
+
+def save_picture(path, width=600, height=500):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (width, height), 200).save(path)
+
+
+PREDICTIONS = [  # what predict.py writes beside an export, of a run whose name has "_" in it
+    *(f"my_run_{name}.png" for name in ("generated", "fake_vs_real", "mixing", "sweep", "interpolation", "noise_map", "pyramid")),
+    *(f"my_run_{name}.png" for name in ("ganspace", "sefa", "morph", "morph_mean", "critic", "classifier", "areas")),
+    *(f"my_run_{name}_{of}.png" for name in ("metrics", "nearest") for of in ("AD", "NC", "all")),
+    *(f"{name}{end}.png" for name in ("umap", "tsne", "pca") for end in ("", "_epochs")),
+    *(f"my_run_projected/218391_78{end}.png" for end in ("", "_classes")),
+    *("styles.png", "augment.png", "metrics.png", "nearest.png", "samples.png", "steps/218391.png"),
+]
+RUN = ["losses.png", "loss_proportion.png", "fake_vs_real/epoch_0005.png", "fake_vs_real/32x32.png"]  # what train.py writes
+
+
+@pytest.mark.parametrize("flag", ["--fake", "--real"])
+def test_only_slices_of_predictions_are_counted_and_the_rest_is_named(tmp_path, capsys, flag):
+    slices = brains(4, 0)
+    write(tmp_path / "my_run", slices)
+    for name in PREDICTIONS:
+        save_picture(tmp_path / name)
+    save_picture(tmp_path / "styles/000000.png", 32, 32)  # chosen on a map, beside styles.png
+    (tmp_path / "my_run_interpolation.gif").write_bytes(b"GIF")
+    images, paths = metrics.load(flag, str(tmp_path), "all", 32)
+    assert len(images) == 4 and {os.path.dirname(path) for path in paths} == {str(tmp_path / "my_run")}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {flag} {tmp_path}: {len(PREDICTIONS) + 1} pictures of many slices or diagrams left out: ")
+    assert "augment.png" in line
+    assert len(metrics.load(flag, str(tmp_path / "styles"), "all", 32)[0]) == 1  # asked for
+
+
+def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path, quick):
+    """So that a new one is not counted as a slice."""
+    tools = (
+        "--mixing --sweep --interpolate --noise_map --pyramid --directions 1 --morph --project_steps 1 --num_images 1 --evaluate"
+    )
+    tools += " --plot_umap --conditional_dir all-conditional --method pca --num_styles 30 --umap_slices 6 --export 6"
+    data = os.path.join(os.path.dirname(slices_dir), "test")
+    flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--dataset_dir", data, "--device", "cpu", *tools.split()]
+    assert predict.main([*flags, "--project", os.path.join(data, "AD/100_0.png")]) == 0
+    slices, pictures = metrics.slice_paths("--fake", str(tmp_path), "all")
+    assert [os.path.relpath(path, tmp_path) for of_class in slices.values() for path in of_class] == [
+        os.path.join("all-conditional", name, f"{i:06d}.png") for name in ("AD", "NC") for i in range(6)
+    ]
+    assert len(pictures) > 20
+
+
+@pytest.mark.parametrize("above", ["", "AD"])
+def test_a_run_is_no_set_of_slices(tmp_path, above):
+    for name in RUN:
+        for of_class in ("AD", "NC") if above else ("",):
+            save_picture(tmp_path / of_class / name)
+    with pytest.raises(UserError, match="--fake .*no slice in it, only pictures .*losses.png.*--export N writes generated slices"):
+        metrics.load("--fake", str(tmp_path), "all", 32)
+    with pytest.raises(UserError, match="no slice in it, only pictures .*32x32.png, epoch_0005.png"):
+        metrics.load("--real", str(tmp_path / above / "fake_vs_real"), "all", 32)
+
+
+def test_slices_that_are_called_like_pictures_are_counted(tmp_path, capsys):
+    for i, (name, *size) in enumerate(
+        [("1_generated", 256, 256), ("2_areas", 176, 208), ("losses", 1024, 1024), ("grid", 600, 500)]
+    ):
+        save_picture(tmp_path / f"deep/{name}.png", *size)
+        assert len(metrics.load("--real", str(tmp_path), "all", 32)[0]) == i + 1
+    assert not capsys.readouterr().err
+
+
+def test_pictures_among_training_slices_are_left_out(tmp_path, capsys):
+    for name in ("AD", "NC"):
+        write(tmp_path / name, brains(3, 0))
+        save_picture(tmp_path / name / "losses.png")
+    assert len(metrics.load_train(str(tmp_path), "all", 32)) == 6
+    assert "2 pictures of many slices" in capsys.readouterr().err
+
+
+def test_an_export_of_one_class_says_which_flag_compares_it(tmp_path):
+    write(tmp_path / "AD", brains(3, 0))
+    save_picture(tmp_path / "AD_generated.png")
+    with pytest.raises(UserError, match="--fake .*no folder NC in it.*; --classes AD compares this class alone"):
+        metrics.load("--fake", str(tmp_path), "all", 32)
+    assert len(metrics.load("--fake", str(tmp_path), "AD", 32)[0]) == 3
 
 
 def test_wrong_input_is_refused_by_name(folders, slices_dir, tmp_path):

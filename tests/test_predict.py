@@ -73,6 +73,18 @@ def test_which_chooses_the_best_or_the_last_generator(models, two_states, tmp_pa
     assert (last != best).any()
 
 
+def test_classes_names_a_run_of_that_class(models, tmp_path):
+    os.symlink(os.path.join(models, "NC"), tmp_path / "AD")
+    line = refusal(predict.main, "--model_dir", tmp_path, "--classes", "AD", "--output_dir", tmp_path / "out", "--device", "cpu")
+    assert "--classes AD: the run in" in line and "was trained on NC, not on AD" in line and not (tmp_path / "out").exists()
+
+
+def test_flags_of_maps_need_plot_umap():
+    for flag in ("AD_dir", "NC_dir", "control_dir", "conditional_dir"):
+        with pytest.raises(UserError, match=f"--{flag} belongs to --plot_umap True"):
+            parse_predict([f"--{flag}", "x"])
+
+
 @pytest.mark.parametrize(
     "flags, expected",
     [

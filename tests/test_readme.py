@@ -154,4 +154,4 @@ def test_every_picture_is_shown():
 def test_layout_names_every_module_and_folder():
     layout = PAGES["README.md"].split("## Layout")[1]
     modules = [name for name in os.listdir(ROOT) if name.endswith(".py")]
-    assert not [name for name in (*modules, "training/", "analysis/", "tests/", "docs/") if f"`{name}`" not in layout]
+    assert not [name for name in (*modules, "data/", "training/", "analysis/", "tests/", "docs/") if f"`{name}`" not in layout]

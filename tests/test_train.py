@@ -19,12 +19,14 @@ from conftest import (
     TINY_NETWORK,
     checkpoint,
     leave_plots_out,
+    read_image,
     read_table,
     refusal,
     same_checkpoints,
     start,
     train_command,
 )
+from PIL import Image
 from plain_options import plain_options
 
 import train
@@ -747,6 +749,30 @@ def test_held_out_slices_come_from_test_dir_or_from_beside_the_training_slices(t
     assert held_out(tmp_path / "lone", "--eval_every", 1, "--test_dir", beside) == {"AD": 6, "NC": 7}
     assert held_out(beside, "--eval_every", 1) is None  # what it is trained on is not held out
     assert held_out(slices_dir, "--eval_every", 1, "--test_dir", slices_dir) is None
+
+
+def test_doubtful_slices_are_named_before_training(tmp_path, slices_dir, capsys):
+    """NC of 12 bits in a folder CN, beside a test/ without NC; then an AD that is nearly black."""
+    shutil.copytree(slices_dir, tmp_path / "train")
+    (tmp_path / "train/NC").rename(tmp_path / "train/CN")
+    for path in (tmp_path / "train/CN").iterdir():
+        pixels = read_image(path).astype(np.uint16) * 16
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "test/AD").mkdir(parents=True)
+    flags = ["--classes", "all", "--dry_run", "--eval_every", 1]
+    assert start(str(tmp_path / "train"), tmp_path / "runs", *flags) == 0
+    error = capsys.readouterr().err
+    for expected in (
+        f"note: {tmp_path / 'train/CN'} is read as class NC",
+        f"warning: {tmp_path / 'train'}: values read as black and white, decided for each folder: NC 0 and 4095 (16-bit)",
+        "files of several kinds, which may differ in brightness: AD ",
+        f"warning: {tmp_path / 'test'} is left out: no folder NC in it, but AD",
+    ):
+        assert error.count(expected) == 1, error
+    for path in (tmp_path / "train/AD").iterdir():
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
+    with pytest.raises(UserError, match=f"^--dataset_dir {tmp_path / 'train'}: AD is nearly black"):
+        start(str(tmp_path / "train"), tmp_path / "runs", *flags)
 
 
 @pytest.mark.parametrize(

@@ -458,6 +458,34 @@ def test_unknown_flags_suggest_the_near_one(given, meant):
     assert (f"did you mean {meant}?" in str(refused.value)) == (meant is not None)
 
 
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("--ad_dir AD", "--AD_dir"),  # among --AD_dir and --NC_dir, the one that differs in its letter case alone
+        ("--nc_dir=NC", "--NC_dir"),
+        ("--ad_dir AD --Nc_Dir NC", "--AD_dir --NC_dir"),
+        ("-AD-dir AD", "--AD_dir"),
+        ("\N{EN DASH}plot_umap True", "--plot_umap"),
+        ("--CN_dir NC", "--NC_dir"),
+        ("--modl_dir model", "--model_dir"),
+        ("plot_umap True", "--plot_umap"),
+        ("--n 3", None),
+    ],
+)
+def test_flags_in_another_letter_case_or_with_other_dashes_are_recognised(given, meant):
+    with pytest.raises(UserError, match=f"unknown: {given}") as refused:
+        parse_predict(given.split())
+    assert (f" did you mean {meant}?" in str(refused.value)) if meant else ("did you mean" not in str(refused.value))
+
+
+def test_a_misspelt_flag_is_named_where_it_leaves_another_one_missing():
+    with pytest.raises(UserError, match="required: --dataset_dir .*did you mean --dataset_dir?"):
+        parse_train(["--Dataset-dir", "x"])
+    with pytest.raises(UserError) as refused:
+        parse_train(["--classes", "AD"])
+    assert "did you mean" not in str(refused.value)
+
+
 @pytest.mark.parametrize("parse", [parse_train, parse_predict])
 def test_help_lists_every_flag_once_and_its_examples_work(parse, capsys):
     with pytest.raises(SystemExit):
@@ -490,3 +518,11 @@ def test_has_room_for_a_third_of_a_gpus_free_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (300, 1000))
     gpu = torch.device("cuda:1")
     assert utils.has_room(gpu, 100) and not utils.has_room(gpu, 101) and not utils.has_room(torch.device("cpu"), 1)
+
+
+def test_classes_are_named_in_any_letter_case_and_cn_means_nc(capsys):
+    utils.class_name.cache_clear()
+    assert [utils.class_name(name) for name in ("AD", "nc", "All", "other")] == ["AD", "NC", "all", "other"]
+    assert capsys.readouterr().err == ""
+    assert utils.class_name("CN") == utils.class_name("CN") == "NC"
+    assert capsys.readouterr().err == "note: CN is ADNI's word for the class NC\n"

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from dataset import Slices, to_float, to_uint8
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, make_folder, number, run_cli
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, class_name, make_folder, number, run_cli
 
 OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"  # in this order
 SHIFT = 1 / 8  # of the side, at most (triangular density, as for ROTATE)
@@ -165,7 +165,7 @@ def main(argv=None):
     )
     parser.prog = "-m training.augment"
     parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
-    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help="slices to draw")
+    parser.add_argument("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to draw")
     parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=128, help="pixels a side")
     parser.add_argument("--rows", type=number(int, 1, 100), default=4, help="slices")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the random strengths")

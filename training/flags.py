@@ -12,6 +12,7 @@ from utils import (
     ArgumentParser,
     Group,
     UserError,
+    class_name,
     number,
     pick_dtype,
     read_config,
@@ -31,7 +32,7 @@ def parse_args(argv=None):
     switch = Options._field_defaults
     data = Group(parser, "data")
     data.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
-    data.add("--classes", choices=("all", *CLASSES), default="all", help="slices to learn from")
+    data.add("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to learn from")
     data.add_bool("--conditional", False, "with --classes all: one model that is told the class")
     data.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     data.add(

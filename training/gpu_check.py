@@ -33,6 +33,10 @@ LIMIT = 590  # seconds for one call of a part
 MOMENTS = 2, 4, 7  # minutes of training whose evaluations are kept
 LOSSES = "wgan-gp", "relativistic"
 KERNELS = 12  # of the profile, the longest
+MAP = (  # of two runs of AD, which predict.py does not take for AD and NC: only the time counts
+    "import sys; from analysis.style_maps import compared_runs, plot_umaps; ad, nc, output, device = sys.argv[1:]; "
+    "plot_umaps(compared_runs(ad, nc), output, device=device)"
+)
 STEPS = 8  # of the profile, among them one of the relativistic loss's penalties
 NETWORKS = {
     "cuda": {"resolution": 256, "channel_base": 8192, "channel_max": 256},
@@ -231,15 +235,15 @@ def analyse(results, args, sizes):
     output = os.path.join(results.folder, "predictions")
     predict = ["predict.py", "--device", args.device, "--model_dir", runs[0], "--output_dir", output]
     jobs = {
-        "projection": ["--project", slice_path, "--project_steps", sizes["steps"]],
-        "export": ["--export", sizes["export"]],
-        "report": ["--report", "True"],
-        "map of styles": ["--plot_umap", "True", "--AD_dir", runs[0], "--NC_dir", runs[1]],
+        "projection": [*predict, "--project", slice_path, "--project_steps", sizes["steps"]],
+        "export": [*predict, "--export", sizes["export"]],
+        "report": [*predict, "--report", "True"],
+        "map of styles": ["-c", MAP, *runs, output, args.device],
     }
-    for name, flags in jobs.items():
+    for name, command in jobs.items():
         if name == "map of styles" and (importlib.util.find_spec("umap") is None or not os.path.isdir(runs[1])):
             print("map of styles: skipped, since it needs umap-learn and both runs of part 3")
-        elif text := run(results, name, *predict, *flags):
+        elif text := run(results, name, *command):
             results.add(name, {"seconds": float(text.split()[-1])})
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 import phantom
 from analysis import areas
-from dataset import Slices, pad_and_resize
+from data.decode import pad_and_resize
+from dataset import Slices
 from utils import UserError
 
 

@@ -200,7 +200,7 @@ def test_evaluate_models_on_a_conditional_model(models, slices_dir, tmp_path):
     generated = {"AD": random_slices(12), "NC": random_slices(14, seed=1)}
     folder = os.path.join(models, "all-conditional")
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
-    results, written = evaluation.evaluate_models({folder: ("AD", "NC")}, generated, test_dir, str(tmp_path), "a_b")
+    results, written = evaluation.evaluate_models({folder: ("AD", "NC")}, generated, test_dir, str(tmp_path), "a_{b}")
     check_files(results, written, tmp_path)
     assert set(results) == {"critic", "classifier", "metrics", "resampled"}  # 32x32 is too small for areas
     assert "resample scans" in results["resampled"][0] and "7 of 7 scans of the test slices" in results["resampled"][1]
@@ -208,10 +208,10 @@ def test_evaluate_models_on_a_conditional_model(models, slices_dir, tmp_path):
         assert set(results[part]) == {"AD", "NC"}
     assert {"kid_x1000", "recall", "memorised"} <= set(results["metrics"]["AD"])
     shown = [
-        [os.path.basename(figure.path) for figure in section.figures] for section in evaluation.sections(results, written, "a_b")
+        [os.path.basename(figure.path) for figure in section.figures] for section in evaluation.sections(results, written, "a_{b}")
     ]
-    metrics = [f"a_b_{figure}_{name}.png" for figure in ("metrics", "nearest") for name in ("AD", "NC")]
-    assert shown == [["a_b_critic.png"], ["a_b_classifier.png"], metrics]
+    metrics = [f"a_{{b}}_{figure}_{name}.png" for figure in ("metrics", "nearest") for name in ("AD", "NC")]
+    assert shown == [["a_{b}_critic.png"], ["a_{b}_classifier.png"], metrics]
 
 
 @pytest.mark.slow

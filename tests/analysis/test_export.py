@@ -57,6 +57,17 @@ def test_exported_styles_are_those_of_the_images(model, tmp_path):
         assert np.abs(images[i].astype(int) - read_image(tmp_path / f"AD/{i:06d}.png")).max() <= 1
 
 
+def test_an_export_of_a_run_of_any_name_is_completed(model, tmp_path):
+    model = model._replace(name='a[1] {0} %s \u2028\x85, "b"\nend')
+    for count in (2, 2, 3):
+        export(model, count, 0, 1.0, "cpu", str(tmp_path))
+    with open(tmp_path / model.name / "metadata.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 and {row["model"] for row in rows} == {'a[1] {0} %s \\u2028\\x85, "b"\\nend'}
+    with pytest.raises(UserError, match="holds 3 slices from an earlier export, more than the 2"):
+        export(model, 2, 0, 1.0, "cpu", str(tmp_path))
+
+
 def test_conditional_export_is_a_labelled_set(conditional, tmp_path):
     export(conditional, 3, 0, 1.0, "cpu", str(tmp_path))
     slices = Slices(str(tmp_path / "all-conditional"), resolution=32, progress=False)

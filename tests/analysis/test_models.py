@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, change_weights
 
-from analysis.models import draw_z, find_run, generate, list_runs, load_model, main, share
+from analysis.models import draw_z, find_run, generate, list_runs, load_model, main, same_weights, share
 from modules import MappingNetwork
 from utils import UserError
 
@@ -24,6 +24,88 @@ def test_find_run_by_path_and_by_name(models, tmp_path):
     assert list_runs(models) == ["AD", "NC", "all-conditional"] and list_runs(str(tmp_path)) == []
     with pytest.raises(UserError, match="no run MCI: .*holds AD, NC, all-conditional"):
         find_run("MCI", models)
+
+
+ODD_NAME = "a[b] *?%s #$x$ {0} 'q' \"é\" <b>&\nend"  # what patterns, formats, pages and Matplotlib read as something else
+if os.name == "nt":
+    ODD_NAME = "a[b] %s #$x$ {0} 'q' é &"
+
+
+def test_find_run_takes_a_plain_name_under_model_dir_first_and_any_other_path_as_it_is(models, tmp_path, monkeypatch):
+    for folder, source in (("model/AD", "AD"), ("AD", "NC"), ("control/NC", "NC"), ("model/control/NC", "AD"), ("only", "AD")):
+        shutil.copytree(os.path.join(models, source), tmp_path / folder, ignore=shutil.ignore_patterns("*[!r].pt", "styles"))
+    monkeypatch.chdir(tmp_path)
+    os.symlink(os.path.join("model", "control"), "link")
+    for name, expected in {
+        "AD": "model/AD",
+        "./AD": "AD",
+        "AD/": "AD",
+        "only": "only",
+        "control/NC": "control/NC",
+        "model/../AD": "AD",
+        "link/../AD": "link/../AD",  # model/AD, and not what the path looks like
+        str(tmp_path / "AD"): str(tmp_path / "AD"),
+    }.items():
+        assert find_run(name, "model").replace(os.sep, "/") == expected.replace(os.sep, "/")
+    assert find_run("AD", ".") == "AD"
+    with pytest.raises(UserError, match="--AD_dir: no run ad: .*; did you mean AD?"):
+        find_run("ad", "model", "--AD_dir:")
+    with pytest.raises(UserError, match="--model_dir model/AD is a run itself"):
+        find_run("NC", "model/AD")
+
+
+def test_adnis_word_for_nc_is_understood_in_the_message(models):
+    with pytest.raises(UserError, match="--NC_dir: no run CN: .*; did you mean NC?"):
+        find_run("CN", models, "--NC_dir:")
+
+
+def test_runs_are_found_and_listed_in_folders_of_any_name(models, tmp_path):
+    folder = str(tmp_path / ODD_NAME)
+    for name in (ODD_NAME, "[AD]", ".hidden"):
+        change_weights(os.path.join(models, "AD"), os.path.join(folder, name))
+    assert list_runs(folder) == sorted([ODD_NAME, "[AD]"])
+    for name in (ODD_NAME, "[AD]"):
+        assert find_run(name, folder) == os.path.join(folder, name)
+        assert load_model(find_run(name, folder), "cpu").name == name
+
+
+def test_same_weights_are_those_of_a_copy_and_of_a_shared_one(models, tmp_path):
+    nc = os.path.join(models, "NC")
+    share(nc, str(tmp_path / "shared"))
+    change_weights(nc, tmp_path / "copy", classes=["AD"])
+    change_weights(nc, tmp_path / "other", 0.01)
+    loaded = load_model(nc, "cpu")
+    for name, same in (("shared", True), ("copy", True), ("other", False)):
+        assert same_weights(loaded, load_model(str(tmp_path / name), "cpu")) == same
+    assert not same_weights(loaded, load_model(os.path.join(models, "AD"), "cpu"))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"classes": None}, "does not record the classes.*copy it again, or continue its run"),
+        ({"classes": ["CN"]}, "trained on \\['CN'\\], not on AD, NC or both"),
+        ({"classes": "AD"}, "trained on AD, not on AD, NC or both"),
+        ({"classes": []}, "not on AD, NC or both"),
+        ({"classes": ["NC", "AD"]}, "not on AD, NC or both"),
+    ],
+)
+def test_load_model_refuses_a_generator_without_its_classes(models, tmp_path, changes, expected):
+    folder = change_weights(os.path.join(models, "AD"), tmp_path / "run", **changes)
+    with pytest.raises(UserError, match=expected):
+        load_model(folder, "cpu")
+
+
+def test_load_model_refuses_a_conditional_generator_of_one_class(models, tmp_path):
+    folder = change_weights(os.path.join(models, "all-conditional"), tmp_path / "run", classes=["NC"])
+    with pytest.raises(UserError, match="conditional, but trained on one class"):
+        load_model(folder, "cpu")
+
+
+def test_share_of_a_folder_without_a_run_names_the_file(tmp_path):
+    with pytest.raises(UserError, match="nowhere.generator.pt: no such file"):
+        main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_load_model_takes_the_averaged_weights(model, models):

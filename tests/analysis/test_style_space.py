@@ -209,6 +209,15 @@ def test_history_of_two_runs_has_the_epochs_that_both_saved(tmp_path):
         assert list(sets) == ["AD", "NC"] and (sets["AD"] == ad[epoch]).all() and (sets["NC"] == nc[epoch]).all()
 
 
+@pytest.mark.parametrize("name", ["a[1]", "*", "run?", "$x$ {0}\n"])
+def test_history_of_a_run_of_any_name_and_length(tmp_path, name):
+    save_styles(tmp_path / name, (0, 9999, 10000), 0)
+    (tmp_path / name / "styles/epoch_1.npy").touch()
+    (tmp_path / name / "styles/.tmp-epoch_0001.npy").touch()
+    assert [epoch for epoch, _ in styles.history({"AD": str(tmp_path / name)})] == [0, 9999, 10000]
+    assert styles.history({"AD": str(tmp_path / "nowhere")}) == []
+
+
 def test_history_of_a_long_run_keeps_its_ends(tmp_path):
     (tmp_path / "styles").mkdir()
     for epoch in range(0, 101, 5):

@@ -52,14 +52,15 @@ def test_read_style_table_refuses_in_one_line(tmp_path, header, rows, message):
 def test_styles_are_drawn_at_full_size_in_the_order_of_the_table(models, tmp_path, capsys):
     model = load_model(os.path.join(models, "AD"), "cpu")
     w = style_vectors(model.mapping, draw_z(3, model.mapping.z_dim, 7))[0].numpy()
-    rows = [["NC", "b", *w[0]], ["AD", "a", *w[1]], ["AD", "a", *w[2]]]
+    rows = [["NC", "b\n$x$ {0}", *w[0]], ["AD", "a", *w[1]], ["AD", "a", *w[2]]]
     path = write(tmp_path / "s.csv", ["run", "set", *(f"w{i}" for i in range(w.shape[1]))], *rows)
     assert predict.main(["--styles", path, "--model_dir", models, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
     for i, run in enumerate(["NC", "AD", "AD"]):
         with torch.no_grad():
             expected = synthesize(load_model(os.path.join(models, run), "cpu"), torch.from_numpy(w[i : i + 1]))[0]
         np.testing.assert_allclose(read_image(tmp_path / "out" / "styles" / f"{i:06d}.png").astype(int), expected, atol=1)
-    assert str(tmp_path / "out" / "styles.png") in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(tmp_path / "out" / "styles.png") in out and f"Drawn by {models}/NC, {models}/AD." in out.replace(os.sep, "/")
 
 
 def test_styles_of_another_length_or_run_draw_nothing(models, tmp_path):

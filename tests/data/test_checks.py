@@ -30,6 +30,11 @@ def test_single_black_slices_are_not_refused(capsys):
     assert said(capsys, {"NC": [224, 0]}) == "warning: data: 50% of the slices of NC are black or far darker than the others\n"
 
 
+def test_a_dark_class_is_named(capsys):
+    dark = {"AD": [40, 41, 39], "NC": [64, 70, 75]}
+    assert said(capsys, dark) == "warning: data: AD is dark: the brightest parts of its slices are at 41 of 255\n"
+
+
 def test_slices_far_darker_than_others_of_their_class_are_counted(capsys):
     """As of a folder of which half has been scaled to 12 bits and half to 8."""
     assert "40% of the slices of AD are black or far darker" in said(capsys, {"AD": [14, 220, 222, 13, 221], "NC": [220] * 5})

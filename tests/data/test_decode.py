@@ -8,7 +8,18 @@ from PIL import Image
 from synthetic import noise, save
 from tiff import big_endian, tiff
 
-from data.decode import FIRST_KIND, KINDS, PAGES, UNREADABLE, brightness, choose_levels, pad_and_resize, read_files, to_grey
+from data.decode import (
+    FIRST_KIND,
+    KINDS,
+    PAGES,
+    UNREADABLE,
+    brightness,
+    choose_levels,
+    pad_and_resize,
+    read_files,
+    to_grey,
+    usual_white,
+)
 
 # Grey -----------------------------------------------------------------------------------------------------------------
 
@@ -205,8 +216,8 @@ def test_values_of_no_usual_range_are_scaled_to_the_brightest(tmp_path, scale, d
 
 
 def test_signed_values_keep_their_black(tmp_path):
-    levels = assert_read(tmp_path, [tiff(DEEP.astype(np.int16) - np.int16(1024))] * 3, "32-bit", 2, BRAIN * (255 / 223))
-    assert levels["32-bit"][0] == -1024
+    levels = assert_read(tmp_path, [tiff(DEEP.astype(np.int16) - np.int16(2048))] * 3, "32-bit", 2, BRAIN * (255 / 223))
+    assert levels["32-bit"][0] == -2048
     wide = (BRAIN - BRAIN.mean()) / BRAIN.std()  # z-scores
     assert_read(tmp_path, [tiff(wide.astype(np.float32))] * 3, "float", 2, BRAIN * (255 / 223))
 
@@ -259,10 +270,23 @@ def test_values_without_any_light_are_black(tmp_path):
 def test_choose_levels():
     assert choose_levels("16-bit", [(0, 3000), (0, 3500), (0, 65535)]) == (0, 4095)
     assert choose_levels("16-bit", [(0, 1500)]) == (0, 1500)
-    assert choose_levels("float", [(-1, 1.05)]) == (-1, 1)
+    assert choose_levels("float", [(-1, 1.05)]) == choose_levels("float", [(-1, 0.5)]) == (-1, 1)
+    assert choose_levels("float", [(-0.9, 3.2)]) == (-0.9, 3.2)
     assert choose_levels("float", [(-0.02, 0.9)]) == (0, 1)  # ringing
     assert choose_levels("16-bit MINISWHITE", [(200, 65535)]) == (65535, 0)
     assert choose_levels("32-bit", [(0, 0)]) == (0, 1)
+
+
+def test_usual_white_has_no_steps():
+    """Classes that differ by one per cent are never scaled by factors that differ by more than twice that."""
+    for white in (1, 255, 4095, 65535):
+        for share in (0.7, 0.9, 1, 1.1):
+            assert usual_white(share * white) == white
+        for share in (0.2, 0.4, 1.3, 2):
+            assert usual_white(share * white) == pytest.approx(share * white)
+    values = np.geomspace(1e-3, 1e6, 2100)  # by 1% each
+    factors = np.diff(np.log([usual_white(value) for value in values]))
+    assert factors.min() > -1e-9 and factors.max() < 0.025
 
 
 def test_stacks_and_animations_are_left_out(tmp_path):

@@ -140,3 +140,17 @@ def test_memory_at_a_tiny_size(tmp_path):
     assert main([*CPU, "--part", "5", "--output_dir", str(tmp_path)]) == 0
     found = saved(tmp_path)["memory relativistic, batch 4, float32"]
     assert found["peak / estimate"] == pytest.approx(found["peak, GiB"] / found["estimate, GiB"]) and found["estimate, GiB"] > 0
+
+
+def test_part_4_maps_its_two_runs_of_one_class_without_predict(tmp_path, slices_dir, monkeypatch):
+    commands = {}
+    monkeypatch.setattr(gpu_check, "run", lambda results, name, *command: commands.update({name: command}))
+    runs = [tmp_path / name / "AD" for name in ("training", "training_without_growing")]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "generator.pt").touch()
+    assert main([*CPU, "--part", "4", "--dataset_dir", slices_dir, "--output_dir", str(tmp_path)]) == 0
+    assert {name: command[0] for name, command in commands.items() if name != "map of styles"} == dict.fromkeys(
+        ("projection", "export", "report"), "predict.py"
+    )
+    assert commands["map of styles"] == ("-c", gpu_check.MAP, *map(str, runs), str(tmp_path / "predictions"), "cpu")

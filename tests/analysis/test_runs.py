@@ -1,0 +1,137 @@
+"""Which runs predict.py works on: what is refused, which folders are taken, and that no two write the same files."""
+
+import os
+import shutil
+
+import pytest
+from conftest import change_weights
+
+import predict
+from analysis.models import load_model, share
+from analysis.runs import map_runs, name_apart
+from utils import UserError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The runs of the maps
+
+
+@pytest.fixture(scope="module")
+def map_models(models, tmp_path_factory):
+    """--model_dir with the runs of `models`; all, of both classes; control, a second NC model; copies of NC and of AD."""
+    folder, ad, nc = tmp_path_factory.mktemp("maps") / "model", *(os.path.join(models, name) for name in ("AD", "NC"))
+    folder.mkdir()
+    for name in ("AD", "NC", "all-conditional"):
+        os.symlink(os.path.join(models, name), folder / name)
+    os.symlink(nc, folder / "link")
+    change_weights(ad, folder / "all", 0.01, classes=["AD", "NC"])
+    change_weights(nc, folder / "control", 0.01)
+    change_weights(nc, folder / "copy")
+    change_weights(ad, folder / "renamed", classes=["NC"])
+    change_weights(nc, folder / "unknown", classes=None)
+    share(nc, str(folder / "shared"))
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "generator.pt").write_bytes(b"no generator")
+    return str(folder)
+
+
+def mapped(model_dir, **asked):
+    return map_runs({f"{flag}_dir": run for flag, run in asked.items() if run}, model_dir, "last", "cpu")
+
+
+def test_map_runs_are_those_of_the_flags_with_the_folders_named(map_models, tmp_path, monkeypatch, capsys):
+    runs = mapped(map_models, AD="AD", NC="NC", control="control")
+    ad, nc, control, both = (os.path.join(map_models, name) for name in ("AD", "NC", "control", "all-conditional"))
+    assert list(runs.values()) == [{"AD": ad, "NC": nc}, {"NC": nc, "NC, other seed": control}, both]
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: --AD_dir AD: the run in {ad}, trained on AD",
+        f"note: --NC_dir NC: the run in {nc}, trained on NC",
+        f"note: --control_dir control: the run in {control}, trained on NC",
+        f"note: all-conditional: the run in {both}, trained on AD and NC",
+    ]
+    monkeypatch.chdir(tmp_path)
+    os.symlink(nc, "AD")  # whose plain name means the run under --model_dir
+    assert next(iter(mapped(map_models, AD="AD", NC="NC").values()))["AD"] == ad
+    assert f"--AD_dir AD: the run in {ad}, trained on AD; another is in {os.path.join('.', 'AD')}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "ad, nc, control, expected",
+    [
+        ("NC", "AD", None, "--AD_dir NC was trained on NC and --NC_dir AD on AD: exchange them"),
+        ("NC", "AD", "AD", "exchange them"),
+        ("NC", "NC", None, "--AD_dir NC: the run in .*NC was trained on NC, not on AD: give a run of train.py --classes AD"),
+        ("AD", "AD", None, "--NC_dir AD: .* was trained on AD, not on NC"),
+        ("AD", "NC", "AD", "--control_dir AD: .* was trained on AD, not on NC"),
+        ("all", "NC", None, "--AD_dir all: .* was trained on AD and NC, not on AD alone"),
+        ("AD", "all", None, "--NC_dir all: .* not on NC alone"),
+        ("AD", "NC", "all", "--control_dir all: .* not on NC alone"),
+        ("all-conditional", "NC", None, "--AD_dir all-conditional is a conditional model"),
+        ("AD", "NC", "all-conditional", "--control_dir all-conditional is a conditional model"),
+        ("AD", "NC", "NC", "--control_dir NC is the run of --NC_dir NC: .* hold the same weights; .* another --seed"),
+        ("AD", "NC", "link", "--control_dir link is the run of --NC_dir NC"),
+        ("AD", "NC", "copy", "--control_dir copy is the run of --NC_dir NC"),
+        ("AD", "NC", "shared", "--control_dir shared is the run of --NC_dir NC"),
+        ("AD", "shared", "copy", "--control_dir copy is the run of --NC_dir shared"),
+        ("AD", "renamed", None, "--NC_dir renamed is the run of --AD_dir AD"),
+        ("AD", "unknown", None, "--NC_dir unknown: .*does not record the classes"),
+        ("AD", "NC", "damaged", "--control_dir damaged: .*not a generator that train.py saved"),
+        ("AD", "CN", None, "--NC_dir: no run CN: .* did you mean NC?"),
+    ],
+)
+def test_maps_of_wrong_runs_are_refused(map_models, ad, nc, control, expected):
+    with pytest.raises(UserError, match=expected):
+        mapped(map_models, AD=ad, NC=nc, control=control)
+
+
+@pytest.mark.parametrize("run", ["AD", "all", "control"])
+def test_a_conditional_map_needs_a_conditional_model(map_models, run):
+    with pytest.raises(UserError, match=f"--conditional_dir {run} is no conditional model"):
+        mapped(map_models, conditional=run)
+
+
+def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_models, tmp_path, capsys):
+    for name in ("AD", "NC"):
+        os.symlink(os.path.join(map_models, name), tmp_path / name)
+    for source in ("all", "damaged"):
+        os.symlink(os.path.join(map_models, source), tmp_path / "all-conditional")
+        assert list(mapped(str(tmp_path), AD="AD", NC="NC")) == ["AD and NC"]
+        assert "note: there is no map of a conditional model: " in capsys.readouterr().err
+        (tmp_path / "all-conditional").unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names of files
+
+
+@pytest.fixture
+def same_names(map_models, tmp_path):
+    """Folders a/run, b/run and b/RUN: an AD and two NC models."""
+    for name, source in (("a/run", "AD"), ("b/run", "NC"), ("c/RUN", "control")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copytree(os.path.join(map_models, source), tmp_path / name, ignore=shutil.ignore_patterns("ch*", "pr*", "styles"))
+    return tmp_path
+
+
+def test_runs_of_one_name_get_files_of_different_names(same_names, capsys):
+    both = [load_model(str(same_names / name), "cpu") for name in ("a/run", "b/run", "c/RUN")]
+    assert [model.name for model in name_apart(both, str(same_names))] == ["a_run", "b_run", "c_RUN"]
+    assert "the name run is taken: files of the run in" in capsys.readouterr().err
+    assert [model.name for model in name_apart(both[:1], str(same_names))] == ["run"] and not capsys.readouterr().err
+
+
+def test_pictures_of_another_run_of_the_same_name_stay(same_names, capsys):
+    out = same_names / "out"
+
+    def draw(folder):
+        assert predict.main(["--classes", str(folder), "--output_dir", str(out), "--device", "cpu", "--num_images", "1"]) == 0
+        return capsys.readouterr().out.strip()
+
+    assert draw(same_names / "a/run") == str(out / "run_generated.png")
+    kept = (out / "run_generated.png").read_bytes()
+    assert draw(same_names / "b/run") == draw(same_names / "b/run") == str(out / "b_run_generated.png")
+    assert (out / "run_generated.png").read_bytes() == kept
+    (same_names / "a").rename(same_names / "moved")
+    assert draw(same_names / "moved/run") == str(out / "run_generated.png")  # the same weights in another folder
+    shutil.copy(same_names / "c/RUN/generator.pt", same_names / "b/run/generator.pt")
+    assert draw(same_names / "b/run") == str(out / "b_run_generated.png")  # trained further in the same folder
+    assert sorted(os.listdir(out)) == ["b_run_generated.png", "run_generated.png"]
