@@ -29,13 +29,13 @@ SMOOTHING = 2  # standard deviation of the Gaussian that smooths counts over nei
 
 
 def slice_indices(names):
-    """The slice index in each file name (`subjects.slice_index`), float [N], nan where there is none."""
-    return np.array([np.nan if (index := slice_index(name)) is None else index for name in names], float)
+    """The slice index in each file name, float [N]; nan where the name gives none, or no scan (12 of mild_12.png may be any)."""
+    return np.array([slice_index(name) if scan_id(name) else None for name in names], float)
 
 
 def unknown_text(names):
     """A line that says of which slices the index is unknown, and that they are left out; "" if all are known."""
-    unknown = [name for name in names if slice_index(name) is None]
+    unknown = [name for name, index in zip(names, slice_indices(names)) if np.isnan(index)]
     if not unknown:
         return ""
     which = f"{len(unknown)} of {len(names)} file names give none" if len(unknown) < len(names) else "no file name gives one"
@@ -54,9 +54,9 @@ def windows(names):
     """{class: Windows} of slices' names such as "AD/218391_78.jpeg"; a class without a scan whose indices are known is left out."""
     scans = {name: {} for name in CLASSES}  # {class: {scan: indices}}
     for name in names:
-        label, index = name.replace("\\", "/").split("/")[0], slice_index(name)
-        if label in scans and scan_id(name) and index is not None:
-            scans[label].setdefault(scan_id(name), []).append(index)
+        label, scan, index = name.replace("\\", "/").split("/")[0], scan_id(name), slice_index(name)
+        if label in scans and scan and index is not None:
+            scans[label].setdefault(scan, []).append(index)
 
     def spread(values):
         return min(values), float(np.median(values)), max(values)

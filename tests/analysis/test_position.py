@@ -26,6 +26,7 @@ from analysis.style_space import probe_scores
 
 def test_slice_indices_are_nan_where_a_name_gives_none():
     np.testing.assert_array_equal(slice_indices(["AD/218391_78.jpeg", "NC/noname.png", "NC/2_090.png"]), [78, np.nan, 90])
+    np.testing.assert_array_equal(slice_indices(["AD/mild_12.png", "NC/sub-01_T1w_91.png"]), [np.nan, 91])  # 12 may be any number
     assert slice_indices([]).shape == (0,)
 
 
