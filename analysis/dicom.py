@@ -40,7 +40,6 @@ TAGS = {  # of DICOM: one value each
     "name": "0010|0010",
     "instance": "0020|0013",
     "images": "0020|1002",
-    "gap": "0018|0088",
     "orientation": "0020|0037",
     "position": "0020|0032",
 }
@@ -129,7 +128,7 @@ def read_dicom(files):
     heights = np.array(positions) @ normal
     order = np.argsort(heights, kind="stable")
     step = check_spacing(place, heights[order])
-    check_count(place, headers, step)
+    check_count(place, headers)
     across = np.array(positions)[order] @ np.stack([row, column]).T
     if np.ptp(across, axis=0).max() > 0.1 * step * len(files):
         raise UserError(f"{place}: sheared: its slices are shifted against each other; correct the gantry tilt first")
@@ -167,8 +166,8 @@ def check_series(place, headers):
             raise UserError(f"{place}: in colour, or inverted ({shown}), which is no T1 scan; download the original series")
 
 
-def check_count(place, headers, step):
-    """UserError where the headers of DICOM slices, `step` mm apart, say that there are more than these."""
+def check_count(place, headers):
+    """UserError where the headers of DICOM slices say that there are more than these."""
     count = len(headers)
     said = [value[0] for header in headers if (value := numbers(header["images"], 1)) is not None]
     if said and max(said) > count:
@@ -179,11 +178,6 @@ def check_count(place, headers, step):
     if len(instances) == count and (missing := max(instances) - min(1, *instances) + 1 - count) > 0:
         raise UserError(
             f"{place}: {missing} missing slices: {count} files, Instance Numbers up to {max(instances)}; download it again"
-        )
-    gaps = [value[0] for header in headers if (value := numbers(header["gap"], 1)) is not None and value[0] > 0]
-    if gaps and step > 1.1 * max(gaps):
-        raise UserError(
-            f"{place}: missing slices: they lie {step:g} mm apart, but {max(gaps):g} mm by their headers; download it again"
         )
 
 

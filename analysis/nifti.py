@@ -76,6 +76,7 @@ class Header(NamedTuple):
     spacing: np.ndarray  # [3], mm
     qform: np.ndarray | None  # [3, 4]: from indices to mm; None: not given
     sform: np.ndarray | None
+    floats: str  # the voxels as NumPy names them, if they may be NaN or infinite; else ""
 
 
 def is_gzip(path):
@@ -134,8 +135,11 @@ def read_header(path):
     qform = quaternion_transform(path, field, spacing) if qform_code > 0 else None
     unit = {1: 1000.0, 3: 0.001}.get(field["units"][0] & 7, 1.0)  # metres, micrometres; nearly all say mm, or nothing
     transforms = [form if form is None else form * unit for form in (qform, sform)]
+    floats = {16: f"{order}f4", 64: f"{order}f8"}.get(kind, "")
     size = tuple(size) + (1,) * (3 - len(size))
-    return Header(size, components, bits * max(1, components // COMPONENTS.get(kind, 1)), int(offset), spacing * unit, *transforms)
+    return Header(
+        size, components, bits * max(1, components // COMPONENTS.get(kind, 1)), int(offset), spacing * unit, *transforms, floats
+    )
 
 
 def quaternion_transform(path, field, spacing):
@@ -206,3 +210,14 @@ def check_length(path, header, data=None):
         raise UserError(
             f"{data}: holds {there} bytes, but the {shown} voxels of its header end at {header.offset + size}; convert it again"
         )
+
+
+def read_not_finite(header, data):
+    """(indices int [N], values float [N]) of the voxels in the file `data` that are NaN or infinite: ITK reads 0 there."""
+    if not header.floats:
+        return np.empty(0, int), np.empty(0)
+    with open_content(data) as file:
+        file.seek(header.offset)
+        voxels = np.frombuffer(file.read(int(np.prod(header.size)) * header.bits // 8), header.floats)
+    where = np.flatnonzero(~np.isfinite(voxels))
+    return where, voxels[where]

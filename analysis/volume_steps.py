@@ -28,6 +28,7 @@ from PIL import Image
 from analysis import volume_pictures
 from analysis.dicom import MAX_VOXELS, reason, sitk
 from analysis.volume_checks import check_head, check_mask, check_slices, check_whole_head
+from analysis.volume_masks import head_mask, lift, like, move_mask, read_mask
 from analysis.volumes import Volume, file_checksum, open_volume, read_volume
 from utils import UserError, atomic_path, printable
 
@@ -39,14 +40,9 @@ PLANES = {
     "axial": ((0, 1, 2), (False,) * 3),
     "coronal": ((1, 0, 2), (False, True, False)),
 }
-HEAD_MM = 150  # a brain is within these from the top of the head; what is below is neck
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
 ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
 ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
-MASK_VALUES = 256  # a mask may have labels, 0 outside; an image has more grey values
-GREY_VALUES = 64  # a mask of more values up to 255 or 100 holds probabilities, not labels
-BARE = 0.8  # of what is darker than the brain has one value: the skull was removed, or the background set to 0
-HOT = 1, 99  # percentiles of a volume: what is beyond them does not count for Otsu's threshold
 MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
 
 
@@ -81,85 +77,6 @@ class Job(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The steps
-
-
-def like(array, image):
-    """The array [z, y, x] as a SimpleITK.Image that lies where `image` does."""
-    result = sitk.GetImageFromArray(array)
-    result.CopyInformation(image)
-    return result
-
-
-def head_mask(image, oriented=True):
-    """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
-
-    A few voxels far brighter than all others do not count for the threshold. Where the background has one value throughout, as
-    after the removal of the skull, all other voxels are above it. oriented: the third axis points upwards, so that all below
-    HEAD_MM from the top can be left out.
-    """
-    low, high = np.percentile(sitk.GetArrayViewFromImage(image), HOT)
-    if not low < high:
-        low, high = (float(f(sitk.GetArrayViewFromImage(image))) for f in (np.min, np.max))
-    bright = sitk.OtsuThreshold(sitk.Clamp(image, lowerBound=float(low), upperBound=float(high)), 0, 1, 128)
-    background = background_of(image)
-    dark = sitk.GetArrayViewFromImage(bright) == 0
-    if (sitk.GetArrayViewFromImage(image)[dark] == background).mean() > BARE:
-        bright = image != background
-    parts = sitk.ConnectedComponent(bright)
-    labels = sitk.GetArrayViewFromImage(parts)
-    if not labels.any():
-        raise UserError("no head to be seen: nothing is above Otsu's threshold")
-    mask = sitk.BinaryFillhole(parts == int(np.bincount(labels.ravel())[1:].argmax() + 1))
-    if not oriented:
-        return mask
-    voxels = sitk.GetArrayFromImage(mask)
-    top = np.flatnonzero(voxels.any(axis=(1, 2)))[-1]
-    voxels[: max(0, top + 1 - round(HEAD_MM / image.GetSpacing()[2]))] = 0
-    return like(voxels, mask)
-
-
-def background_of(image):
-    """The median of the voxels on the faces of a volume."""
-    voxels = sitk.GetArrayViewFromImage(image)
-    return float(np.median(np.concatenate([voxels.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])))
-
-
-def lift(image, mask):
-    """A volume with negative values, such as z-scores, moved so that the darkest inside the mask and a constant background are 0.
-
-    N4 divides, and what is outside of a brain mask becomes 0: both take black for 0. Other volumes stay as they are.
-    """
-    voxels, inside = sitk.GetArrayFromImage(image), sitk.GetArrayViewFromImage(mask) > 0
-    if voxels.min() >= 0:
-        return image
-    low = min(0.0, float(np.percentile(voxels[inside], 0.1)))
-    voxels[~inside & (voxels == background_of(image))] = low
-    return like(np.maximum(voxels - np.float32(low), 0), image)
-
-
-def move_mask(mask, grid, transform=None):
-    """A mask on `grid` (a SimpleITK.Image): a voxel belongs to it where linear interpolation gives more than a half."""
-    moved = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, transform or sitk.Transform(), sitk.sitkLinear, 0.0)
-    return moved > 0.5
-
-
-def read_mask(path, image):
-    """The brain mask in a file, on the grid of `image`; UserError where it is no mask, is empty or lies elsewhere."""
-    stored = read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
-    voxels = sitk.GetArrayViewFromImage(stored)
-    values = np.unique(voxels[::3, ::3, ::3])
-    if len(values) > MASK_VALUES or (len(values) > GREY_VALUES and voxels.max() <= 255):
-        raise UserError(f"{path}: holds {len(values)} different values or more, so it is an image, not a mask of 0 and 1")
-    if voxels.min() < 0 or np.abs(voxels - np.round(voxels)).max() > 1e-3:
-        raise UserError(f"{path}: holds values from {voxels.min():g} to {voxels.max():g} and between whole numbers, not 0 and 1")
-    same = sitk.DICOMOrient(stored, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
-    apart = np.linalg.norm(np.subtract(same.GetOrigin(), image.GetOrigin()))
-    if same.GetSize() == image.GetSize() and np.allclose(same.GetSpacing(), image.GetSpacing(), rtol=1e-3) and apart > 2:
-        raise UserError(f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header; make it again")
-    mask = move_mask(stored > 0.5, image)
-    if not sitk.GetArrayViewFromImage(mask).any():
-        raise UserError(f"{path}: no voxel of this mask lies in the volume")
-    return mask
 
 
 def bias_field(image, mask):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.dicom import check_size, read_dicom, reason, sitk
-from analysis.nifti import check_length, check_transforms, is_gzip, open_content, read_header
+from analysis.nifti import check_length, check_transforms, is_gzip, open_content, read_header, read_not_finite
 from utils import UserError, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
@@ -241,6 +241,13 @@ def read_nifti(files):
         image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
     while image.GetDimension() > 3:
         image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
+    where, values = read_not_finite(header, data)
+    if len(where):
+        voxels = sitk.GetArrayFromImage(image)
+        voxels.flat[where] = values
+        whole = sitk.GetImageFromArray(voxels)
+        whole.CopyInformation(image)
+        image = whole
     return image
 
 

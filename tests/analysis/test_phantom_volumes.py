@@ -22,7 +22,15 @@ SIZE, SPACING = (40, 44, 48), (1.0, 1.1, 1.2)  # of the test volumes, along x, y
 # Gaussian blobs: centre (mm to the left, backwards, upwards) and height. The largest is on the person's right: the marker.
 SIGMA_MM, BLOBS = 4.5, (((-5, 2, 3), 30_000), ((5, -4, -2), 12_000), ((1, 6, -6), 8_000))
 AS_STORED = Settings(
-    n4=False, resample=0, scale=False, centre="volume", slices=(5, 40), slices_in="index", num_slices=36, format="png"
+    n4=False,
+    resample=0,
+    scale=False,
+    plane="axial",
+    centre="volume",
+    slices=(5, 40),
+    slices_in="index",
+    num_slices=36,
+    format="png",
 )
 EVERY_WAY = [(kind, *orientation) for kind in ("NIfTI", "DICOM") for orientation in ORIENTATIONS]
 NAMES = ["-".join([kind, code, "oblique" if any(turned) else "straight"]) for kind, code, turned in EVERY_WAY]
@@ -183,7 +191,7 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
     phantom.write_subject(folder, 0, 2, 3, phantom_volumes.write_scan)
     found, nameless = find_volumes(f"{folder}/volumes")
     assert sorted(found) == ["6", "7"] and nameless == []
-    settings = Settings(n4=False, resample=0, scale=False, centre="volume", slices=(75, 94), slices_in="index")
+    settings = Settings(n4=False, resample=0, scale=False, plane="axial", centre="volume", slices=(75, 94), slices_in="index")
     (tmp_path / "cut").mkdir()
     for number, (volume,) in found.items():
         assert f"{volume.format} {number}" in ("DICOM 6", "NIfTI 7") and "/000_S_0003/MPRAGE/" in volume.place

@@ -11,8 +11,9 @@ sitk = pytest.importorskip("SimpleITK")
 
 from synthetic_volumes import head, write_dicom, write_nifti  # noqa: E402
 
-from analysis import volumes  # noqa: E402
-from analysis.volumes import Volume, check_spacing, find_volumes, image_id, numbers, read_volume  # noqa: E402
+from analysis import dicom  # noqa: E402
+from analysis.dicom import check_spacing, numbers  # noqa: E402
+from analysis.volumes import Volume, find_volumes, image_id, open_volume, read_volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
@@ -20,7 +21,7 @@ def read(path):
     """What `read_volume` makes of a NIfTI file or a folder of DICOM files."""
     if os.path.isdir(path):
         return read_volume(Volume("1", "DICOM", tuple(sorted(str(file) for file in path.iterdir()))))
-    return read_volume(Volume("1", "NIfTI", (str(path),)))
+    return read_volume(open_volume(str(path)))
 
 
 def refused(path):
@@ -132,12 +133,18 @@ def test_find_volumes_refuses_a_folder_without_volumes(tmp_path):
         find_volumes(str(tmp_path / "nowhere"), "--masks")
 
 
-def test_checksum_and_size_are_of_all_files(tmp_path):
+def test_checksum_is_of_all_files_and_the_stamp_changes_with_their_times_sizes_and_names(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     (tmp_path / "b").write_bytes(b"de")
     volume = Volume("1", "DICOM", (str(tmp_path / "a"), str(tmp_path / "b")))
-    assert volume.size() == [2, 5] and volume.place == str(tmp_path)
+    assert volume.place == str(tmp_path)
     assert volume.checksum() == "36bbe50ed96841d10443bcb670d6554f0a34b761be67ec9c4a8ad2c0c44ca42c"  # sha256sum of abcde
+    before = volume.stamp()
+    assert volume.stamp() == before
+    os.utime(tmp_path / "a", ns=(0, 10**18))
+    assert (later := volume.stamp()) != before
+    (tmp_path / "c").write_bytes(b"ab")
+    assert volume._replace(files=(str(tmp_path / "c"), volume.files[1])).stamp() not in (before, later)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,14 +163,20 @@ def test_nifti_voxels_lie_where_the_affine_puts_them(tmp_path, affine):
         np.testing.assert_allclose(there, position[:3] * [-1, -1, 1], atol=1e-3)  # the header has float32
 
 
-def test_nifti_values_that_are_not_finite_become_0(tmp_path):
-    voxels = random_voxels(20, 20, 20)
-    voxels[1, 2, 3], voxels[4, 5, 6], voxels[7, 8, 9] = np.nan, np.inf, -np.inf
+@pytest.mark.parametrize("shift", [0, -200])
+def test_nan_around_the_head_becomes_as_dark_as_the_darkest_and_any_other_is_refused(tmp_path, shift):
+    voxels = random_voxels(20, 20, 20) + np.float32(shift)
+    voxels[:3], voxels[:, :, -1] = np.nan, np.nan
     (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, oblique_affine()))
     image = read(tmp_path / "x.nii")
-    expected = np.where(np.isfinite(voxels), voxels, 0).transpose(2, 1, 0)
+    expected = np.where(np.isfinite(voxels), voxels, min(0, np.nanmin(voxels))).transpose(2, 1, 0)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
     np.testing.assert_allclose(image.GetSpacing(), [1, 1.5, 2], rtol=1e-6)
+    for place, value in (((7, 8, 9), np.nan), ((7, 8, 9), np.inf), ((0, 0, 0), -np.inf)):
+        broken = voxels.copy()
+        broken[place] = value
+        (tmp_path / "x.nii").write_bytes(nifti_bytes(broken, oblique_affine()))
+        assert "1 voxels inside it are not finite" in refused(tmp_path / "x.nii")
 
 
 def test_a_4d_file_of_one_volume_is_read(tmp_path):
@@ -327,6 +340,6 @@ def test_check_spacing_returns_the_mean_distance_and_refuses_gaps():
 
 
 def test_reason_is_what_simpleitk_says_in_one_line():
-    assert volumes.reason(RuntimeError("sitk::ERROR: Unable to open it.\n")) == "Unable to open it"
+    assert dicom.reason(RuntimeError("sitk::ERROR: Unable to open it.\n")) == "Unable to open it"
     text = "Exception thrown in X\n/src/a.cxx:99:\nITK ERROR: ImageFileReader(0x55d0): The file\x1b is empty."
-    assert volumes.reason(RuntimeError(text)) == "The file\\x1b is empty" and volumes.reason(RuntimeError()) == "no reason given"
+    assert dicom.reason(RuntimeError(text)) == "The file\\x1b is empty" and dicom.reason(RuntimeError()) == "no reason given"
