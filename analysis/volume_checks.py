@@ -10,10 +10,13 @@ import numpy as np
 from analysis.dicom import sitk
 from utils import UserError
 
-HEAD_ML, HEAD_SIDES = (500, 8000), (80, 330)  # volume, and the sides of the box around it, mm
+HEAD_ML, HEAD_SIDES = (500, 6500), (80, 280)  # volume, and the sides of the box around it, mm
 BRAIN_ML, BRAIN_SIDES = (500, 2500), (70, 230)
-ONE_PIECE = 0.95  # of a brain mask is in its largest piece
 WITHIN = 0.93  # of a brain mask is inside the head
+SHIFT_MM = 4.0  # voxels of about this size tell whether a mask is shifted
+FITS = (
+    0.3  # of the brain's brightness: the step at the edge of a mask that fits; one with a wide margin has a smaller step anywhere
+)
 CUT_OFF = {"top": 0.3, "left": 0.5, "right": 0.5, "front": 0.5, "back": 0.5}  # of the largest section, in the outermost slice
 BRAIN_CUT_OFF = 0.15  # the same for each end of a brain mask
 MIN_CM2 = 1.0  # of brain in a slice
@@ -69,17 +72,33 @@ def check_whole_head(mask, is_brain):
             raise UserError(f"implausible: the {what} is cut off by the edge of the volume at its {name}")
 
 
-def check_mask(path, mask, head):
-    """UserError unless a brain mask is one piece inside of the head (bool [z, y, x] both) and leaves out what surrounds it."""
-    _, share = largest_piece(mask)
-    if share < ONE_PIECE:
-        raise UserError(f"{path}: this mask is in pieces, the largest {share:.0%} of it; is it of another scan?")
+def check_mask(path, mask, head, image):
+    """UserError unless a brain mask fits the head: both bool [z, y, x], on the grid of `image`, a SimpleITK.Image."""
     corners = mask[:: max(1, mask.shape[0] - 1), :: max(1, mask.shape[1] - 1), :: max(1, mask.shape[2] - 1)]
     if corners.sum() >= 4:
         raise UserError(f"{path}: this mask is inverted: the corners of the volume are inside it, and 0 should mean outside")
     within = (mask & head).sum() / mask.sum()
     if within < WITHIN:
         raise UserError(f"{path}: {1 - within:.0%} of this mask lies outside of the head: shifted, or of another scan")
+    factors = [max(1, round(SHIFT_MM / side)) for side in image.GetSpacing()]
+    small = sitk.GetArrayFromImage(sitk.BinShrink(image, factors))
+    inside = sitk.GetArrayFromImage(sitk.BinShrink(sitk.GetImageFromArray(mask.astype(np.float32)), factors)) > 0.5
+    here, elsewhere = contrast(small, inside, 0, 0), {}
+    for axis, factor in enumerate(factors[::-1]):
+        side = factor * image.GetSpacing()[2 - axis]
+        for steps in (-6, -4, -3, -2, 2, 3, 4, 6):
+            elsewhere[contrast(small, inside, axis, steps)] = abs(steps) * side
+    best, bright = max(elsewhere), small[inside].mean()
+    if best > FITS * bright and best - here > FITS / 2 * bright:
+        raise UserError(f"{path}: this mask would fit better {elsewhere[best]:.0f} mm away: shifted, or of another scan")
+
+
+def contrast(voxels, mask, axis, steps):
+    """By how much a volume is brighter just inside of a mask's edge than outside, with the mask moved by steps along an axis."""
+    moved = sitk.GetImageFromArray(np.roll(mask, steps, axis).astype(np.uint8))
+    shell = sitk.GetArrayFromImage(sitk.BinaryErode(moved, [1] * 3)) + sitk.GetArrayFromImage(moved)  # 1: the outermost layer
+    around = sitk.GetArrayFromImage(sitk.BinaryDilate(moved, [1] * 3)) + sitk.GetArrayFromImage(moved)  # 1: the layer around
+    return float(voxels[shell == 1].mean() - voxels[around == 1].mean())
 
 
 def check_slices(planes, inside, pixel_mm, names):

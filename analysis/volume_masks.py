@@ -9,13 +9,16 @@ Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 import numpy as np
 
 from analysis.dicom import sitk
+from analysis.volume_checks import largest_piece
 from analysis.volumes import Volume, open_volume, read_volume
 from utils import UserError
 
 HEAD_MM = 150  # a brain is within these from the top of the head; what is below is neck
 MASK_VALUES = 256  # a mask may have labels, 0 outside; an image has more grey values
 GREY_VALUES = 64  # a mask of more values up to 255 or 100 holds probabilities, not labels
+ONE_PIECE = 0.95  # of a mask is in its largest piece; the rest, specks, is left out
 CONSTANT = 0.8  # of the background has one value: the skull was removed, or what is around the head set to 0
+OUTLIER = 3.0  # times the 99.5th percentile inside the head: no tissue or vessel is as bright
 FEWEST_BRIGHT = 0.03  # of a volume is above the threshold, where there is a head and not some voxels far brighter than it
 
 
@@ -56,18 +59,18 @@ def head_mask(image, oriented=True):
 
 def otsu(image):
     """Where a volume is above Otsu's threshold: that between head and background, not one to a few voxels of other values."""
-    clipped, otsu = image, sitk.OtsuThresholdImageFilter()
-    otsu.SetInsideValue(0)
-    otsu.SetOutsideValue(1)
+    clipped, threshold = image, sitk.OtsuThresholdImageFilter()
+    threshold.SetInsideValue(0)
+    threshold.SetOutsideValue(1)
     for _ in range(20):
-        bright = otsu.Execute(clipped)
+        bright = threshold.Execute(clipped)
         share = sitk.GetArrayViewFromImage(bright).mean()
         if FEWEST_BRIGHT <= share <= 1 - FEWEST_BRIGHT:
             break
         if share < FEWEST_BRIGHT:
-            clipped = sitk.Clamp(clipped, upperBound=otsu.GetThreshold())
+            clipped = sitk.Clamp(clipped, upperBound=threshold.GetThreshold())
         else:
-            clipped = sitk.Clamp(clipped, lowerBound=otsu.GetThreshold())
+            clipped = sitk.Clamp(clipped, lowerBound=threshold.GetThreshold())
     return bright
 
 
@@ -78,17 +81,20 @@ def background_of(image):
     return float(np.median(around)), around
 
 
-def lift(image, mask):
-    """A volume with negative values, such as z-scores, moved so that the darkest inside the mask and a constant background are 0.
+def tame(image, mask):
+    """A volume without values that would spoil the steps after it; the order of all others stays as it is.
 
-    N4 divides, and what is outside of a brain mask becomes 0: both take black for 0. Other volumes stay as they are.
+    Negative values, such as z-scores: all is moved so that the darkest inside the mask and a constant background are 0, since N4
+    divides, and what is outside of a brain mask becomes 0. A few voxels far brighter than the brain: cut at OUTLIER times its
+    brightest, since cubic splines carry them through the volume.
     """
-    voxels, inside = sitk.GetArrayFromImage(image), sitk.GetArrayViewFromImage(mask) > 0
-    if voxels.min() >= 0:
-        return image
-    low = min(0.0, float(np.percentile(voxels[inside], 0.1)))
-    voxels[~inside & (voxels == background_of(image)[0])] = low
-    return like(np.maximum(voxels - np.float32(low), 0), image)
+    voxels = sitk.GetArrayFromImage(image)
+    inside = voxels[sitk.GetArrayViewFromImage(mask) > 0]
+    if voxels.min() < 0:
+        low = min(0.0, float(np.percentile(inside, 0.1)))
+        voxels[(sitk.GetArrayViewFromImage(mask) == 0) & (voxels == background_of(image)[0])] = low
+        voxels, inside = np.maximum(voxels - np.float32(low), 0), inside - low
+    return like(np.minimum(voxels, np.float32(OUTLIER * np.percentile(inside, 99.5))), image)
 
 
 def move_mask(mask, grid, transform=None):
@@ -98,14 +104,15 @@ def move_mask(mask, grid, transform=None):
 
 
 def read_mask(path, image):
-    """The brain mask in a file, on the grid of `image`; UserError where it is no mask, is empty or lies elsewhere."""
+    """The brain mask in a file, its largest piece, on the grid of `image`; UserError where it is no mask, empty or elsewhere."""
     stored = read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
     voxels = sitk.GetArrayViewFromImage(stored)
-    values = np.unique(voxels[::3, ::3, ::3])
-    if len(values) > MASK_VALUES or (len(values) > GREY_VALUES and voxels.max() <= 255):
-        raise UserError(f"{path}: holds {len(values)} different values or more, so it is an image, not a mask of 0 and 1")
-    if voxels.min() < 0 or np.abs(voxels - np.round(voxels)).max() > 1e-3:
-        raise UserError(f"{path}: holds values from {voxels.min():g} to {voxels.max():g} and between whole numbers, not 0 and 1")
+    fractions = np.abs(voxels - np.round(voxels)).max() > 1e-3
+    values = len(np.unique(voxels[::3, ::3, ::3] if fractions else voxels[voxels > 0]))
+    if values > MASK_VALUES or (not fractions and values > GREY_VALUES and voxels.max() <= 255):
+        raise UserError(f"{path}: holds {values} different values or more, so it is an image, not a mask of 0 and 1")
+    if fractions or voxels.min() < 0:
+        raise UserError(f"{path}: holds values from {voxels.min():g} to {voxels.max():g}, such as probabilities, not 0 and 1 only")
     mask = move_mask(stored > 0.5, image)
     if not sitk.GetArrayViewFromImage(mask).any():
         raise UserError(f"{path}: no voxel of this mask lies in the volume")
@@ -113,4 +120,7 @@ def read_mask(path, image):
     apart = np.linalg.norm(np.subtract(same.GetOrigin(), image.GetOrigin()))
     if same.GetSize() == image.GetSize() and np.allclose(same.GetSpacing(), image.GetSpacing(), rtol=1e-3) and apart > 2:
         raise UserError(f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header; make it again")
-    return mask
+    piece, share = largest_piece(sitk.GetArrayViewFromImage(mask) > 0)
+    if share < ONE_PIECE:
+        raise UserError(f"{path}: this mask is in pieces, the largest {share:.0%} of it; is it of another scan?")
+    return like(piece.astype(np.uint8), mask)

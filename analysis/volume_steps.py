@@ -28,7 +28,7 @@ from PIL import Image
 from analysis import volume_pictures
 from analysis.dicom import MAX_VOXELS, reason, sitk
 from analysis.volume_checks import check_head, check_mask, check_slices, check_whole_head
-from analysis.volume_masks import head_mask, lift, like, move_mask, read_mask
+from analysis.volume_masks import head_mask, like, move_mask, read_mask, tame
 from analysis.volumes import Volume, file_checksum, open_volume, read_volume
 from utils import UserError, atomic_path, printable
 
@@ -225,7 +225,7 @@ def check_found(image, mask, mask_path, settings):
     """UserError unless the mask may be that of the brain in a volume, or, without mask_path, of the head."""
     inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
     if is_brain:
-        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0)
+        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)
     check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
     if settings.orient and settings.centre == "brain" and settings.slices_in == "mm":
         check_whole_head(inside, is_brain)
@@ -248,7 +248,7 @@ def cut_slices(image, settings, mask_path=None, show=None, check=False):
     if check:
         check_found(image, mask, mask_path, settings)
     if settings.scale:
-        image = lift(image, mask)
+        image = tame(image, mask)
     if settings.n4:
         field = bias_field(image, mask)
         image = sitk.Cast(image / field, sitk.sitkFloat32)  # the quotient has 64 bits
@@ -334,7 +334,8 @@ def write_scan(job):
     slices = write_slices(job, pixels, numbers)
     if job.picture:
         view = job.settings.view if job.settings.orient else None
-        volume_pictures.save(panels, pixels, f"image {job.volume.image}", view, job.picture)
+        what = f"image {job.volume.image}, {job.settings.plane or 'stored'} slices {numbers[0]} to {numbers[-1]}"
+        volume_pictures.save(panels, pixels, what, view, job.picture)
     return {
         "format": job.volume.format,
         "stamp": stamp,

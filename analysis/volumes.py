@@ -213,7 +213,7 @@ def fill_border(place, image):
     border = {label for axis in range(3) for end in (0, -1) for label in np.unique(labels.take(end, axis))} - {0}
     outside = np.isin(labels, sorted(border))
     if count := int((~finite & ~outside).sum()):
-        raise UserError(f"{place}: {count} voxels inside it are not finite (NaN or infinite); make it again")
+        raise UserError(f"{place}: {count} voxel{'s' * (count > 1)} inside it not finite (NaN or infinite); make it again")
     darkest = min(0.0, float(voxels[finite].min(initial=0.0)))
     clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
     clean.CopyInformation(image)

@@ -176,7 +176,7 @@ def test_nan_around_the_head_becomes_as_dark_as_the_darkest_and_any_other_is_ref
         broken = voxels.copy()
         broken[place] = value
         (tmp_path / "x.nii").write_bytes(nifti_bytes(broken, oblique_affine()))
-        assert "1 voxels inside it are not finite" in refused(tmp_path / "x.nii")
+        assert "1 voxel inside it not finite" in refused(tmp_path / "x.nii")
 
 
 def test_a_4d_file_of_one_volume_is_read(tmp_path):
