@@ -11,8 +11,8 @@ from analysis.dicom import sitk
 from utils import UserError
 
 HEAD_ML, HEAD_SIDES = (500, 6500), (80, 280)  # volume, and the sides of the box around it, mm
-BRAIN_ML, BRAIN_SIDES = (500, 2500), (70, 230)
-WITHIN = 0.93  # of a brain mask is inside the head
+BRAIN_ML, BRAIN_SIDES = (300, 2500), (70, 230)
+WITHIN = 0.85  # of a brain mask is inside the head
 SHIFT_MM = 4.0  # voxels of about this size tell whether a mask is shifted
 FITS = (
     0.3  # of the brain's brightness: the step at the edge of a mask that fits; one with a wide margin has a smaller step anywhere
@@ -37,6 +37,8 @@ def check_head(mask, spacing, is_brain, oriented):
     spacing: (z, y, x) mm. oriented: the axes lead upwards, backwards and to the left.
     """
     what, limits, sides = ("brain mask", BRAIN_ML, BRAIN_SIDES) if is_brain else ("head", HEAD_ML, HEAD_SIDES)
+    if is_brain and mask[:: mask.shape[0] - 1, :: mask.shape[1] - 1, :: mask.shape[2] - 1].sum() >= 4:
+        raise UserError("implausible: the brain mask is inverted: the corners of the volume are inside it, and 0 should be outside")
     ml = mask.sum() * np.prod(spacing) / 1000
     if not limits[0] <= ml <= limits[1]:
         raise UserError(f"implausible: the {what} has {ml:.0f} ml, not {limits[0]} to {limits[1]}")
@@ -74,9 +76,6 @@ def check_whole_head(mask, is_brain):
 
 def check_mask(path, mask, head, image):
     """UserError unless a brain mask fits the head: both bool [z, y, x], on the grid of `image`, a SimpleITK.Image."""
-    corners = mask[:: max(1, mask.shape[0] - 1), :: max(1, mask.shape[1] - 1), :: max(1, mask.shape[2] - 1)]
-    if corners.sum() >= 4:
-        raise UserError(f"{path}: this mask is inverted: the corners of the volume are inside it, and 0 should mean outside")
     within = (mask & head).sum() / mask.sum()
     if within < WITHIN:
         raise UserError(f"{path}: {1 - within:.0%} of this mask lies outside of the head: shifted, or of another scan")
@@ -86,9 +85,9 @@ def check_mask(path, mask, head, image):
     here, elsewhere = contrast(small, inside, 0, 0), {}
     for axis, factor in enumerate(factors[::-1]):
         side = factor * image.GetSpacing()[2 - axis]
-        for steps in (-6, -4, -3, -2, 2, 3, 4, 6):
+        for steps in (-8, -6, -5, -4, -3, -2, 2, 3, 4, 5, 6, 8):
             elsewhere[contrast(small, inside, axis, steps)] = abs(steps) * side
-    best, bright = max(elsewhere), small[inside].mean()
+    best, bright = max(elsewhere), small[inside].mean() - np.percentile(small, 1)
     if best > FITS * bright and best - here > FITS / 2 * bright:
         raise UserError(f"{path}: this mask would fit better {elsewhere[best]:.0f} mm away: shifted, or of another scan")
 

@@ -187,9 +187,9 @@ def turn(voxels, settings):
     if not settings.orient:
         return voxels
     axes, reverse = PLANES[settings.plane]
-    if settings.view == "neurological":
+    if settings.plane == "sagittal" and settings.view == "neurological":
         voxels = voxels[..., ::-1]
-    return np.flip(voxels.transpose(axes), [axis for axis in range(3) if reverse[axis]])
+    return np.flip(voxels.transpose(axes), tuple(axis for axis in range(3) if reverse[axis]))
 
 
 def cut(plane, centre):
@@ -224,9 +224,9 @@ def load_template(path):
 def check_found(image, mask, mask_path, settings):
     """UserError unless the mask may be that of the brain in a volume, or, without mask_path, of the head."""
     inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
+    check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
     if is_brain:
         check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)
-    check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
     if settings.orient and settings.centre == "brain" and settings.slices_in == "mm":
         check_whole_head(inside, is_brain)
 
@@ -288,7 +288,10 @@ def cut_slices(image, settings, mask_path=None, show=None, check=False):
     names = indices if settings.slices_in == "index" else [MIDDLE + index - nearest(centre[0]) for index in indices]
     if names[0] < 0:
         raise UserError(f"--slices: slice {MIDDLE} is in the middle, and {-names[0]} would be below 0; give --slices_in index")
-    pixels = to_pixels(np.stack([cut(voxels[i], centre[1:]) for i in indices]), settings.scale, settings.format)
+    planes = np.stack([cut(voxels[i], centre[1:]) for i in indices])
+    if settings.plane in ("axial", "coronal") and settings.view == "neurological":
+        planes = planes[..., ::-1]
+    pixels = to_pixels(planes, settings.scale, settings.format)
     if check:
         check_slices(pixels, np.stack([cut(inside[i], centre[1:]) for i in indices]), width, names)
     return pixels, names

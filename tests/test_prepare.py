@@ -249,14 +249,14 @@ def test_a_damaged_record_and_a_folder_of_other_files_are_refused(download):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record.update(format=2),
+        lambda record: record.update(format=1),
         lambda record: record.update(flags=[]),
         lambda record: record.update(runs={}),
         lambda record: record["people"].update(someone="../.."),
         lambda record: record["scans"]["100"].update(folder="../ADNI"),
         lambda record: record["scans"]["100"].update(slices={"../../../adni.csv": ""}),
         lambda record: record["scans"]["100"].update(slices=None),
-        lambda record: record["scans"]["100"].pop("size"),
+        lambda record: record["scans"]["100"].pop("stamp"),
         lambda record: record["scans"]["100"]["scan"].update(shoe=44),
         lambda record: record["scans"].update({"../x": record["scans"]["100"]}),
     ],
