@@ -131,6 +131,9 @@ def read_header(path):
         raise UserError(f"{path}: its header says that voxels begin at byte {offset:g}, inside of it; convert it again")
     qform_code, sform_code = field["codes"]
     spacing = np.array(field["pixdim"][1:4])
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
+        shown = " x ".join(f"{side:g}" for side in spacing)
+        raise UserError(f"{path}: its header says voxels of {shown} mm (pixdim); convert it again")
     sform = np.reshape(field["rows"], (3, 4)) if sform_code > 0 else None
     qform = quaternion_transform(path, field, spacing) if qform_code > 0 else None
     unit = {1: 1000.0, 3: 0.001}.get(field["units"][0] & 7, 1.0)  # metres, micrometres; nearly all say mm, or nothing
@@ -161,8 +164,6 @@ def quaternion_transform(path, field, spacing):
 def check_transforms(path, header):
     """UserError unless the sizes and directions of voxels are finite, perpendicular, and the same in all fields of a Header."""
     sizes = " x ".join(f"{side:g}" for side in header.spacing)
-    if not (np.isfinite(header.spacing).all() and header.spacing.min() > 0):
-        raise UserError(f"{path}: its header says voxels of {sizes} mm (pixdim); convert it again")
     if header.qform is None and header.sform is None:
         raise UserError(
             f"{path}: no orientation (qform and sform codes are 0): nobody could tell left from right; convert it again"

@@ -1,5 +1,6 @@
 """Finding the scans of a download and reading them: positions against files written byte by byte, and every refusal."""
 
+import gzip
 import os
 import shutil
 import struct
@@ -206,6 +207,136 @@ def test_nifti_files_that_are_no_whole_scan_are_refused(tmp_path, content, part)
     assert part in refused(tmp_path / "x.nii")
 
 
+def patched(*patches, affine=None):
+    """A NIfTI file whose qform and sform agree, after (offset, format, values) were written into its header."""
+    content = bytearray(nifti_bytes(random_voxels(20, 20, 20), np.diag([2.0, 2, 2, 1]) if affine is None else affine, qform=1))
+    for offset, form, *values in patches:
+        struct.pack_into(f"<{form}", content, offset, *values)
+    return bytes(content)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (patched((80, "f", 0.0)), "voxels of 0 x 2 x 2 mm (pixdim)"),
+        (patched((80, "f", -2.0)), "voxels of -2 x 2 x 2 mm (pixdim)"),
+        (patched((84, "f", NAN)), "voxels of 2 x nan x 2 mm (pixdim)"),
+        (patched((88, "f", INF)), "voxels of 2 x 2 x inf mm (pixdim)"),
+        (patched((80, "3f", 1, 1, 1), (252, "h", 0)), "voxels of 1 x 1 x 1 mm (pixdim) and of 2 x 2 x 2 mm (sform)"),
+        (patched((280, "f", -2.0)), "qform and sform put voxels 76 mm apart"),
+        (patched((292, "f", 30.0)), "qform and sform put voxels 30 mm apart"),
+        (patched((292, "f", NAN)), "a sform that is no transform"),
+        (patched((280, "12f", *[0] * 12)), "a sform that is no transform"),
+        (patched((252, "h", 0), (280, "12f", 2, 0.5, 0, 0, 0, (4 - 0.25) ** 0.5, 0, 0, 0, 0, 2, 0)), "sheared"),
+        (patched((256, "3f", 1, 1, 1)), "the quaternion of its qform is no rotation"),
+        (patched((268, "f", NAN)), "a qform that is no transform"),
+        (
+            nifti_bytes(random_voxels(20, 20, 40), np.eye(4), dims=(20, 20, 20)),
+            "holds 64352 bytes, but the 20 x 20 x 20 voxels of its header end at 32352",
+        ),
+        (patched((42, "h", -20)), "3 dimensions, -20 x 20 x 20 voxels"),
+        (patched((40, "h", 9)), "9 dimensions"),
+        (patched((40, "h", 0)), "0 dimensions"),
+        (patched((72, "h", 8)), "voxels of type 16 with 8 bits"),
+        (patched((108, "f", 0.0)), "voxels begin at byte 0"),
+        (patched((70, "2h", 32, 64)), "2 values a voxel"),
+        (patched((344, "4s", b"\0\0\0\0")), "an Analyze file does not tell left from right"),
+        (b"PK\3\4" + bytes(400), "a zip archive"),
+        (b"<html>" + bytes(400), "a page of the web"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (bytes(128) + b"DICM" + bytes(300), "it is a DICOM file"),
+        (gzip.compress(gzip.compress(patched())), "compressed twice"),
+    ],
+)
+def test_nifti_headers_that_contradict_themselves_are_refused(tmp_path, content, part):
+    (tmp_path / "x.nii").write_bytes(content)
+    assert part in refused(tmp_path / "x.nii")
+
+
+@pytest.mark.parametrize("patches", [(), [(252, "h", 0)], [(254, "h", 0)], [(112, "2f", NAN, NAN)], [(108, "f", 352.0)]])
+def test_nifti_headers_that_agree_are_read(tmp_path, patches):
+    (tmp_path / "x.nii").write_bytes(patched(*patches) + bytes(100))
+    image = read(tmp_path / "x.nii")
+    assert image.GetSize() == (20, 20, 20) and image.GetSpacing() == (2, 2, 2)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), random_voxels(20, 20, 20).transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "X.NII", "X.NII.GZ"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_nifti_files_are_read_by_their_content_not_their_name(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(patched()))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / name)), random_voxels(20, 20, 20).transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("ends", [(".hdr", ".img"), (".hdr.gz", ".img.gz")])
+def test_pairs_of_nifti_files_are_one_volume_and_named_where_one_is_missing(tmp_path, ends):
+    sitk.WriteImage(head(), str(tmp_path / f"I1{ends[1]}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"I1{end}" for end in ends]
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(volume)), sitk.GetArrayFromImage(head()))
+    for lost, part in zip(ends, ("put its .hdr beside it", "its voxels are missing")):
+        content = (tmp_path / f"I1{lost}").read_bytes()
+        (tmp_path / f"I1{lost}").unlink()
+        (volume,) = find_volumes(str(tmp_path))[0]["1"]
+        with pytest.raises(UserError, match=part):
+            read_volume(volume)
+        (tmp_path / f"I1{lost}").write_bytes(content)
+
+
+@pytest.mark.parametrize("end", [".nrrd", ".nhdr"])
+def test_nrrd_is_read_where_it_tells_left_from_right(tmp_path, end):
+    image = head()
+    image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+    sitk.WriteImage(image, str(tmp_path / f"I1{end}"))
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    found = read_volume(volume)
+    assert found.GetDirection() == image.GetDirection() and found.GetOrigin() == image.GetOrigin()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+    path = tmp_path / f"I1{end}"
+    content = path.read_bytes()
+    for old, new in ((b"space: left-posterior-superior", b"space dimension: 3"), (b"left-posterior", b"scanner-xyz")):
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(UserError, match="no orientation|cannot be read"):
+            read_volume(volume)
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("I1.mgz", "a FreeSurfer volume, which is not read; convert it: mri_convert"),
+        ("I1/mri/T1.mgh", "mri_convert"),
+        ("I1.mnc", "a MINC volume"),
+        ("I1.mha", "convert it to NIfTI"),
+        ("I1+orig.HEAD", "an AFNI volume"),
+        ("I1.PAR", "PAR/REC"),
+        ("I1.mif.gz", "an MRtrix volume"),
+        ("I1.zip", "an archive, which is not read; unpack it"),
+        ("I1.nii.bz2", "unpack it"),
+    ],
+)
+def test_formats_that_are_not_read_are_named_unless_the_scan_is_there_in_another(tmp_path, name, part):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(500))
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    with pytest.raises(UserError, match=part):
+        read_volume(volume)
+    write_nifti(tmp_path / "I1_converted.nii", head())
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    assert volume.format == "NIfTI"
+
+
+def test_archives_without_an_id_are_named_only_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "ADNI_download.zip").write_bytes(bytes(500))
+    with pytest.raises(UserError, match="neither NIfTI .*; unpack .*ADNI_download.zip first"):
+        find_volumes(str(tmp_path))
+    write_nifti(tmp_path / "I1.nii", head())
+    assert find_volumes(str(tmp_path))[1] == []
+
+
 def test_colour_and_a_truncated_gz_are_refused(tmp_path):
     colour = sitk.Compose([head()] * 3)
     assert "3 values a voxel" in refused(write_nifti(tmp_path / "colour.nii", colour))
@@ -294,6 +425,77 @@ def test_mixed_series_are_refused(series, tmp_path):
     assert "several directions" in refused(other)
     smaller = write_dicom(copied(series, tmp_path / "3"), series[0][:30], names="b{}.dcm", keep=range(2))
     assert "several sizes" in refused(smaller)
+
+
+def replaced(folder, old, new):
+    """Replace bytes in every DICOM file of a folder by as many others."""
+    assert len(old) == len(new)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+    return folder
+
+
+def test_dicom_without_the_size_of_its_pixels_is_refused(series, tmp_path):
+    folder = replaced(copied(series, tmp_path), b"\x28\0\x30\0", b"\x29\0\x30\0")
+    assert "no Pixel Spacing (missing), so sizes would be a guess" in refused(folder)
+    folder = replaced(copied(series, tmp_path / "2"), b"1.5\\1.25", b"0.0\\1.25")
+    assert "no Pixel Spacing (0.0\\1.25)" in refused(folder)
+
+
+def test_dicom_of_unequal_pixel_sides_has_rows_and_columns_as_the_standard_says(series):
+    assert read(series[1]).GetSpacing()[:2] == pytest.approx((1.25, 1.5))
+
+
+def test_dicom_in_colour_inverted_or_of_another_modality_is_refused(series, tmp_path):
+    colour = sitk.Compose([sitk.Cast(series[0], sitk.sitkUInt8)] * 3)
+    assert "in colour, or inverted (RGB)" in refused(write_dicom(tmp_path / "colour", colour))
+    assert "inverted (MONOCHROME1)" in refused(replaced(copied(series, tmp_path), b"MONOCHROME2", b"MONOCHROME1"))
+    assert "its modality is PT, not MR" in refused(write_dicom(tmp_path / "pet", series[0], t0008_0060="PT"))
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ({"t0020_1002": "60"}, "35 missing slices: 25 files, Images in Acquisition 60"),
+        ({"keep": range(3, 25)}, "3 missing slices: 22 files, Instance Numbers up to 25"),
+        ({"keep": range(0, 25, 2)}, "12 missing slices: 13 files, Instance Numbers up to 25"),
+    ],
+)
+def test_dicom_series_of_fewer_files_than_their_headers_say_are_refused(series, tmp_path, options, part):
+    assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
+
+
+@pytest.mark.parametrize("options", [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}])
+def test_dicom_series_that_are_whole_by_their_headers_are_read(series, tmp_path, options):
+    assert read(write_dicom(tmp_path / "x", series[0], **options)).GetSize()[2] == 25
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "report.dcm", "0"])
+@pytest.mark.parametrize("kind", [b"1.2.840.10008.1.3.10", b"1.2.840.10008.5.1.4.1.1.88.11", b"1.2.840.10008.5.1.4.1.1.11.1"])
+def test_dicom_files_that_are_no_images_are_left_out(series, tmp_path, name, kind):
+    folder = copied(series, tmp_path)
+    meta = b"\2\0\2\0UI" + struct.pack("<H", len(kind)) + kind
+    (folder / name).write_bytes(bytes(128) + b"DICM" + meta + bytes(300))
+    (volume,) = find_volumes(str(tmp_path))[0]["7"]
+    assert read_volume(volume).GetSize()[2] == 25
+
+
+def test_other_series_and_people_in_a_folder_are_named(series, tmp_path):
+    for name, options, part in (
+        (
+            "a",
+            {"t0020_000e": "1.9", "t0008_103e": "localizer"},
+            r"2 series are mixed in this folder (MPRAGE: 25 files, localizer: 3 files)",
+        ),
+        ("b", {"t0020_000e": "1.9", "t0008_103e": "FLAIR"}, "MPRAGE: 25 files, FLAIR: 3 files"),
+        ("c", {"t0010_0020": "000_S_0009"}, "files of 2 people are mixed"),
+    ):
+        for first in ("000_", "zzz_"):
+            folder = copied(series, tmp_path / name / first)
+            write_dicom(folder, series[0], names=first + "{}.dcm", keep=range(3), **options)
+            assert part in refused(folder)
 
 
 def test_a_sheared_series_is_refused(series, tmp_path):
