@@ -62,15 +62,16 @@ def otsu(image):
     clipped, threshold = image, sitk.OtsuThresholdImageFilter()
     threshold.SetInsideValue(0)
     threshold.SetOutsideValue(1)
+    voxels = sitk.GetArrayViewFromImage(image)
     for _ in range(20):
         bright = threshold.Execute(clipped)
-        share = sitk.GetArrayViewFromImage(bright).mean()
-        if FEWEST_BRIGHT <= share <= 1 - FEWEST_BRIGHT:
-            break
-        if share < FEWEST_BRIGHT:
-            clipped = sitk.Clamp(clipped, upperBound=threshold.GetThreshold())
+        above = sitk.GetArrayViewFromImage(bright) > 0
+        if above.mean() < FEWEST_BRIGHT:  # as bright as the brightest of all others
+            clipped = sitk.Clamp(clipped, upperBound=float(voxels[~above].max()))
+        elif above.mean() > 1 - FEWEST_BRIGHT:
+            clipped = sitk.Clamp(clipped, lowerBound=float(voxels[above].min()))
         else:
-            clipped = sitk.Clamp(clipped, lowerBound=threshold.GetThreshold())
+            break
     return bright
 
 

@@ -90,6 +90,20 @@ def test_slices_equal_those_of_the_volume_exactly_without_resampling(tmp_path, k
     assert (np.delete(np.delete(pixels, np.s_[98:142], 1), np.s_[108:148], 2) == 0).all()
 
 
+@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
+def test_sagittal_and_coronal_slices_equal_those_of_the_volume_exactly(tmp_path, kind, orientation, turned):
+    planes = np.uint16(np.random.default_rng(0).integers(1, 65536, SIZE[::-1]))  # [z upwards, y backwards, x to the right]
+    planes[20:30, 10:20, 30:] = 65535
+    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
+    sagittal, numbers = cut_slices(image, AS_STORED._replace(plane="sagittal", slices=(0, 39), num_slices=40))
+    assert numbers == list(range(40))
+    for number, pixels in zip(numbers, sagittal):  # rows forwards, columns upwards
+        assert (pixels[98:142, 104:152] == planes[:, ::-1, number].T).all() and pixels.astype(bool).sum() == 44 * 48
+    coronal, numbers = cut_slices(image, AS_STORED._replace(plane="coronal", slices=(0, 43), num_slices=44))
+    for number, pixels in zip(numbers, coronal):  # rows downwards, columns to the right
+        assert (pixels[96:144, 108:148] == planes[::-1, number]).all() and pixels.astype(bool).sum() == 40 * 48
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
 def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_of_cubic_splines(

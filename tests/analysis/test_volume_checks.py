@@ -42,9 +42,9 @@ def test_the_largest_piece_and_its_share():
 @pytest.mark.parametrize(
     "mask, spacing, part",
     [
-        (ball(), (2.0,) * 3, "has 73 ml, not 500"),
-        (ball(), (9.0,) * 3, "has 6668 ml, not 500 to 6500"),
-        (ball(0.3, 0.95, 0.95), SIDES, "is 152 x 152 x 48 mm, and each side should be 80 to 280"),
+        (ball(), (2.0,) * 3, "has 68 ml, not 500"),
+        (ball(), (9.3,) * 3, "has 6802 ml, not 500 to 6500"),
+        (ball(0.3, 0.95, 0.95), SIDES, "is 144 x 144 x 48 mm, and each side should be 80 to 280"),
         (ball(0.6, 0.5, 0.9), SIDES, "is 144 mm wide and 80 mm long"),
     ],
 )
