@@ -82,22 +82,22 @@ def check_mask(path, mask, head, image):
     factors = [max(1, round(SHIFT_MM / side)) for side in image.GetSpacing()]
     small = sitk.GetArrayFromImage(sitk.BinShrink(image, factors))
     inside = sitk.GetArrayFromImage(sitk.BinShrink(sitk.GetImageFromArray(mask.astype(np.float32)), factors)) > 0.5
-    here, elsewhere = contrast(small, inside, 0, 0), {}
+    there = sitk.GetImageFromArray(inside.astype(np.uint8))
+    edge = inside & (sitk.GetArrayFromImage(sitk.BinaryErode(there, [1] * 3)) == 0)
+    around = ~inside & (sitk.GetArrayFromImage(sitk.BinaryDilate(there, [1] * 3)) > 0)
+
+    def contrast(axis=0, steps=0):
+        """By how much the volume is brighter just inside of the mask's edge than outside, with the mask moved along an axis."""
+        return float(small[np.roll(edge, steps, axis)].mean() - small[np.roll(around, steps, axis)].mean())
+
+    here, elsewhere = contrast(), {}
     for axis, factor in enumerate(factors[::-1]):
         side = factor * image.GetSpacing()[2 - axis]
         for steps in (-8, -6, -5, -4, -3, -2, 2, 3, 4, 5, 6, 8):
-            elsewhere[contrast(small, inside, axis, steps)] = abs(steps) * side
+            elsewhere[contrast(axis, steps)] = abs(steps) * side
     best, bright = max(elsewhere), small[inside].mean() - np.percentile(small, 1)
     if best > FITS * bright and best - here > FITS / 2 * bright:
         raise UserError(f"{path}: this mask would fit better {elsewhere[best]:.0f} mm away: shifted, or of another scan")
-
-
-def contrast(voxels, mask, axis, steps):
-    """By how much a volume is brighter just inside of a mask's edge than outside, with the mask moved by steps along an axis."""
-    moved = sitk.GetImageFromArray(np.roll(mask, steps, axis).astype(np.uint8))
-    shell = sitk.GetArrayFromImage(sitk.BinaryErode(moved, [1] * 3)) + sitk.GetArrayFromImage(moved)  # 1: the outermost layer
-    around = sitk.GetArrayFromImage(sitk.BinaryDilate(moved, [1] * 3)) + sitk.GetArrayFromImage(moved)  # 1: the layer around
-    return float(voxels[shell == 1].mean() - voxels[around == 1].mean())
 
 
 def check_slices(planes, inside, pixel_mm, names):
