@@ -1,8 +1,8 @@
-"""From an ADNI download to a data set: NIfTI or DICOM volumes become axial slices, split by person into train/ and test/.
+"""From an ADNI download to a data set: NIfTI or DICOM volumes become slices, split by person into train/ and test/.
 
     python prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC
 
-    AD_NC/train/AD/218391_78.jpeg    image 218391, slice 78: 256x240 pixels of 8 bits, or 16-bit PNG (--format png)
+    AD_NC/train/AD/218391_81.jpeg    image 218391, slice 81: 256x240 pixels of 8 bits, or 16-bit PNG (--format png)
     AD_NC/scans.csv                  a row for each scan done: whose it is, its group, sex, age and side; serves as --subjects
     AD_NC/skipped.csv                a row for each scan or file that became no slices, and why
     AD_NC/provenance.json            flags, versions, commands, who is on which side, and SHA-256 of every input and slice
@@ -12,8 +12,12 @@ The table says whose scan a volume is and its Group: AD, and CN or NC; scans of 
 Image Data ID is in the name of a file or of a folder above it, as LONI's downloads have it. The steps are described in
 analysis/volume_steps.py, what is read and refused in analysis/volumes.py.
 
+Slices are sagittal and turned as those of AD_NC, or axial or coronal (--plane). Slice 90 is in the middle of the brain, and the
+others are numbered from there by voxels: sagittal ones to the person's right, axial ones upwards, coronal ones backwards.
+
 The same command resumes: a scan done is not done again, one that failed is tried again, and volumes that have come since are
-added; nobody changes sides. Slices of earlier runs stay, also where the table no longer has their scan. Exit status: 0 if every
+added; nobody changes sides. A scan is done again if its volume, its mask or a slice is no longer the same. Slices of earlier runs
+stay, also where the table no longer has their scan, unless it gives another group. Exit status: 0 if every
 AD and CN scan in the table has its slices, 3 if some have none (skipped.csv says why), 2 if nothing could be done, 128 + n
 after signal n, as after Ctrl-C (130). Needs SimpleITK: pip install -r requirements-volumes.txt.
 """
@@ -25,15 +29,17 @@ import sys
 
 from utils import ArgumentParser, Group, UserError, number, run_cli, usable_cores
 
+SLICES = {"sagittal": (-9.0, 10.0), "axial": (-10.0, 28.0), "coronal": (-19.0, 19.0)}  # mm from the middle; 20 slices each
+
 
 def parse_args(argv=None):
     parser = ArgumentParser(
-        "Cut the volumes of an ADNI download (NIfTI, DICOM) into axial slices, split by person: the data set that train.py reads.\n"
+        "Cut the volumes of an ADNI download (NIfTI, DICOM) into slices, split by person: the data set that train.py reads.\n"
         "The same command resumes. Exit status: 0 if every AD and CN scan in the table has its slices, 3 if some have none\n"
         "(skipped.csv says why), 2 if nothing could be done.",
         "prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC",
         "prepare.py --volumes ADNI --subjects ADNI.csv --masks brain_masks --template MNI152_brain.nii.gz",
-        "prepare.py --volumes ADNI --subjects ADNI.csv --slices 60 100 --slices_in index --n4 False --format png",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --plane axial --slices -10 28 --n4 False --format png",
     )
     data = Group(parser, "data")
     data.add("--volumes", metavar="DIR", required=True, help="the download: .nii, .nii.gz or DICOM files at any depth")
@@ -48,7 +54,7 @@ def parse_args(argv=None):
     data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
 
     steps = Group(parser, "steps, in this order")
-    steps.add_bool("--orient", True, "swap and flip the axes to axial slices; False: slices along the third axis as it is stored")
+    steps.add_bool("--orient", True, "swap and flip the axes to --plane; False: slices along the third axis as it is stored")
     steps.add(
         "--masks",
         metavar="DIR",
@@ -69,21 +75,32 @@ def parse_args(argv=None):
 
     slices = Group(parser, "slices")
     slices.add(
+        "--plane",
+        choices=tuple(SLICES),
+        help="of the slices, sagittal by default: turned as in AD_NC, the top of the head on the right, the face below",
+    )
+    slices.add(
         "--slices",
         type=number(float, -1000, 10**5),
         nargs=2,
-        default=[-10.0, 28.0],
         metavar=("FROM", "TO"),
-        help="where the lowest and the highest are: mm above --centre, or numbers of slices",
+        help="first and last: mm from the middle plane (to the right, upwards, backwards), or indices in the volume; default: "
+        + ", ".join(f"{low:g} {high:g} ({plane})" for plane, (low, high) in SLICES.items()),
     )
     slices.add("--slices_in", choices=("mm", "index"), default="mm", help="the unit of --slices")
     slices.add("--num_slices", type=number(int, 1, 1000), default=20, help="of each scan, at even distances")
-    slices.add("--centre", choices=("brain", "volume"), default="brain", help="of the --masks or the head, or of the volume")
+    slices.add(
+        "--centre",
+        choices=("brain", "volume"),
+        default="brain",
+        help="where the middle is: of the --masks or the head, or of the volume",
+    )
     slices.add(
         "--view",
         choices=("neurological", "radiological"),
         default="neurological",
-        help="the person's right is on the right (neurological) or on the left; only with --orient",
+        help="the person's right is on the right (neurological) or on the left; of sagittal slices, to the right the numbers rise "
+        "or fall",
     )
     slices.add("--format", choices=("jpeg", "png"), default="jpeg", help="8-bit JPEG or 16-bit PNG")
 
@@ -96,6 +113,12 @@ def parse_args(argv=None):
         help="processes; each takes 0.6 GB of memory for a scan of 256x256x166",
     )
     args = parser.parse_args(argv)
+    if args.plane and not args.orient:
+        raise UserError(f"--plane {args.plane}: only with --orient True; without, slices lie along the third axis as it is stored")
+    args.plane = (args.plane or "sagittal") if args.orient else None
+    if args.slices_in == "index" and not args.slices:
+        raise UserError("--slices_in index: give --slices too, the first and the last index")
+    args.slices = args.slices or list(SLICES[args.plane or "sagittal"])
     for flag in "slices", "percentiles":
         low, high = getattr(args, flag)
         if low > high or (low == high and (flag == "percentiles" or args.num_slices > 1)):

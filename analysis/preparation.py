@@ -23,7 +23,7 @@ import PIL
 from tqdm import tqdm
 
 from analysis.subject_split import SPLITS, File, draw_test, strata_of, write_table
-from analysis.subjects import CLASS_OF, Scan, image_order, read_subjects
+from analysis.subjects import CLASS_OF, Scan, image_order, read_subjects, scan_id
 from analysis.volume_jobs import run_jobs
 from analysis.volume_steps import Job, Settings, load_template
 from analysis.volumes import file_checksum, find_volumes, sitk
@@ -32,7 +32,8 @@ from lock import Held, Lock
 from utils import CLASSES, UserError, atomic_path, make_folder, printable
 
 RECORD = "provenance.json"
-FORMAT = 1  # of the record; another one is refused
+FORMAT = 2  # of the record; another one is refused
+STAY = "; its slices of an earlier run stay"
 FOLDERS = [(split, label) for split in SPLITS for label in CLASSES]  # of slices
 
 
@@ -65,7 +66,8 @@ def prepare(args, command):
     read_record(args.output_dir, flags)  # refuses a folder of something else before anything is written there
     with only_here(args.output_dir):
         record = read_record(args.output_dir, flags)
-        assign_sides(record["people"], [table[image] for image in found], args.test_share, args.seed)
+        known = [table[image] for image in {**found, **record["scans"]} if image in table and label_of(table[image])]
+        assign_sides(record["people"], known, args.test_share, args.seed)
         jobs, done = plan(args, settings, table, found, record)
         print(
             f"{len(found) + sum(row.wanted for row in skipped)} AD and CN scans in the table: {done} done before, {len(jobs)} to do"
@@ -79,6 +81,7 @@ def prepare(args, command):
         for image, reason in failed.items():
             scan = table[image]
             skipped.append(Skipped(image, scan.person, scan.group, found[image][0].place, reason, True))
+        skipped = [row._replace(reason=row.reason + STAY) if row.image in record["scans"] else row for row in skipped]
         write_skipped(os.path.join(args.output_dir, "skipped.csv"), skipped)
     return conclude(args, record, found, skipped)
 
@@ -124,9 +127,9 @@ def label_of(scan):
 
 
 def find_masks(folder):
-    """{image: [paths]} of the NIfTI masks below `folder`; where several have one ID, those with "mask" in their names count."""
+    """{image: [paths]} of the masks below `folder`; where several have one ID, those with "mask" in their names count."""
     found, _ = find_volumes(folder, "--masks")
-    masks = {image: [volume.place for volume in there if volume.format == "NIfTI"] for image, there in found.items()}
+    masks = {image: [volume.place for volume in there if volume.format != "DICOM"] for image, there in found.items()}
     return {image: [path for path in paths if "mask" in os.path.basename(path).lower()] or paths for image, paths in masks.items()}
 
 
@@ -150,6 +153,8 @@ def plan(args, settings, table, found, record):
     images, jobs, done = list(found), [], 0
     shown = {images[i] for i in np.linspace(0, len(images) - 1, min(args.pictures, len(images))).astype(int)}
     make_folders(args.output_dir, shown)
+    for image in [image for image in record["scans"] if image in table and image not in found]:
+        follow_table(args.output_dir, record, image, table[image])
     for image in sorted(images, key=lambda image: image not in shown):
         (volume, mask), scan, old = found[image], table[image], record["scans"].get(image)
         folder = f"{record['people'][scan.person]}/{label_of(scan)}"
@@ -158,11 +163,43 @@ def plan(args, settings, table, found, record):
             old["scan"] = scan._asdict()
             done += 1
             continue
-        for name in record["scans"].pop(image)["slices"] if old else ():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(args.output_dir, old["folder"], name))
+        if old:
+            forget(args.output_dir, record, image)
         jobs.append(Job(volume, mask, os.path.join(args.output_dir, folder), picture, settings))
+    remove_unrecorded(args.output_dir, table, record)
     return jobs, done
+
+
+def follow_table(output_dir, record, image, scan):
+    """Move the slices of a scan whose volume is gone to where its row in the table says; remove those of another group now."""
+    entry = record["scans"][image]
+    if label_of(scan) is None:
+        print(f"{image}: its slices are removed, since the table says now that its group is {printable(scan.group or 'unknown')}")
+        forget(output_dir, record, image)
+        return
+    folder = f"{record['people'][scan.person]}/{label_of(scan)}"
+    for name in entry["slices"] if entry["folder"] != folder else ():
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(os.path.join(output_dir, entry["folder"], name), os.path.join(output_dir, folder, name))
+    entry |= {"scan": scan._asdict(), "folder": folder}
+
+
+def forget(output_dir, record, image):
+    """Remove a scan from the record, and its slices."""
+    old = record["scans"].pop(image)
+    for name in old["slices"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(output_dir, old["folder"], name))
+
+
+def remove_unrecorded(output_dir, table, record):
+    """Remove slices of scans in the table that the record does not have: a killed run wrote them, maybe as of another class."""
+    for folder in map("/".join, FOLDERS):
+        for name in os.listdir(os.path.join(output_dir, folder)):
+            image = scan_id(name)
+            entry = record["scans"].get(image, {"folder": "", "slices": ()})
+            if image in table and (entry["folder"] != folder or name not in entry["slices"]):
+                os.unlink(os.path.join(output_dir, folder, name))
 
 
 def make_folders(output_dir, pictures):
@@ -176,13 +213,20 @@ def make_folders(output_dir, pictures):
 
 
 def is_done(old, output_dir, folder, volume, mask):
-    """Whether the slices of an entry of the record are still those of its volume and mask."""
-    return (
-        old["folder"] == folder
-        and old["size"] == volume.size()
-        and old["mask"] == (mask and file_checksum(mask))
-        and all(os.path.isfile(os.path.join(output_dir, folder, name)) for name in old["slices"])
-    )
+    """Whether the slices of an entry of the record are still those of its volume and mask, and as they were written.
+
+    The volume is read again where its files have other names, sizes or times: the entry then gets their new stamp.
+    """
+    try:
+        if old["folder"] != folder or old["mask"] != (mask and file_checksum(mask)):
+            return False
+        if old["stamp"] != (stamp := volume.stamp()):
+            if old["sha256"] != volume.checksum():
+                return False
+            old["stamp"] = stamp
+        return all(file_checksum(os.path.join(output_dir, folder, name)) == sha for name, sha in old["slices"].items())
+    except FileNotFoundError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,7 +373,7 @@ def check_record(record):
     if not set(record["people"].values()) <= set(SPLITS):
         raise ValueError("damaged")
     for image, entry in record["scans"].items():
-        Scan(**entry["scan"]), entry["size"], entry["mask"]
+        Scan(**entry["scan"]), entry["stamp"], entry["sha256"], entry["mask"], entry["slices"].items()
         named = all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"])
         if tuple(entry["folder"].split("/")) not in FOLDERS or not named:
             raise ValueError("damaged")
@@ -376,9 +420,12 @@ def conclude(args, record, found, skipped):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
     print(os.path.join(args.output_dir, "scans.csv"))
     missing = [row for row in skipped if row.wanted]
+    stale = [row.image for row in missing if row.image in record["scans"]]
+    none = [row.image for row in missing if row.image not in record["scans"]]
+    path = os.path.join(args.output_dir, "skipped.csv")
     if skipped:
-        print(os.path.join(args.output_dir, "skipped.csv"))
-    if missing:
-        text = f"{len(missing)} AD and CN scans have no slices ({some_of([row.image for row in missing], 5)})"
-        print(f"warning: {text}: see {os.path.join(args.output_dir, 'skipped.csv')}", file=sys.stderr)
+        print(path)
+    for images, text in ((none, "have no slices"), (stale, "cannot be prepared now and have slices of an earlier run")):
+        if images:
+            print(f"warning: {len(images)} AD and CN scans {text} ({some_of(images, 5)}): see {path}", file=sys.stderr)
     return 3 if missing else 0

@@ -6,8 +6,10 @@
     align         rigid motion onto a template volume, by mutual information (Mattes et al. 2003)
     resample      one cubic B-spline interpolation to cubes along the scanner's or the template's axes, the motion with it
     scale         percentiles inside the mask become black and white
-    cut           axial slices around the centre of the brain, cropped or padded to 256x240, never stretched
+    cut           slices around the middle of the brain, cropped or padded to 256x240, never stretched
 
+Sagittal slices are turned as those of AD_NC: columns lead upwards, rows forwards, and the number of a slice rises to the person's
+right.
 Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
@@ -24,15 +26,23 @@ import numpy as np
 from PIL import Image
 
 from analysis import volume_pictures
-from analysis.volumes import MAX_VOXELS, Volume, file_checksum, read_volume, reason, sitk
+from analysis.dicom import MAX_VOXELS, reason, sitk
+from analysis.volume_checks import check_head, check_mask, check_slices, check_whole_head
+from analysis.volume_masks import head_mask, like, move_mask, read_mask, tame
+from analysis.volumes import Volume, file_checksum, open_volume, read_volume
 from utils import UserError, atomic_path, printable
 
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
-HEAD_MM = 150  # a brain is within these from the top of the head; what is below is neck
+MIDDLE = 90  # number of the slice in the middle of the brain, about that of AD_NC's sagittal slices
+# Axes of a volume [z upwards, y backwards, x] along which slices, rows and columns of a plane lead, and which of them are reversed.
+PLANES = {
+    "sagittal": ((2, 1, 0), (False, True, False)),
+    "axial": ((0, 1, 2), (False,) * 3),
+    "coronal": ((1, 0, 2), (False, True, False)),
+}
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
 ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
 ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
-MASK_VALUES = 256  # a mask may have labels, 0 outside; an image has more grey values
 MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
 
 
@@ -46,11 +56,12 @@ class Settings(NamedTuple):
     resample: float = 1.0  # mm; 0: the voxels stay (with a template, become the template's)
     scale: bool = True
     percentiles: tuple[float, float] = (0.5, 99.5)
-    slices: tuple[float, float] = (-10, 28)
-    slices_in: str = "mm"  # around the centre, or "index"
+    plane: str | None = "sagittal"  # of PLANES; None without orient: slices lie along the third axis as it is stored
+    slices: tuple[float, float] = (-9, 10)
+    slices_in: str = "mm"  # from the middle plane, or "index"
     num_slices: int = 20
     centre: str = "brain"  # or "volume"
-    view: str = "neurological"  # the right side of a slice is the person's right; or "radiological"
+    view: str = "neurological"  # the person's right is on the right, or has the higher numbers; or "radiological"
     format: str = "jpeg"  # or "png", of 16 bits
 
 
@@ -66,48 +77,6 @@ class Job(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The steps
-
-
-def like(array, image):
-    """The array [z, y, x] as a SimpleITK.Image that lies where `image` does."""
-    result = sitk.GetImageFromArray(array)
-    result.CopyInformation(image)
-    return result
-
-
-def head_mask(image, oriented=True):
-    """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
-
-    oriented: the third axis points upwards, so that all below HEAD_MM from the top can be left out.
-    """
-    parts = sitk.ConnectedComponent(sitk.OtsuThreshold(image, 0, 1, 128))
-    labels = sitk.GetArrayViewFromImage(parts)
-    if not labels.any():
-        raise UserError("no head to be seen: nothing is above Otsu's threshold")
-    mask = sitk.BinaryFillhole(parts == int(np.bincount(labels.ravel())[1:].argmax() + 1))
-    if not oriented:
-        return mask
-    voxels = sitk.GetArrayFromImage(mask)
-    top = np.flatnonzero(voxels.any(axis=(1, 2)))[-1]
-    voxels[: max(0, top + 1 - round(HEAD_MM / image.GetSpacing()[2]))] = 0
-    return like(voxels, mask)
-
-
-def move_mask(mask, grid, transform=None):
-    """A mask on `grid` (a SimpleITK.Image): a voxel belongs to it where linear interpolation gives more than a half."""
-    moved = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), grid, transform or sitk.Transform(), sitk.sitkLinear, 0.0)
-    return moved > 0.5
-
-
-def read_mask(path, image):
-    """The brain mask in a NIfTI file, on the grid of `image`; UserError where it is no mask, is empty or lies elsewhere."""
-    stored = read_volume(Volume("", "NIfTI", (path,)))
-    if (values := len(np.unique(sitk.GetArrayViewFromImage(stored)[::3, ::3, ::3]))) > MASK_VALUES:
-        raise UserError(f"{path}: holds {values} different values or more, so it is an image, not a mask of 0 and 1")
-    mask = move_mask(stored > 0, image)
-    if not sitk.GetArrayViewFromImage(mask).any():
-        raise UserError(f"{path}: no voxel of this mask lies in the volume")
-    return mask
 
 
 def bias_field(image, mask):
@@ -193,16 +162,34 @@ def middle(mask):
 
 
 def slice_numbers(settings, centre, spacing, count):
-    """The indices of the slices in a volume of `count` slices `spacing` mm apart; UserError if it lacks one or one is twice."""
+    """The indices of the slices in a volume of `count` slices `spacing` mm apart; UserError if it lacks one or one is twice.
+
+    centre: the index of the middle plane, float; distances are counted from the slice nearest to it.
+    """
     wanted = np.linspace(*settings.slices, settings.num_slices)
     if settings.slices_in == "mm":
-        wanted = centre + wanted / spacing
-    indices = np.floor(wanted + 0.5 + 1e-6).astype(int).tolist()
+        wanted = nearest(centre) + wanted / spacing
+    indices = [nearest(index) for index in wanted]
     if indices[0] < 0 or indices[-1] >= count:
         raise UserError(f"--slices reach from {indices[0]} to {indices[-1]}, but the volume has slices 0 to {count - 1} only")
     if len(set(indices)) < len(indices):
         raise UserError(f"--slices: {len(indices)} slices there would be less than {spacing:g} mm apart, which the voxels are")
     return indices
+
+
+def nearest(index):
+    """The whole number nearest to an index; the higher of two."""
+    return int(np.floor(index + 0.5 + 1e-6))
+
+
+def turn(voxels, settings):
+    """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns that Settings ask for."""
+    if not settings.orient:
+        return voxels
+    axes, reverse = PLANES[settings.plane]
+    if settings.plane == "sagittal" and settings.view == "neurological":
+        voxels = voxels[..., ::-1]
+    return np.flip(voxels.transpose(axes), tuple(axis for axis in range(3) if reverse[axis]))
 
 
 def cut(plane, centre):
@@ -230,14 +217,26 @@ def to_pixels(planes, scaled, image_format):
 @functools.lru_cache(maxsize=1)
 def load_template(path):
     """(image, head mask) of the template volume, axial."""
-    image = sitk.DICOMOrient(read_volume(Volume("", "NIfTI", (path,))), "LPS")
+    image = sitk.DICOMOrient(read_volume(open_volume(path) or Volume("", "NIfTI", (path,))), "LPS")
     return image, head_mask(image)
 
 
-def cut_slices(image, settings, mask_path=None, show=None):
-    """All steps: (pixels uint8 or uint16 [N, 240, 256], their indices) of a SimpleITK.Image; UserError where a step fails.
+def check_found(image, mask, mask_path, settings):
+    """UserError unless the mask may be that of the brain in a volume, or, without mask_path, of the head."""
+    inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
+    check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
+    if is_brain:
+        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)
+    if settings.orient and settings.centre == "brain" and settings.slices_in == "mm":
+        check_whole_head(inside, is_brain)
 
-    show: called with (title, image, mask or None) after each step.
+
+def cut_slices(image, settings, mask_path=None, show=None, check=False):
+    """All steps: (pixels uint8 or uint16 [N, 240, 256], their numbers) of a SimpleITK.Image; UserError where a step fails.
+
+    A number is MIDDLE plus the voxels from the middle plane, or with slices_in "index" the index of the slice in the volume.
+    show: called with (title, image, mask or None) after each step. check: refuse what is no head or shows no brain
+    (analysis/volume_checks.py).
     """
     show = show or (lambda *_: None)
     show("as stored", image, None)
@@ -246,6 +245,10 @@ def cut_slices(image, settings, mask_path=None, show=None):
         show("orient", image, None)
     mask = read_mask(mask_path, image) if mask_path else head_mask(image, settings.orient)
     show("mask" if mask_path else "head (no mask)", image, mask)
+    if check:
+        check_found(image, mask, mask_path, settings)
+    if settings.scale:
+        image = tame(image, mask)
     if settings.n4:
         field = bias_field(image, mask)
         image = sitk.Cast(image / field, sitk.sitkFloat32)  # the quotient has 64 bits
@@ -272,18 +275,26 @@ def cut_slices(image, settings, mask_path=None, show=None):
         raise UserError("the brain mask is empty after resampling")
     if settings.scale:
         voxels = scale(voxels, inside, settings.percentiles)
-    width, height, depth = image.GetSpacing()
+    voxels, inside = turn(voxels, settings), turn(inside, settings)
+    axes = PLANES[settings.plane][0] if settings.orient else (0, 1, 2)
+    depth, height, width = (image.GetSpacing()[2 - axis] for axis in axes)
     if abs(width - height) > 1e-3 * width:
         raise UserError(f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size")
     if settings.centre == "volume":
         centre = (np.array(voxels.shape) - 1) / 2
     else:
-        centre = middle(inside if target is None else sitk.GetArrayViewFromImage(target) > 0)
+        centre = middle(inside if target is None else turn(sitk.GetArrayViewFromImage(target) > 0, settings))
     indices = slice_numbers(settings, centre[0], depth, len(voxels))
+    names = indices if settings.slices_in == "index" else [MIDDLE + index - nearest(centre[0]) for index in indices]
+    if names[0] < 0:
+        raise UserError(f"--slices: slice {MIDDLE} is in the middle, and {-names[0]} would be below 0; give --slices_in index")
     planes = np.stack([cut(voxels[i], centre[1:]) for i in indices])
-    if settings.orient and settings.view == "neurological":
+    if settings.plane in ("axial", "coronal") and settings.view == "neurological":
         planes = planes[..., ::-1]
-    return to_pixels(planes, settings.scale, settings.format), indices
+    pixels = to_pixels(planes, settings.scale, settings.format)
+    if check:
+        check_slices(pixels, np.stack([cut(inside[i], centre[1:]) for i in indices]), width, names)
+    return pixels, names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -317,19 +328,20 @@ def remove_slices(job):
 def write_scan(job):
     """Write the slices and the picture of a Job; returns what is recorded of it."""
     start = time.monotonic()
-    size, source = job.volume.size(), job.volume.checksum()
+    stamp, source = job.volume.stamp(), job.volume.checksum()
     image = read_volume(job.volume)
     shape, spacing = image.GetSize(), image.GetSpacing()
     panels = []
     show = (lambda *panel: panels.append(volume_pictures.views(*panel))) if job.picture else None
-    pixels, indices = cut_slices(image, job.settings, job.mask, show)
-    slices = write_slices(job, pixels, indices)
+    pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
+    slices = write_slices(job, pixels, numbers)
     if job.picture:
         view = job.settings.view if job.settings.orient else None
-        volume_pictures.save(panels, pixels, f"image {job.volume.image}", view, job.picture)
+        what = f"image {job.volume.image}, {job.settings.plane or 'stored'} slices {numbers[0]} to {numbers[-1]}"
+        volume_pictures.save(panels, pixels, what, view, job.picture)
     return {
         "format": job.volume.format,
-        "size": size,
+        "stamp": stamp,
         "sha256": source,
         "mask": job.mask and file_checksum(job.mask),
         "voxels": shape,
@@ -339,11 +351,11 @@ def write_scan(job):
     }
 
 
-def write_slices(job, pixels, indices):
-    """Write <image>_<index>.jpeg or .png for each slice; returns {name: SHA-256}."""
+def write_slices(job, pixels, numbers):
+    """Write <image>_<number>.jpeg or .png for each slice; returns {name: SHA-256}."""
     written = {}
-    for plane, index in zip(pixels, indices):
-        name = f"{job.volume.image}_{index}.{job.settings.format}"
+    for plane, number in zip(pixels, numbers):
+        name = f"{job.volume.image}_{number}.{job.settings.format}"
         with atomic_path(os.path.join(job.folder, name)) as temporary:
             Image.fromarray(plane).save(temporary, quality=95)  # quality: of JPEG
             written[name] = file_checksum(temporary)

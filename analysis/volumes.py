@@ -4,42 +4,36 @@
     image = read_volume(volumes["218391"][0])       # a SimpleITK.Image, float32, with its position in the scanner
 
 LONI's downloads are trees such as ADNI/<subject>/<description>/<date>/I218391/*.dcm or *.nii: the Image Data ID is in the name of
-the file or of a folder above it. SimpleITK is imported here and in what prepare.py needs beside this file, nowhere else.
+the file or of a folder above it. Other formats are named, with what to do (UNREAD).
 """
 
-import functools
-import gzip
 import hashlib
 import os
 import re
-import zlib
+import shutil
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
+from analysis.dicom import check_size, read_dicom, reason, sitk
+from analysis.nifti import check_length, check_transforms, is_gzip, open_content, read_header, read_not_finite
 from utils import UserError, printable, walk
 
-try:
-    import SimpleITK as sitk
-except ImportError:
-    raise UserError(
-        "SimpleITK is not installed, and volumes cannot be read without it: pip install -r requirements-volumes.txt"
-    ) from None
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings are many lines a file; what matters is refused below
-
 NIFTI = ".nii", ".nii.gz"
+PAIR = ".hdr", ".hdr.gz"  # of NIfTI, each with its .img
+NRRD = ".nrrd", ".nhdr"
 DICOM = ".dcm", ".ima"
-MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512 x 512 x 512 would need gigabytes
-LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
-TAGS = {  # of DICOM: one value each
-    "series": "0020|000e",
-    "description": "0008|103e",
-    "type": "0008|0008",
-    "frames": "0028|0008",
-    "spacing": "0028|0030",
-    "orientation": "0020|0037",
-    "position": "0020|0032",
+ARCHIVES = dict.fromkeys((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), ("an archive", "unpack it"))
+UNREAD = {  # endings of volumes that are named but not read: (what they are, what to do)
+    **dict.fromkeys((".mgz", ".mgh"), ("a FreeSurfer volume", "convert it: mri_convert IN OUT.nii.gz")),
+    **dict.fromkeys((".mnc", ".mnc.gz"), ("a MINC volume", "convert it: mnc2nii IN OUT.nii, or mri_convert")),
+    **dict.fromkeys((".mha", ".mhd", ".gipl", ".vtk"), ("of a format that need not tell left from right", "convert it to NIfTI")),
+    **dict.fromkeys((".head", ".brik", ".brik.gz"), ("an AFNI volume", "convert it: 3dAFNItoNIFTI")),
+    **dict.fromkeys((".par", ".rec"), ("a Philips PAR/REC file", "convert it, such as with dcm2niix")),
+    **dict.fromkeys((".mif", ".mif.gz"), ("an MRtrix volume", "convert it: mrconvert IN OUT.nii.gz")),
+    **dict.fromkeys((".img", ".img.gz"), ("a file of voxels without its header", "put its .hdr beside it")),
+    **ARCHIVES,
 }
 
 
@@ -47,17 +41,22 @@ class Volume(NamedTuple):
     """The files of one scan."""
 
     image: str  # Image Data ID without the leading I and zeros
-    format: str  # "NIfTI" or "DICOM"
+    format: str  # "NIfTI", "NRRD", "DICOM", or "" for one of UNREAD
     files: tuple[str, ...]
 
     @property
     def place(self):
         """Its file, or the folder of its files."""
-        return self.files[0] if self.format == "NIfTI" else os.path.dirname(self.files[0])
+        return os.path.dirname(self.files[0]) if self.format == "DICOM" else self.files[0]
 
-    def size(self):
-        """(number of files, bytes): quick to compare with those of an earlier run."""
-        return [len(self.files), sum(os.path.getsize(path) for path in self.files)]
+    def stamp(self):
+        """SHA-256, in hex, of the names, sizes and times (of contents and of the entry, ns) of its files.
+
+        Quick to compare with that of an earlier run: where it is equal, nobody has written to the files.
+        """
+        stats = [(os.path.basename(path), os.stat(path)) for path in self.files]
+        text = repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     def checksum(self):
         """SHA-256, in hex, of the contents of its files, in order of their names."""
@@ -85,7 +84,7 @@ def image_id(path, is_dicom=False):
     218391.nii.gz or 218391_brain.nii.gz, or of a DICOM file's folder.
     """
     *folders, file = path.replace(os.sep, "/").split("/")
-    file = re.sub(r"(\.nii|\.dcm|\.ima)?(\.gz)?$", "", file, flags=re.IGNORECASE)
+    file = file[: len(file) - len(ending(file))]
     folders.reverse()
     for name in [*folders, file] if is_dicom else [file, *folders]:
         if found := re.findall(r"(?<![A-Za-z0-9])I([0-9]+)(?![A-Za-z0-9])", name):
@@ -94,31 +93,71 @@ def image_id(path, is_dicom=False):
     return plain and (plain[1].lstrip("0") or "0")
 
 
-def find_volumes(folder, flag="--volumes"):
-    """({image: [Volume, ...]}, files and folders without an Image Data ID) of the NIfTI and DICOM files below `folder`.
+def ending(path):
+    """The part of a path that tells its format, such as ".nii.gz"; "" for one that is not known."""
+    known = (*NIFTI, *PAIR, *NRRD, *DICOM, *UNREAD)
+    return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
 
-    UserError, which names `flag`, if it is none, or holds no such files. Hidden files are left out.
+
+def find_volumes(folder, flag="--volumes"):
+    """({image: [Volume, ...]}, files and folders without an Image Data ID) of the volumes below `folder`.
+
+    Volumes that are not read (UNREAD) are listed where there is no other of their image. UserError, which names `flag`, if
+    `folder` is none, or holds no volumes. Hidden files and DICOMDIR are left out.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
-    found, nameless = {}, set()
+    found, nameless, unread, archives = {}, set(), {}, []
     for root, names in walk(folder, flag):
-        series = {}
-        for path in (os.path.join(root, name) for name in names):
-            is_nifti = path.lower().endswith(NIFTI)
-            if os.path.isfile(path) and (is_nifti or is_dicom(path)):  # reading a pipe would never end
-                image = image_id(os.path.relpath(path, folder), not is_nifti)
-                if image is None:
-                    nameless.add(path if is_nifti else root)
-                elif is_nifti:
-                    found.setdefault(image, []).append(Volume(image, "NIfTI", (path,)))
-                else:
-                    series.setdefault(image, []).append(path)
+        series, there = {}, set(names)
+        for name in names:
+            path = os.path.join(root, name)
+            if not os.path.isfile(path) or name.upper() == "DICOMDIR":  # reading a pipe would never end
+                continue
+            volume = open_volume(path, there)
+            if volume is None:
+                continue
+            image = image_id(os.path.relpath(path, folder), volume.format == "DICOM")
+            volume = volume._replace(image=image)
+            if image is None and ending(path).lower() in ARCHIVES:
+                archives.append(path)
+            elif image is None:
+                nameless.add(volume.place)
+            elif volume.format == "DICOM":
+                series.setdefault(image, []).append(path)
+            else:
+                (found if volume.format else unread).setdefault(image, []).append(volume)
         for image, files in series.items():
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
+    for image, volumes in unread.items():
+        found.setdefault(image, volumes[:1])
     if not found and not nameless:
-        raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth")
+        packed = f"; unpack {printable(archives[0])} first" if archives else ""
+        raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth{packed}")
     return found, sorted(nameless)
+
+
+def open_volume(path, beside=None):
+    """The Volume that a file is, by its name and, without a known ending, by how it begins; None if it is none, or part of one.
+
+    beside: names of the files in its folder, where these are known.
+    """
+    end = ending(path).lower()
+    if end in NIFTI:
+        return Volume("", "NIfTI", (path,))
+    if end in PAIR or end in (".img", ".img.gz"):
+        stem, header = path[: len(path) - len(end)], end in PAIR
+        partners = (f"{stem}{other}{gz}" for other in ((".img", ".IMG") if header else (".hdr", ".HDR")) for gz in ("", ".gz"))
+        partner = next((p for p in partners if (os.path.basename(p) in beside if beside else os.path.isfile(p))), None)
+        if partner and not header:
+            return None  # its header is the Volume
+        if header:
+            return Volume("", "NIfTI", (path, partner or path))
+    if end in NRRD:
+        return Volume("", "NRRD", (path,))
+    if is_dicom(path):
+        return Volume("", "DICOM", (path,))
+    return Volume("", "", (path,)) if end in UNREAD else None
 
 
 def is_dicom(path):
@@ -141,158 +180,95 @@ def is_dicom(path):
 
 
 def read_volume(volume):
-    """The Volume as a SimpleITK.Image, float32, three-dimensional; voxels that are not finite become 0.
+    """The Volume as a SimpleITK.Image, float32, three-dimensional; what is NaN at its border becomes as dark as the darkest.
 
-    UserError in one line: unreadable; a 4-D series; a localiser; mixed series; missing slices; no orientation; voxels all alike.
+    UserError in one line: unreadable; contradictions in its header; a 4-D series; a localiser; mixed series; missing slices; no
+    orientation; colour; voxels inside that are not finite, or all alike.
     """
     try:
-        image = read_nifti(volume.files[0]) if volume.format == "NIfTI" else read_dicom(volume.files)
+        if not volume.format:
+            what, remedy = UNREAD[ending(volume.place).lower()]
+            raise UserError(f"{volume.place}: {what}, which is not read; {remedy}")
+        read = {"NIfTI": read_nifti, "NRRD": read_nrrd, "DICOM": read_dicom}[volume.format]
+        image = read(volume.files)
     except RuntimeError as error:  # SimpleITK's
         raise UserError(f"{volume.place}: cannot be read ({reason(error)})") from None
+    except OSError as error:
+        raise UserError(f"{volume.place}: cannot be read ({error.strerror or error})") from None
+    image = fill_border(volume.place, image)
     voxels = sitk.GetArrayViewFromImage(image)
-    if not np.isfinite(voxels).all():
-        clean = sitk.GetImageFromArray(np.nan_to_num(voxels, posinf=0, neginf=0))
-        clean.CopyInformation(image)
-        image, voxels = clean, sitk.GetArrayViewFromImage(clean)
     if voxels.min() == voxels.max():
         raise UserError(f"{volume.place}: every voxel is {voxels.min():g}, so there is no brain in it")
     return image
 
 
-def reason(error):
-    """What SimpleITK's error says, without the names of its source files."""
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    if not lines:
-        return "no reason given"
-    return printable(re.sub(r"^.*?(ERROR|Error): *(\w+\([0-9a-fx]+\): *)?", "", lines[-1]))[:200].rstrip(".")
+def fill_border(place, image):
+    """The image with NaN that reaches its border, as SPM writes it, made as dark as the darkest; UserError for any other or inf."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    finite = np.isfinite(voxels)
+    if finite.all():
+        return image
+    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(np.isnan(voxels).astype(np.uint8)))
+    labels = sitk.GetArrayViewFromImage(parts)
+    border = {label for axis in range(3) for end in (0, -1) for label in np.unique(labels.take(end, axis))} - {0}
+    outside = np.isin(labels, sorted(border))
+    if count := int((~finite & ~outside).sum()):
+        raise UserError(f"{place}: {count} voxel{'s' * (count > 1)} inside it not finite (NaN or infinite); make it again")
+    darkest = min(0.0, float(voxels[finite].min(initial=0.0)))
+    clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
+    clean.CopyInformation(image)
+    return clean
 
 
-def check_size(place, size):
-    """UserError unless `size` (voxels along each axis) may be a whole head."""
-    text = " x ".join(map(str, size))
-    if min(size) < MIN_SIDE:
-        raise UserError(
-            f"{place}: a localiser or a part of a scan, with {text} voxels; at least {MIN_SIDE} are needed along each axis"
-        )
-    if np.prod(size, dtype=float) > MAX_VOXELS:
-        raise UserError(f"{place}: {text} voxels are more than the {MAX_VOXELS} that are read; resample it first")
-
-
-def read_nifti(path):
-    """Read one NIfTI file; the errors are those of `read_volume`."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NiftiImageIO")
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    size = reader.GetSize()
-    if np.prod(size[3:]) > 1:
-        raise UserError(f"{path}: a 4-D series of {np.prod(size[3:])} volumes; only single volumes can be used")
-    if reader.GetNumberOfComponents() > 1:
-        raise UserError(f"{path}: {reader.GetNumberOfComponents()} values a voxel (colour or vectors), which is no T1 scan")
-    check_size(path, (*size[:3], 1)[:3] if len(size) < 3 else size[:3])
-    if all(reader.GetMetaData(code).strip() == "0" for code in ("qform_code", "sform_code")):
-        raise UserError(
-            f"{path}: no orientation (qform and sform codes are 0): nobody could tell left from right; convert it again"
-        )
-    check_whole(
-        path, int(reader.GetMetaData("vox_offset").split(".")[0]), int(np.prod(size)) * int(reader.GetMetaData("bitpix")) // 8
-    )
-    image = reader.Execute()
+def read_nifti(files):
+    """Read a NIfTI file, or a pair of header and voxels; the errors are those of `read_volume`."""
+    path, data = files[0], files[-1]
+    header = read_header(path)
+    if (count := int(np.prod(header.size[3:]))) > 1:
+        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
+    if header.components > 1:
+        raise UserError(f"{path}: {header.components} values a voxel (colour, vectors or complex numbers), which is no T1 scan")
+    check_size(path, header.size[:3])
+    check_transforms(path, header)
+    if path == data and ending(path).lower() in PAIR:
+        raise UserError(f"{path}: its voxels are missing, which a file .img beside it should hold")
+    check_length(path, header, data)
+    with tempfile.TemporaryDirectory() as folder:
+        if path == data and is_gzip(path) != path.lower().endswith(".gz"):  # ITK goes by the name
+            path = os.path.join(folder, "x.nii")
+            with open_content(data) as packed, open(path, "wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
     while image.GetDimension() > 3:
         image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
-    return sitk.Cast(image, sitk.sitkFloat32)
-
-
-def check_whole(path, offset, length):
-    """UserError unless a NIfTI file has `length` bytes of voxels behind `offset`: ITK reads what is there, and says nothing."""
-    try:
-        if not path.lower().endswith(".gz"):
-            there = os.path.getsize(path)
-        else:
-            with gzip.open(path) as file:
-                there = sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
-    except (EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}: damaged ({printable(str(error))}); download it again") from None
-    if there < offset + length:
-        raise UserError(f"{path}: cut off, with {there} of {offset + length} bytes; download it again")
-
-
-def read_headers(files):
-    """The values of TAGS, None where missing, and the sizes of DICOM files: a list of dicts."""
-    reader, headers = sitk.ImageFileReader(), []
-    reader.SetImageIO("GDCMImageIO")
-    for path in files:
-        reader.SetFileName(path)
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise UserError(f"{path}: damaged, or no DICOM image ({reason(error)})") from None
-        header = {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else None for name, tag in TAGS.items()}
-        headers.append({**header, "size": reader.GetSize()[:2]})
-    return headers
-
-
-def numbers(text, count):
-    """The `count` finite numbers in a DICOM value "1\\2\\3", or None."""
-    try:
-        values = np.array([float(part) for part in (text or "").split("\\")])
-    except ValueError:
-        return None
-    return values if len(values) == count and np.isfinite(values).all() else None
-
-
-def read_dicom(files):
-    """Read the DICOM files of one series, in any order; the errors are those of `read_volume`."""
-    place, headers = os.path.dirname(files[0]), read_headers(files)
-    first = headers[0]
-    described = " ".join(first[name] or "" for name in ("description", "type"))
-    if LOCALISER.search(described):
-        raise UserError(f"{place}: a localiser ({printable(first['description'] or first['type'])[:60]})")
-    if (first["frames"] or "1") != "1":
-        raise UserError(f"{place}: a multi-frame DICOM file; convert it to NIfTI first, such as with dcm2niix")
-    if len(series := {header["series"] for header in headers}) > 1:
-        raise UserError(f"{place}: {len(series)} series are mixed in this folder; give each a folder of its own")
-    axes = [numbers(header["orientation"], 6) for header in headers]
-    positions = [numbers(header["position"], 3) for header in headers]
-    if any(value is None for value in (*axes, *positions)):
-        raise UserError(f"{place}: no orientation (Image Orientation and Position) in its files: nobody could tell left from right")
-    if np.ptp(axes, axis=0).max() > 0.01:
-        raise UserError(f"{place}: a localiser, or mixed series: its slices lie in several directions")
-    if len({(header["size"], header["spacing"]) for header in headers}) > 1:
-        raise UserError(f"{place}: mixed series: its slices have several sizes")
-    row, column = np.split(np.mean(axes, axis=0), 2)
-    if abs(row @ column) > 0.01 or not np.allclose([row @ row, column @ column], 1, atol=0.01):
-        raise UserError(f"{place}: no orientation: Image Orientation has no two perpendicular directions")
-    normal = np.cross(row, column)
-    heights = np.array(positions) @ normal
-    order = np.argsort(heights, kind="stable")
-    step = check_spacing(place, heights[order])
-    across = np.array(positions)[order] @ np.stack([row, column]).T
-    if np.ptp(across, axis=0).max() > 0.1 * step * len(files):
-        raise UserError(f"{place}: sheared: its slices are shifted against each other; correct the gantry tilt first")
-    check_size(place, (*first["size"], len(files)))
-    reader = sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([files[i] for i in order])
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    image = reader.Execute()
-    image.SetSpacing((*image.GetSpacing()[:2], step))
-    image.SetOrigin(positions[order[0]].tolist())
-    image.SetDirection(np.stack([row, column, normal], axis=1).ravel().tolist())
+    where, values = read_not_finite(header, data)
+    if len(where):
+        voxels = sitk.GetArrayFromImage(image)
+        voxels.flat[where] = values
+        whole = sitk.GetImageFromArray(voxels)
+        whole.CopyInformation(image)
+        image = whole
     return image
 
 
-def check_spacing(place, heights):
-    """The distance of slices at sorted `heights` (mm); UserError if some lie at one height, or some are missing."""
-    if len(heights) == 1:
-        raise UserError(f"{place}: a single slice; the whole series is needed")
-    gaps = np.diff(heights)
-    if gaps.min() < 1e-3:
-        distinct = 1 + int((gaps >= 1e-3).sum())
-        raise UserError(f"{place}: a 4-D series, or a slice twice: {len(heights)} files at {distinct} positions")
-    step = float(np.median(gaps))
-    if missing := int(np.round(gaps / step - 1).sum()):
-        raise UserError(f"{place}: {missing} missing slice{'s' * (missing > 1)}: gaps up to {gaps.max():g} mm, others {step:g} mm")
-    if np.abs(gaps - step).max() > 0.1 * step:
-        raise UserError(f"{place}: slices are unevenly spaced, {gaps.min():g} to {gaps.max():g} mm")
-    return float(gaps.mean())
+def read_nrrd(files):
+    """Read an NRRD file that says where its axes lead; the errors are those of `read_volume`."""
+    path = files[0]
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO")
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
+    with open(path, "rb") as file:
+        header = file.read(2**16).partition(b"\n\n")[0].replace(b"\r", b"")
+    if reader.GetNumberOfComponents() > 1 or reader.GetDimension() > 3:
+        raise UserError(f"{path}: a series, colour or vectors; only single volumes can be used")
+    check_size(path, (*reader.GetSize(), 1)[:3])
+    if not re.fullmatch(r"(left|right)-(anterior|posterior)-superior|[LR][AP]S", space, re.IGNORECASE) or not re.search(
+        rb"(?im)^space directions:", header
+    ):
+        raise UserError(f"{path}: no orientation (space and space directions): nobody could tell left from right; convert it again")
+    spacing = np.array(reader.GetSpacing())
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
+        raise UserError(f"{path}: its header says voxels of {' x '.join(f'{side:g}' for side in spacing)} mm; convert it again")
+    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)

@@ -607,7 +607,7 @@ def download_of_one(folder):
         return real(place if inside or not os.path.isdir(place) else folder, *flag)
 
     def run_jobs(jobs, _):
-        return ({"image": job.volume.image, "size": job.volume.size(), "mask": None, "slices": {}} for job in jobs)
+        return ({"image": job.volume.image, "stamp": job.volume.stamp(), "mask": None, "slices": {}} for job in jobs)
 
     (folder / "I7.nii").write_bytes(b"text")
     (folder / "table.csv").write_text("image,subject,group\n7,someone,AD\n")

@@ -156,7 +156,7 @@ def test_masks_black_out_what_is_outside(download):
         mask = sitk.Cast(head(image, noise=0) > 120, sitk.sitkUInt8)
         write_nifti(download / "masks" / f"ADNI_I{image}_bet_mask.nii.gz", mask)
         write_nifti(download / "masks" / f"ADNI_I{image}_bet.nii.gz", head(image))
-    assert run("--masks", "masks", "--format", "png") == 0
+    assert run("--masks", "masks", "--format", "png", *"--plane axial --slices_in index --slices 18 22".split()) == 0
     assert record()["scans"]["103"]["mask"] == file_checksum("masks/ADNI_I103_bet_mask.nii.gz")
     for path in slices():
         image, index = map(int, Path(path).stem.split("_"))
@@ -189,6 +189,113 @@ def test_a_lost_slice_a_changed_volume_and_a_changed_mask_are_done_again(downloa
     assert run("--masks", "masks") == 0
     assert {path.split("/")[2].split("_")[0] for path, time in slices().items() if before[path] != time} == {"101", "103", "105"}
     assert set(slices()) == set(before) and record()["runs"][-1]["prepared"] == 3
+
+
+def flip(path):
+    """Swap left and right of a NIfTI volume; returns its size and times (ns) before."""
+    before = os.stat(path)
+    image = sitk.ReadImage(path)
+    flipped = sitk.GetImageFromArray(np.ascontiguousarray(sitk.GetArrayFromImage(image)[..., ::-1]))
+    flipped.CopyInformation(image)
+    sitk.WriteImage(flipped, path)
+    assert os.path.getsize(path) == before.st_size
+    return before
+
+
+def path_of(image):
+    return next(os.path.join(root, name) for root, _, names in os.walk("ADNI") for name in names if f"I{image}" in name)
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_a_volume_replaced_by_one_of_the_same_size_is_done_again(download, keep_times):
+    """As after a corrected swap of left and right; with cp -p, or touch -r, also the time is an old one."""
+    run("--plane", "axial")
+    before = {path: read_image(f"out/{path}") for path in slices() if "/103_" in path}
+    old = flip(path_of(103))
+    if keep_times:
+        os.utime(path_of(103), ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert run("--plane", "axial") == 0 and record()["runs"][-1]["prepared"] == 1
+    for path, pixels in before.items():
+        assert (read_image(f"out/{path}") != pixels).any()
+    assert run("--plane", "axial") == 0 and record()["runs"][-1]["prepared"] == 0
+
+
+def test_a_volume_of_another_time_or_place_with_the_same_content_is_not_done_again(download):
+    run()
+    before, stamps = slices(), {image: entry["stamp"] for image, entry in record()["scans"].items()}
+    for image in (102, 103):
+        os.utime(path_of(image), ns=(10**18, 10**18))
+    shutil.copytree("ADNI", "copy")
+    shutil.rmtree("ADNI")
+    os.rename("copy", "ADNI")
+    assert run() == 0 and slices() == before
+    assert {image: entry["stamp"] for image, entry in record()["scans"].items()} != stamps  # the next run is quick again
+
+
+def test_a_slice_that_was_damaged_is_done_again(download):
+    run()
+    damaged = next(path for path in slices() if "/101_" in path)
+    content = Path("out", damaged).read_bytes()
+    for half in (b"", content[: len(content) // 2]):
+        Path("out", damaged).write_bytes(half)
+        assert run() == 0 and Path("out", damaged).read_bytes() == content
+
+
+def test_a_scan_whose_volume_is_gone_keeps_its_slices_and_is_named(download, capsys):
+    run()
+    before = slices()
+    os.unlink(path_of(103))
+    assert run() == 3 and slices() == before
+    (row,) = rows_of("skipped")
+    assert row["image"] == "103" and row["reason"].endswith("has this Image Data ID; its slices of an earlier run stay")
+    err = capsys.readouterr().err
+    assert "1 AD and CN scans cannot be prepared now and have slices of an earlier run (103)" in err and "have no slices" not in err
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_slices_follow_the_table_when_class_or_person_is_corrected(download, gone):
+    run("--test_share", 0.5)
+    old = record()
+    person = old["scans"]["103"]["scan"]["person"]
+    other = next(name for name, side in old["people"].items() if side != old["people"][person])
+    if gone:
+        os.unlink(path_of(103))
+        os.unlink(path_of(102))
+    text = Path("adni.csv").read_text()
+    rows = [line.split(",") for line in text.splitlines()]
+    for row in rows:
+        if row[0] == "I103":
+            row[1], row[2] = other, {"AD": "CN", "CN": "AD"}[row[2]]
+        if row[0] == "I102":
+            row[2] = "MCI"
+    Path("adni.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    assert run("--test_share", 0.5) == (3 if gone else 0)
+    split, label = old["scans"]["103"]["folder"].split("/")
+    folder = f"{({'train', 'test'} - {split}).pop()}/{({'AD', 'NC'} - {label}).pop()}"
+    assert {os.path.dirname(path) for path in slices() if "/103_" in path} == {folder}
+    assert len([path for path in slices() if "/103_" in path]) == 3 and not [path for path in slices() if "/102_" in path]
+    assert {row["class"] for row in rows_of("scans") if row["image"] == "103"} == {folder[-2:]}
+
+
+def test_slices_that_a_killed_run_left_in_another_class_are_removed(download):
+    run()
+    folder = {"AD": "NC", "NC": "AD"}
+    path = next(path for path in slices() if "/101_" in path)
+    split, label, name = path.split("/")
+    shutil.copy(f"out/{path}", f"out/{split}/{folder[label]}/{name}")
+    shutil.copy(f"out/{path}", f"out/{split}/{label}/101_7.jpeg")
+    shutil.copy(f"out/{path}", f"out/{split}/{label}/999999_7.jpeg")  # of no scan in the table
+    before = set(slices())
+    run()
+    assert before - set(slices()) == {f"{split}/{folder[label]}/{name}", f"{split}/{label}/101_7.jpeg"}
+
+
+@pytest.mark.parametrize("plane", ["sagittal", "axial", "coronal"])
+def test_planes_have_numbers_from_the_middle_and_other_planes_another_folder(download, plane):
+    assert run("--plane", plane, "--slices", -8, 16, "--num_slices", 4) == 0  # 4 mm voxels
+    assert {int(Path(path).stem.split("_")[1]) for path in slices()} == {88, 90, 92, 94}
+    other = "axial" if plane == "sagittal" else "sagittal"
+    assert f"--plane {plane}" in refusal(prepare.main, *flags("--plane", other, "--slices", -8, 16, "--num_slices", 4))
 
 
 def test_new_scans_are_added_and_nobody_changes_sides(download):
@@ -249,14 +356,14 @@ def test_a_damaged_record_and_a_folder_of_other_files_are_refused(download):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record.update(format=2),
+        lambda record: record.update(format=1),
         lambda record: record.update(flags=[]),
         lambda record: record.update(runs={}),
         lambda record: record["people"].update(someone="../.."),
         lambda record: record["scans"]["100"].update(folder="../ADNI"),
         lambda record: record["scans"]["100"].update(slices={"../../../adni.csv": ""}),
         lambda record: record["scans"]["100"].update(slices=None),
-        lambda record: record["scans"]["100"].pop("size"),
+        lambda record: record["scans"]["100"].pop("stamp"),
         lambda record: record["scans"]["100"]["scan"].update(shoe=44),
         lambda record: record["scans"].update({"../x": record["scans"]["100"]}),
     ],
@@ -370,6 +477,8 @@ def test_tables_that_cannot_be_used_are_refused(download, table, part):
         (["--slices", 5], "--slices"),
         (["--resample", "-1"], "--resample"),
         (["--format", "tiff"], "--format"),
+        (["--plane", "oblique"], "--plane"),
+        (["--plane", "axial", "--orient", "False"], "--plane axial: only with --orient True"),
         (["--output_dir", "adni.csv"], "adni.csv"),
         (["--test_share", 0.95], "--test_share"),
     ],

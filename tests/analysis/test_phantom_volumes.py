@@ -22,7 +22,15 @@ SIZE, SPACING = (40, 44, 48), (1.0, 1.1, 1.2)  # of the test volumes, along x, y
 # Gaussian blobs: centre (mm to the left, backwards, upwards) and height. The largest is on the person's right: the marker.
 SIGMA_MM, BLOBS = 4.5, (((-5, 2, 3), 30_000), ((5, -4, -2), 12_000), ((1, 6, -6), 8_000))
 AS_STORED = Settings(
-    n4=False, resample=0, scale=False, centre="volume", slices=(5, 40), slices_in="index", num_slices=36, format="png"
+    n4=False,
+    resample=0,
+    scale=False,
+    plane="axial",
+    centre="volume",
+    slices=(5, 40),
+    slices_in="index",
+    num_slices=36,
+    format="png",
 )
 EVERY_WAY = [(kind, *orientation) for kind in ("NIfTI", "DICOM") for orientation in ORIENTATIONS]
 NAMES = ["-".join([kind, code, "oblique" if any(turned) else "straight"]) for kind, code, turned in EVERY_WAY]
@@ -80,6 +88,20 @@ def test_slices_equal_those_of_the_volume_exactly_without_resampling(tmp_path, k
     assert indices == list(range(5, 41)) and pixels.dtype == np.uint16
     assert (pixels[:, 98:142, 108:148] == planes[5:41]).all()
     assert (np.delete(np.delete(pixels, np.s_[98:142], 1), np.s_[108:148], 2) == 0).all()
+
+
+@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
+def test_sagittal_and_coronal_slices_equal_those_of_the_volume_exactly(tmp_path, kind, orientation, turned):
+    planes = np.uint16(np.random.default_rng(0).integers(1, 65536, SIZE[::-1]))  # [z upwards, y backwards, x to the right]
+    planes[20:30, 10:20, 30:] = 65535
+    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
+    sagittal, numbers = cut_slices(image, AS_STORED._replace(plane="sagittal", slices=(0, 39), num_slices=40))
+    assert numbers == list(range(40))
+    for number, pixels in zip(numbers, sagittal):  # rows forwards, columns upwards
+        assert (pixels[98:142, 104:152] == planes[:, ::-1, number].T).all() and pixels.astype(bool).sum() == 44 * 48
+    coronal, numbers = cut_slices(image, AS_STORED._replace(plane="coronal", slices=(0, 43), num_slices=44))
+    for number, pixels in zip(numbers, coronal):  # rows downwards, columns to the right
+        assert (pixels[96:144, 108:148] == planes[::-1, number]).all() and pixels.astype(bool).sum() == 40 * 48
 
 
 @pytest.mark.slow
@@ -183,7 +205,7 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
     phantom.write_subject(folder, 0, 2, 3, phantom_volumes.write_scan)
     found, nameless = find_volumes(f"{folder}/volumes")
     assert sorted(found) == ["6", "7"] and nameless == []
-    settings = Settings(n4=False, resample=0, scale=False, centre="volume", slices=(75, 94), slices_in="index")
+    settings = Settings(n4=False, resample=0, scale=False, plane="axial", centre="volume", slices=(75, 94), slices_in="index")
     (tmp_path / "cut").mkdir()
     for number, (volume,) in found.items():
         assert f"{volume.format} {number}" in ("DICOM 6", "NIfTI 7") and "/000_S_0003/MPRAGE/" in volume.place

@@ -16,7 +16,7 @@ from analysis.volume_steps import Job, Settings, cut_slices, like, prepare_scan 
 from analysis.volumes import Volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
-PLAIN = Settings(n4=False, resample=0, num_slices=3, slices=(-8, 8))  # no interpolation
+PLAIN = Settings(n4=False, resample=0, plane="axial", num_slices=3, slices=(-8, 8))  # no interpolation
 
 
 def array(image):
@@ -244,12 +244,69 @@ def test_the_persons_left_is_on_the_side_that_the_view_says(view, side):
     assert (x < 127.5) == (side == "left") and abs(x - 127.5) > 3 and y < 119.5 - 5
 
 
+UNSCALED = PLAIN._replace(scale=False, centre="volume", format="png")
+
+
+@pytest.mark.parametrize("view, sign", [("neurological", -1), ("radiological", 1)])
+@pytest.mark.parametrize("size", [(40, 40, 40), (41, 38, 43)])
+def test_slices_of_every_plane_are_those_of_the_volume_in_the_documented_order(view, sign, size):
+    """The volume [z upwards, y backwards, x to the left] has random voxels; its middle voxels lie in the middle of the pictures."""
+    voxels = np.random.default_rng(0).integers(1, 60_000, size[::-1]).astype("f4")
+    image = sitk.GetImageFromArray(voxels)
+    last = [n - 1 for n in voxels.shape]
+    for plane, count in (("sagittal", size[0]), ("axial", size[2]), ("coronal", size[1])):
+        settings = UNSCALED._replace(plane=plane, view=view, slices=(0, count - 1), slices_in="index", num_slices=count)
+        pixels, numbers = cut_slices(image, settings)
+        assert numbers == list(range(count)) and pixels.shape == (count, 240, 256)
+        for number, picture in zip(numbers, pixels):
+            if plane == "sagittal":  # rows forwards, columns upwards; numbers rise to the right: against x
+                expected = voxels[:, ::-1, number if sign > 0 else last[2] - number].T
+            elif plane == "axial":  # rows backwards
+                expected = voxels[number][:, ::sign]
+            else:  # rows downwards; numbers rise backwards
+                expected = voxels[::-1, number][:, ::sign]
+            rows, columns = np.flatnonzero(picture.any(axis=1)), np.flatnonzero(picture.any(axis=0))
+            np.testing.assert_array_equal(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], expected)
+            for line, length in ((rows, 240), (columns, 256)):
+                assert abs((line[0] + line[-1]) / 2 - (length - 1) / 2) <= 0.5
+
+
+def test_a_sagittal_slice_is_turned_as_those_of_the_known_set():
+    """The marker is in front and on the person's left: below, and in slices before the middle. The top is on the right."""
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    voxels = sitk.GetArrayFromImage(image)
+    voxels[30:, 18:22, 18:22] = 400  # at the top
+    settings = Settings(n4=False, resample=0, slices=(-60, 60), num_slices=31, percentiles=(0.5, 100))
+    pixels, numbers = cut_slices(like(voxels, image), settings)
+    assert numbers == list(range(75, 106))
+    marker = np.argwhere((pixels > 120) & (pixels < 160)).mean(axis=0)
+    top = np.argwhere(pixels > 230).mean(axis=0)
+    assert numbers[round(marker[0])] < 88 and marker[1] > 119.5 + 3
+    assert abs(numbers[round(top[0])] - 90) <= 1 and abs(top[1] - 119.5) < 3 and top[2] > 127.5 + 5
+
+
+def test_numbers_are_equal_for_volumes_of_other_sizes_and_places():
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    settings = Settings(n4=False, resample=0, slices=(-8, 8), num_slices=5)
+    wanted = cut_slices(image, settings)
+    for padded in (sitk.ConstantPad(image, (7, 0, 0), (0, 3, 0)), sitk.ConstantPad(image, (0, 5, 0), (10, 0, 2))):
+        pixels, numbers = cut_slices(padded, settings)
+        assert numbers == wanted[1] == [88, 89, 90, 91, 92]
+        np.testing.assert_array_equal(pixels, wanted[0])
+
+
+def test_numbers_below_0_are_refused():
+    image = sitk.Cast(head(side=200, spacing=0.8), sitk.sitkFloat32)
+    with pytest.raises(UserError, match="slice 90 is in the middle, and 5 would be below 0"):
+        cut_slices(image, Settings(n4=False, resample=0, slices=(-76, 0), num_slices=2, plane="coronal"))
+
+
 def test_unscaled_slices_are_the_voxels_of_the_volume():
     image = sitk.Cast(head(), sitk.sitkFloat32)
     pixels, indices = cut_slices(image, PLAIN._replace(scale=False, centre="volume", view="radiological", format="png"))
-    assert indices == [18, 20, 22]
-    np.testing.assert_array_equal(pixels[:, 100:140, 108:148], array(image)[indices])
-    assert pixels.sum() == array(image)[indices].sum()
+    assert indices == [88, 90, 92]
+    np.testing.assert_array_equal(pixels[:, 100:140, 108:148], array(image)[[18, 20, 22]])
+    assert pixels.sum() == array(image)[[18, 20, 22]].sum()
 
 
 def test_voxels_that_are_not_square_are_refused_unless_resampled():

@@ -1,5 +1,6 @@
 """Finding the scans of a download and reading them: positions against files written byte by byte, and every refusal."""
 
+import gzip
 import os
 import shutil
 import struct
@@ -11,8 +12,9 @@ sitk = pytest.importorskip("SimpleITK")
 
 from synthetic_volumes import head, write_dicom, write_nifti  # noqa: E402
 
-from analysis import volumes  # noqa: E402
-from analysis.volumes import Volume, check_spacing, find_volumes, image_id, numbers, read_volume  # noqa: E402
+from analysis import dicom  # noqa: E402
+from analysis.dicom import check_spacing, numbers  # noqa: E402
+from analysis.volumes import Volume, find_volumes, image_id, open_volume, read_volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
@@ -20,7 +22,7 @@ def read(path):
     """What `read_volume` makes of a NIfTI file or a folder of DICOM files."""
     if os.path.isdir(path):
         return read_volume(Volume("1", "DICOM", tuple(sorted(str(file) for file in path.iterdir()))))
-    return read_volume(Volume("1", "NIfTI", (str(path),)))
+    return read_volume(open_volume(str(path)))
 
 
 def refused(path):
@@ -132,12 +134,18 @@ def test_find_volumes_refuses_a_folder_without_volumes(tmp_path):
         find_volumes(str(tmp_path / "nowhere"), "--masks")
 
 
-def test_checksum_and_size_are_of_all_files(tmp_path):
+def test_checksum_is_of_all_files_and_the_stamp_changes_with_their_times_sizes_and_names(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     (tmp_path / "b").write_bytes(b"de")
     volume = Volume("1", "DICOM", (str(tmp_path / "a"), str(tmp_path / "b")))
-    assert volume.size() == [2, 5] and volume.place == str(tmp_path)
+    assert volume.place == str(tmp_path)
     assert volume.checksum() == "36bbe50ed96841d10443bcb670d6554f0a34b761be67ec9c4a8ad2c0c44ca42c"  # sha256sum of abcde
+    before = volume.stamp()
+    assert volume.stamp() == before
+    os.utime(tmp_path / "a", ns=(0, 10**18))
+    assert (later := volume.stamp()) != before
+    (tmp_path / "c").write_bytes(b"ab")
+    assert volume._replace(files=(str(tmp_path / "c"), volume.files[1])).stamp() not in (before, later)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,14 +164,20 @@ def test_nifti_voxels_lie_where_the_affine_puts_them(tmp_path, affine):
         np.testing.assert_allclose(there, position[:3] * [-1, -1, 1], atol=1e-3)  # the header has float32
 
 
-def test_nifti_values_that_are_not_finite_become_0(tmp_path):
-    voxels = random_voxels(20, 20, 20)
-    voxels[1, 2, 3], voxels[4, 5, 6], voxels[7, 8, 9] = np.nan, np.inf, -np.inf
+@pytest.mark.parametrize("shift", [0, -200])
+def test_nan_around_the_head_becomes_as_dark_as_the_darkest_and_any_other_is_refused(tmp_path, shift):
+    voxels = random_voxels(20, 20, 20) + np.float32(shift)
+    voxels[:3], voxels[:, :, -1] = np.nan, np.nan
     (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, oblique_affine()))
     image = read(tmp_path / "x.nii")
-    expected = np.where(np.isfinite(voxels), voxels, 0).transpose(2, 1, 0)
+    expected = np.where(np.isfinite(voxels), voxels, min(0, np.nanmin(voxels))).transpose(2, 1, 0)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
     np.testing.assert_allclose(image.GetSpacing(), [1, 1.5, 2], rtol=1e-6)
+    for place, value in (((7, 8, 9), np.nan), ((7, 8, 9), np.inf), ((0, 0, 0), -np.inf)):
+        broken = voxels.copy()
+        broken[place] = value
+        (tmp_path / "x.nii").write_bytes(nifti_bytes(broken, oblique_affine()))
+        assert "1 voxel inside it not finite" in refused(tmp_path / "x.nii")
 
 
 def test_a_4d_file_of_one_volume_is_read(tmp_path):
@@ -191,6 +205,136 @@ def test_a_4d_file_of_one_volume_is_read(tmp_path):
 def test_nifti_files_that_are_no_whole_scan_are_refused(tmp_path, content, part):
     (tmp_path / "x.nii").write_bytes(content)
     assert part in refused(tmp_path / "x.nii")
+
+
+def patched(*patches, affine=None):
+    """A NIfTI file whose qform and sform agree, after (offset, format, values) were written into its header."""
+    content = bytearray(nifti_bytes(random_voxels(20, 20, 20), np.diag([2.0, 2, 2, 1]) if affine is None else affine, qform=1))
+    for offset, form, *values in patches:
+        struct.pack_into(f"<{form}", content, offset, *values)
+    return bytes(content)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (patched((80, "f", 0.0)), "voxels of 0 x 2 x 2 mm (pixdim)"),
+        (patched((80, "f", -2.0)), "voxels of -2 x 2 x 2 mm (pixdim)"),
+        (patched((84, "f", NAN)), "voxels of 2 x nan x 2 mm (pixdim)"),
+        (patched((88, "f", INF)), "voxels of 2 x 2 x inf mm (pixdim)"),
+        (patched((80, "3f", 1, 1, 1), (252, "h", 0)), "voxels of 1 x 1 x 1 mm (pixdim) and of 2 x 2 x 2 mm (sform)"),
+        (patched((280, "f", -2.0)), "qform and sform put voxels 76 mm apart"),
+        (patched((292, "f", 30.0)), "qform and sform put voxels 30 mm apart"),
+        (patched((292, "f", NAN)), "a sform that is no transform"),
+        (patched((280, "12f", *[0] * 12)), "a sform that is no transform"),
+        (patched((252, "h", 0), (280, "12f", 2, 0.5, 0, 0, 0, (4 - 0.25) ** 0.5, 0, 0, 0, 0, 2, 0)), "sheared"),
+        (patched((256, "3f", 1, 1, 1)), "the quaternion of its qform is no rotation"),
+        (patched((268, "f", NAN)), "a qform that is no transform"),
+        (
+            nifti_bytes(random_voxels(20, 20, 40), np.eye(4), dims=(20, 20, 20)),
+            "holds 64352 bytes, but the 20 x 20 x 20 voxels of its header end at 32352",
+        ),
+        (patched((42, "h", -20)), "3 dimensions, -20 x 20 x 20 voxels"),
+        (patched((40, "h", 9)), "9 dimensions"),
+        (patched((40, "h", 0)), "0 dimensions"),
+        (patched((72, "h", 8)), "voxels of type 16 with 8 bits"),
+        (patched((108, "f", 0.0)), "voxels begin at byte 0"),
+        (patched((70, "2h", 32, 64)), "2 values a voxel"),
+        (patched((344, "4s", b"\0\0\0\0")), "an Analyze file does not tell left from right"),
+        (b"PK\3\4" + bytes(400), "a zip archive"),
+        (b"<html>" + bytes(400), "a page of the web"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (bytes(128) + b"DICM" + bytes(300), "it is a DICOM file"),
+        (gzip.compress(gzip.compress(patched())), "compressed twice"),
+    ],
+)
+def test_nifti_headers_that_contradict_themselves_are_refused(tmp_path, content, part):
+    (tmp_path / "x.nii").write_bytes(content)
+    assert part in refused(tmp_path / "x.nii")
+
+
+@pytest.mark.parametrize("patches", [(), [(252, "h", 0)], [(254, "h", 0)], [(112, "2f", NAN, NAN)], [(108, "f", 352.0)]])
+def test_nifti_headers_that_agree_are_read(tmp_path, patches):
+    (tmp_path / "x.nii").write_bytes(patched(*patches) + bytes(100))
+    image = read(tmp_path / "x.nii")
+    assert image.GetSize() == (20, 20, 20) and image.GetSpacing() == (2, 2, 2)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), random_voxels(20, 20, 20).transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "X.NII", "X.NII.GZ"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_nifti_files_are_read_by_their_content_not_their_name(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(patched()))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / name)), random_voxels(20, 20, 20).transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("ends", [(".hdr", ".img"), (".hdr.gz", ".img.gz")])
+def test_pairs_of_nifti_files_are_one_volume_and_named_where_one_is_missing(tmp_path, ends):
+    sitk.WriteImage(head(), str(tmp_path / f"I1{ends[1]}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"I1{end}" for end in ends]
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(volume)), sitk.GetArrayFromImage(head()))
+    for lost, part in zip(ends, ("put its .hdr beside it", "its voxels are missing")):
+        content = (tmp_path / f"I1{lost}").read_bytes()
+        (tmp_path / f"I1{lost}").unlink()
+        (volume,) = find_volumes(str(tmp_path))[0]["1"]
+        with pytest.raises(UserError, match=part):
+            read_volume(volume)
+        (tmp_path / f"I1{lost}").write_bytes(content)
+
+
+@pytest.mark.parametrize("end", [".nrrd", ".nhdr"])
+def test_nrrd_is_read_where_it_tells_left_from_right(tmp_path, end):
+    image = head()
+    image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+    sitk.WriteImage(image, str(tmp_path / f"I1{end}"))
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    found = read_volume(volume)
+    assert found.GetDirection() == image.GetDirection() and found.GetOrigin() == image.GetOrigin()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+    path = tmp_path / f"I1{end}"
+    content = path.read_bytes()
+    for old, new in ((b"space: left-posterior-superior", b"space dimension: 3"), (b"left-posterior", b"scanner-xyz")):
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(UserError, match="no orientation|cannot be read"):
+            read_volume(volume)
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("I1.mgz", "a FreeSurfer volume, which is not read; convert it: mri_convert"),
+        ("I1/mri/T1.mgh", "mri_convert"),
+        ("I1.mnc", "a MINC volume"),
+        ("I1.mha", "convert it to NIfTI"),
+        ("I1+orig.HEAD", "an AFNI volume"),
+        ("I1.PAR", "PAR/REC"),
+        ("I1.mif.gz", "an MRtrix volume"),
+        ("I1.zip", "an archive, which is not read; unpack it"),
+        ("I1.nii.bz2", "unpack it"),
+    ],
+)
+def test_formats_that_are_not_read_are_named_unless_the_scan_is_there_in_another(tmp_path, name, part):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(500))
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    with pytest.raises(UserError, match=part):
+        read_volume(volume)
+    write_nifti(tmp_path / "I1_converted.nii", head())
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    assert volume.format == "NIfTI"
+
+
+def test_archives_without_an_id_are_named_only_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "ADNI_download.zip").write_bytes(bytes(500))
+    with pytest.raises(UserError, match="neither NIfTI .*; unpack .*ADNI_download.zip first"):
+        find_volumes(str(tmp_path))
+    write_nifti(tmp_path / "I1.nii", head())
+    assert find_volumes(str(tmp_path))[1] == []
 
 
 def test_colour_and_a_truncated_gz_are_refused(tmp_path):
@@ -283,6 +427,77 @@ def test_mixed_series_are_refused(series, tmp_path):
     assert "several sizes" in refused(smaller)
 
 
+def replaced(folder, old, new):
+    """Replace bytes in every DICOM file of a folder by as many others."""
+    assert len(old) == len(new)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+    return folder
+
+
+def test_dicom_without_the_size_of_its_pixels_is_refused(series, tmp_path):
+    folder = replaced(copied(series, tmp_path), b"\x28\0\x30\0", b"\x29\0\x30\0")
+    assert "no Pixel Spacing (missing), so sizes would be a guess" in refused(folder)
+    folder = replaced(copied(series, tmp_path / "2"), b"1.5\\1.25", b"0.0\\1.25")
+    assert "no Pixel Spacing (0.0\\1.25)" in refused(folder)
+
+
+def test_dicom_of_unequal_pixel_sides_has_rows_and_columns_as_the_standard_says(series):
+    assert read(series[1]).GetSpacing()[:2] == pytest.approx((1.25, 1.5))
+
+
+def test_dicom_in_colour_inverted_or_of_another_modality_is_refused(series, tmp_path):
+    colour = sitk.Compose([sitk.Cast(series[0], sitk.sitkUInt8)] * 3)
+    assert "in colour, or inverted (RGB)" in refused(write_dicom(tmp_path / "colour", colour))
+    assert "inverted (MONOCHROME1)" in refused(replaced(copied(series, tmp_path), b"MONOCHROME2", b"MONOCHROME1"))
+    assert "its modality is PT, not MR" in refused(write_dicom(tmp_path / "pet", series[0], t0008_0060="PT"))
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ({"t0020_1002": "60"}, "35 missing slices: 25 files, Images in Acquisition 60"),
+        ({"keep": range(3, 25)}, "3 missing slices: 22 files, Instance Numbers up to 25"),
+        ({"keep": range(0, 25, 2)}, "12 missing slices: 13 files, Instance Numbers up to 25"),
+    ],
+)
+def test_dicom_series_of_fewer_files_than_their_headers_say_are_refused(series, tmp_path, options, part):
+    assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
+
+
+@pytest.mark.parametrize("options", [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}])
+def test_dicom_series_that_are_whole_by_their_headers_are_read(series, tmp_path, options):
+    assert read(write_dicom(tmp_path / "x", series[0], **options)).GetSize()[2] == 25
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "report.dcm", "0"])
+@pytest.mark.parametrize("kind", [b"1.2.840.10008.1.3.10", b"1.2.840.10008.5.1.4.1.1.88.11", b"1.2.840.10008.5.1.4.1.1.11.1"])
+def test_dicom_files_that_are_no_images_are_left_out(series, tmp_path, name, kind):
+    folder = copied(series, tmp_path)
+    meta = b"\2\0\2\0UI" + struct.pack("<H", len(kind)) + kind
+    (folder / name).write_bytes(bytes(128) + b"DICM" + meta + bytes(300))
+    (volume,) = find_volumes(str(tmp_path))[0]["7"]
+    assert read_volume(volume).GetSize()[2] == 25
+
+
+def test_other_series_and_people_in_a_folder_are_named(series, tmp_path):
+    for name, options, part in (
+        (
+            "a",
+            {"t0020_000e": "1.9", "t0008_103e": "localizer"},
+            r"2 series are mixed in this folder (MPRAGE: 25 files, localizer: 3 files)",
+        ),
+        ("b", {"t0020_000e": "1.9", "t0008_103e": "FLAIR"}, "MPRAGE: 25 files, FLAIR: 3 files"),
+        ("c", {"t0010_0020": "000_S_0009"}, "files of 2 people are mixed"),
+    ):
+        for first in ("000_", "zzz_"):
+            folder = copied(series, tmp_path / name / first)
+            write_dicom(folder, series[0], names=first + "{}.dcm", keep=range(3), **options)
+            assert part in refused(folder)
+
+
 def test_a_sheared_series_is_refused(series, tmp_path):
     image = series[0]
     folder = tmp_path / "tilted"
@@ -327,6 +542,6 @@ def test_check_spacing_returns_the_mean_distance_and_refuses_gaps():
 
 
 def test_reason_is_what_simpleitk_says_in_one_line():
-    assert volumes.reason(RuntimeError("sitk::ERROR: Unable to open it.\n")) == "Unable to open it"
+    assert dicom.reason(RuntimeError("sitk::ERROR: Unable to open it.\n")) == "Unable to open it"
     text = "Exception thrown in X\n/src/a.cxx:99:\nITK ERROR: ImageFileReader(0x55d0): The file\x1b is empty."
-    assert volumes.reason(RuntimeError(text)) == "The file\\x1b is empty" and volumes.reason(RuntimeError()) == "no reason given"
+    assert dicom.reason(RuntimeError(text)) == "The file\\x1b is empty" and dicom.reason(RuntimeError()) == "no reason given"

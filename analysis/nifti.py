@@ -1,0 +1,224 @@
+"""The header of a NIfTI file by its specification: what ITK reads over in silence is refused here.
+
+    header = read_header("I218391.nii.gz")      # each raises a UserError in one line
+    check_transforms("I218391.nii.gz", header)
+    check_length("I218391.nii.gz", header)
+
+ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say, and fills up what
+lacks of a file. Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
+"""
+
+import contextlib
+import functools
+import gzip
+import itertools
+import os
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from utils import UserError, printable
+
+GZIP = b"\x1f\x8b"
+OTHERS = {  # how files of other kinds begin
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"BZh": "compressed by bzip2; unpack it",
+    b"\xfd7zXZ": "compressed by xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; download that",
+    b"NRRD": "an NRRD file; call it .nrrd",
+    b"\x89HDF": "an HDF5 file (such as MINC); convert it to NIfTI",
+    b"<": "a page of the web or XML, not the file itself; download it again",
+}
+# Offsets of the fields in the two versions of the format: (offset, how struct reads them).
+FIELDS = {
+    348: {
+        "dim": (40, "8h"),
+        "type": (70, "2h"),
+        "pixdim": (76, "8f"),
+        "offset": (108, "f"),
+        "units": (123, "b"),
+        "codes": (252, "2h"),
+        "quaternion": (256, "3f"),
+        "shift": (268, "3f"),
+        "rows": (280, "12f"),
+        "magic": (344, "4s"),
+    },
+    540: {
+        "dim": (16, "8q"),
+        "type": (12, "2h"),
+        "pixdim": (104, "8d"),
+        "offset": (168, "q"),
+        "units": (500, "i"),
+        "codes": (344, "2i"),
+        "quaternion": (352, "3d"),
+        "shift": (376, "3d"),
+        "rows": (400, "12d"),
+        "magic": (4, "4s"),
+    },
+}
+BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 1536: 128, 1792: 128}
+BITS |= {2048: 256, 2304: 32}
+COMPONENTS = {32: 2, 128: 3, 1792: 2, 2048: 2, 2304: 4}  # complex numbers and colours: values a voxel
+SPACING_TOLERANCE = 0.01  # by which the sizes of voxels in sform and pixdim may differ: both are rounded
+TRANSFORM_MM = 2.0  # by which qform and sform may differ anywhere in the volume
+
+
+class Header(NamedTuple):
+    """What is read of a header."""
+
+    size: tuple[int, ...]  # voxels along each axis, three or more
+    components: int  # values a voxel
+    bits: int  # a voxel
+    offset: int  # where the voxels begin in their file, bytes
+    spacing: np.ndarray  # [3], mm
+    qform: np.ndarray | None  # [3, 4]: from indices to mm; None: not given
+    sform: np.ndarray | None
+    floats: str  # the voxels as NumPy names them, if they may be NaN or infinite; else ""
+
+
+def is_gzip(path):
+    """Whether a file is compressed by gzip, whatever it is called."""
+    with open(path, "rb") as file:
+        return file.read(2) == GZIP
+
+
+def open_content(path):
+    """The file, binary, decompressed where it is compressed, whatever it is called."""
+    return gzip.open(path) if is_gzip(path) else open(path, "rb")
+
+
+def read_header(path):
+    """The Header in a NIfTI file; UserError for anything else, and where a field contradicts itself."""
+    try:
+        with open_content(path) as file:
+            content = file.read(540)
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({printable(str(error))})") from None
+    for start, text in OTHERS.items():
+        if content.startswith(start):
+            raise UserError(f"{path}: cannot be read: it is {text}")
+    if content[:2] == GZIP:
+        raise UserError(f"{path}: cannot be read: it was compressed twice; unpack it once")
+    if content[128:132] == b"DICM":
+        raise UserError(f"{path}: cannot be read: it is a DICOM file; call it .dcm")
+    order, length = "<", 0
+    for order in "<", ">":
+        length = struct.unpack(f"{order}i", content[:4].ljust(4, b"\0"))[0]
+        if length in FIELDS:
+            break
+    if length not in FIELDS or len(content) < length:
+        raise UserError(f"{path}: cannot be read (it does not begin with the header of a NIfTI file)")
+    field = {name: struct.unpack_from(order + kind, content, at) for name, (at, kind) in FIELDS[length].items()}
+    if field["magic"][0][:2] not in (b"n+", b"ni"):
+        raise UserError(f"{path}: no orientation: an Analyze file does not tell left from right; convert the original to NIfTI")
+    dimensions, *size = field["dim"]
+    size = size[:dimensions]
+    if not 1 <= dimensions <= 7 or min(size) < 1:
+        shown = " x ".join(map(str, size or field["dim"]))
+        raise UserError(f"{path}: its header says {dimensions} dimensions, {shown} voxels; convert it again")
+    kind, bits = field["type"]
+    if BITS.get(kind) != bits:
+        raise UserError(f"{path}: its header contradicts itself: voxels of type {kind} with {bits} bits; convert it again")
+    components = COMPONENTS.get(kind, 1)
+    if dimensions >= 5:  # vectors are along the fifth axis
+        components *= size.pop(4)
+    offset = field["offset"][0]
+    single = field["magic"][0][:2] == b"n+"
+    if not np.isfinite(offset) or offset < (length + 4 if single else 0):
+        raise UserError(f"{path}: its header says that voxels begin at byte {offset:g}, inside of it; convert it again")
+    qform_code, sform_code = field["codes"]
+    spacing = np.array(field["pixdim"][1:4])
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
+        shown = " x ".join(f"{side:g}" for side in spacing)
+        raise UserError(f"{path}: its header says voxels of {shown} mm (pixdim); convert it again")
+    sform = np.reshape(field["rows"], (3, 4)) if sform_code > 0 else None
+    qform = quaternion_transform(path, field, spacing) if qform_code > 0 else None
+    unit = {1: 1000.0, 3: 0.001}.get(field["units"][0] & 7, 1.0)  # metres, micrometres; nearly all say mm, or nothing
+    transforms = [form if form is None else form * unit for form in (qform, sform)]
+    floats = {16: f"{order}f4", 64: f"{order}f8"}.get(kind, "")
+    size = tuple(size) + (1,) * (3 - len(size))
+    return Header(
+        size, components, bits * max(1, components // COMPONENTS.get(kind, 1)), int(offset), spacing * unit, *transforms, floats
+    )
+
+
+def quaternion_transform(path, field, spacing):
+    """[3, 4] of the qform: from indices to mm (nifti1.h, method 2)."""
+    b, c, d = field["quaternion"]
+    rest = 1 - (b * b + c * c + d * d)
+    if not rest > -0.01:  # or nan
+        raise UserError(f"{path}: its header contradicts itself: the quaternion of its qform is no rotation; convert it again")
+    a = max(rest, 0) ** 0.5
+    turn = [
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ]
+    sides = spacing * [1, 1, -1 if field["pixdim"][0] < 0 else 1]
+    return np.column_stack([np.array(turn) * sides, field["shift"]])
+
+
+def check_transforms(path, header):
+    """UserError unless the sizes and directions of voxels are finite, perpendicular, and the same in all fields of a Header."""
+    sizes = " x ".join(f"{side:g}" for side in header.spacing)
+    if header.qform is None and header.sform is None:
+        raise UserError(
+            f"{path}: no orientation (qform and sform codes are 0): nobody could tell left from right; convert it again"
+        )
+    if header.sform is not None:
+        sides = np.linalg.norm(header.sform[:, :3], axis=0)
+        if not np.isfinite(header.sform).all() or sides.min() == 0:
+            raise UserError(f"{path}: its header has a sform that is no transform; convert it again")
+        if np.abs(sides / header.spacing - 1).max() > SPACING_TOLERANCE:
+            other = " x ".join(f"{side:.4g}" for side in sides)
+            raise UserError(
+                f"{path}: its header contradicts itself: voxels of {sizes} mm (pixdim) and of {other} mm (sform); convert it again"
+            )
+        axes = header.sform[:, :3] / sides
+        if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01:
+            raise UserError(f"{path}: sheared: the axes of its sform are not perpendicular; resample it first")
+    if header.qform is not None and not np.isfinite(header.qform).all():
+        raise UserError(f"{path}: its header has a qform that is no transform; convert it again")
+    if header.qform is not None and header.sform is not None:
+        corners = np.array([[*end, 1] for end in itertools.product(*((0, n - 1) for n in header.size[:3]))])
+        apart = np.linalg.norm(corners @ (header.qform - header.sform).T, axis=1).max()
+        if apart > TRANSFORM_MM:
+            raise UserError(
+                f"{path}: its header contradicts itself: qform and sform put voxels {apart:.0f} mm apart; remove the wrong one"
+            )
+
+
+def check_length(path, header, data=None):
+    """UserError unless the file `data` (None: `path` itself) holds as many bytes as a Header says: ITK fills up what lacks."""
+    data = data or path
+    size = int(np.prod(header.size)) * header.bits // 8
+    try:
+        if not is_gzip(data):
+            there = os.path.getsize(data)
+        else:
+            with contextlib.closing(gzip.open(data)) as file:
+                there = sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{data}: damaged ({printable(str(error))}); download it again") from None
+    if there < header.offset + size:
+        raise UserError(f"{data}: cut off, with {there} of {header.offset + size} bytes; download it again")
+    plane = size // header.size[2]
+    if there >= header.offset + size + plane:
+        shown = " x ".join(map(str, header.size))
+        raise UserError(
+            f"{data}: holds {there} bytes, but the {shown} voxels of its header end at {header.offset + size}; convert it again"
+        )
+
+
+def read_not_finite(header, data):
+    """(indices int [N], values float [N]) of the voxels in the file `data` that are NaN or infinite: ITK reads 0 there."""
+    if not header.floats:
+        return np.empty(0, int), np.empty(0)
+    with open_content(data) as file:
+        file.seek(header.offset)
+        voxels = np.frombuffer(file.read(int(np.prod(header.size)) * header.bits // 8), header.floats)
+    where = np.flatnonzero(~np.isfinite(voxels))
+    return where, voxels[where]
