@@ -229,7 +229,7 @@ def exit_status(folder, step, resolution, signum, args, per_epoch, leading):
 # The command
 
 
-def load_held_out(args):
+def load_held_out(args, leading=True):
     """Slices of --test_dir, else of test/ beside --dataset_dir; None if there are none, or nothing would use them."""
     if not args.eval_every and args.augment != "ada" and not args.test_dir:
         return None
@@ -238,7 +238,12 @@ def load_held_out(args):
         return None
     try:
         slices = Slices(folder, args.classes, args.resolution, args.num_workers)
-        return slices if args.keep_damaged else leave_out_damaged(slices)[0]
+        if args.keep_damaged:
+            return slices
+        slices, left_out = leave_out_damaged(slices)
+        if left_out and leading:
+            print(f"note: held-out slices: {damaged_text(left_out)}; left out", file=sys.stderr)
+        return slices
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", "--test_dir")) from None
 
@@ -264,7 +269,7 @@ def load_slices(args, resumed, leading):
             note = f"this run was begun with them and keeps them: {damaged_text(found)}"
     if note and leading:
         print(f"note: {note}", file=sys.stderr)
-    return leave_out(slices, left_out), left_out, load_held_out(args)
+    return leave_out(slices, left_out), left_out, load_held_out(args, leading)
 
 
 def make_config(args, slices, damaged):
