@@ -1,4 +1,4 @@
-"""Areas of ventricles, grey and white matter, measured from the image of a slice alone, generated or real.
+"""Areas of ventricles, corpus callosum, grey and white matter, measured from the image of a slice alone, generated or real.
 
     python -m analysis.areas AD_NC                       # phantoms of phantom.py: measured areas compared with the truth
     python -m analysis.areas AD_NC --generated out/all-conditional    # mean areas of generated slices, and the true ones
@@ -6,9 +6,9 @@
 
 Every image is reduced to 64x64, so that a slice measures the same at any resolution. The scanner's shading is divided out, so
 that white matter is 190 everywhere. Then each pixel adds an area of tissue that depends on its grey level: AMOUNT, interpolated
-between LEVELS, was fitted to the true areas of training phantoms by least squares (negative amounts correct for pixels on
-borders). Ventricles are looked for in an ellipse in the middle of the brain. On other scans than phantoms the grey levels
-differ and the unit is nominal: there the areas serve to compare sets of slices, not as anatomy.
+between LEVELS, was fitted to the true areas of training phantoms of the same view by least squares (negative amounts correct for
+pixels on borders). Ventricles and corpus callosum are looked for in ELLIPSES around them. On other scans than phantoms the grey
+levels differ and the unit is nominal: there the areas serve to compare sets of slices, not as anatomy.
 """
 
 import csv
