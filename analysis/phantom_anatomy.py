@@ -320,7 +320,7 @@ def sagittal_layers(params, point, depth, rng):
     # The gaps between cerebrum, brain stem and cerebellum are filled with fluid; what juts out of the three is not.
     outer = smooth_min(smooth_min(-depth, added["stem"], 20.0), whole, 20.0)
     outer = np.minimum(outer, added["cistern"])
-    pial, thickness = medial_cortex(params, point, depth, side, rng)
+    pial, thickness = medial_cortex(params, point, depth, added["callosum"], side, rng)
     third = np.maximum(added["third"], -added["adhesion"])
     ventricle = inside(np.minimum(np.minimum(np.maximum(distance["horns"], 0.4 - np.abs(point[0])), third), added["fourth"]), 0.6)
     within_cerebellum = inside(whole, 0.6)
@@ -329,7 +329,7 @@ def sagittal_layers(params, point, depth, rng):
         "fornix": inside(added["fornix"], 0.8),
         "choroid": ventricle * inside(distance["choroid"], 1.0),
         "ventricle": ventricle,
-        "septum": inside(distance["horns"], 0.6),
+        "septum": inside(np.minimum(distance["horns"], added["septum"]), 0.8),
         "cerebellar_sulcus": within_cerebellum * inside(folia, 0.7),
         "cerebellar_cortex": within_cerebellum * inside(white, 1.0),
         "cerebellar_white": within_cerebellum,

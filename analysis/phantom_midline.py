@@ -95,7 +95,7 @@ def medial_sheet(params, point, side, rng):
     return np.abs(value) / steepness / stretch**0.5, distance
 
 
-def medial_cortex(params, point, depth, side, rng):
+def medial_cortex(params, point, depth, callosum, side, rng):
     """Signed distance (mm) into the tissue from the folded pial surface, and the local cortical thickness (mm)."""
     x, y, z = point
     lateral = np.abs(x)
@@ -116,7 +116,10 @@ def medial_cortex(params, point, depth, side, rng):
     pial = sulcus - half_width * wide * (0.3 + 0.8 * np.exp(-start / 5))
     pial = smooth_min(pial, depth - 0.8 * half_width * wide, 1.0)
     pial = smooth_min(pial, fissure - 0.2 - 0.35 * half_width, 1.0)
-    on_callosum = inside(outside - 2.5, 2.0) * inside(lateral - 12, 3.0)
+    # The sulcus of the corpus callosum follows its upper surface; further from the midline its fibres pass into white matter.
+    around = np.hypot(np.maximum(callosum, 0), np.maximum(np.maximum(lateral - 8, 0), -4 - outside))
+    pial = np.minimum(pial, around - 0.5 - 0.3 * half_width)
+    on_callosum = inside(callosum - 4, 2.0) * inside(8 - lateral, 3.0)
     return pial, (1 + 0.25 * np.exp(-((x / 6) ** 2))) * params["cortical_thickness_mm"] * (0.8 + 0.2 * wide) * (1 - 0.9 * on_callosum)
 
 
@@ -175,5 +178,6 @@ def midline_structures(params, point, rng):
         "fourth": np.minimum(fourth, tube(point, AQUEDUCT, 1)),
         "adhesion": tube((0.3 * x, y, z), [(0, -8, 4, 3.6), (0, -11, 4, 3.6)], 1),
         "hypothalamus": tube((lateral, y, z), [(8, 15, -3, 5), (4, 6, -7, 5), (3.5, -7, -8, 4)], 1),
+        "septum": tube((0.5 * x, y, z), [(0, 22, 12, 5), (0, 4, 18, 6), (0, -18, 20, 4)], 1),
         "cistern": tube((0.3 * x, y, z), [(0, -40, 4, 7), (0, -40, -6, 6)], 1),
     }
