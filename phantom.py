@@ -29,16 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.phantom_anatomy import (
-    POSE,
-    VIEWS,
-    add_rician_noise,
-    draw_age_and_sex,
-    draw_subject,
-    render,
-    slice_tissue,
-    true_areas,
-)
+from analysis.phantom_anatomy import POSE, VIEWS, add_rician_noise, draw_age_and_sex, draw_subject, render, slice_tissue, true_areas
 from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, run_cli, usable_cores
 
 SLICES = 20  # of each scan
@@ -329,7 +320,9 @@ def main(argv=None):
     parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="people; a fifth are for testing")
     parser.add_argument("--scans", type=number(int, 1, 100), default=1, help="of each subject, 20 slices each")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
-    parser.add_argument("--disease", type=number(float, 0, 1), default=1.0, help="share of the difference between AD and NC; 0: none")
+    parser.add_argument(
+        "--disease", type=number(float, 0, 1), default=1.0, help="share of the difference between AD and NC; 0: none"
+    )
     listed = "; ".join(f"{name}: {text}" for name, text in TRAPS.items())
     parser.add_argument(
         "--traps", type=parse_traps, default=(), metavar="NAME,...", help=f"what else AD_NC has, or all of it. {listed}"
@@ -345,7 +338,9 @@ def main(argv=None):
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return
     rate = written / (time.monotonic() - start)
-    print(f"wrote {written} {args.view} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: {rate:.0f} slices a second")
+    print(
+        f"wrote {written} {args.view} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: {rate:.0f} slices a second"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ DISEASE = {
     "sulcal_width_mm": {"AD": (2.20, 0.45), "NC": (1.50, 0.35)},
     "cortical_thickness_mm": {"AD": (2.60, 0.22), "NC": (3.00, 0.22)},
 }
-MIDLINE_DISEASE = {"callosum_thickness_mm": {"AD": (4.80, 0.60), "NC": (5.60, 0.60)}}  # of its body; drawn after all others
+MIDLINE_DISEASE = {"callosum_thickness_mm": {"AD": (4.70, 0.75), "NC": (5.70, 0.75)}}  # of its body; drawn after all others
 SHARED = {
     "brain_width_mm": (138, 4),
     "brain_length_mm": (170, 4.5),
@@ -67,14 +67,14 @@ SAGITTAL_SIGNAL = SIGNAL | {  # as in 3 T scans that were not corrected for the 
     "thalamus": 178,
     "hypothalamus": 148,
     "cortex": 118,
-    "white": 198,
+    "white": 186,
     "septum": 110,
     "callosum": 238,
-    "fornix": 195,
-    "stem": 208,
+    "fornix": 180,
+    "stem": 204,
     "cerebellar_sulcus": 42,
     "cerebellar_cortex": 130,
-    "cerebellar_white": 200,
+    "cerebellar_white": 188,
 }
 GREY = "cortex", "caudate", "putamen", "pallidum", "thalamus", "hypothalamus", "cerebellar_cortex"
 WHITE = "white", "septum", "callosum", "fornix", "stem", "cerebellar_white"
@@ -88,13 +88,14 @@ class View(NamedTuple):
     zero: int
     volume_slices: int
     signal: dict
-    noise: float  # times the subject's
+    noise: float  # times the subject's, as is the next
+    bias: float
     blur: float  # weight of either neighbour of a pixel in the scanner's point spread
 
 
 VIEWS = {
-    "sagittal": View(1.0, 1.0, 90, 181, SAGITTAL_SIGNAL, 0.6, 0.15),
-    "axial": View(0.85, 1.5, 75, 140, SIGNAL, 1.0, 0.25),
+    "sagittal": View(1.0, 1.0, 90, 181, SAGITTAL_SIGNAL, 0.6, 0.6, 0.15),
+    "axial": View(0.85, 1.5, 75, 140, SIGNAL, 1.0, 1.0, 0.25),
 }
 
 
@@ -110,7 +111,9 @@ def draw_subject(rng, label, disease=1.0):
 
     params = draw(rng, {**{name: between(by_class, label, disease) for name, by_class in DISEASE.items()}, **SHARED})
     params["anatomy_seed"] = int(rng.integers(2**31))
-    own = np.random.default_rng([params["anatomy_seed"], 2])  # so that axial slices stay as they were before there were sagittal ones
+    own = np.random.default_rng(
+        [params["anatomy_seed"], 2]
+    )  # so that axial slices stay as they were before there were sagittal ones
     midline = {name: between(by_class, label, disease) for name, by_class in MIDLINE_DISEASE.items()}
     return params | draw(own, midline | MIDLINE)
 
@@ -361,7 +364,7 @@ def render(params, tissue, position, rng=None, view="sagittal"):
     x = np.linspace(-1, 1, WIDTH, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, HEIGHT, dtype=np.float32)[:, None]
     shape = np.random.default_rng(params["anatomy_seed"] + 1)
-    a, b, c, d, e, f = shape.normal(0, params["bias"], 6).tolist()
+    a, b, c, d, e, f = shape.normal(0, params["bias"] * VIEWS[view].bias, 6).tolist()
     image = image * (1 + a * x + b * y + c * x * y + d * x * x + e * y * y + f * position / 50)
     side = VIEWS[view].pixel_mm
     image *= 1 + 0.02 * wave_field(draw_waves(shape, 16, 15.0), (WIDTH / 2 * side * x, HEIGHT / 2 * side * y, position))

@@ -12,7 +12,20 @@ FOLD_MM = 16.5  # wavelength of the folds of the medial wall: two sulci each
 SUBJECT_CALLOSUM_MM = 5.6  # thickness of the body of the corpus callosum for which the radii below hold
 
 # The lowest points of the cerebrum (y, z): at the midline, along the parahippocampal gyri, and along the temporal lobes.
-BASE = (-104, -8), (-88, -8), (-62, 4), (-42, 10), (-28, 3), (-14, -11), (0, -14), (8, -12), (16, -17), (28, -23), (50, -24), (72, -8)
+BASE = (
+    (-104, -8),
+    (-88, -8),
+    (-62, 4),
+    (-42, 10),
+    (-28, 3),
+    (-14, -11),
+    (0, -14),
+    (8, -12),
+    (16, -17),
+    (28, -23),
+    (50, -24),
+    (72, -8),
+)
 MEDIAL_BASE = (-104, -4), (-62, 2), (-45, -3), (-34, -12), (-15, -20), (4, -26), (14, -21), (26, -24), (50, -23), (72, -7)
 LATERAL_BASE = (-104, -6), (-62, -4), (-45, -30), (-10, -38), (18, -36), (27, -25), (50, -22), (72, -6)
 # Knots (y, z, radius) of the corpus callosum, from the rostrum over genu and body to the splenium.
@@ -30,7 +43,15 @@ CALLOSUM = (
 )
 FORNIX = (1.5, -28, 20, 1.1), (1.5, -16, 21.5, 1.2), (1.5, -6, 19, 1.2), (1.5, 1, 13, 1.3), (1.5, 3, 5, 1.3), (2.5, -4, -7, 1.2)
 # Knots (x, y, z, radius) of tubes.
-STEM = (0, -45, -60, 6), (0, -41, -52, 6.4), (0, -35, -40, 7.2), (0, -29, -30, 9), (0, -24, -18, 10), (0, -20, -6, 8.5), (0, -18, 0, 6)
+STEM = (
+    (0, -45, -60, 6),
+    (0, -41, -52, 6.4),
+    (0, -35, -40, 7.2),
+    (0, -29, -30, 9),
+    (0, -24, -18, 10),
+    (0, -20, -6, 8.5),
+    (0, -18, 0, 6),
+)
 PONS = (0, -17, -27, 9), (0, -14.5, -18, 8.5)
 TECTUM = (0, -29, -7, 3.4), (0, -27, 1, 3.2)
 PEDUNCLES = (6, -25, -23, 6), (14, -36, -25, 6.5), (20, -52, -27, 5)  # to the cerebellum
@@ -86,7 +107,9 @@ def medial_sheet(params, point, side, rng):
     directions *= 2 * np.pi / (FOLD_MM * params["fold_scale"]) / np.linalg.norm(directions, axis=1, keepdims=True)
     directions *= rng.uniform(0.8, 1.25, (14, 1))
     value, slope = 0, [0, 0, 0]
-    for vector, phase, asymmetry in zip(directions.tolist(), rng.uniform(0, 2 * np.pi, 14).tolist(), rng.normal(0, 0.8, 14).tolist()):
+    for vector, phase, asymmetry in zip(
+        directions.tolist(), rng.uniform(0, 2 * np.pi, 14).tolist(), rng.normal(0, 0.8, 14).tolist()
+    ):
         angle = sum(k * part for k, part in zip(vector, surface)) + (asymmetry * side + phase)
         value, sine = value + np.cos(angle), np.sin(angle)
         slope = [of_axis + k * sine for of_axis, k in zip(slope, vector)]
@@ -102,7 +125,9 @@ def medial_cortex(params, point, depth, callosum, side, rng):
     jitter_x, jitter_y = (wave_field(draw_waves(rng, 10, 20.0), point, side) for _ in range(2))
     wide = np.maximum(1 + 0.6 * wave_field(draw_waves(rng, 8, 16.0), point, side), 0.2)
     half_width = params["sulcal_width_mm"] / 2
-    outside = (np.hypot((y + 4) / 40, (z - 7) / np.where(z > 7, 25, 15).astype(np.float32)) - 1) * 25  # of the arch of the corpus callosum
+    outside = (
+        np.hypot((y + 4) / 40, (z - 7) / np.where(z > 7, 25, 15).astype(np.float32)) - 1
+    ) * 25  # of the arch of the corpus callosum
     fissure = np.hypot(x + 1.4 * jitter_x, np.maximum(-outside, 0))
     sheet, distance = medial_sheet(params, point, side, rng)
     reach = np.clip(18 + 6 * wave_field(draw_waves(rng, 10, 30.0), point, side), 6, 32)
@@ -120,7 +145,9 @@ def medial_cortex(params, point, depth, callosum, side, rng):
     around = np.hypot(np.maximum(callosum, 0), np.maximum(np.maximum(lateral - 8, 0), -4 - outside))
     pial = np.minimum(pial, around - 0.5 - 0.3 * half_width)
     on_callosum = inside(callosum - 4, 2.0) * inside(8 - lateral, 3.0)
-    return pial, (1 + 0.25 * np.exp(-((x / 6) ** 2))) * params["cortical_thickness_mm"] * (0.8 + 0.2 * wide) * (1 - 0.9 * on_callosum)
+    return pial, (1 + 0.25 * np.exp(-((x / 6) ** 2))) * params["cortical_thickness_mm"] * (0.8 + 0.2 * wide) * (
+        1 - 0.9 * on_callosum
+    )
 
 
 def cerebellum(params, point, base, side, rng):

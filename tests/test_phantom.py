@@ -118,8 +118,7 @@ def test_neighbouring_slices_correlate_more_than_distant_ones_or_other_subjects(
 
 
 @pytest.mark.parametrize(
-    "name, sign",
-    [("ventricle_scale", 1), ("sulcal_width_mm", 1), ("cortical_thickness_mm", -1), ("callosum_thickness_mm", -1)],
+    "name, sign", [("ventricle_scale", 1), ("sulcal_width_mm", 1), ("cortical_thickness_mm", -1), ("callosum_thickness_mm", -1)]
 )
 def test_classes_differ_in_the_right_direction_and_overlap(name, sign):
     rng = np.random.default_rng(0)
@@ -212,7 +211,10 @@ def test_tissue_fractions_fill_the_brain_and_nothing_outside_it():
             filled = np.sum(list(tissue.values()), axis=0)
             assert set(tissue) == set(VIEWS[view].signal) - ({"cistern"} if view == "axial" else set())
             assert min(fraction.min() for fraction in tissue.values()) >= 0 and filled.max() <= 1 + 1e-5
-            assert (np.abs(filled[(slice(60, 180), slice(80, 176)) if view == "axial" else (slice(50, 120), slice(140, 170))] - 1) < 1e-5).all()
+            assert (
+                np.abs(filled[(slice(60, 180), slice(80, 176)) if view == "axial" else (slice(50, 120), slice(140, 170))] - 1)
+                < 1e-5
+            ).all()
             assert filled[[0, -1]].max() == 0 and filled[:, [0, -1]].max() == 0
             rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
             assert high[0] < np.ptp(rows) < high[1] and wide[0] < np.ptp(columns) < wide[1]
