@@ -338,9 +338,8 @@ def main(argv=None):
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return
     rate = written / (time.monotonic() - start)
-    print(
-        f"wrote {written} {args.view} slices of {args.subjects} phantoms and subjects.csv to {args.folder}: {rate:.0f} slices a second"
-    )
+    what = f"{written} {args.view} slices of {args.subjects} phantoms"
+    print(f"wrote {what} and subjects.csv to {args.folder}: {rate:.0f} slices a second")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, boolean, run_
 WIDTH, WHITE = 256, 190  # of phantom.py's slices: pixels across, grey level of white matter in axial ones
 SIDE = 64  # pixels; every slice is measured at this resolution
 PIXEL_MM = {"axial": 0.85, "sagittal": 1.0}  # of phantom.py's slices
-# Ellipses, by the bounding box of the brain, whose half sides are 1: the centre's place across and along, the half axes, and degrees.
+# Ellipses in units of half the brain's bounding box: the centre across and along, the half axes, and degrees of turn.
 REGIONS = {
     "axial": {"ventricle": (0, 0.1, 0.55, 0.7, 0)},
     "sagittal": {
@@ -147,7 +147,10 @@ def remove_shading(pixels):
 
 
 def equalise_brightness(pixels):
-    """Slices at one brightness, BRIGHTNESS: uint8 [N, 64, 64] -> float64. A high power, so that few dark pixels more do not matter."""
+    """Slices at one brightness, BRIGHTNESS: uint8 [N, 64, 64] -> float64.
+
+    The eighth power, so that the bright tissues decide: how much fluid and grey matter there is differs from slice to slice.
+    """
     v = pixels.reshape(len(pixels), -1).astype(float)
     lit = v > 0.2 * v.max(1, keepdims=True)
     mean = np.sum(np.where(lit, v, 0) ** 8, 1, keepdims=True) / np.maximum(lit.sum(1, keepdims=True), 1)

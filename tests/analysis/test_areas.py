@@ -15,7 +15,6 @@ from dataset import Slices, pad_and_resize
 from phantom import write_phantoms
 from utils import UserError
 
-
 CENTRAL = areas.REGIONS["axial"]["ventricle"]
 
 
