@@ -362,6 +362,8 @@ def check_colour(args, runs, device, table):
                 raise UserError(
                     f"--colour area: {folder} draws {side}x{side} pixels; areas need {areas.SIDE}x{areas.SIDE} at least"
                 )
+        for of_map in runs.values():  # refuses slices whose view cannot be told
+            style_maps.ventricle_areas(of_map, style_maps.style_sets(of_map, args.which, 16, args.seed, device), args.which, device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

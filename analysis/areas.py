@@ -1,14 +1,15 @@
-"""Areas of ventricles, grey and white matter, measured from the image of a slice alone, generated or real.
+"""Areas of ventricles, corpus callosum, grey and white matter, measured from the image of a slice alone, generated or real.
 
     python -m analysis.areas AD_NC                       # phantoms of phantom.py: measured areas compared with the truth
     python -m analysis.areas AD_NC --generated out/all-conditional    # mean areas of generated slices, and the true ones
-    python -m analysis.areas AD_NC --fit True            # the constants below, fitted anew to train/
+    python -m analysis.areas AD_NC --fit True            # the constants of their view below, fitted again to train/
 
-Every image is reduced to 64x64, so that a slice measures the same at any resolution. The scanner's shading is divided out, so
-that white matter is 190 everywhere. Then each pixel adds an area of tissue that depends on its grey level: AMOUNT, interpolated
-between LEVELS, was fitted to the true areas of training phantoms by least squares (negative amounts correct for pixels on
-borders). Ventricles are looked for in an ellipse in the middle of the brain. On other scans than phantoms the grey levels
-differ and the unit is nominal: there the areas serve to compare sets of slices, not as anatomy.
+Every image is reduced to 64x64, so that a slice measures the same at any resolution. The scanner's shading is divided out of
+axial slices, so that white matter is 190 everywhere; of sagittal ones, in which less white matter is in one piece, the brightness
+alone is. Then each pixel adds an area of tissue that depends on its grey level and on the REGIONS in which it lies: AMOUNT,
+interpolated between LEVELS, was fitted to the true areas of training phantoms of the same view by least squares (negative amounts
+correct for pixels on borders). On other scans than phantoms the grey levels differ and the unit is nominal: there the areas serve
+to compare sets of slices, not as anatomy.
 """
 
 import csv
@@ -18,21 +19,54 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from analysis.view import find_view
 from data.decode import decode, for_each, pad_and_resize
 from dataset import Slices
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, boolean, run_cli
 
-PIXEL_MM, WIDTH, WHITE = 0.85, 256, 190  # of phantom.py's slices: mm and pixels across, grey level of white matter
+WIDTH, WHITE = 256, 190  # of phantom.py's slices: pixels across, grey level of white matter in axial ones
 SIDE = 64  # pixels; every slice is measured at this resolution
-PIXEL_AREA = (PIXEL_MM * WIDTH / SIDE) ** 2  # mm^2
-# Half axes across and along, and the centre's shift to the back: shares of half the brain's width and length.
-ELLIPSE = 0.55, 0.7, 0.1
-LEVELS = 0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255
-SMOOTH = 100.0  # weight of AMOUNT's second differences against the error, in mm^2
-AMOUNT = {  # pixels of tissue per pixel at LEVELS[1:]; a black pixel holds none
-    "ventricle": (1.292, 0.845, 0.476, 0.237, 0.147, 0.148, 0.094, 0.023, -0.037, -0.050, -0.052),
-    "grey": (-0.635, -0.003, 0.521, 0.898, 0.967, 0.869, 0.825, 0.549, 0.066, -0.260, -0.531),
-    "white": (0.342, 0.043, -0.086, -0.056, 0.064, 0.123, 0.101, 0.368, 0.915, 1.292, 1.561),
+PIXEL_MM = {"axial": 0.85, "sagittal": 1.0}  # of phantom.py's slices
+# Ellipses in units of half the brain's bounding box: the centre across and along, the half axes, and degrees of turn.
+REGIONS = {
+    "axial": {"ventricle": (0, 0.1, 0.55, 0.7, 0)},
+    "sagittal": {
+        "ventricle": (0.15, 0.07, 0.29, 0.46, 17),
+        "callosum": (0.22, 0.15, 0.43, 0.55, 38),
+        "genu": (0.1, 0.55, 0.25, 0.2, 0),
+        "splenium": (0.2, -0.3, 0.2, 0.2, 0),
+        "stem": (-0.4, -0.2, 0.35, 0.25, 20),
+    },
+}
+LEVELS = {
+    "axial": (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255),
+    "sagittal": (0, 20, 40, 60, 80, 100, 120, 140, 155, 170, 185, 200, 215, 230),
+}
+SMOOTH = {"axial": 100.0, "sagittal": 30.0}  # weight of AMOUNT's second differences against the error, in mm^2
+BRIGHTNESS = 155  # of a sagittal slice: the mean of the eighth powers of the foreground, as a level
+# Pixels of tissue per pixel at LEVELS[1:], for each region that counts ("slice": all of it); a black pixel holds none.
+AMOUNT = {
+    "axial": {
+        "ventricle": {"ventricle": (1.292, 0.845, 0.476, 0.237, 0.147, 0.148, 0.094, 0.023, -0.037, -0.050, -0.052)},
+        "grey": {"slice": (-0.635, -0.003, 0.521, 0.898, 0.967, 0.869, 0.825, 0.549, 0.066, -0.260, -0.531)},
+        "white": {"slice": (0.342, 0.043, -0.086, -0.056, 0.064, 0.123, 0.101, 0.368, 0.915, 1.292, 1.561)},
+    },
+    "sagittal": {
+        "ventricle": {
+            "ventricle": (1.110, 0.865, 0.574, 0.311, 0.076, -0.050, -0.109, -0.158, -0.192, -0.130, -0.162, -0.196, -0.177),
+            "stem": (0.670, 0.417, 0.141, -0.045, -0.103, 0.003, 0.126, 0.154, 0.082, -0.038, -0.040, -0.020, -0.003),
+            "slice": (0.100, -0.013, -0.017, 0.003, 0.011, -0.007, 0.008, 0.017, 0.059, 0.068, 0.089, 0.028, -0.032),
+        },
+        "callosum": {
+            "callosum": (0.147, 0.087, 0.039, -0.004, 0.001, 0.026, 0.096, 0.061, -0.032, -0.040, 0.298, 0.701, 0.978),
+            "genu": (0.128, 0.011, -0.080, -0.105, -0.090, -0.120, -0.154, -0.157, -0.134, -0.042, 0.174, 0.326, 0.362),
+            "splenium": (-0.317, -0.194, -0.114, -0.088, -0.100, -0.073, -0.038, -0.024, 0.016, 0.160, 0.419, 0.677, 0.889),
+            "stem": (0.142, 0.092, 0.049, 0.003, -0.004, 0.038, 0.069, 0.112, 0.201, 0.191, -0.039, -0.362, -0.685),
+            "slice": (-0.042, 0.002, -0.022, -0.014, -0.013, -0.056, -0.030, 0.003, 0.034, 0.076, 0.388, 0.751, 1.003),
+        },
+        "grey": {"slice": (-0.256, 0.063, 0.206, 0.536, 0.980, 0.904, 0.458, 0.059, 0.002, 0.332, 0.021, -0.144, -0.366)},
+        "white": {"slice": (0.071, -0.019, -0.008, 0.062, -0.050, -0.182, 0.370, 0.971, 1.126, 0.901, 1.402, 2.856, 4.418)},
+    },
 }
 
 
@@ -40,27 +74,52 @@ AMOUNT = {  # pixels of tissue per pixel at LEVELS[1:]; a black pixel holds none
 # Measuring
 
 
-def measure_areas(pixels, label=None):
-    """{"ventricle", "grey", "white": mm^2, float64 [N]} of slices uint8 [N, R, R], R >= 64; `label` names a progress bar."""
-    return {tissue: area @ AMOUNT[tissue] for tissue, area in area_by_level(pixels, label).items()}
+def known_view(pixels, where):
+    """The view of slices uint8 [N, R, R], in which areas can be measured; UserError, which begins with `where`, for any other."""
+    view = find_view(pixels)
+    found = {"mixed": "the slices are of more than one view", "unknown": "the view of the slices cannot be told"}.get(view.name)
+    if view.name == "axial" and view.upright < view.symmetric / 2:
+        found = "heads lie on their side"
+    if found:
+        raise UserError(f"{where}: {found}, so areas cannot be measured; they are known for {' and '.join(AMOUNT)} slices")
+    return view.name
 
 
-def area_by_level(pixels, label=None):
-    """{tissue: mm^2 at each of LEVELS[1:], float64 [N, L]} of slices uint8 [N, R, R]; AMOUNT weights them.
+def view_or_note(pixels, where):
+    """As `known_view`, but None and a printed note where that refuses, or None alone where slices are too small to measure."""
+    if pixels.shape[-1] < SIDE:
+        return None
+    try:
+        return known_view(pixels, where)
+    except UserError as error:
+        print(f"note: {error}")
+        return None
 
-    A pixel between two levels counts partly at either. Only the ellipse counts for ventricles, the whole slice for the others.
+
+def measure_areas(pixels, view, label=None):
+    """{tissue of AMOUNT[view]: mm^2, float64 [N]} of slices uint8 [N, R, R], R >= 64; `label` names a progress bar."""
+    area = area_by_level(pixels, view, label)
+    amounts = AMOUNT[view].items()
+    return {tissue: sum(area[region] @ amount for region, amount in of_tissue.items()) for tissue, of_tissue in amounts}
+
+
+def area_by_level(pixels, view, label=None):
+    """{region: mm^2 at each of LEVELS[view][1:], float64 [N, L]} of slices uint8 [N, R, R]; AMOUNT weights them.
+
+    A pixel between two levels counts partly at either. The regions are those of REGIONS and "slice", the whole of it.
     """
     if pixels.shape[-1] < SIDE:
         raise UserError(f"slices of {pixels.shape[-1]} pixels are too small to measure areas in: {SIDE} are needed")
-    everywhere, within = [], []
+    levels, found = LEVELS[view], {region: [] for region in ("slice", *REGIONS[view])}
     for start in tqdm(range(0, len(pixels), 256), label, disable=None if label else True):
-        flat = remove_shading(reduce_to_side(pixels[start : start + 256]))
-        ellipse = central_ellipse(flat)
-        shares = [np.interp(flat, LEVELS, peak) for peak in np.eye(len(LEVELS))[1:]]  # [n, 64, 64] per level
-        everywhere.append(PIXEL_AREA * np.stack([share.sum((1, 2)) for share in shares], 1))
-        within.append(PIXEL_AREA * np.stack([(share * ellipse).sum((1, 2)) for share in shares], 1))
-    everywhere = np.concatenate(everywhere)
-    return {"ventricle": np.concatenate(within), "grey": everywhere, "white": everywhere}
+        reduced = reduce_to_side(pixels[start : start + 256])
+        flat = remove_shading(reduced) if view == "axial" else equalise_brightness(reduced)
+        masks = {"slice": np.True_} | {region: ellipse(flat, *of_region) for region, of_region in REGIONS[view].items()}
+        shares = [np.interp(flat, levels, peak) for peak in np.eye(len(levels))[1:]]  # [n, 64, 64] per level
+        for region, mask in masks.items():
+            found[region].append(np.stack([(share * mask).sum((1, 2)) for share in shares], 1))
+    area = (PIXEL_MM[view] * WIDTH / SIDE) ** 2
+    return {region: area * np.concatenate(parts) for region, parts in found.items()}
 
 
 def reduce_to_side(pixels):
@@ -90,17 +149,28 @@ def remove_shading(pixels):
     return (v * WHITE / shading).reshape(pixels.shape)
 
 
-def central_ellipse(flat):
-    """Pixels in ELLIPSE, placed by the bounding box of the brain: bool [N, 64, 64], of slices from `remove_shading`."""
-    across, along, back = ELLIPSE
+def equalise_brightness(pixels):
+    """Slices at one brightness, BRIGHTNESS: uint8 [N, 64, 64] -> float64.
+
+    The eighth power, so that the bright tissues decide: how much fluid and grey matter there is differs from slice to slice.
+    """
+    v = pixels.reshape(len(pixels), -1).astype(float)
+    lit = v > 0.2 * v.max(1, keepdims=True)
+    mean = np.sum(np.where(lit, v, 0) ** 8, 1, keepdims=True) / np.maximum(lit.sum(1, keepdims=True), 1)
+    return (v * BRIGHTNESS / np.maximum(mean, 1) ** (1 / 8)).reshape(pixels.shape)
+
+
+def ellipse(flat, across, along, half_across, half_along, degrees):
+    """Pixels in one of REGIONS, placed by the bounding box of the brain: bool [N, 64, 64], of slices at one brightness."""
     brain = flat > 0.15 * WHITE
 
     def position(lit):  # bool [N, 64] -> position of each row or column in the bounding box, -1 to 1
         first, last = lit.argmax(1), SIDE - 1 - lit[:, ::-1].argmax(1)
         return (2 * np.arange(SIDE) - (first + last)[:, None]) / (last - first + 1)[:, None]
 
-    x, y = position(brain.any(1))[:, None, :], position(brain.any(2))[:, :, None]
-    return (x / across) ** 2 + ((y - back) / along) ** 2 < 1
+    x, y = position(brain.any(1))[:, None, :] - across, position(brain.any(2))[:, :, None] - along
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return ((cos * x + sin * y) / half_across) ** 2 + ((cos * y - sin * x) / half_along) ** 2 < 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,21 +178,27 @@ def central_ellipse(flat):
 
 
 def read_truth(folder):
-    """subjects.csv of phantoms: {"path", "split", "class": str [N], tissue: mm^2 [N]}; UserError if it cannot be read."""
+    """subjects.csv of phantoms: {"view": str, "path", "split", "class": str [N], tissue: mm^2 [N]}, without damaged scans.
+
+    UserError if it cannot be read.
+    """
     path = os.path.join(folder, "subjects.csv")
     try:
         with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        truth = {tissue: np.array([float(row[f"{tissue}_mm2"]) for row in rows]) for tissue in AMOUNT}
-        if not rows or not all(np.isfinite(column).all() for column in truth.values()):
-            raise ValueError("empty, or not finite")
-        return truth | {name: np.array([str(row[name]) for row in rows]) for name in ("path", "split", "class")}
+            rows = [row for row in csv.DictReader(file) if not row.get("damaged")]
+        (view,) = {row.get("view", "axial") for row in rows} or {""}  # tables of before there were sagittal phantoms tell none
+        if view not in AMOUNT:
+            raise ValueError(f"view {view!r}" if rows else "empty")
+        truth = {tissue: np.array([float(row[f"{tissue}_mm2"]) for row in rows]) for tissue in AMOUNT[view]}
+        if not all(np.isfinite(column).all() for column in truth.values()):
+            raise ValueError("not finite")
+        return truth | {name: np.array([str(row[name]) for row in rows]) for name in ("path", "split", "class")} | {"view": view}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: not the table of phantom.py ({error}); python phantom.py draws phantoms") from None
 
 
-def true_means(train_dir, classes):
-    """{class: {tissue: mean mm^2}} of the training slices of phantoms; None if no subjects.csv beside train_dir tells.
+def true_means(train_dir, classes, view):
+    """{class: {tissue: mean mm^2}} of the training slices of phantoms of that view; None if no subjects.csv beside train_dir tells.
 
     The class "all" is both together.
     """
@@ -131,22 +207,26 @@ def true_means(train_dir, classes):
         return None
     truth = read_truth(folder)
     in_class = {name: (truth["split"] == "train") & ((truth["class"] == name) | (name == "all")) for name in classes}
-    if not all(rows.any() for rows in in_class.values()):
+    if truth["view"] != view or not all(rows.any() for rows in in_class.values()):
         return None
-    return {name: {tissue: float(truth[tissue][rows].mean()) for tissue in AMOUNT} for name, rows in in_class.items()}
+    return {name: {tissue: float(truth[tissue][rows].mean()) for tissue in AMOUNT[view]} for name, rows in in_class.items()}
 
 
-def fit_amount(area, truth):
-    """AMOUNT of one tissue from `area_by_level` [N, L] and true areas [N]: least squares, smooth over the levels."""
-    bend = np.diff(np.eye(area.shape[1]), 2, axis=0) * SMOOTH * len(area) ** 0.5
-    return np.linalg.lstsq(np.r_[area, bend], np.r_[truth, np.zeros(len(bend))], rcond=None)[0]
+def fit_amount(areas, truth, smooth):
+    """AMOUNT of one tissue [regions, L] from `area_by_level` of each of its regions [N, L] and true areas [N].
+
+    Least squares, smooth over the levels of a region.
+    """
+    bend = np.kron(np.eye(len(areas)), np.diff(np.eye(areas[0].shape[1]), 2, axis=0)) * smooth * len(truth) ** 0.5
+    amount = np.linalg.lstsq(np.r_[np.hstack(areas), bend], np.r_[truth, np.zeros(len(bend))], rcond=None)[0]
+    return amount.reshape(len(areas), -1)
 
 
 def accuracy_table(measured, truth):
     """Lines that compare measured areas {tissue: mm^2 [N]} with `read_truth`: correlation, RMS error, and bias by class."""
     lines = [f"{'':10} correlation    error, RMS   bias of the mean, by class"]
     classes = {name: truth["class"] == name for name in CLASSES}
-    for tissue in AMOUNT:
+    for tissue in measured:
         true, error = truth[tissue], measured[tissue] - truth[tissue]
         with np.errstate(all="ignore"):  # constant areas have no correlation: nan
             correlation, rms = np.corrcoef(measured[tissue], true)[0, 1], np.sqrt((error**2).mean())
@@ -157,17 +237,21 @@ def accuracy_table(measured, truth):
 
 def generated_table(folder, phantoms):
     """Lines that compare mean areas of the slices in folder/AD and folder/NC, mm^2, with the true ones of training phantoms."""
-    truth, means = true_means(os.path.join(phantoms, "train"), CLASSES), {}
+    view, slices = read_truth(phantoms)["view"], {}
+    truth = true_means(os.path.join(phantoms, "train"), CLASSES, view)
     if truth is None:
-        raise UserError(f"{phantoms}: subjects.csv lists no slices in train/ of both classes; draw the phantoms anew")
+        raise UserError(f"{phantoms}: subjects.csv lists no slices in train/ of both classes; draw the phantoms again")
     for name in CLASSES:
         try:
-            slices = Slices(folder, name, SIDE)
+            of_class = Slices(folder, name, SIDE)
         except UserError as error:
             raise UserError(str(error).replace("--dataset_dir", "--generated")) from None
-        means[name] = {tissue: area.mean() for tissue, area in measure_areas(slices[np.arange(len(slices))]).items()}
+        slices[name] = of_class[np.arange(len(of_class))]
+    if (found := known_view(np.concatenate(list(slices.values())), f"--generated {folder}")) != view:
+        raise UserError(f"--generated {folder}: {found} slices, while the phantoms of {phantoms} are {view}")
+    means = {name: {tissue: area.mean() for tissue, area in measure_areas(pixels, view).items()} for name, pixels in slices.items()}
     lines = [f"{'':10} generated: AD    NC   AD / NC    true: AD    NC   AD / NC"]
-    for tissue in AMOUNT:
+    for tissue in AMOUNT[view]:
         (a, b), (true_a, true_b) = ([values[name][tissue] for name in CLASSES] for values in (means, truth))
         lines.append(f"{tissue:10} {a:13.0f} {b:5.0f} {a / b:9.3f} {true_a:11.0f} {true_b:5.0f} {true_a / true_b:9.3f}")
     return "\n".join(lines)
@@ -192,17 +276,23 @@ def main(argv=None):
     split = "train" if args.fit else "test"
     rows = truth["split"] == split
     if not rows.any():
-        raise UserError(f"{args.folder}: subjects.csv lists no slices in {split}/; draw the phantoms anew")
+        raise UserError(f"{args.folder}: subjects.csv lists no slices in {split}/; draw the phantoms again")
+    view = truth.pop("view")
     truth = {name: column[rows] for name, column in truth.items()}
     slices = for_each(lambda path: decode(os.path.join(args.folder, path), args.resolution), truth["path"], label="reading")
     if any(pixels is None for pixels in slices):
-        raise UserError(f"{args.folder}: slices of subjects.csv are missing or unreadable; draw the phantoms anew")
+        raise UserError(f"{args.folder}: slices of subjects.csv are missing or unreadable; draw the phantoms again")
     slices = np.stack(slices)
     if args.fit:
-        for tissue, area in area_by_level(slices, "measuring").items():
-            print(f'    "{tissue}": ({", ".join(f"{value:.3f}" for value in fit_amount(area, truth[tissue]))}),')
+        area = area_by_level(slices, view, "measuring")
+        for tissue, of_tissue in AMOUNT[view].items():
+            amounts = fit_amount([area[region] for region in of_tissue], truth[tissue], SMOOTH[view])
+            print(f'        "{tissue}": {{')
+            for region, amount in zip(of_tissue, amounts):
+                print(f'            "{region}": ({", ".join(f"{value:.3f}" for value in amount)}),')
+            print("        },")
     else:
-        print(accuracy_table(measure_areas(slices, "measuring"), truth))
+        print(accuracy_table(measure_areas(slices, view, "measuring"), truth))
     return 0
 
 

@@ -22,8 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.areas import SIDE as AREA_SIDE
-from analysis.areas import measure_areas
+from analysis.areas import measure_areas, view_or_note
 from analysis.distances import in_balls
 from analysis.figures import resize
 from analysis.models import load_model, read_generator, synthesize, weights_file
@@ -157,9 +156,9 @@ def rounded(value):
     return float(f"{value:.5g}") if isinstance(value, (float, np.floating)) else value
 
 
-def area_facts(pixels):
-    """{"area": ventricle areas, mm^2} of uint8 [N, R, R]; nothing below the resolution at which areas are measured."""
-    return {"area": measure_areas(pixels)["ventricle"]} if pixels.shape[-1] >= AREA_SIDE else {}
+def area_facts(pixels, view):
+    """{"area": ventricle areas, mm^2} of uint8 [N, R, R]; nothing if `view`, of `view_or_note`, is None."""
+    return {"area": measure_areas(pixels, view)["ventricle"]} if view else {}
 
 
 def scan_facts(names, table):
@@ -211,7 +210,9 @@ class Run:
         """The PointSet of w [n, w_dim] drawn with fixed noise; the same `kind` of the same run is drawn once."""
         if kind not in self.drawn:
             pixels = self.synthesize(w)
-            facts = {"number": range(len(w)), **area_facts(pixels), **self.facts(w)}
+            if not self.drawn:
+                self.view = view_or_note(pixels, f"atlas of {self.folder}")
+            facts = {"number": range(len(w)), **area_facts(pixels, self.view), **self.facts(w)}
             self.drawn[kind] = self.atlas.add_slices(pixels), facts
         cells, facts = self.drawn[kind]
         return PointSet(name, points, cells, facts, {**self.about, "real": False, **about})
@@ -265,7 +266,7 @@ def real_sets(run, of_map, dataset_dir, real_count, table):
     for name, of_class in pixels.items():
         files, names = names[: len(of_class)], names[len(of_class) :]
         w = of_map.sets[name]
-        facts = {**scan_facts(files, table), **area_facts(of_class), **run.facts(w)}
+        facts = {**scan_facts(files, table), **area_facts(of_class, run.view), **run.facts(w)}
         facts["drawn"] = run.atlas.add_slices(run.synthesize(w))
         about = {**run.about, "class": name.removeprefix("real "), "real": True}
         sets.append(PointSet(name, of_map.points[name], run.atlas.add_slices(of_class), facts, about))
@@ -300,10 +301,11 @@ def write_quality_atlas(path, quality, real, fake, names, fake_names, method="um
     missed, lost = ~recalled.numpy(), (balls == 0).numpy()
     classes = np.array([class_of(name.replace(os.sep, "/")) for name in names[:size]])
     atlas, sets = Atlas(min(SIDE, real.shape[-1])), []
+    view = view_or_note(real, "atlas")
 
     def add(name, rows, images, of_class, files, where, reached, is_real):
         facts = {**scan_facts(["/".join(files[i].split(os.sep)[-2:]) for i in rows], table if is_real else None)}
-        facts |= {**area_facts(images[rows]), "missed": reached[rows].tolist()}
+        facts |= {**area_facts(images[rows], view), "missed": reached[rows].tolist()}
         about = {"class": of_class, "real": is_real}
         sets.append(PointSet(name, where[rows], atlas.add_slices(images[rows]), facts, about))
 

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from analysis import report
-from analysis.areas import AMOUNT, SIDE, measure_areas, reduce_to_side, true_means
+from analysis.areas import SIDE, measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
 from analysis.damage import note_damaged
@@ -106,13 +106,15 @@ def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu
         results["classifier"] = classify(*kinds, groups["unseen"], device, mirror, names)
         written.append(plot_classifier(results["classifier"], unit, path("classifier.png")))
 
-    if side >= SIDE:
+    if view := view_or_note(np.concatenate(list(reduced["train"].values())), f"--dataset_dir {dataset_dir}"):
         areas = {
-            kind: {name: measure_areas(pixels, f"areas of {kind} {name}") for name, pixels in reduced[kind].items()}
+            kind: {name: measure_areas(pixels, view, f"areas of {kind} {name}") for name, pixels in reduced[kind].items()}
             for kind in KINDS
         }
-        results["areas"] = compare_areas(areas, groups, true_means(splits["train"], generated))
+        results["areas"] = compare_areas(areas, groups, true_means(splits["train"], generated, view))
         written.append(plot_areas(areas, results["areas"], path("areas.png")))
+    elif side >= SIDE:
+        results["areas"] = None
 
     results["metrics"] = {}
     for name in generated:
@@ -213,7 +215,7 @@ def compare_areas(areas, groups, truth=None):
             comparison[name][tissue] = row
     if len(areas["train"]) == 2:
         comparison["AD - NC"] = {
-            tissue: {kind: difference((kind, "AD"), (kind, "NC"), tissue) for kind in KINDS} for tissue in AMOUNT
+            tissue: {kind: difference((kind, "AD"), (kind, "NC"), tissue) for kind in KINDS} for tissue in areas["train"]["AD"]
         }
     return comparison
 
@@ -246,6 +248,8 @@ def sections(results, paths, title):
         shown = figures("areas", "Areas of generated and of training slices.")
         text = area_position_text(classifier) if classifier else []
         yield report.Section(f"{title}: areas", [*text, *resampled], area_tables(areas), shown, areas)
+    elif "areas" in results:
+        yield report.Section(f"{title}: areas", ["Not measured: the view of the training slices cannot be told."])
     shown = figures("metrics", "Generated slices compared with unseen ones, {}.")
     shown += figures("nearest", "Generated {} slices beside the nearest training slices.")
     yield report.Section(f"{title}: metrics", [], quality_tables(results["metrics"]), shown, results["metrics"])

@@ -98,14 +98,14 @@ def variant(subject, scan):
     return "NIfTI" if (turn + turn // len(ORIENTATIONS)) % 2 == 0 else "DICOM", *ORIENTATIONS[turn % len(ORIENTATIONS)]
 
 
-def write_scan(folder, planes, spacing, subject, scan, image, sex):
+def write_scan(folder, planes, spacing, subject, scan, image, sex, day):
     """Write a scan (uint8 [z upwards, y backwards, x to the right], black around the brain) and its mask below `folder`.
 
-    spacing: (x, y, z) mm. image: the scan's Image Data ID, a number.
+    spacing: (x, y, z) mm. image: the scan's Image Data ID, a number. day: its datetime.date.
     """
     kind, *orientation = variant(subject, scan)
     volume, mask = (make_image(np.uint8(voxels), spacing, *orientation) for voxels in (planes, planes > 0))
-    person, date = f"000_S_{subject:04d}", f"{2010 + scan}-01-01"
+    person, date = f"000_S_{subject:04d}", str(day)
     place = os.path.join(folder, "volumes", person, SERIES, f"{date}_09_00_00.0", f"I{image:06d}")
     os.makedirs(place)
     os.makedirs(os.path.join(folder, "masks"), exist_ok=True)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from analysis import figures, projector
 from analysis.age_probe import age_section
-from analysis.areas import measure_areas
+from analysis.areas import known_view, measure_areas
 from analysis.bootstrap import fewest_groups
 from analysis.models import draw_z, load_model, style_vectors, synthesize
 from analysis.position import position_probe
@@ -124,13 +124,14 @@ def known_values(colour, names, table):
 
 def ventricle_areas(runs, sets, which, device, real=None):
     """{legend: mm^2 [n]}: ventricle areas of real slices {legend: uint8 [n, R, R]} and, for the other style vectors in `sets`, of
-    the slices that the models of `runs` (of one map) draw of them with fixed noise."""
+    the slices that the models of `runs` (of one map) draw of them with fixed noise. UserError if their view cannot be told."""
     images = dict(real or {})
     for name, ws in sets.items():
         if name not in images:
             model = load_model(runs if isinstance(runs, str) else runs[name], device, which)
             images[name] = synthesize(model, torch.from_numpy(ws).to(device))
-    return {name: measure_areas(images[name], f"areas, {name}")["ventricle"] for name in sets}
+    view = known_view(np.concatenate([images[name] for name in sets]), "--colour area")
+    return {name: measure_areas(images[name], view, f"areas, {name}")["ventricle"] for name in sets}
 
 
 def plot_umaps(

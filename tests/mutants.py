@@ -49,7 +49,7 @@ TARGETS = {
     ),
     "analysis/areas.py": Target(
         "tests/analysis/test_areas.py",
-        "measure_areas area_by_level reduce_to_side remove_shading central_ellipse true_means fit_amount",
+        "measure_areas area_by_level reduce_to_side remove_shading equalise_brightness ellipse true_means fit_amount",
     ),
 }
 # Lines that are not mathematics: messages and progress bars.

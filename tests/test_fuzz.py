@@ -581,7 +581,11 @@ def scripts(saved, own_slices, tmp_path_factory):
             ["--output_dir", "out"],
             [(diagrams, name, lambda *_: figure) for name in ("draw_generator", "draw_style_block", "draw_discriminator")],
         ),
-        "areas": (areas.main, [drawn], [(areas, "measure_areas", lambda x, *_: dict.fromkeys(areas.AMOUNT, np.arange(len(x))))]),
+        "areas": (
+            areas.main,
+            [drawn],
+            [(areas, "measure_areas", lambda x, *_: dict.fromkeys(areas.AMOUNT["axial"], np.arange(len(x))))],
+        ),
         "dataset": (
             dataset.main,
             ["--dataset_dir", own_slices, "--resolution", "32"],
@@ -961,7 +965,7 @@ def test_damaged_subjects_are_refused(data):
             path.write_bytes("\n".join(map(",".join, lines)).encode("utf-8", "surrogatepass"))
         for fit in (False, True):
             cli(areas.main, folder, "--fit", fit)
-        refused_or_fine(phantom.already_written, str(folder), 4, 0)
+        refused_or_fine(phantom.already_written, str(folder), phantom.Settings(4, 0))
         refused_or_fine(read_subjects, str(path))
 
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis import areas as tissue_areas
 from analysis import classifier, evaluation, evaluation_report
-from analysis.areas import AMOUNT
 from analysis.bootstrap import Interval
 from analysis.models import share
 from analysis.subjects import read_subjects
+from analysis.view import View
 from dataset import Slices
 from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
+TISSUES = "ventricle", "callosum", "grey", "white"
 
 
 def random_slices(count, side=32, seed=0):
@@ -143,7 +145,7 @@ def test_mean_difference_resamples_the_groups_of_each_side():
 
 def planted_areas():
     rng = np.random.default_rng(3)
-    train = {name: {tissue: rng.normal(mean, 10, 400) for tissue in AMOUNT} for name, mean in (("AD", 150), ("NC", 100))}
+    train = {name: {tissue: rng.normal(mean, 10, 400) for tissue in TISSUES} for name, mean in (("AD", 150), ("NC", 100))}
     unseen = {name: {tissue: area[::4] for tissue, area in tissues.items()} for name, tissues in train.items()}
     generated = {name: {tissue: area * (1.2 if name == "AD" else 1) for tissue, area in train[name].items()} for name in train}
     return {"train": train, "unseen": unseen, "generated": generated}
@@ -152,7 +154,7 @@ def planted_areas():
 def test_compare_areas_within_classes_and_between_them():
     areas = planted_areas()
     groups = {"train": {"AD": None, "NC": np.repeat(np.arange(40).astype(str), 10)}, "unseen": {"AD": None, "NC": None}}
-    comparison = evaluation.compare_areas(areas, groups, {name: dict.fromkeys(AMOUNT, 7) for name in ("AD", "NC")})
+    comparison = evaluation.compare_areas(areas, groups, {name: dict.fromkeys(TISSUES, 7) for name in ("AD", "NC")})
     ad, nc = comparison["AD"]["grey"], comparison["NC"]["grey"]
     assert ad["generated / train - 1"].value == pytest.approx(0.2)
     assert ad["wasserstein"] == pytest.approx(0.2 * ad["train"])  # all areas grew: the difference of the means
@@ -173,7 +175,7 @@ def test_area_tables_and_plot_have_a_row_for_each_class_and_tissue(tmp_path, cla
     areas = {kind: {name: of_kind[name] for name in classes} for kind, of_kind in planted_areas().items()}
     comparison = evaluation.compare_areas(areas, {})
     tables = evaluation_report.area_tables(comparison)
-    assert [row[:2] for row in tables[0].rows] == [[name, tissue] for name in classes for tissue in AMOUNT]
+    assert [row[:2] for row in tables[0].rows] == [[name, tissue] for name in classes for tissue in TISSUES]
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
     assert len(tables) == len(classes)  # the second: AD less NC
     with Image.open(evaluation_report.plot_areas(areas, comparison, str(tmp_path / "areas.png"))) as image:
@@ -245,6 +247,7 @@ def test_sections_name_the_class_whose_critic_is_missing():
 @pytest.mark.slow
 def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
+    monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("sagittal", 0.5, 0.0, 0.0, 0.6))
     unseen = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
     generated = {name: slices[np.arange(len(slices))] for name, slices in unseen.items()}
     folder, table = tmp_path / "predictions", read_subjects(str(phantoms / "subjects.csv"))
@@ -252,12 +255,27 @@ def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phan
     check_files(results, written, folder)
     assert set(results["areas"]) == {"AD", "NC", "AD - NC"}
     for name in generated:
+        assert {*results["areas"][name]} == {*TISSUES}
         for row in results["areas"][name].values():
             assert row["generated"] == row["unseen"] and row["wasserstein"] == row["floor"]  # the same slices
             assert row["train"] == pytest.approx(row["truth"], rel=0.2)
     _, of_classifier, of_areas, _ = (section.text for section in evaluation.sections(results, written, "run"))
     resampled = ["Intervals and standard errors resample people.", "No person of the test slices is in the training set."]
     assert "above-chance AUC" in of_classifier[0] and of_classifier[1:] == of_areas == resampled
+
+
+@pytest.mark.slow
+def test_evaluate_models_goes_on_without_areas_where_the_view_cannot_be_told(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "load_critic", lambda *_: None)
+    monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("unknown", 0.5, 0.0, 0.0, 0.6))
+    generated = {"AD": random_slices(8, 64)}
+    results, written = evaluation.evaluate_models({"run": ("AD",)}, generated, str(phantoms), str(tmp_path), "run")
+    assert results["areas"] is None and not any("areas" in path for path in written)
+    assert (
+        capsys.readouterr().out.count(f"--dataset_dir {phantoms}: the view of the slices cannot be told, so areas cannot be") == 1
+    )
+    texts = {section.title: section.text for section in evaluation.sections(results, written, "run")}
+    assert texts["run: areas"] == ["Not measured: the view of the training slices cannot be told."]
 
 
 def test_evaluate_models_refuses_early_what_is_missing(models, slices_dir, tmp_path):

@@ -2,17 +2,20 @@
 
 # ruff: noqa: E402  (without SimpleITK nothing below can be imported)
 
+import datetime
 import itertools
 import locale
 import pathlib
 
 import numpy as np
 import pytest
+from conftest import read_image
 from scipy.ndimage import map_coordinates
 
 sitk = pytest.importorskip("SimpleITK")
 import phantom
-from analysis import phantom_volumes, volume_steps
+from analysis import phantom_anatomy, phantom_volumes, volume_steps
+from analysis.phantom_anatomy import VIEWS, draw_subject
 from analysis.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
 from analysis.volume_steps import Job, Settings, cut_slices, prepare_scan
 from analysis.volumes import find_volumes, read_volume
@@ -182,10 +185,13 @@ def test_every_format_and_orientation_comes_in_turn_in_either_class():
 @pytest.fixture
 def small(monkeypatch):
     """Phantoms and slices of 64x60 pixels, four times as wide."""
-    for module in (phantom, volume_steps):
+    for module in (phantom_anatomy, volume_steps):
         monkeypatch.setattr(module, "WIDTH", 64)
         monkeypatch.setattr(module, "HEIGHT", 60)
-    monkeypatch.setattr(phantom, "PIXEL_MM", 3.4)
+    monkeypatch.setattr(phantom_anatomy, "CENTRE_ROW", 26)
+    monkeypatch.setattr(phantom_anatomy, "CENTRE_COLUMN", 30)
+    for name, view in VIEWS.items():
+        monkeypatch.setitem(VIEWS, name, view._replace(pixel_mm=4 * view.pixel_mm))
 
 
 def make_folders(folder):
@@ -198,11 +204,18 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).rglob("*.jpeg")}
 
 
+def write_subject(folder, view, write_volume=None):
+    """Write subject 3 of four, with two scans, below `folder`."""
+    settings = phantom.Settings(4, 0, scans=2, view=view)
+    make_folders(folder)
+    phantom.write_subject(str(folder), settings, 3, phantom.plan_scans(settings)[3], write_volume)
+
+
 @pytest.mark.slow
 def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small, monkeypatch):
-    monkeypatch.setattr(phantom, "VOLUME_SLICES", 97)  # enough for the 20 that are stored as slices
-    folder = make_folders(tmp_path / "AD_NC")
-    phantom.write_subject(folder, 0, 2, 3, phantom_volumes.write_scan)
+    monkeypatch.setitem(VIEWS, "axial", VIEWS["axial"]._replace(volume_slices=97))  # enough for the 20 that are stored as slices
+    folder = tmp_path / "AD_NC"
+    write_subject(folder, "axial", phantom_volumes.write_scan)
     found, nameless = find_volumes(f"{folder}/volumes")
     assert sorted(found) == ["6", "7"] and nameless == []
     settings = Settings(n4=False, resample=0, scale=False, plane="axial", centre="volume", slices=(75, 94), slices_in="index")
@@ -213,17 +226,34 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
         assert "error" not in done and len(done["slices"]) == 20
     own = contents(folder)
     assert {f"00000{name}": data for name, data in contents(tmp_path / "cut").items()} == own and len(own) == 40
-    # Drawing volumes takes no random number from what the slices are drawn with.
-    phantom.write_subject(make_folders(tmp_path / "without"), 0, 2, 3)
-    assert contents(tmp_path / "without") == own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", VIEWS)
+def test_volumes_of_a_phantom_hold_its_slices(tmp_path, small, view):
+    """Sagittal ones with the front below and the top of the head on the right, numbered to the person's right; as good as JPEG."""
+    write_subject(tmp_path / "with", view, phantom_volumes.write_scan)
+    write_subject(tmp_path / "without", view)
+    own = contents(tmp_path / "without")
+    assert contents(tmp_path / "with") == own  # drawing volumes takes no random number from what the slices are drawn with
+    for number, (volume,) in find_volumes(f"{tmp_path}/with/volumes")[0].items():
+        image = read_volume(volume)
+        slices = {int(name[7:].removesuffix(".jpeg")): name for name in own if name.startswith(f"00000{number}_")}
+        voxels = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))  # [z upwards, y backwards, x to the left]
+        assert len(slices) == 20 and voxels.shape[0 if view == "axial" else 2] == VIEWS[view].volume_slices
+        for index, name in slices.items():
+            stored_slice = read_image(next((tmp_path / "without").rglob(name)))
+            cut = voxels[index][:, ::-1] if view == "axial" else voxels[:, ::-1, ::-1][:, :, index].T
+            assert np.abs(cut.astype(float) - stored_slice).mean() < 3
 
 
 @pytest.mark.parametrize("flag", ["True", "False"])
 def test_the_command_writes_volumes_if_it_is_asked_to(tmp_path, monkeypatch, flag):
-    def write_subject(folder, seed, scans, subject, write_volume):
+    def write_subject(folder, settings, subject, scans, write_volume):
         if write_volume:
-            write_volume(folder, np.full((20, 20, 20), 9, np.uint8), (1, 1, 1), subject, 0, subject, "F")
-        return [{"seed": seed, "subject": subject}] * phantom.SLICES
+            write_volume(folder, np.full((20, 20, 20), 9, np.uint8), (1, 1, 1), subject, 0, subject, "F", scans[0].date)
+        row = {"seed": settings.seed, "subject": subject, "view": settings.view, "traps": "", "disease": settings.disease}
+        return [row] * phantom.SLICES
 
     monkeypatch.setattr(phantom, "write_subject", write_subject)
     argv = [str(tmp_path / "out"), "--subjects", "4", "--num_workers", "1", "--volumes"]
@@ -239,7 +269,7 @@ def test_the_command_writes_volumes_if_it_is_asked_to(tmp_path, monkeypatch, fla
 def test_the_mask_of_a_phantom_is_its_brain_inside_which_the_percentiles_are_taken(tmp_path, subject):
     planes = np.zeros((30, 24, 24), np.uint8)
     planes[5:25, 4:20, 6:15] = np.random.default_rng(0).integers(1, 256, (20, 16, 9))
-    phantom_volumes.write_scan(str(tmp_path), planes, (1, 1, 1.5), subject, 0, 12, "F")
+    phantom_volumes.write_scan(str(tmp_path), planes, (1, 1, 1.5), subject, 0, 12, "F", datetime.date(2010, 1, 1))
     (volume,) = find_volumes(str(tmp_path / "volumes"))[0]["12"]
     (mask,) = (tmp_path / "masks").iterdir()
     assert mask.name == f"000_S_{subject:04d}_I000012_mask.nii.gz"
@@ -253,8 +283,8 @@ def test_the_mask_of_a_phantom_is_its_brain_inside_which_the_percentiles_are_tak
 
 @pytest.mark.slow
 def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(tmp_path, small):
-    params = phantom.draw_subject(np.random.default_rng(2), "AD")
-    planes = np.stack([phantom.draw_slice(params, i, np.random.default_rng(i))[2] for i in range(phantom.VOLUME_SLICES)])
+    params, indices = draw_subject(np.random.default_rng(2), "AD"), range(VIEWS["axial"].volume_slices)
+    planes = np.stack([phantom.draw_slice(params, i, np.random.default_rng(i), "axial")[2] for i in indices])
     spacing, turned, side = (3.4, 3.4, 1.5), (6, -4, 5), 3.0
     image = stored(tmp_path, planes, "DICOM", "RAS", turned, spacing)
     settings = AS_STORED._replace(resample=side, scale=True, percentiles=(1, 99), slices=(20, 60), num_slices=41)

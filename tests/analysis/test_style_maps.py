@@ -187,7 +187,7 @@ def test_ventricle_areas_are_of_the_drawn_and_of_the_real_slices(monkeypatch):
 
     monkeypatch.setattr(style_maps, "load_model", lambda folder, *_: folder)
     monkeypatch.setattr(style_maps, "synthesize", synthesize)
-    monkeypatch.setattr(style_maps, "measure_areas", lambda pixels, _: {"ventricle": 10 * pixels[:, 0, 0]})
+    monkeypatch.setattr(style_maps, "measure_areas", lambda pixels, *_: {"ventricle": 10 * pixels[:, 0, 0]})
     sets = {"AD": np.array([[1.0, 9], [2, 9]]), "NC": np.array([[3.0, 9]]), "real AD": np.array([[4.0, 9]])}
     found = style_maps.ventricle_areas("both", sets, "last", "cpu", {"real AD": np.full((1, 1, 1), 7.0)})
     assert {name: areas.tolist() for name, areas in found.items()} == {"AD": [10, 20], "NC": [30], "real AD": [70]}
