@@ -419,7 +419,8 @@ def class_name(text):
     if text.upper() == "CN":
         print(f"note: {text} is ADNI's word for the class NC", file=sys.stderr)
         return "NC"
-    return text.upper() if text.upper() in CLASSES else text.lower()
+    known = {name.casefold(): name for name in ("all", *CLASSES)}
+    return known.get(text.casefold(), text)
 
 
 def number(kind, low, high=sys.float_info.max, open_low=False):

@@ -49,7 +49,7 @@ class Model(NamedTuple):
     trained_on: list  # names of the classes
     labels: list  # the labels that it takes: [0, 1] if it is conditional, else [None]
     folder: str
-    mirrored: bool  # whether it was trained on mirrored slices, too
+    mirrored: bool = False  # whether it was trained on mirrored slices, too
 
 
 def holds_generator(folder):

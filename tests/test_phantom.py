@@ -148,13 +148,13 @@ def check_areas(areas, tissue, view):
     names, fractions = list(tissue), np.stack(list(tissue.values()))
     filled, side = fractions.sum(0) > 0.5, VIEWS[view].pixel_mm
     labels = np.where(filled, fractions.argmax(0), -1)
-    tolerance = 0.06 if view == "axial" else 0.09  # edges at which three tissues share a pixel
+    tolerance, small, of_total = (0.06, 25, 0.01) if view == "axial" else (0.09, 60, 0.015)  # three tissues share edge pixels
     for column, members in COUNTED.items():
         if column in areas:
             counted = sum((labels == names.index(member)).sum() for member in members if member in names) * side**2
-            assert counted == pytest.approx(float(areas[column]), rel=tolerance, abs=60), column
+            assert counted == pytest.approx(float(areas[column]), rel=tolerance, abs=small), column
     total = sum(float(areas[column]) for column in ("ventricle_mm2", "grey_mm2", "white_mm2", "sulcal_csf_mm2"))
-    assert total == pytest.approx(filled.sum() * side**2, rel=0.015)
+    assert total == pytest.approx(filled.sum() * side**2, rel=of_total)
 
 
 def test_areas_in_the_table_equal_counted_pixels_of_each_tissue(rows):
