@@ -419,7 +419,7 @@ def class_name(text):
     if text.upper() == "CN":
         print(f"note: {text} is ADNI's word for the class NC", file=sys.stderr)
         return "NC"
-    return text.upper() if text.upper() in CLASSES else text.lower()
+    return next((name for name in ("all", *CLASSES) if name.lower() == text.lower()), text)
 
 
 def number(kind, low, high=sys.float_info.max, open_low=False):

@@ -39,7 +39,8 @@ def read_checkpoint(folder, warn=True):
             state = load_tensors(os.path.join(folder, name))
             kimg = f"{state.get('images', 0) / 1000:.1f} kimg"
         except Exception as error:  # PyTorch raises nearly anything for a damaged file
-            problems.append(f"{name} is damaged or missing ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]})")
+            text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]}".removesuffix(": ")
+            problems.append(f"{name} is damaged or missing ({text})")
             continue
         if state.get("format") != FORMAT:
             raise UserError(

@@ -31,6 +31,7 @@ from utils import (
     naming,
     random_stream,
     read_config,
+    reason,
     save_tensors,
     walk,
 )
@@ -362,7 +363,8 @@ def check_same_run(folder, config):
         if config["torch"] != old_torch:
             changed.append(f"PyTorch {config['torch']} (was {old_torch})")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder}/config.json cannot be read ({error}); {START_ANEW}") from None
+        text = f"it lacks {error}" if isinstance(error, KeyError) else reason(error) if isinstance(error, OSError) else error
+        raise UserError(f"{folder}/config.json cannot be read ({text}); {START_ANEW}") from None
     if differing:
         raise UserError(
             f"{folder} holds another run, which differs in {', '.join(differing)}: choose another --model_dir, or "

@@ -359,6 +359,14 @@ def test_a_run_whose_config_is_unreadable_is_refused_in_one_line(models, tmp_pat
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("content, text", [(None, "No such file or directory"), ("{}", "it lacks 'torch'")])
+def test_what_is_wrong_with_a_config_is_said_in_words(tmp_path, content, text):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config.json cannot be read \({text}\); --resume False"):
+        check_same_run(str(tmp_path), {})
+
+
 def test_set_aside_takes_the_first_free_name(tmp_path, capsys):
     for name in ("AD", "AD.1", "AD.2"):
         (tmp_path / name).mkdir()
