@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 
 from utils import (
     CLASSES,
@@ -181,6 +182,10 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
     paths = [path for path in paths if results[path]]
     images = [results[path] for path in paths]
     width, height = min(size for size, _ in images)
+    usual = Counter(size for size, _ in images).most_common(1)[0][0]
+    if flag == "--fake" and (odd := [os.path.relpath(path, folder) for path, (size, _) in zip(paths, images) if size != usual]):
+        text = f"{len(odd)} of {len(paths)} images are not of {usual[0]}x{usual[1]} pixels, so perhaps no slices: {some_of(odd)}"
+        print(printable(f"warning: {flag} {folder}: {text}"), file=sys.stderr)
     if flag == "--fake" and width == height in RESOLUTIONS and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")
     return np.stack([pixels for _, pixels in images]), paths

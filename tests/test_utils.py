@@ -524,7 +524,7 @@ def test_has_room_for_a_third_of_a_gpus_free_memory(monkeypatch):
 
 def test_classes_are_named_in_any_letter_case_and_cn_means_nc(capsys):
     utils.class_name.cache_clear()
-    assert [utils.class_name(name) for name in ("AD", "nc", "All", "other")] == ["AD", "NC", "all", "other"]
+    assert [utils.class_name(name) for name in ("AD", "nc", "All", "MCI")] == ["AD", "NC", "all", "MCI"]
     assert capsys.readouterr().err == ""
     assert utils.class_name("CN") == utils.class_name("CN") == "NC"
     assert capsys.readouterr().err == "note: CN is ADNI's word for the class NC\n"

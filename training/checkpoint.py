@@ -29,7 +29,7 @@ def write_checkpoint(folder, state):
 
 
 def read_checkpoint(folder, warn=True):
-    """The newest checkpoint that is undamaged; `warn` on stderr if that is the previous one.
+    """The newest checkpoint that is undamaged, with its "file" of FILES; `warn` on stderr if that is the previous one.
 
     UserError if there is none, or it has another FORMAT.
     """
@@ -39,7 +39,8 @@ def read_checkpoint(folder, warn=True):
             state = load_tensors(os.path.join(folder, name))
             kimg = f"{state.get('images', 0) / 1000:.1f} kimg"
         except Exception as error:  # PyTorch raises nearly anything for a damaged file
-            problems.append(f"{name} is damaged or missing ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]})")
+            text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]}".removesuffix(": ")
+            problems.append(f"{name} is damaged or missing ({text})")
             continue
         if state.get("format") != FORMAT:
             raise UserError(
@@ -48,7 +49,7 @@ def read_checkpoint(folder, warn=True):
             )
         if problems and warn:
             print(f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {kimg}", file=sys.stderr)
-        return state
+        return state | {"file": name}
     raise UserError(f"{folder}: {' and '.join(problems)}; {START_ANEW}")
 
 

@@ -27,10 +27,12 @@ from utils import (
     EARLIER_MAPPING_LAYERS,
     UserError,
     atomic_path,
+    load_tensors,
     make_folder,
     naming,
     random_stream,
     read_config,
+    reason,
     save_tensors,
     walk,
 )
@@ -89,6 +91,7 @@ class RunFolder:
     def resume(self, new_state):
         """The TrainingState of the newest undamaged checkpoint, made by new_state(resolution); cuts the tables there."""
         saved = read_checkpoint(self.folder, warn=self.processes.leading)
+        self.check_owner(saved)
         try:
             self.stage, self.first_resolution = Stage(**saved["stage"]), int(saved["first_resolution"])
             if not 8 <= self.stage.resolution <= self.config["network"]["resolution"]:
@@ -113,6 +116,22 @@ class RunFolder:
         if self.processes.leading:
             self.make_folders_and_tables()
         return state
+
+    def check_owner(self, saved):
+        """UserError if the checkpoint, or generator.pt, was copied here from another run: the next save would overwrite a model."""
+        classes, copied = self.config["classes"], None
+        if saved.get("classes", classes) != classes:
+            copied = f"{saved['file']} was trained on {' and '.join(saved['classes'])}"
+        with contextlib.suppress(Exception):  # missing or damaged: it is written again
+            generator = load_tensors(self.path("generator.pt"))
+            if generator["classes"] != classes:
+                copied = f"generator.pt was trained on {' and '.join(generator['classes'])}"
+            elif saved["file"] == FILES[0] and generator["images"] > saved["images"]:
+                copied = (
+                    f"generator.pt is newer ({generator['images'] / 1000:.1f} kimg) than {FILES[0]} ({saved['images'] / 1000:.1f})"
+                )
+        if copied:
+            raise UserError(f"{self.folder}: {copied}, so one of them was copied here; {START_ANEW}")
 
     def restore_random_stream(self, state, saved):
         """Continue this process's stream; a new one if the number of processes or the kind of device has changed."""
@@ -207,7 +226,7 @@ class RunFolder:
         counters |= {"stage": self.stage._asdict(), "fade": fade_state(state.critic.fade)}
         parts = {name: part.state_dict() for name, part in state.parts.items()}
         rng = {"rng": streams, "rng_device": state.rng.device.type}
-        write_checkpoint(self.folder, parts | counters | rng | {"images": images})
+        write_checkpoint(self.folder, parts | counters | rng | {"images": images, "classes": self.config["classes"]})
         if images == 0:
             with atomic_path(self.path("config.json")) as path, open(path, "w") as file:
                 json.dump(self.config, file, indent=2)
@@ -362,7 +381,8 @@ def check_same_run(folder, config):
         if config["torch"] != old_torch:
             changed.append(f"PyTorch {config['torch']} (was {old_torch})")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder}/config.json cannot be read ({error}); {START_ANEW}") from None
+        text = f"it lacks {error}" if isinstance(error, KeyError) else reason(error) if isinstance(error, OSError) else error
+        raise UserError(f"{folder}/config.json cannot be read ({text}); {START_ANEW}") from None
     if differing:
         raise UserError(
             f"{folder} holds another run, which differs in {', '.join(differing)}: choose another --model_dir, or "

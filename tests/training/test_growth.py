@@ -568,8 +568,8 @@ def test_a_run_takes_its_channels_from_the_run_that_it_starts_from(source):
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--channel_max", 4], "other sizes; --channel_base 128 --channel_max 8 --mapping_layers 2 would fit"),
-        (["--mapping_layers", 8], "other sizes; --channel_base 128 --channel_max 8 --mapping_layers 2 would fit"),
+        (["--channel_max", 4], "other sizes; --channel_base 128 --channel_max 8 --mapping_layers 8 would fit"),
+        (["--mapping_layers", 2], "other sizes; --channel_base 128 --channel_max 8 --mapping_layers 8 would fit"),
         (["--resolution", 16], "--resolution"),
         (["--start_from", "nowhere"], "^--start_from nowhere: no run with a checkpoint.pt"),
     ],
@@ -586,7 +586,7 @@ def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, 
     conditional = str(tmp_path / "all-conditional")
     with pytest.raises(UserError, match="is told the class, so the new run must be, too: --classes all --conditional True"):
         start(slices_dir, tmp_path, "--epochs", 1, "--start_from", conditional)
-    larger = SMALL | {"mapping_layers": 2, "z_dim": 256, "w_dim": 256, "num_classes": 2}
+    larger = SMALL | {"mapping_layers": 8, "z_dim": 256, "w_dim": 256, "num_classes": 2}
     with pytest.raises(UserError, match="trained at 32x32, so --resolution must be at least 32"):
         read_source(conditional, larger)
     with pytest.raises(UserError, match="other sizes"):

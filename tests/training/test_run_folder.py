@@ -321,7 +321,7 @@ def test_lock_folder_removes_temporary_files_but_not_through_links(tmp_path):
 def test_changed_network_or_data_is_refused_by_name(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 1)
     before = checkpoint(tmp_path / "AD")
-    with pytest.raises(UserError, match=r"--channel_base 256 \(was 128\), --channel_max 4 \(was 8\), --mapping_layers 3 \(was 2\)"):
+    with pytest.raises(UserError, match=r"--channel_base 256 \(was 128\), --channel_max 4 \(was 8\), --mapping_layers 3 \(was 8\)"):
         start(slices_dir, tmp_path, "--channel_base", 256, "--channel_max", 4, "--mapping_layers", 3)
     other = tmp_path / "other/AD"
     other.mkdir(parents=True)
@@ -357,6 +357,14 @@ def test_a_run_whose_config_is_unreadable_is_refused_in_one_line(models, tmp_pat
     with pytest.raises(UserError, match="config.json cannot be read .*--resume False") as refused:
         check_same_run(str(tmp_path), config)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content, text", [(None, "No such file or directory"), ("{}", "it lacks 'torch'")])
+def test_what_is_wrong_with_a_config_is_said_in_words(tmp_path, content, text):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config.json cannot be read \({text}\); --resume False"):
+        check_same_run(str(tmp_path), {})
 
 
 def test_set_aside_takes_the_first_free_name(tmp_path, capsys):
@@ -519,3 +527,27 @@ def test_resume_false_keeps_the_old_run(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 1, "--resume", "false", "--channel_max", 4)
     assert same_checkpoints(before, checkpoint(tmp_path / "AD.1"))
     assert checkpoint(tmp_path / "AD")["images"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoint.pt", "generator.pt"])
+def test_a_file_of_another_run_is_not_resumed_or_overwritten(tmp_path, slices_dir, unplotted, name):
+    """A run of NC's file in the folder of one of AD."""
+    for classes in ("AD", "NC"):
+        assert start(slices_dir, tmp_path, "--epochs", 1, "--classes", classes) == 0
+    shutil.copy(tmp_path / "NC" / name, tmp_path / "AD" / name)
+    before = (tmp_path / "AD" / name).read_bytes()
+    with pytest.raises(UserError, match=f"{name} was trained on NC, so one of them was copied here"):
+        start(slices_dir, tmp_path, "--epochs", 2)
+    assert (tmp_path / "AD" / name).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_generator_that_is_newer_than_the_checkpoint_is_not_overwritten(tmp_path, slices_dir, unplotted):
+    """Such as one that was trained on elsewhere, and copied without its checkpoint."""
+    assert start(slices_dir, tmp_path / "here", "--epochs", 1) == 0
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert start(slices_dir, tmp_path / "there", "--epochs", 3) == 0
+    shutil.copy(tmp_path / "there" / "AD" / "generator.pt", tmp_path / "here" / "AD" / "generator.pt")
+    with pytest.raises(UserError, match=r"generator.pt is newer \(0.0 kimg\) than checkpoint.pt \(0.0\)"):
+        start(slices_dir, tmp_path / "here", "--epochs", 2)
