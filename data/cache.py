@@ -16,7 +16,7 @@ import numpy as np
 from data.decode import FIRST_KIND, FULL_RANGE, KINDS, PAGES, UNREADABLE, code_of, decode, for_each, pad_and_resize, read_files
 from utils import atomic_path
 
-CACHE_VERSION = 2  # increase it when a change to decoding changes the pixels
+CACHE_VERSION = 3  # increase it when a change to decoding changes the pixels
 LEVELS = np.empty((len(KINDS), 2))  # what black and white of each kind take in the cache
 
 
