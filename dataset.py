@@ -84,6 +84,8 @@ def class_folders(dataset_dir, classes="all"):
     """
     if not os.path.isdir(dataset_dir):
         raise UserError(f"--dataset_dir {dataset_dir}: no such folder; it should hold {' and '.join(CLASSES)}")
+    if not os.access(dataset_dir, os.R_OK | os.X_OK):
+        raise UserError(f"--dataset_dir {dataset_dir}: cannot look into this folder (Permission denied)")
     if missing := missing_text(dataset_dir, classes):
         nearby = os.path.join(dataset_dir, "train"), os.path.dirname(os.path.abspath(dataset_dir))
         hint = next((f"; did you mean --dataset_dir {other}?" for other in nearby if holds_classes(other, classes)), "")

@@ -296,6 +296,13 @@ def test_damaged_cache_is_rebuilt(data, cache, damage):
     np.testing.assert_array_equal(np.load(next(cache.glob("AD*")))[:5], expected[:5])
 
 
+def test_cache_whose_pixels_are_not_those_of_the_files_is_renewed(data, cache):
+    expected = load(data)[np.arange(12)]
+    for path in cache.glob("*.npy"):
+        np.load(path, mmap_mode="r+")[: 5 if path.name.startswith("AD") else 7] = 99
+    assert (load(data)[np.arange(12)] == expected).all() and (load(data)[np.arange(12)] == expected).all()
+
+
 def test_cache_removes_old_temporary_files(data, cache):
     cache.mkdir(parents=True)
     for name, age in ((".tmp-old.npy", 1e6), (".tmp-new.npy", 0)):
