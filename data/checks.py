@@ -10,6 +10,7 @@ from data.decode import FULL_RANGE, KINDS, MOST, PAGES, Light, code_of
 from utils import UserError, printable
 
 DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
+PALE = 32  # grey level from which on a background does not look black
 SEPARATED, APART = 0.95, 1.25  # AUC and ratio from which on classes are told apart by their brightness
 SHARE = 0.05  # of the slices of a class, from which on something is said of them
 
@@ -52,7 +53,7 @@ def check_brightness(place, values):
     """Look at the `Light` of slices below `place`, {class: [Light] * n}.
 
     UserError if most slices of a class are nearly black; a line on stderr if it is dark (but for logos or text), if some of its
-    slices are far darker than others or have a bright background, or if brightness alone tells the classes apart.
+    slices are far darker than others or have a background that is not black, or if brightness alone tells the classes apart.
     """
     lights = {name: Light(*np.array(of_class).T) for name, of_class in values.items()}
     for name, (bright, most, edges) in lights.items():
@@ -64,13 +65,13 @@ def check_brightness(place, values):
         level, level_of_most = (int(np.quantile(of_class, 0.9, method="higher")) for of_class in (bright, most))
         if level < DIM:
             warn_once(f"warning: {place}: {name} is dark: the brightest parts of its slices are at {level} of 255")
-        elif level_of_most < DIM:
+        elif level_of_most < min(DIM, level / 2):
             few = f"all but the brightest {1 - MOST:.0%} of the pixels are below {level_of_most + 1} of 255"
             warn_once(f"warning: {place}: {name} is dark, but for something small and bright, such as a logo or text: {few}")
         if (dark := (bright < level / 4).mean()) >= SHARE:
             warn_once(f"warning: {place}: {dark:.0%} of the slices of {name} are black or far darker than the others")
-        if (pale := (edges >= DIM).mean()) >= SHARE:
-            text = "have a bright background, as if inverted, or as if their black were not 0"
+        if (pale := (edges >= PALE).mean()) >= SHARE:
+            text = "have a background that is not black: inverted, or not scaled from 0?"
             warn_once(f"warning: {place}: {pale:.0%} of the slices of {name} {text}")
     values = {name: light.bright for name, light in lights.items()}
     if len(values) == 2 and min(map(len, values.values())) >= 5:
