@@ -14,7 +14,6 @@ import startup  # noqa: F401  # isort: skip
 
 import copy
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from utils import CLASSES, UserError, answer_early, has_room, printable, run_cli, walk
@@ -33,8 +32,8 @@ import numpy as np
 import torch
 
 from data.cache import load_folder, short_hash
-from data.checks import check_brightness, warn_of_kinds, warn_once
-from data.decode import FIRST_KIND, PAGES, brightness
+from data.checks import check_brightness, warn, warn_of_kinds, warn_once
+from data.decode import FIRST_KIND, PAGES, light_of
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 NAMES = {"AD": ("AD",), "NC": ("NC", "CN")}  # of the folders of each of CLASSES, in any letter case; CN is ADNI's name
@@ -82,10 +81,12 @@ def missing_text(dataset_dir, classes):
 def class_folders(dataset_dir, classes="all"):
     """{class: folder} of `classes`, "all" or one of CLASSES; a line on stderr names folders whose name is not the class's.
 
-    UserError if a folder is missing, or a class has two.
+    UserError if a folder is missing, a class has two, or two classes have one.
     """
     if not os.path.isdir(dataset_dir):
         raise UserError(f"--dataset_dir {dataset_dir}: no such folder; it should hold {' and '.join(CLASSES)}")
+    if not os.access(dataset_dir, os.R_OK | os.X_OK):
+        raise UserError(f"--dataset_dir {dataset_dir}: cannot look into this folder (Permission denied)")
     if missing := missing_text(dataset_dir, classes):
         nearby = os.path.join(dataset_dir, "train"), os.path.dirname(os.path.abspath(dataset_dir))
         hint = next((f"; did you mean --dataset_dir {other}?" for other in nearby if holds_classes(other, classes)), "")
@@ -97,6 +98,8 @@ def class_folders(dataset_dir, classes="all"):
         if folders != [name]:
             warn_once(f"note: {os.path.join(dataset_dir, *folders)} is read as class {name}")
         result[name] = os.path.join(dataset_dir, *folders)
+    if len(set(map(os.path.realpath, result.values()))) < len(result):
+        raise UserError(f"--dataset_dir {dataset_dir}: {' and '.join(result)} are one folder, by a link")
     return result
 
 
@@ -130,8 +133,10 @@ def find_slices(folder):
 
     Hidden files and folders are left out, and other files, which a line on stderr counts and names.
     """
-    files, others = [], []
+    files, others, strange = [], [], []
     for root, names in walk(folder):
+        if class_named(os.path.basename(root)) not in (None, class_named(os.path.basename(os.path.abspath(folder)))):
+            strange.append(os.path.relpath(root, folder))
         below = (os.path.relpath(root, folder).replace(os.sep, "/") + "/").removeprefix("./")
         for name in names:
             if name.lower().endswith(EXTENSIONS):
@@ -146,6 +151,8 @@ def find_slices(folder):
     if not files:
         there = f"; there is {some_of(sorted(others))}" if others else ""
         raise UserError(f"--dataset_dir: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth{there})")
+    if strange and class_named(os.path.basename(os.path.abspath(folder))):
+        warn_once(f"warning: {folder}: slices in folders of another class's name are read as of this class: {some_of(strange)}")
     if others:
         kinds = f"{len(others)} file{'s' * (len(others) > 1)} of kinds that are not read"
         warn_once(f"warning: {folder}: {kinds} left out: {some_of(sorted(others))}")
@@ -161,15 +168,16 @@ def some_of(names, limit=10):
 def warn_of_unreadable(names):
     """Print one line on stderr that names the unreadable files that were left out, if there are any."""
     if names:
-        print(f"warning: {len(names)} unreadable file{'s' * (len(names) > 1)} left out: {some_of(names)}", file=sys.stderr)
+        warn(f"warning: {len(names)} unreadable file{'s' * (len(names) > 1)} left out: {some_of(names)}")
 
 
 def require_readable(dataset_dir, folder, status, files):
     """UserError if none of `files` of `folder`, of this status (see `decode.Files`), was read."""
     if not (status >= FIRST_KIND).any():
         pages = (status == PAGES).sum()
-        reason = f" ({pages} hold several images each: save each image as a file of its own)" if pages else ""
-        raise UserError(f"--dataset_dir {dataset_dir}: no readable slice in {folder}, tried {some_of(files)}{reason}")
+        reason = "damaged, or of a kind that Pillow does not read, such as TIFFs of 64-bit floats"
+        reason = f"{pages} hold several images each: save each image as a file of its own" if pages else reason
+        raise UserError(f"--dataset_dir {dataset_dir}: no readable slice in {folder}, tried {some_of(files)} ({reason})")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -204,7 +212,7 @@ class Slices:
             notes.add(note)
             readable_rows = np.flatnonzero(status[name] >= FIRST_KIND)
             require_readable(dataset_dir, folder, status[name], [file for file, *_ in files])
-            bright[name] = [brightness(pixels[i]) for i in readable_rows[:: -(-len(readable_rows) // SAMPLED)]]
+            bright[name] = [light_of(pixels[i]) for i in readable_rows[:: -(-len(readable_rows) // SAMPLED)]]
             self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(status[name] < FIRST_KIND)]
             self.counts[name] = len(readable_rows)
             rows.append(readable_rows)
@@ -216,7 +224,7 @@ class Slices:
         self.names = [f"{name}/{file}" for name, file, _ in identities]
         self.fingerprint = short_hash(identities)
         for note in notes - {None}:
-            print(f"note: {note}", file=sys.stderr)
+            warn(f"note: {note}")
         warn_of_unreadable(self.unreadable)
         warn_of_kinds(dataset_dir, status, levels)
         check_brightness(dataset_dir, bright)

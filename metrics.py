@@ -92,7 +92,7 @@ from analysis.damage import note_damaged
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
 from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from data.checks import check_brightness, warn_of_kinds
-from data.decode import brightness, open_slice, pad_and_resize, read_files
+from data.decode import light_of, open_slice, pad_and_resize, read_files
 from dataset import Slices, class_folders, find_slices, holds_classes, require_readable, some_of
 
 # Pictures that commands of this project write, as the name of their folder and their own: predict.py's, metrics.py's, those of
@@ -169,7 +169,7 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
             found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
             results |= dict(zip(chosen, found.results))
             status[name], levels[name] = found.status, found.levels
-            bright[name] = [brightness(result[1]) for result in found.results if result]
+            bright[name] = [light_of(result[1]) for result in found.results if result]
             if chosen:
                 require_readable(folder, os.path.dirname(chosen[0]), found.status, list(map(os.path.basename, chosen)))
         if flag != "--fake":  # a poor generator's images may well be dark

@@ -345,7 +345,7 @@ def main(argv=None):
                 set_aside(folder)
                 make_folder(folder, "--model_dir")
                 stack.callback(lock_folder(folder).release)
-            print(f"{folder}: {describe_recipe(args)}")
+            print(f"{folder}: {describe_recipe(args)}", file=sys.stderr)
         processes.barrier()  # the old run has been set aside
         try:
             return train(args, slices, held_out, folder, config, device, dtype, processes, start + 60 * args.max_minutes, source)

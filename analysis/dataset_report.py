@@ -19,7 +19,7 @@ from analysis.position import index_auc, slice_indices, unknown_text, windows
 from analysis.subjects import contradictions, find_subjects, identify, image_order, look_up, resampling_groups
 from analysis.view import find_view
 from data.checks import check_brightness, warn_of_kinds
-from data.decode import brightness, decode, pad_and_resize, read_files
+from data.decode import Light, decode, light_of, pad_and_resize, read_files
 from dataset import class_folders, find_slices, find_splits, require_readable, some_of
 from utils import UserError, atomic_path, make_folder, printable
 
@@ -32,7 +32,7 @@ class FileFacts(NamedTuple):
 
     mode: str  # PIL's
     size: tuple  # width, height
-    brightness: int  # grey level of its brightest parts
+    light: Light
     digest: bytes  # SHA-256 of the grey pixels: the same for the same image in any file format
     pixels: np.ndarray  # uint8 [64, 64], the slice reduced
 
@@ -40,7 +40,7 @@ class FileFacts(NamedTuple):
 def inspect(_, image, grey):
     """The FileFacts of an image, as `decode.read_files` gives it."""
     digest = hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest()
-    return FileFacts(image.mode, image.size, brightness(np.asarray(grey)), digest, np.asarray(pad_and_resize(grey, EXAMINED)))
+    return FileFacts(image.mode, image.size, light_of(np.asarray(grey)), digest, np.asarray(pad_and_resize(grey, EXAMINED)))
 
 
 def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subjects=None):
@@ -83,7 +83,7 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
             print(f"    {printable(scan)}: {reason}")
         damaged += pairs_to_draw(split, pixels, scans, reasons)
         warn_of_kinds(split_folder, status, levels)
-        of_class = {name: [fact.brightness for file, fact in facts.items() if file.startswith(f"{name}/")] for name in counts}
+        of_class = {name: [fact.light for file, fact in facts.items() if file.startswith(f"{name}/")] for name in counts}
         check_brightness(split_folder, of_class)
     if len(facts_of) == 2:
         compare_pictures(**facts_of)

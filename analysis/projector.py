@@ -24,8 +24,8 @@ from analysis import figures
 from analysis.distances import FEATURE_SIDE, Features
 from analysis.models import BATCH, draw_z, style_vectors
 from analysis.report import ReportFigure, ReportTable, Section
-from data.checks import warn_of_kinds
-from data.decode import pad_and_resize, read_files
+from data.checks import check_brightness, warn, warn_of_kinds
+from data.decode import light_of, pad_and_resize, read_files
 from dataset import EXTENSIONS, class_named, find_slices, some_of, to_float, to_uint8, warn_of_unreadable
 from utils import CLASSES, UserError, atomic_path, make_folder
 
@@ -84,6 +84,10 @@ def read_targets(path, resolution):
     warn_of_unreadable(unreadable)
     warn_of_kinds(path, status, levels)
     images = np.stack([decoded[file] for file in readable])
+    try:
+        check_brightness(path, {os.path.basename(os.path.abspath(path)): [light_of(image) for image in images]})
+    except UserError as error:  # nothing is trained on them, and a poor generator's images may be dark
+        warn(f"warning: {str(error).removeprefix('--dataset_dir ')}")
     return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable))
 
 

@@ -100,6 +100,13 @@ def image_id(text):
     return text if re.fullmatch(BIDS, text) else scan_id(text)
 
 
+def person_id(text):
+    """A subject, in one spelling: 037_S_4001 of "037_s_4001" and "037-S-4001", 12 of "12.0"; any other text as it is."""
+    if match := re.fullmatch(r"([0-9]{3})[-_ ]S[-_ ]([0-9]{4,5})", text, re.IGNORECASE):
+        return f"{match[1]}_S_{match[2]}"
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", text)
+
+
 def years(text):
     """An age of 0 to 150 years: 71.5 of "71.5", "71,5", "71.5 years" or "71.5Y"; None for anything else, such as "90+"."""
     match = re.fullmatch(r"([0-9]{1,3}(?:[.,][0-9]+)?)\s*(?:y|yrs?|years?)?\.?", text, re.IGNORECASE)
@@ -297,6 +304,9 @@ def read_scan(where, cells, owner, day_first):
         raise UserError(f"{where}: {image[:80]!r} is neither an Image Data ID such as I218391 nor a file such as 218391_78.jpeg")
     if not known.get("person"):
         raise UserError(f"{where}: image {image} has no subject")
+    if re.fullmatch(r"[0-9]([.,][0-9]+)?[eE][+-]?[0-9]+", known["person"]):
+        raise UserError(f"{where}: a spreadsheet has shortened the subject {known['person']}; format its column as text")
+    known["person"] = person_id(known["person"])
     if "sex" in known:
         known["sex"] = known["sex"][0].upper()
     if "age" in known:
@@ -341,7 +351,7 @@ def read_metadata(path, text, warnings):
     Entries that tell no person are left out and counted in `warnings`. UserError if nothing is left.
     """
     try:
-        entries = json.loads(text)
+        entries = json.loads(text, object_pairs_hook=dictionary)
     except (ValueError, RecursionError) as error:
         raise UserError(f"--subjects {path}: not a JSON file ({printable(str(error))[:100]})") from None
     table, left_out, odd = {}, [], []
@@ -352,10 +362,12 @@ def read_metadata(path, text, warnings):
             left_out.append(key[:40])
             continue
         label = str(entry.get("label", "")).strip().removesuffix(".0")
-        group = LABELS.get(label) or (label if label.isalpha() and label.casefold() not in UNKNOWN else None)
+        word = isinstance(entry.get("label"), str) and label.isalpha() and label.casefold() not in UNKNOWN
+        group = LABELS.get(label) or (label if word else None)
         if not group:
             odd.append(f"{label[:20]!r} of {key[:40]}")
-        table[image] = Scan(image, person[0].upper(), group, date=date_in(raw))
+        scan = Scan(image, person[0].upper(), group, date=date_in(raw))
+        table[image] = merge(f"--subjects {path}: entries of one image", table[image], scan) if image in table else scan
     if not table:
         raise UserError(
             f'--subjects {path}: no entry such as "218391": {{"raw": "ADNI_037_S_4001_...", "label": 2}}; give such a file or a CSV'
@@ -365,6 +377,15 @@ def read_metadata(path, text, warnings):
     if odd:
         warnings.append(f"labels other than 0, 1 and 2 count as unknown ({len(odd)}): {first_of(odd)}")
     return table
+
+
+def dictionary(pairs):
+    """The dictionary of (key, value) pairs of a JSON object; ValueError if values of one key differ."""
+    result = {}
+    for key, value in pairs:
+        if result.setdefault(key, value) != value:
+            raise ValueError(f"two values of {key[:40]!r}")
+    return result
 
 
 def date_in(path):

@@ -1,21 +1,30 @@
 """What is doubtful about slices that could be read: kinds of files, levels, darkness, classes that differ in brightness."""
 
 import functools
+import os
 import sys
 
 import numpy as np
 
-from data.decode import FULL_RANGE, KINDS, PAGES, code_of
+from data.decode import FULL_RANGE, KINDS, MOST, PAGES, Light, code_of
 from utils import UserError, printable
 
 DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
+PALE = 32  # grey level from which on a background does not look black
 SEPARATED, APART = 0.95, 1.25  # AUC and ratio from which on classes are told apart by their brightness
+SHARE = 0.05  # of the slices of a class, from which on something is said of them
+
+
+def warn(line):
+    """Print a line on stderr, but of the processes of torchrun only in the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(printable(line), file=sys.stderr)
 
 
 @functools.cache
 def warn_once(line):
-    """Print a line on stderr, but not again in this process: several parts of a command read the same folders."""
-    print(printable(line), file=sys.stderr)
+    """`warn`, but not again in this process of the same: several parts of a command read the same folders."""
+    warn(line)
 
 
 def warn_of_kinds(place, status, levels):
@@ -24,7 +33,7 @@ def warn_of_kinds(place, status, levels):
     status, levels: {class: those of `decode.Files`}.
     """
     chosen = [
-        f"{name} {black:.4g} and {white:.4g} ({kind})"
+        f"{name} {black:.5g} and {white:.5g} ({kind})"
         for name, by_kind in levels.items()
         for kind, (black, white) in by_kind.items()
         if (kind, black, white) != ("16-bit", *FULL_RANGE)
@@ -41,24 +50,30 @@ def warn_of_kinds(place, status, levels):
 
 
 def check_brightness(place, values):
-    """Look at the `brightness` of slices below `place`, {class: int [n]}.
+    """Look at the `Light` of slices below `place`, {class: [Light] * n}.
 
-    UserError if a class is nearly black; a line on stderr if it is dark, if many of its slices are far darker than others, or if
-    brightness alone tells the classes apart.
+    UserError if most slices of a class are nearly black; a line on stderr if it is dark (but for logos or text), if some of its
+    slices are far darker than others or have a background that is not black, or if brightness alone tells the classes apart.
     """
-    values = {name: np.asarray(of_class) for name, of_class in values.items()}
-    typical = {name: int(np.quantile(of_class, 0.9, method="higher")) for name, of_class in values.items()}
-    for name, level in typical.items():
-        if level < DARK:
+    lights = {name: Light(*np.array(of_class).T) for name, of_class in values.items()}
+    for name, (bright, most, edges) in lights.items():
+        if (level := int(np.median(bright))) < DARK:
             raise UserError(
-                f"--dataset_dir {place}: {name} is nearly black: the brightest parts of its slices are at {level} of 255; "
+                f"--dataset_dir {place}: {name} is nearly black: the brightest parts of most of its slices are at {level} of 255; "
                 "save them again, scaled to 0 to 255"
             )
+        level, level_of_most = (int(np.quantile(of_class, 0.9, method="higher")) for of_class in (bright, most))
         if level < DIM:
             warn_once(f"warning: {place}: {name} is dark: the brightest parts of its slices are at {level} of 255")
-        dark = (values[name] < level / 4).mean()
-        if dark > 0.25:
+        elif level_of_most < min(DIM, level / 2):
+            few = f"all but the brightest {1 - MOST:.0%} of the pixels are below {level_of_most + 1} of 255"
+            warn_once(f"warning: {place}: {name} is dark, but for something small and bright, such as a logo or text: {few}")
+        if (dark := (bright < level / 4).mean()) >= SHARE:
             warn_once(f"warning: {place}: {dark:.0%} of the slices of {name} are black or far darker than the others")
+        if (pale := (edges >= PALE).mean()) >= SHARE:
+            text = "have a background that is not black: inverted, or not scaled from 0?"
+            warn_once(f"warning: {place}: {pale:.0%} of the slices of {name} {text}")
+    values = {name: light.bright for name, light in lights.items()}
     if len(values) == 2 and min(map(len, values.values())) >= 5:
         (first, a), (second, b) = values.items()
         auc = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2

@@ -8,6 +8,7 @@ once for all files of one kind in a class's folder, by quantiles, so that neithe
 
 import contextlib
 import os
+import re
 import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +16,31 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 from tqdm import tqdm
 
 FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL recognises others by their first bytes, among them formats that run code
 DEEP = "16-bit", "32-bit", "float"
 KINDS = ("8-bit", *DEEP, *(f"{kind} MINISWHITE" for kind in DEEP))  # of files, by what their values mean
 UNREADABLE, PAGES, FIRST_KIND = 1, 2, 3  # status of a file that is damaged, that holds several images, and that is of KINDS[0]
+IMAGEJ_STACK = re.compile(r"ImageJ=.*\nimages=(?!1\n)", re.DOTALL)  # further images have no directory of their own
 FULL_RANGE = 0, 65535  # black and white of integers, unless decided otherwise
 BRIGHT = 0.995  # quantile of a slice's values that counts as its brightest; hot pixels are beyond
+MOST = 0.97  # of which logos and text do not decide
 USUAL_WHITES = 1, 255, 4095, 65535
-ORIENTATION, PHOTOMETRIC = 0x112, 262  # numbers of Exif and TIFF tags
+ORIENTATION, BITS, PHOTOMETRIC, DESCRIPTION, SAMPLE_FORMAT = 0x112, 258, 262, 270, 339  # numbers of Exif and TIFF tags
 
 
 class SeveralPages(ValueError):
     """The file holds several images, of which only the first would be read."""
+
+
+class Light(NamedTuple):
+    """How bright a slice is, in grey levels, 0 to 255."""
+
+    bright: int  # its brightest parts but for hot pixels: the BRIGHT quantile
+    most: int  # the MOST quantile
+    edges: int  # of two opposite edges the darker one's median, if it is uniform, as a background is; 0 if not
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -40,7 +52,7 @@ def open_slice(path):
     """Open the image at `path`, as a context manager; its pixels are not read yet.
 
     Raises PIL's errors for a damaged file, SeveralPages for a TIFF stack or an animation, and ValueError if `path` is not a
-    regular file or the square that holds the image would have more than PIL's limit of pixels.
+    regular file, the square that holds the image would have more than PIL's limit of pixels, or its 8 bits are signed.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would never end
         raise ValueError("not a regular file")
@@ -48,8 +60,11 @@ def open_slice(path):
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         if max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        if getattr(image, "is_animated", False):
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        if getattr(image, "is_animated", False) or IMAGEJ_STACK.match(str(tags.get(DESCRIPTION))):
             raise SeveralPages(path)
+        if image.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ()):
+            raise ValueError("signed values of 8 bits, which PIL takes for unsigned ones")
         yield image
 
 
@@ -66,23 +81,31 @@ def kind_of(image):
 
 
 def upright(image):
-    """The pixels of an opened image, turned and mirrored as its orientation tag says."""
+    """The pixels of an opened image, turned and mirrored as its orientation tag says; 32-bit integers from 2^31 on as floats."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
     image.load()
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # PIL raises nearly any error on damaged metadata, which say nothing then
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+        orientation = None
+    image = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    if image.mode == "I" and tags.get(BITS) == (32,) and 2 not in tags.get(SAMPLE_FORMAT, ()) and np.asarray(image).min() < 0:
+        return Image.fromarray(np.asarray(image).astype(np.uint32).astype(np.float32))  # PIL takes them for signed ones
+    return image
 
 
 def to_grey(image, black=FULL_RANGE[0], white=FULL_RANGE[1]):
     """Convert a PIL image of any mode to 8-bit grey (mode "L"); ValueError for a mode that PIL cannot convert (LAB).
 
     Colour becomes luma (ITU-R 601-2) and transparency is put over black. Deeper grey (modes I;16, I;16B, I, F) is scaled so that
-    `black` becomes 0 and `white` 255 (black may be the greater one), and clipped; pixels that are not finite become black.
+    `black` becomes 0 and `white` 255 (black may be the greater one), and clipped; pixels that are not finite become black, and so
+    does a `filling` where black is negative.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
+        if black < 0:
+            filled = np.pad(values == filling(values), 1, constant_values=True)
+            values[ndimage.label(filled)[0][1:-1, 1:-1] == 1] = black  # 1: what is around the brain; within it 0 is a value
         with np.errstate(invalid="ignore", over="ignore"):
             grey = np.floor((values - black) * (255 / (white - black)) + 0.5).clip(0, 255)
         return Image.fromarray(np.where(np.isfinite(values), grey, 0).astype(np.uint8))
@@ -114,9 +137,14 @@ def decode(path, resolution, levels=None):
         return np.asarray(pad_and_resize(to_grey(upright(image), *black_and_white), resolution))
 
 
-def brightness(pixels):
-    """The brightest grey level of a slice uint8 [H, W] but for hot pixels: its BRIGHT quantile, 0 to 255."""
-    return int(np.searchsorted(np.bincount(pixels.ravel(), minlength=256).cumsum(), BRIGHT * pixels.size))
+def light_of(pixels):
+    """The Light of a slice uint8 [H, W]."""
+    counts = np.bincount(pixels.ravel(), minlength=256).cumsum()
+    bright, most = (int(np.searchsorted(counts, quantile * pixels.size)) for quantile in (BRIGHT, MOST))
+    edges = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
+    middle_and_high = (np.sort(edge)[[len(edge) // 2, len(edge) * 9 // 10]].astype(int) for edge in edges)
+    top, bottom, left, right = (middle if high <= 1.1 * middle else 0 for middle, high in middle_and_high)
+    return Light(bright, most, int(max(min(top, bottom), min(left, right))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,19 +152,38 @@ def brightness(pixels):
 
 
 def range_of(image):
-    """(low, high) quantiles of the finite values of a deep image; (0, 0) if there are none."""
+    """(low, high) quantiles of the finite values of a deep image but for a `filling`; (0, 0) if there are none."""
     values = np.asarray(image).astype(np.float64)
+    return limits(values[values != filling(values)])
+
+
+def limits(values):
+    """(low, high) quantiles of the finite ones of `values`; (0, 0) if there are none."""
     values = values[np.isfinite(values)]
     return tuple(np.quantile(values, (1 - BRIGHT, BRIGHT))) if values.size else (0.0, 0.0)
+
+
+def filling(values):
+    """The value of [H, W] that fills what is around the brain and is not on the scale of the others: the one that most pixels at
+    the edges have, if it is 0 among values that are clearly negative, too (z-scores of the brain alone), or far below all others
+    (-1000, -3.4e38). nan if there is none."""
+    edges, counts = np.unique(np.concatenate((values[0], values[-1], values[:, 0], values[:, -1])), return_counts=True)
+    value = edges[counts.argmax()]
+    if counts.max() * 2 > counts.sum() and (value == 0 or value < -1):
+        low, high = limits(values[values != value])
+        if low < -0.1 * abs(high) if value == 0 else low - value > 4 * max(high - low, -0.1 * value):
+            return value
+    return np.nan
 
 
 def choose_levels(kind, ranges):
     """(black, white) of all files of one kind in a folder, from the `range_of` each.
 
     White is what a tenth of the files reach, or one of USUAL_WHITES near that; black is 0, or the lowest value if that is clearly
-    negative; values from -1 to 1 keep that range. In kinds that are MINISWHITE it is the other way round.
+    negative; values from -1 to 1 keep that range. In kinds that are MINISWHITE it is the other way round. Files of one value, such
+    as black ones, have no say.
     """
-    lows, highs = np.asarray(ranges, float).T
+    lows, highs = np.array([(low, high) for low, high in ranges if low < high] or ranges, float).T
     low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
     black = float(low) if low < -0.1 * abs(high) else 0.0
     white = usual_white(high) if high > 0 else float(black == 0)  # 1: all values are 0

@@ -155,6 +155,21 @@ def test_two_folders_of_a_class_are_refused(data):
     assert load(data).counts == {"AD": 5, "NC": 7}
 
 
+def test_one_folder_for_two_classes_is_refused(data):
+    shutil.rmtree(data / "NC")
+    os.symlink("AD", data / "NC")
+    assert refusal(data).endswith("AD and NC are one folder, by a link")
+    assert load(data, classes="NC").counts == {"NC": 5}
+
+
+def test_slices_of_another_class_within_a_class_are_named(data, capsys):
+    for name in ("NC/up/AD", "NC/cn", "NC/MCI"):
+        save(data / name / "300_7.png", noise(32, 32))
+    assert load(data).counts == {"AD": 5, "NC": 10}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {data / 'NC'}: slices in folders of another class's name are read as of this class: up/AD"
+
+
 @pytest.mark.parametrize("given", ["train", "."])
 def test_a_split_without_a_class_is_named(data, capsys, given):
     parent = data.parent
@@ -279,6 +294,13 @@ def test_damaged_cache_is_rebuilt(data, cache, damage):
             )
     assert (load(data)[np.arange(12)] == expected).all()
     np.testing.assert_array_equal(np.load(next(cache.glob("AD*")))[:5], expected[:5])
+
+
+def test_cache_whose_pixels_are_not_those_of_the_files_is_renewed(data, cache):
+    expected = load(data)[np.arange(12)]
+    for path in cache.glob("*.npy"):
+        np.load(path, mmap_mode="r+")[: 5 if path.name.startswith("AD") else 7] = 99
+    assert (load(data)[np.arange(12)] == expected).all() and (load(data)[np.arange(12)] == expected).all()
 
 
 def test_cache_removes_old_temporary_files(data, cache):

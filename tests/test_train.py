@@ -35,7 +35,7 @@ from modules import Generator
 from train import decay_factor, fill_defaults, mean_row
 from train import parse_args as parse_train
 from training import checkpoint as checkpoint_module
-from training import recipes
+from training import progress, recipes
 from training import step as training_step
 from training.loss import PathLength
 from training.monitor import STATISTICS
@@ -572,7 +572,7 @@ def test_many_such_steps_go_back_to_the_checkpoint_with_half_the_rate(
 ):
     log_steps(steps_per_row)
     poison(range(8, 8 + train.MAX_SKIPPED + 1))
-    assert start(slices_dir, tmp_path, "--epochs", 10, "--save_every", 4, "--lr", 0.004) == 0
+    assert start(slices_dir, tmp_path, "--epochs", 10, "--save_every", 4, "--lr", 0.004, "--lr_critic", 0.008) == 0
     (line,) = [line for line in alert_lines(tmp_path / "AD") if "went back" in line]
     assert "not finite: went back to 0.0 kimg and continues with half the learning rate" in line
     rows = read_table(tmp_path / "AD/losses.csv")
@@ -582,7 +582,7 @@ def test_many_such_steps_go_back_to_the_checkpoint_with_half_the_rate(
     assert capsys.readouterr().out.count("went back") == 1
     state = checkpoint(tmp_path / "AD")
     assert state["images"] == 80 and optimizer_rates(state) == [0.002, 0.004]
-    start(slices_dir, tmp_path, "--epochs", 11, "--lr", 0.004)  # and so after the next resume
+    start(slices_dir, tmp_path, "--epochs", 11, "--lr", 0.004, "--lr_critic", 0.008)  # and so after the next resume
     assert rates(tmp_path / "AD")[-1] == 0.002 and optimizer_rates(checkpoint(tmp_path / "AD")) == [0.002, 0.004]
 
 
@@ -599,7 +599,7 @@ def test_a_few_such_steps_are_no_reason_to_go_back(tmp_path, slices_dir, log_ste
 def test_going_back_repeats_the_same_batches_and_latents(tmp_path, slices_dir, unplotted, poison):
     """What follows equals a run that was stopped at the checkpoint and resumed with half the rate."""
     start(slices_dir, tmp_path / "a", "--epochs", 4, "--lr", 0.004)
-    start(slices_dir, tmp_path / "a", "--epochs", 8, "--lr", 0.002)
+    start(slices_dir, tmp_path / "a", "--epochs", 8, "--lr", 0.002, "--lr_critic", 0.002)
     poison(range(8, 16))
     start(slices_dir, tmp_path / "b", "--epochs", 8, "--save_every", 4, "--lr", 0.004)
     stopped, went_back = (checkpoint(tmp_path / name / "AD") for name in "ab")
@@ -699,7 +699,7 @@ def test_a_second_signal_ends_the_save_of_the_first_and_keeps_the_old_checkpoint
 
     def slow(state, path):
         save_tensors(state, path)
-        monkeypatch.setattr(utils, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3))
+        monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3))
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(checkpoint_module, "save_tensors", slow)

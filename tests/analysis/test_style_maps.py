@@ -187,6 +187,7 @@ def test_ventricle_areas_are_of_the_drawn_and_of_the_real_slices(monkeypatch):
 
     monkeypatch.setattr(style_maps, "load_model", lambda folder, *_: folder)
     monkeypatch.setattr(style_maps, "synthesize", synthesize)
+    monkeypatch.setattr(style_maps, "known_view", lambda *_: "axial")
     monkeypatch.setattr(style_maps, "measure_areas", lambda pixels, *_: {"ventricle": 10 * pixels[:, 0, 0]})
     sets = {"AD": np.array([[1.0, 9], [2, 9]]), "NC": np.array([[3.0, 9]]), "real AD": np.array([[4.0, 9]])}
     found = style_maps.ventricle_areas("both", sets, "last", "cpu", {"real AD": np.full((1, 1, 1), 7.0)})
@@ -264,7 +265,7 @@ def test_plot_umap_writes_maps_of_two_models_and_over_epochs(models, tmp_path, c
 
 @pytest.mark.slow
 def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
-    control = change_weights(os.path.join(models, "NC"), tmp_path / "control", 1e-3)
+    control = change_weights(os.path.join(models, "NC"), tmp_path / "control", 2e-4)
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--num_styles", "30", "--method", "pca"]
     assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", control, *flags]) == 0
     out = capsys.readouterr().out

@@ -143,6 +143,12 @@ AGES = {"71.5": 71.5, "71,5": 71.5, "71.5 years": 71.5, "071Y": 71.0, "0": 0.0, 
 ODD_AGES = "90+", ">89", "old", "-4", "999", "150", "inf", "1940", "5/03/1940", "7_1", "1e9999", "71.5.2", "018M", "٧١"
 
 
+def test_one_person_is_one_however_spelt(read):
+    people = "037_S_4001", "037_s_4001", "037-S-4001", "037 S 4001", "12", "12.0", "12.5", "P1", "p1"
+    found = read("image,subject\n" + "".join(f"{i},{person}\n" for i, person in enumerate(people)))
+    assert [scan.person for scan in found.values()] == ["037_S_4001"] * 4 + ["12", "12", "12.5", "P1", "p1"]
+
+
 def test_years_of_ages_and_of_none():
     assert {text: years(text) for text in AGES} == AGES
     assert [text for text in ODD_AGES if years(text) is not None] == []
@@ -230,6 +236,7 @@ def picture(kind):
         ("image,subject\n2.184E+05,a\n", "line 2: '2.184E\\+05' is neither"),
         ("participant_id\tage\nn/a\t30\n", "no rows below its header that name an image"),
         ("image,subject\n1,n/a\n", "line 2: image 1 has no subject"),
+        ("image,subject\n1,1.23E+05\n", "line 2: a spreadsheet has shortened the subject 1.23E\\+05; format"),
         ('"image" "subject"\n"1" "2" "ann"\n', "no column Image Data ID"),
         ("{", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),
@@ -280,6 +287,21 @@ def test_metadata_with_odd_entries_is_read_without_them(read, capsys):
     assert {image: scan.group for image, scan in found.items()} == {"100": "AD", "103": None, "104": None}
     left_out, odd = capsys.readouterr().err.splitlines()
     assert left_out.endswith("are left out (3): 101, 102, x") and odd.endswith("count as unknown (2): '7' of 103, '' of 104")
+
+
+def test_metadata_that_gives_a_scan_to_two_people_is_refused(read):
+    one, other = entry(RAW["100"], 2), entry(RAW["102"], 2)
+    with pytest.raises(UserError, match="entries of one image contradict each other: image 100 has person"):
+        read(json.dumps({"100": one, "I100": other}))
+    with pytest.raises(UserError, match="two values of '100'"):
+        read(json.dumps({"100": one, "I100": other}).replace('"I100"', '"100"'))
+    assert list(read(json.dumps({"100": one, "I0100": one}))) == ["100"]
+
+
+def test_labels_that_are_neither_numbers_nor_words_are_unknown(read, capsys):
+    labels = True, [2], None, float("inf"), {"dx": 2}
+    found = read(json.dumps({str(i): entry(RAW["100"], label) for i, label in enumerate(labels)}))
+    assert [scan.group for scan in found.values()] == [None] * 5 and "unknown (5)" in capsys.readouterr().err
 
 
 def test_date_in_a_path_is_a_day_that_exists():

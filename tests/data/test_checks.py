@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.checks import check_brightness, warn_of_kinds, warn_once
-from data.decode import FIRST_KIND, PAGES
+from data.checks import check_brightness, warn, warn_of_kinds, warn_once
+from data.decode import FIRST_KIND, PAGES, Light
 from utils import UserError
 
 
@@ -13,20 +13,27 @@ def forget():
     warn_once.cache_clear()
 
 
+def check(values):
+    """values: {class: its slices' brightest grey levels}."""
+    check_brightness("data", {name: [Light(value, value, 0) for value in of_class] for name, of_class in values.items()})
+
+
 def said(capsys, values):
-    check_brightness("data", values)
+    check(values)
     return capsys.readouterr().err
 
 
 def test_a_class_that_is_nearly_black_is_refused():
-    for dark in ([0] * 9, [3, 14, 15, 9], [0], [0] * 11 + [200]):
+    for dark in ([0] * 9, [3, 14, 15, 9], [0], [0] * 11 + [200], [0] * 6 + [200] * 5):
         with pytest.raises(UserError, match="--dataset_dir data: NC is nearly black: .* of 255; save") as refused:
-            check_brightness("data", {"AD": [200] * 9, "NC": dark})
+            check({"AD": [200] * 9, "NC": dark})
         assert "\n" not in str(refused.value)
 
 
 def test_single_black_slices_are_not_refused(capsys):
-    assert said(capsys, {"AD": [220, 0] + [210] * 8, "NC": [224, 215, 0, 218, 190]}) == ""
+    assert said(capsys, {"AD": [220, 0] + [210] * 20, "NC": [224, 215, 218, 190]}) == ""
+    text = said(capsys, {"AD": [220, 0] + [210] * 8, "NC": [224, 215, 60, 218, 190]})
+    assert text == "warning: data: 10% of the slices of AD are black or far darker than the others\n"
     assert said(capsys, {"NC": [224, 0]}) == "warning: data: 50% of the slices of NC are black or far darker than the others\n"
 
 
@@ -39,6 +46,28 @@ def test_slices_far_darker_than_others_of_their_class_are_counted(capsys):
     """As of a folder of which half has been scaled to 12 bits and half to 8."""
     assert "40% of the slices of AD are black or far darker" in said(capsys, {"AD": [14, 220, 222, 13, 221], "NC": [220] * 5})
     assert said(capsys, {"AD": [120, 220, 222, 110, 221], "NC": [220] * 5}) == ""
+
+
+def test_slices_that_are_dark_beside_a_logo_are_named(capsys):
+    check_brightness("data", {"AD": [Light(255, 14, 0)] * 9, "NC": [Light(220, 150, 0)] * 9})
+    line = capsys.readouterr().err
+    assert line.startswith("warning: data: AD is dark, but for something small and bright, such as a logo or text: all but the")
+    assert "brightest 3% of the pixels are below 15 of 255\n" in line and line.count("\n") == 1
+
+
+def test_slices_whose_background_is_not_black_are_counted(capsys):
+    """As inverted ones have; not the few that touch the edges."""
+    plain, inverted = Light(220, 150, 0), Light(255, 255, 255)
+    check_brightness("data", {"AD": [plain] * 9 + [inverted], "NC": [plain] * 40 + [inverted]})
+    line = capsys.readouterr().err
+    assert line.startswith("warning: data: 10% of the slices of AD have a background that is not black") and line.count("\n") == 1
+
+
+def test_of_the_processes_of_torchrun_only_the_first_warns(capsys, monkeypatch):
+    for rank, shown in (("0", "a\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        warn("a")
+        assert capsys.readouterr().err == shown
 
 
 def test_classes_that_brightness_tells_apart_are_named(capsys):

@@ -13,8 +13,9 @@ from data.decode import (
     KINDS,
     PAGES,
     UNREADABLE,
-    brightness,
     choose_levels,
+    filling,
+    light_of,
     pad_and_resize,
     read_files,
     to_grey,
@@ -340,5 +341,60 @@ def test_damaged_metadata_do_not_matter(tmp_path):
 def test_brightness_is_that_of_the_brightest_parts():
     pixels = BRAIN.copy()
     pixels[0, :5] = 255
-    assert brightness(pixels) == int(np.quantile(pixels, 0.995, method="higher")) < 224
-    assert brightness(BRAIN * 0) == 0 and brightness(BRAIN * 0 + 255) == 255
+    assert light_of(pixels).bright == int(np.quantile(pixels, 0.995, method="higher")) < 224
+    assert light_of(BRAIN * 0) == (0, 0, 0) and light_of(BRAIN * 0 + 255) == (255, 255, 255)
+
+
+def test_light_of_logos_and_edges():
+    pixels = BRAIN // 16
+    pixels[:5, :10] = 255  # 2.6%
+    assert light_of(pixels).bright == 255 and light_of(pixels).most == np.quantile(pixels, 0.97, method="higher") < 14
+    assert light_of(255 - BRAIN).edges == 255 and light_of(BRAIN).edges == 0
+    padded = np.asarray(pad_and_resize(Image.fromarray(255 - BRAIN), 48))
+    assert light_of(padded).edges == 255  # left and right
+    pixels = BRAIN.copy()
+    pixels[-9:] = 180  # a neck
+    assert light_of(pixels).edges == 0 and light_of(noise(48, 40)).edges == 0
+
+
+def test_fillings_around_the_brain_are_black_and_have_no_say(tmp_path):
+    """z-scores of the brain alone, in which 0 is what was not measured, and values of which none can be measured."""
+    brain = BRAIN[BRAIN > 0].astype(float)
+    scores = (BRAIN - brain.mean() - 0.5) / brain.std()
+    low, high = np.quantile(scores[BRAIN > 0], (0.005, 0.995))
+    truth = np.where(BRAIN > 0, ((scores - low) / (high - low) * 255).clip(0, 255), 0)
+    for fill in (0, -1000, -3.4e38, np.nan):
+        levels = assert_read(tmp_path, [tiff(np.where(BRAIN > 0, scores, fill).astype("<f4"))] * 3, "float", 2, truth)
+        assert levels["float"] == pytest.approx((low, high), rel=0.01)
+    for dtype in ("<i2", "<i4"):
+        assert_read(tmp_path, [tiff(np.where(BRAIN > 0, scores * 500, 0).astype(dtype))] * 3, "32-bit", 2, truth)
+        assert_read(tmp_path, [tiff(np.where(BRAIN > 0, BRAIN.astype(int), -2000).astype(dtype))] * 3, "32-bit")
+    within = np.where(BRAIN > 0, scores, 0)
+    within[18:22, 20:28] = 0  # a value, which is not black
+    (pixels,) = read(tmp_path, [tiff(within.astype("<f4"))]).results
+    assert (pixels[18:22, 20:28] == np.floor(-low / (high - low) * 255 + 0.5)).all() and not pixels[BRAIN == 0].any()
+    for values in (BRAIN, BRAIN / 127.5 - 1, DEEP.astype(int) - 2048, BRAIN - 5.0, scores, BRAIN * np.nan):
+        assert np.isnan(filling(np.asarray(values, float)))
+
+
+def test_black_files_have_no_say_in_what_is_white(tmp_path):
+    assert assert_read(tmp_path, [png(DEEP * 0)] * 9 + [png(DEEP)], "16-bit", rows=slice(9, None)) == {"16-bit": (0, 4095)}
+
+
+def test_large_unsigned_integers_of_32_bits(tmp_path):
+    """Beyond 2^31, where Pillow has negative values."""
+    full = BRAIN.astype(np.uint32) * 16843009
+    assert_read(tmp_path, [tiff(full)] * 3, "32-bit", 2, (BRAIN * (255 / 223)).clip(0, 255))
+
+
+def test_signed_values_of_8_bits_are_not_read(tmp_path):
+    """Pillow takes -1 for 255."""
+    assert read(tmp_path, [tiff((BRAIN.astype(int) - 128).astype(np.int8))]).status.tolist() == [UNREADABLE]
+
+
+@pytest.mark.parametrize("images, status", [(1, FIRST_KIND), (5, PAGES), (13, PAGES)])
+def test_stacks_of_imagej_are_left_out(tmp_path, images, status):
+    """Their further images follow the first without directories of their own."""
+    text = f"ImageJ=1.53t\nimages={images}\nslices={images}\n"
+    content = encoded(Image.fromarray(BRAIN), "TIFF", description=text)
+    assert read(tmp_path, [content]).status.tolist() == [status]
