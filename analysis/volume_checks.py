@@ -20,6 +20,8 @@ FITS = (
 CUT_OFF = {"top": 0.3, "left": 0.5, "right": 0.5, "front": 0.5, "back": 0.5}  # of the largest section, in the outermost slice
 BRAIN_CUT_OFF = 0.15  # the same for each end of a brain mask
 MIN_CM2 = 1.0  # of brain in a slice
+# A volume of fewer values than LABELS, of which so many voxels in the head equal their neighbours, is a mask or a segmentation
+LABELS, ALIKE = 64, 0.75
 
 
 def largest_piece(mask):
@@ -29,6 +31,14 @@ def largest_piece(mask):
     if not len(sizes):
         return np.zeros_like(mask), 0.0
     return sitk.GetArrayViewFromImage(parts) == sizes.argmax() + 1, sizes.max() / sizes.sum()
+
+
+def check_grey(voxels, mask):
+    """UserError where a volume [z, y, x] is a mask or a segmentation: few values, and the same one in most neighbours in `mask`."""
+    values = len(np.unique(voxels))
+    alike = (voxels[..., 1:] == voxels[..., :-1])[mask[..., 1:]].mean()
+    if values < LABELS and alike > ALIKE:
+        raise UserError(f"implausible: it has {values} values in large patches, as a mask or a segmentation; the scan is needed")
 
 
 def check_head(mask, spacing, is_brain, oriented):

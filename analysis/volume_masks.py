@@ -85,15 +85,16 @@ def background_of(image):
 def tame(image, mask):
     """A volume without values that would spoil the steps after it; the order of all others stays as it is.
 
-    Negative values, such as z-scores: all is moved so that the darkest inside the mask and a constant background are 0, since N4
-    divides, and what is outside of a brain mask becomes 0. A few voxels far brighter than the brain: cut at OUTLIER times its
-    brightest, since cubic splines carry them through the volume.
+    A constant background, whatever its value, becomes as dark as the darkest inside the mask. Negative values, such as z-scores:
+    all is moved so that this is 0, since N4 divides, and what is outside of a brain mask becomes 0. A few voxels far brighter than
+    the brain: cut at OUTLIER times its brightest, since cubic splines carry them through the volume.
     """
     voxels = sitk.GetArrayFromImage(image)
-    inside = voxels[sitk.GetArrayViewFromImage(mask) > 0]
+    inside, outside = voxels[sitk.GetArrayViewFromImage(mask) > 0], sitk.GetArrayViewFromImage(mask) == 0
+    low, background = min(0.0, float(np.percentile(inside, 0.1))), background_of(image)[0]
+    if outside.any() and (voxels[outside] == background).mean() > CONSTANT:
+        voxels[outside & (voxels == background)] = low
     if voxels.min() < 0:
-        low = min(0.0, float(np.percentile(inside, 0.1)))
-        voxels[(sitk.GetArrayViewFromImage(mask) == 0) & (voxels == background_of(image)[0])] = low
         voxels, inside = np.maximum(voxels - np.float32(low), 0), inside - low
     return like(np.minimum(voxels, np.float32(OUTLIER * np.percentile(inside, 99.5))), image)
 

@@ -256,6 +256,46 @@ def test_nifti_headers_that_contradict_themselves_are_refused(tmp_path, content,
     assert part in refused(tmp_path / "x.nii")
 
 
+def in_two_spaces(qform, sform, motion, shift=0.0):
+    """A NIfTI file with voxels of 2 mm whose qform is diagonal and whose sform, in another space, comes from it by `motion`."""
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3] = np.column_stack([np.array(motion) @ affine[:3, :3], [shift] * 3])
+    return patched((252, "2h", qform, sform), (280, "12f", *affine[:3].ravel()))
+
+
+TILT = [[1, 0, 0], [0, 0.9, -(0.19**0.5)], [0, 0.19**0.5, 0.9]]  # by 26 degrees
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (1, 3), (1, 4), (2, 4), (2, 1)])
+@pytest.mark.parametrize("motion, shift", [(np.eye(3), 40), (TILT, 0), (np.diag([1.1, 1.15, 1.3]) + 0.04, 9)])
+def test_qform_and_sform_of_different_spaces_may_differ_and_the_scanners_counts(tmp_path, codes, motion, shift):
+    """As after registration by SPM, or of an atlas; ITK takes the sform if it is the scanner's, and only rigid ones of these."""
+    (tmp_path / "x.nii").write_bytes(in_two_spaces(*codes, motion, shift))
+    if codes[1] == 1 and not np.allclose(np.transpose(motion) @ motion, np.eye(3)):
+        assert "sheared" in refused(tmp_path / "x.nii")
+        return
+    image = read(tmp_path / "x.nii")
+    expected = np.column_stack([motion, [shift] * 3]) if codes[1] == 1 else np.eye(3, 4)
+    np.testing.assert_allclose(image.GetOrigin(), expected[:, 3] * [-1, -1, 1], atol=1e-4)
+    np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), np.diag([-1, -1, 1]) @ expected[:, :3], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "codes, motion, part",
+    [
+        ((1, 2), np.diag([-1, 1, 1]), "mirrored against each other"),
+        ((1, 4), np.diag([-1.1, 1, 1]), "mirrored against each other"),
+        ((1, 2), np.diag([-1, -1, 1]), "turned by 180 degrees against each other"),
+        ((1, 4), [[1, 0, 0], [0, 0, -1], [0, 1, 0]], "turned by 90 degrees against each other"),
+        ((1, 4), np.diag([4, 1, 1]), "voxels of 2 x 2 x 2 mm (pixdim) and of 8 x 2 x 2 mm (sform)"),
+        ((2, 2), TILT, "qform and sform put voxels"),
+    ],
+)
+def test_qform_and_sform_that_cannot_be_of_one_head_are_refused(tmp_path, codes, motion, part):
+    (tmp_path / "x.nii").write_bytes(in_two_spaces(*codes, motion))
+    assert part in refused(tmp_path / "x.nii")
+
+
 @pytest.mark.parametrize("patches", [(), [(252, "h", 0)], [(254, "h", 0)], [(112, "2f", NAN, NAN)], [(108, "f", 352.0)]])
 def test_nifti_headers_that_agree_are_read(tmp_path, patches):
     (tmp_path / "x.nii").write_bytes(patched(*patches) + bytes(100))
