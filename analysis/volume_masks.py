@@ -110,10 +110,10 @@ def read_mask(path, image):
     stored = read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
     voxels = sitk.GetArrayViewFromImage(stored)
     fractions = np.abs(voxels - np.round(voxels)).max() > 1e-3
-    values = len(np.unique(voxels[::3, ::3, ::3] if fractions else voxels[voxels > 0]))
+    values = len(np.unique(voxels[::3, ::3, ::3] if fractions else np.round(voxels[voxels > 0.5])))
     if values > MASK_VALUES or (not fractions and values > GREY_VALUES and voxels.max() <= 255):
         raise UserError(f"{path}: holds {values} different values or more, so it is an image, not a mask of 0 and 1")
-    if fractions or voxels.min() < 0:
+    if fractions or voxels.min() < -0.5:
         raise UserError(f"{path}: holds values from {voxels.min():g} to {voxels.max():g}, such as probabilities, not 0 and 1 only")
     mask = move_mask(stored > 0.5, image)
     if not sitk.GetArrayViewFromImage(mask).any():
