@@ -167,8 +167,7 @@ def check_series(place, headers):
         called = {header["series"]: printable(header["description"] or "no description")[:40] for header in headers}
         shown = ", ".join(f"{called[name]}: {count} files" for name, count in series.most_common(3))
         raise UserError(f"{place}: {len(series)} series are mixed in this folder ({shown}); give each a folder of its own")
-    names = [(h, f"{h['description'] or ''} {h['type'] or ''}") for h in headers]
-    if found := next((h for h, name in names if LOCALISER.search(name) and not SCAN.search(name)), None):
+    if found := next((header for header in headers if is_localiser(header)), None):
         raise UserError(f"{place}: a localiser ({printable(found['description'] or found['type'])[:60]})")
     if other := {header["modality"] for header in headers} - {"MR", "", None}:
         raise UserError(f"{place}: its modality is {printable(min(other))[:20]}, not MR")
@@ -178,6 +177,13 @@ def check_series(place, headers):
         if (header["samples"] or "1") != "1" or (header["colour"] or "MONOCHROME2") != "MONOCHROME2":
             shown = printable(header["colour"] or f"{header['samples']} samples a pixel")
             raise UserError(f"{place}: in colour, or inverted ({shown}), which is no T1 scan; download the original series")
+
+
+def is_localiser(header):
+    """Whether a DICOM header is of a localiser, by its Image Type or Series Description."""
+    description = header["description"] or ""
+    named = LOCALISER.search(description) and not SCAN.search(description)
+    return bool(named or LOCALISER.search(header["type"] or ""))
 
 
 def check_count(place, headers):

@@ -12,6 +12,7 @@ from utils import UserError
 
 HEAD_ML, HEAD_SIDES = (500, 6500), (80, 280)  # volume, and the sides of the box around it, mm
 BRAIN_ML, BRAIN_SIDES = (300, 2500), (70, 230)
+HOLLOW = 0.5  # of what a head or a brain mask encloses belongs to it at least
 WITHIN = 0.85  # of a brain mask is inside the head
 SHIFT_MM = 4.0  # voxels of about this size tell whether a mask is shifted
 FITS = (
@@ -21,7 +22,7 @@ CUT_OFF = {"top": 0.3, "left": 0.5, "right": 0.5, "front": 0.5, "back": 0.5}  # 
 BRAIN_CUT_OFF = 0.15  # the same for each end of a brain mask
 MIN_CM2 = 1.0  # of brain in a slice
 # A volume of fewer values than LABELS, of which so many voxels in the head equal their neighbours, is a mask or a segmentation
-LABELS, ALIKE = 64, 0.75
+LABELS, ALIKE = 64, 0.65
 
 
 def largest_piece(mask):
@@ -58,6 +59,8 @@ def check_head(mask, spacing, is_brain, oriented):
     what, limits, sides = ("brain mask", BRAIN_ML, BRAIN_SIDES) if is_brain else ("head", HEAD_ML, HEAD_SIDES)
     if is_brain and mask[:: mask.shape[0] - 1, :: mask.shape[1] - 1, :: mask.shape[2] - 1].sum() >= 4:
         raise UserError("implausible: the brain mask is inverted: the corners of the volume are inside it, and 0 should be outside")
+    if is_brain and mask.sum() < HOLLOW * between(mask).sum():
+        raise UserError("implausible: the brain mask is hollow: it is of what is around the brain, or of parts of it")
     ml = mask.sum() * np.prod(spacing) / 1000
     if not limits[0] <= ml <= limits[1]:
         raise UserError(f"implausible: the {what} has {ml:.0f} ml, not {limits[0]} to {limits[1]}")
@@ -105,6 +108,7 @@ def check_mask(path, mask, head, image):
     factors = [max(1, round(SHIFT_MM / side)) for side in image.GetSpacing()]
     small = sitk.GetArrayFromImage(sitk.BinShrink(image, factors))
     inside = sitk.GetArrayFromImage(sitk.BinShrink(sitk.GetImageFromArray(mask.astype(np.float32)), factors)) > 0.5
+    small = np.minimum(small, np.percentile(small[inside], 90))  # fat may be brighter than the brain
     bright = small[inside].mean() - np.percentile(small, 1)
 
     def contrast(rim, axis=0, steps=0):

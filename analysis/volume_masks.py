@@ -9,7 +9,7 @@ Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 import numpy as np
 
 from analysis.dicom import sitk
-from analysis.volume_checks import largest_piece
+from analysis.volume_checks import HOLLOW, between, largest_piece
 from analysis.volumes import Volume, open_volume, read_volume
 from utils import UserError
 
@@ -32,7 +32,7 @@ def like(array, image):
 def head_mask(image, oriented=True):
     """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
 
-    A few voxels far brighter than all others do not count for the threshold. Where the background has one value throughout, as
+    A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the background has one value throughout, as
     after the removal of the skull, all other voxels are above it. oriented: the third axis points upwards, so that all below
     HEAD_MM from the top can be left out.
     """
@@ -49,6 +49,11 @@ def head_mask(image, oriented=True):
     if not labels.any():
         raise UserError("no head to be seen: nothing is above Otsu's threshold")
     mask = sitk.BinaryFillhole(parts == int(np.bincount(labels.ravel())[1:].argmax() + 1))
+    found, rest = sitk.GetArrayViewFromImage(mask) > 0, voxels[sitk.GetArrayViewFromImage(bright) == 0]
+    if found.sum() < HOLLOW * between(found).sum() and rest.max() > rest.min():
+        return head_mask(
+            sitk.Clamp(image, upperBound=float(rest.max())), oriented
+        )  # fat becomes as bright as the brightest of the rest
     if not oriented:
         return mask
     voxels = sitk.GetArrayFromImage(mask)

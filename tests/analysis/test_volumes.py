@@ -428,7 +428,7 @@ def test_dicom_series_is_read_with_its_position_whatever_its_files_are_called(se
         ({"t0008_103e": "3 Plane Localizer"}, "a localiser (3 Plane Localizer)"),
         ({"t0008_103e": "AAHScout_MPR"}, "a localiser (AAHScout_MPR)"),
         ({"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "a localiser"),
-        ({"t0020_0032": "0\\0\\0"}, "a 4-D series, or a slice twice: 25 files at 1 positions"),
+        ({"t0020_0032": "0\\0\\0"}, "a 4-D series, several echoes, or a slice twice: 25 files at 1 positions; keep one"),
         ({"keep": [*range(10), *range(12, 25)]}, "2 missing slices: gaps up to 9 mm, others 3 mm"),
         ({"keep": [4]}, "a single slice"),
         ({"keep": range(12)}, "a localiser or a part of a scan, with 38 x 40 x 12 voxels"),
@@ -507,9 +507,23 @@ def test_dicom_series_of_fewer_files_than_their_headers_say_are_refused(series, 
     assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
 
 
-@pytest.mark.parametrize("options", [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}])
+@pytest.mark.parametrize(
+    "options",
+    [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}, {"t0008_103e": "MPRAGE after loc"}],
+)
 def test_dicom_series_that_are_whole_by_their_headers_are_read(series, tmp_path, options):
     assert read(write_dicom(tmp_path / "x", series[0], **options)).GetSize()[2] == 25
+
+
+def test_instance_numbers_may_begin_anywhere_and_copies_of_files_are_left_out(series, tmp_path):
+    for i in range(25):
+        write_dicom(tmp_path / "x", series[0], keep=[i], t0020_0013=str(1001 + i), t0008_0018=f"1.2.{i}")
+    whole = sitk.GetArrayFromImage(read(tmp_path / "x"))
+    for path in sorted((tmp_path / "x").iterdir())[::2]:
+        shutil.copy(path, tmp_path / "x" / f"{path.stem} (1).dcm")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / "x")), whole)
+    write_dicom(tmp_path / "x", series[0] + 1, names="other{}.dcm", keep=[4], t0008_0018="1.2.4")
+    assert "a slice twice" in refused(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "report.dcm", "0"])
