@@ -32,8 +32,9 @@ def like(array, image):
 def head_mask(image, oriented=True):
     """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
 
-    A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the background has one value throughout, as
-    after the removal of the skull, all other voxels are above it. oriented: the third axis points upwards, so that all below
+    A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the
+    background has one value throughout, as after the removal of the skull, all other voxels are above it. oriented: the third axis
+    points upwards, so that all below
     HEAD_MM from the top can be left out.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
