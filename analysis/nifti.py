@@ -5,7 +5,8 @@
     check_length("I218391.nii.gz", header)
 
 ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say (with both, from
-the sform if its code is 1, the scanner, else from the qform), and fills up what lacks of a file. Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
+the sform if its code is 1, the scanner, else from the qform), and fills up what lacks of a file.
+Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
 """
 
 import contextlib

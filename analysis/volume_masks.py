@@ -34,8 +34,7 @@ def head_mask(image, oriented=True):
 
     A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the
     background has one value throughout, as after the removal of the skull, all other voxels are above it. oriented: the third axis
-    points upwards, so that all below
-    HEAD_MM from the top can be left out.
+    points upwards, so that all below HEAD_MM from the top can be left out.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
     background, around = background_of(image)
@@ -127,7 +126,9 @@ def read_mask(path, image):
     same = sitk.DICOMOrient(stored, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
     apart = np.linalg.norm(np.subtract(same.GetOrigin(), image.GetOrigin()))
     if same.GetSize() == image.GetSize() and np.allclose(same.GetSpacing(), image.GetSpacing(), rtol=1e-3) and apart > 2:
-        raise UserError(f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header; make it again")
+        raise UserError(
+            f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header (of other qform and sform?); make it again"
+        )
     piece, share = largest_piece(sitk.GetArrayViewFromImage(mask) > 0)
     if share < ONE_PIECE:
         raise UserError(f"{path}: this mask is in pieces, the largest {share:.0%} of it; is it of another scan?")
