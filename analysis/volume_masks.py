@@ -127,7 +127,8 @@ def read_mask(path, image):
     apart = np.linalg.norm(np.subtract(same.GetOrigin(), image.GetOrigin()))
     if same.GetSize() == image.GetSize() and np.allclose(same.GetSpacing(), image.GetSpacing(), rtol=1e-3) and apart > 2:
         raise UserError(
-            f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header (of other qform and sform?); make it again"
+            f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header "
+            "(another qform or sform?); make it again"
         )
     piece, share = largest_piece(sitk.GetArrayViewFromImage(mask) > 0)
     if share < ONE_PIECE:
