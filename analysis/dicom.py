@@ -5,6 +5,7 @@
 SimpleITK is imported here, and in what prepare.py needs beside this file, nowhere else.
 """
 
+import filecmp
 import os
 import re
 from collections import Counter
@@ -24,10 +25,12 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings are many lin
 
 MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512 x 512 x 512 would need gigabytes
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
+SCAN = re.compile(r"mp.?rage|spgr|tfl", re.IGNORECASE)  # named after how it was planned, such as "MPRAGE after loc"
 NO_IMAGE = re.compile(  # SOP classes of DICOM files that are no images: DICOMDIR, presentation states, reports, raw data, ...
     r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(4\.2|9|11|66|67|88|104)(\..*)?)"
 )
 TAGS = {  # of DICOM: one value each
+    "uid": "0008|0018",
     "series": "0020|000e",
     "description": "0008|103e",
     "type": "0008|0008",
@@ -107,7 +110,7 @@ def read_dicom(files):
     place, files = os.path.dirname(files[0]), [path for path in files if holds_image(path)]
     if not files:
         raise UserError(f"{place}: its DICOM files are no images")
-    headers = read_headers(files)
+    files, headers = leave_out_copies(files, read_headers(files))
     first = headers[0]
     check_series(place, headers)
     axes = [numbers(header["orientation"], 6) for header in headers]
@@ -144,6 +147,16 @@ def read_dicom(files):
     return image
 
 
+def leave_out_copies(files, headers):
+    """(files, headers) without files that equal another one of the series, as after downloading twice."""
+    kept = {}
+    for path, header in zip(files, headers):
+        same = kept.setdefault((header["uid"], header["position"]), [])
+        if not any(filecmp.cmp(path, other, shallow=False) for other, _ in same):
+            same.append((path, header))
+    return map(list, zip(*(pair for same in kept.values() for pair in same)))
+
+
 def check_series(place, headers):
     """UserError unless DICOM headers are of one grey MR series of one person, and not of a localiser."""
     first = headers[0]
@@ -154,7 +167,7 @@ def check_series(place, headers):
         called = {header["series"]: printable(header["description"] or "no description")[:40] for header in headers}
         shown = ", ".join(f"{called[name]}: {count} files" for name, count in series.most_common(3))
         raise UserError(f"{place}: {len(series)} series are mixed in this folder ({shown}); give each a folder of its own")
-    if found := next((h for h in headers if LOCALISER.search(f"{h['description'] or ''} {h['type'] or ''}")), None):
+    if found := next((header for header in headers if is_localiser(header)), None):
         raise UserError(f"{place}: a localiser ({printable(found['description'] or found['type'])[:60]})")
     if other := {header["modality"] for header in headers} - {"MR", "", None}:
         raise UserError(f"{place}: its modality is {printable(min(other))[:20]}, not MR")
@@ -166,8 +179,18 @@ def check_series(place, headers):
             raise UserError(f"{place}: in colour, or inverted ({shown}), which is no T1 scan; download the original series")
 
 
+def is_localiser(header):
+    """Whether a DICOM header is of a localiser, by its Image Type or Series Description."""
+    description = header["description"] or ""
+    named = LOCALISER.search(description) and not SCAN.search(description)
+    return bool(named or LOCALISER.search(header["type"] or ""))
+
+
 def check_count(place, headers):
-    """UserError where the headers of DICOM slices say that there are more than these."""
+    """UserError where the headers of DICOM slices say that there are more than these.
+
+    Instance Numbers that begin above their count, such as 1001 or after those of another series, are counted from the first.
+    """
     count = len(headers)
     said = [value[0] for header in headers if (value := numbers(header["images"], 1)) is not None]
     if said and max(said) > count:
@@ -175,7 +198,8 @@ def check_count(place, headers):
             f"{place}: {max(said) - count:g} missing slices: {count} files, Images in Acquisition {max(said):g}; download it again"
         )
     instances = {int(value[0]) for header in headers if (value := numbers(header["instance"], 1)) is not None}
-    if len(instances) == count and (missing := max(instances) - min(1, *instances) + 1 - count) > 0:
+    first = min(instances, default=1)
+    if len(instances) == count and (missing := max(instances) - (first if first > count else min(1, first)) + 1 - count) > 0:
         raise UserError(
             f"{place}: {missing} missing slices: {count} files, Instance Numbers up to {max(instances)}; download it again"
         )
@@ -188,7 +212,10 @@ def check_spacing(place, heights):
     gaps = np.diff(heights)
     if gaps.min() < 1e-3:
         distinct = 1 + int((gaps >= 1e-3).sum())
-        raise UserError(f"{place}: a 4-D series, or a slice twice: {len(heights)} files at {distinct} positions")
+        raise UserError(
+            f"{place}: a 4-D series, several echoes, or a slice twice: {len(heights)} files at {distinct} positions; "
+            "keep one file for each"
+        )
     step = float(np.median(gaps))
     if missing := int(np.round(gaps / step - 1).sum()):
         raise UserError(f"{place}: {missing} missing slice{'s' * (missing > 1)}: gaps up to {gaps.max():g} mm, others {step:g} mm")

@@ -4,8 +4,9 @@
     check_transforms("I218391.nii.gz", header)
     check_length("I218391.nii.gz", header)
 
-ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say, and fills up what
-lacks of a file. Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
+ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say (with both, from
+the sform if its code is 1, the scanner, else from the qform), and fills up what lacks of a file.
+Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
 """
 
 import contextlib
@@ -63,7 +64,9 @@ BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 76
 BITS |= {2048: 256, 2304: 32}
 COMPONENTS = {32: 2, 128: 3, 1792: 2, 2048: 2, 2304: 4}  # complex numbers and colours: values a voxel
 SPACING_TOLERANCE = 0.01  # by which the sizes of voxels in sform and pixdim may differ: both are rounded
-TRANSFORM_MM = 2.0  # by which qform and sform may differ anywhere in the volume
+TRANSFORM_MM = 2.0  # by which a qform and a sform of one space may differ anywhere in the volume
+# By which they may differ where one leads to the scanner and the other to an aligned scan, an atlas, ...: sizes and turn
+OTHER_SPACE_SCALE, OTHER_SPACE_DEGREES = 1.5, 45
 
 
 class Header(NamedTuple):
@@ -76,6 +79,7 @@ class Header(NamedTuple):
     spacing: np.ndarray  # [3], mm
     qform: np.ndarray | None  # [3, 4]: from indices to mm; None: not given
     sform: np.ndarray | None
+    codes: tuple[int, int]  # the spaces to which they lead: 1 the scanner, 2 another scan, 3 Talairach, 4 MNI, ...; 0: not given
     floats: str  # the voxels as NumPy names them, if they may be NaN or infinite; else ""
 
 
@@ -140,9 +144,8 @@ def read_header(path):
     transforms = [form if form is None else form * unit for form in (qform, sform)]
     floats = {16: f"{order}f4", 64: f"{order}f8"}.get(kind, "")
     size = tuple(size) + (1,) * (3 - len(size))
-    return Header(
-        size, components, bits * max(1, components // COMPONENTS.get(kind, 1)), int(offset), spacing * unit, *transforms, floats
-    )
+    bits *= max(1, components // COMPONENTS.get(kind, 1))
+    return Header(size, components, bits, int(offset), spacing * unit, *transforms, field["codes"], floats)
 
 
 def quaternion_transform(path, field, spacing):
@@ -162,33 +165,52 @@ def quaternion_transform(path, field, spacing):
 
 
 def check_transforms(path, header):
-    """UserError unless the sizes and directions of voxels are finite, perpendicular, and the same in all fields of a Header."""
-    sizes = " x ".join(f"{side:g}" for side in header.spacing)
+    """UserError unless the sizes and directions of voxels are finite, perpendicular, and fit together in all fields of a Header.
+
+    qform and sform may lead to different spaces (their codes): ITK then takes the sform if it leads to the scanner, else the qform.
+    The other one may be any affine map that keeps the head about upright; a mirrored one would leave open which side is left.
+    """
     if header.qform is None and header.sform is None:
         raise UserError(
             f"{path}: no orientation (qform and sform codes are 0): nobody could tell left from right; convert it again"
         )
-    if header.sform is not None:
-        sides = np.linalg.norm(header.sform[:, :3], axis=0)
-        if not np.isfinite(header.sform).all() or sides.min() == 0:
-            raise UserError(f"{path}: its header has a sform that is no transform; convert it again")
-        if np.abs(sides / header.spacing - 1).max() > SPACING_TOLERANCE:
-            other = " x ".join(f"{side:.4g}" for side in sides)
-            raise UserError(
-                f"{path}: its header contradicts itself: voxels of {sizes} mm (pixdim) and of {other} mm (sform); convert it again"
-            )
-        axes = header.sform[:, :3] / sides
-        if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01:
-            raise UserError(f"{path}: sheared: the axes of its sform are not perpendicular; resample it first")
-    if header.qform is not None and not np.isfinite(header.qform).all():
-        raise UserError(f"{path}: its header has a qform that is no transform; convert it again")
-    if header.qform is not None and header.sform is not None:
+    for name, form in ("sform", header.sform), ("qform", header.qform):
+        if form is not None and not (np.isfinite(form).all() and np.linalg.norm(form[:, :3], axis=0).min() > 0):
+            raise UserError(f"{path}: its header has a {name} that is no transform; convert it again")
+    if header.sform is None:
+        return
+    other_space = header.qform is not None and header.codes[0] != header.codes[1]
+    sides = np.linalg.norm(header.sform[:, :3], axis=0)
+    unlike = np.exp(np.abs(np.log(sides / header.spacing)).max())
+    if unlike > (OTHER_SPACE_SCALE if other_space else 1 + SPACING_TOLERANCE):
+        sizes, others = (" x ".join(f"{side:.4g}" for side in values) for values in (header.spacing, sides))
+        raise UserError(
+            f"{path}: its header contradicts itself: voxels of {sizes} mm (pixdim) and of {others} mm (sform); convert it again"
+        )
+    axes = header.sform[:, :3] / sides
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01 and (header.codes[1] == 1 or not other_space):
+        raise UserError(f"{path}: sheared: the axes of its sform are not perpendicular; resample it first")
+    if other_space:
+        check_upright(path, header)
+    elif header.qform is not None:
         corners = np.array([[*end, 1] for end in itertools.product(*((0, n - 1) for n in header.size[:3]))])
         apart = np.linalg.norm(corners @ (header.qform - header.sform).T, axis=1).max()
         if apart > TRANSFORM_MM:
             raise UserError(
                 f"{path}: its header contradicts itself: qform and sform put voxels {apart:.0f} mm apart; remove the wrong one"
             )
+
+
+def check_upright(path, header):
+    """UserError where the qform and the sform of a Header, of different spaces, are mirrored or turned against each other."""
+    motion = header.sform[:, :3] @ np.linalg.pinv(header.qform[:, :3])
+    left, _, right = np.linalg.svd(motion)
+    turned = np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
+    what = "mirrored" if np.linalg.det(motion) <= 0 else f"turned by {turned:.0f} degrees" if turned > OTHER_SPACE_DEGREES else ""
+    if what:
+        raise UserError(
+            f"{path}: its header contradicts itself: qform and sform are {what} against each other; remove the wrong one"
+        )
 
 
 def check_length(path, header, data=None):

@@ -9,7 +9,7 @@ Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 import numpy as np
 
 from analysis.dicom import sitk
-from analysis.volume_checks import largest_piece
+from analysis.volume_checks import HOLLOW, between, largest_piece
 from analysis.volumes import Volume, open_volume, read_volume
 from utils import UserError
 
@@ -32,9 +32,9 @@ def like(array, image):
 def head_mask(image, oriented=True):
     """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
 
-    A few voxels far brighter than all others do not count for the threshold. Where the background has one value throughout, as
-    after the removal of the skull, all other voxels are above it. oriented: the third axis points upwards, so that all below
-    HEAD_MM from the top can be left out.
+    A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the
+    background has one value throughout, as after the removal of the skull, all other voxels are above it. oriented: the third axis
+    points upwards, so that all below HEAD_MM from the top can be left out.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
     background, around = background_of(image)
@@ -49,6 +49,11 @@ def head_mask(image, oriented=True):
     if not labels.any():
         raise UserError("no head to be seen: nothing is above Otsu's threshold")
     mask = sitk.BinaryFillhole(parts == int(np.bincount(labels.ravel())[1:].argmax() + 1))
+    found, rest = sitk.GetArrayViewFromImage(mask) > 0, voxels[sitk.GetArrayViewFromImage(bright) == 0]
+    if found.sum() < HOLLOW * between(found).sum() and rest.max() > rest.min():
+        return head_mask(
+            sitk.Clamp(image, upperBound=float(rest.max())), oriented
+        )  # fat becomes as bright as the brightest of the rest
     if not oriented:
         return mask
     voxels = sitk.GetArrayFromImage(mask)
@@ -85,15 +90,16 @@ def background_of(image):
 def tame(image, mask):
     """A volume without values that would spoil the steps after it; the order of all others stays as it is.
 
-    Negative values, such as z-scores: all is moved so that the darkest inside the mask and a constant background are 0, since N4
-    divides, and what is outside of a brain mask becomes 0. A few voxels far brighter than the brain: cut at OUTLIER times its
-    brightest, since cubic splines carry them through the volume.
+    A constant background, whatever its value, becomes as dark as the darkest inside the mask. Negative values, such as z-scores:
+    all is moved so that this is 0, since N4 divides, and what is outside of a brain mask becomes 0. A few voxels far brighter than
+    the brain: cut at OUTLIER times its brightest, since cubic splines carry them through the volume.
     """
     voxels = sitk.GetArrayFromImage(image)
-    inside = voxels[sitk.GetArrayViewFromImage(mask) > 0]
+    inside, outside = voxels[sitk.GetArrayViewFromImage(mask) > 0], sitk.GetArrayViewFromImage(mask) == 0
+    low, background = min(0.0, float(np.percentile(inside, 0.1))), background_of(image)[0]
+    if outside.any() and (voxels[outside] == background).mean() > CONSTANT:
+        voxels[outside & (voxels == background)] = low
     if voxels.min() < 0:
-        low = min(0.0, float(np.percentile(inside, 0.1)))
-        voxels[(sitk.GetArrayViewFromImage(mask) == 0) & (voxels == background_of(image)[0])] = low
         voxels, inside = np.maximum(voxels - np.float32(low), 0), inside - low
     return like(np.minimum(voxels, np.float32(OUTLIER * np.percentile(inside, 99.5))), image)
 
@@ -109,10 +115,10 @@ def read_mask(path, image):
     stored = read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
     voxels = sitk.GetArrayViewFromImage(stored)
     fractions = np.abs(voxels - np.round(voxels)).max() > 1e-3
-    values = len(np.unique(voxels[::3, ::3, ::3] if fractions else voxels[voxels > 0]))
+    values = len(np.unique(voxels[::3, ::3, ::3] if fractions else np.round(voxels[voxels > 0.5])))
     if values > MASK_VALUES or (not fractions and values > GREY_VALUES and voxels.max() <= 255):
         raise UserError(f"{path}: holds {values} different values or more, so it is an image, not a mask of 0 and 1")
-    if fractions or voxels.min() < 0:
+    if fractions or voxels.min() < -0.5:
         raise UserError(f"{path}: holds values from {voxels.min():g} to {voxels.max():g}, such as probabilities, not 0 and 1 only")
     mask = move_mask(stored > 0.5, image)
     if not sitk.GetArrayViewFromImage(mask).any():
@@ -120,7 +126,10 @@ def read_mask(path, image):
     same = sitk.DICOMOrient(stored, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
     apart = np.linalg.norm(np.subtract(same.GetOrigin(), image.GetOrigin()))
     if same.GetSize() == image.GetSize() and np.allclose(same.GetSpacing(), image.GetSpacing(), rtol=1e-3) and apart > 2:
-        raise UserError(f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header; make it again")
+        raise UserError(
+            f"{path}: has the voxels of the volume, but lies {apart:.0f} mm beside it by its header "
+            "(another qform or sform?); make it again"
+        )
     piece, share = largest_piece(sitk.GetArrayViewFromImage(mask) > 0)
     if share < ONE_PIECE:
         raise UserError(f"{path}: this mask is in pieces, the largest {share:.0%} of it; is it of another scan?")

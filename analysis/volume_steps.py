@@ -27,7 +27,7 @@ from PIL import Image
 
 from analysis import volume_pictures
 from analysis.dicom import MAX_VOXELS, reason, sitk
-from analysis.volume_checks import check_head, check_mask, check_slices, check_whole_head
+from analysis.volume_checks import check_grey, check_head, check_mask, check_slices, check_whole_head
 from analysis.volume_masks import head_mask, like, move_mask, read_mask, tame
 from analysis.volumes import Volume, file_checksum, open_volume, read_volume
 from utils import UserError, atomic_path, printable
@@ -224,6 +224,7 @@ def load_template(path):
 def check_found(image, mask, mask_path, settings):
     """UserError unless the mask may be that of the brain in a volume, or, without mask_path, of the head."""
     inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
+    check_grey(sitk.GetArrayViewFromImage(image), inside)
     check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
     if is_brain:
         check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)

@@ -46,6 +46,7 @@ def test_the_largest_piece_and_its_share():
         (ball(), (9.3,) * 3, "has 6802 ml, not 500 to 6500"),
         (ball(0.3, 0.95, 0.95), SIDES, "is 144 x 144 x 48 mm, and each side should be 80 to 280"),
         (ball(0.6, 0.5, 0.9), SIDES, "is 144 mm wide and 80 mm long"),
+        (ball(0.55, 0.95, 0.7), (4, 5, 4), "is 88 mm high and 180 mm long"),
     ],
 )
 def test_what_is_no_head_is_refused_with_its_size(mask, spacing, part):
@@ -85,6 +86,34 @@ def test_a_mask_that_is_shifted_is_refused(axis, mm):
         check_mask("m", np.roll(ball(), mm // 4, axis), inside, image)
 
 
+def test_a_mask_is_within_a_head_that_is_found_with_its_holes_open_to_the_outside():
+    """Bone is as dark as air, and sinuses lead outside: threshold and filled holes leave out what is between brain and skin."""
+    head_with_sinus = ball(0.9, 0.9, 0.9) & ~ball(0.8, 0.8, 0.8) | ball()
+    head_with_sinus[:, 35:, 18:22] = False
+    check_mask("m", ball(0.75, 0.78, 0.72), head_with_sinus, sitk.Cast(head(), sitk.sitkFloat32))
+    with pytest.raises(UserError, match="outside of the head"):
+        check_mask("m", np.roll(ball(), 14, 2), ball(0.8, 0.85, 0.7), sitk.Cast(head(), sitk.sitkFloat32))
+
+
+def test_a_hollow_mask_is_no_brain():
+    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, True, True)
+    with pytest.raises(UserError, match="hollow"):
+        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, True, True)
+
+
+@pytest.mark.parametrize("values, part", [([0, 1], "2 values"), ([0, 255], "2 values"), ([0, 2, 3, 41, 42], "5 values")])
+def test_a_mask_or_segmentation_in_place_of_the_scan_is_refused(values, part):
+    voxels = np.zeros((40, 40, 40), "f4")
+    for i, value in enumerate(values[1:]):
+        voxels[ball(0.65 - i / 10, 0.7 - i / 10, 0.6 - i / 10)] = value
+    with pytest.raises(UserError, match=f"it has {part} in large patches, as a mask or a segmentation"):
+        cut_slices(image_of(voxels), PLAIN, check=True)
+
+
+def test_scans_of_few_grey_levels_are_no_segmentations():
+    cut_slices(image_of(np.float32(array(head()) // 8)), PLAIN, check=True)
+
+
 @pytest.mark.parametrize("shift", [-500, -2000])
 def test_a_mask_fits_volumes_of_negative_values_as_well(shift):
     image = sitk.Cast(head(), sitk.sitkFloat32) + shift
@@ -99,7 +128,7 @@ def test_a_wide_margin_is_not_taken_for_a_shift():
     radius = np.sqrt(sum((place / half) ** 2 for place, half in zip(places, (0.65, 0.7, 0.6))))
     voxels = np.select([radius < 1, radius < 1.2, radius < 1.35], [100.0, 10.0, 120.0], 0.0)
     image = image_of((voxels + np.random.default_rng(0).normal(0, 2, voxels.shape)).astype("f4"))
-    for mask in (radius < 1, radius < 1.08, radius < 0.93):
+    for mask in (radius < 1, radius < 1.08, radius < 0.93, radius < 1.2):
         check_mask("m", mask, radius < 1.35, image)
 
 
@@ -141,6 +170,16 @@ def test_a_few_voxels_far_darker_do_not_change_the_head():
     assert (found != wanted).sum() <= 2 * 30
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_fat_far_brighter_than_the_brain_is_not_all_of_the_head(factor):
+    """Otsu's threshold is then between fat and all else, and the brain would be black."""
+    skin = ball(0.85, 0.9, 0.8) & ~ball(0.75, 0.8, 0.7)
+    skin[:, :, 20:22] &= ball(0.5, 0.5, 0.5)[:, :, 20:22]  # open, as at sinuses and the neck
+    voxels = np.where(skin, np.float32(factor * 150), array(head()).astype("f4"))
+    voxels[ball(0.75, 0.8, 0.7) & ~ball()] = 1
+    assert (array(volume_masks.head_mask(image_of(voxels)))[ball()] > 0).mean() > 0.9
+
+
 def test_one_hot_voxel_inside_changes_the_slices_near_it_only():
     plain = PLAIN._replace(resample=3.0, num_slices=9, slices=(-24, 24), format="png")
     voxels = array(head()).astype("f4")
@@ -159,7 +198,7 @@ def test_a_brain_without_its_skull_is_found_whole_with_its_dark_parts():
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
-@pytest.mark.parametrize("background", [0.0, -10.0, 3.0])
+@pytest.mark.parametrize("background", [0.0, -10.0, 3.0, 1000.0])
 def test_outside_of_a_brain_of_z_scores_slices_are_black(tmp_path, with_mask, background):
     brain = ball()
     voxels = array(head()).astype("f4")
@@ -199,6 +238,7 @@ def test_labels_float_masks_nan_outside_and_specks_are_masks(tmp_path):
         (
             np.int16(ball() * np.arange(1, 41)),
             np.float32(ball()),
+            np.float32(ball() + np.random.default_rng(0).normal(0, 1e-5, ball().shape)),
             np.where(ball(), 1, np.nan).astype("f4"),
             specks,
             np.uint8(255 * ball()),

@@ -256,6 +256,46 @@ def test_nifti_headers_that_contradict_themselves_are_refused(tmp_path, content,
     assert part in refused(tmp_path / "x.nii")
 
 
+def in_two_spaces(qform, sform, motion, shift=0.0):
+    """A NIfTI file with voxels of 2 mm whose qform is diagonal and whose sform, in another space, comes from it by `motion`."""
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3] = np.column_stack([np.array(motion) @ affine[:3, :3], [shift] * 3])
+    return patched((252, "2h", qform, sform), (280, "12f", *affine[:3].ravel()))
+
+
+TILT = [[1, 0, 0], [0, 0.9, -(0.19**0.5)], [0, 0.19**0.5, 0.9]]  # by 26 degrees
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (1, 3), (1, 4), (2, 4), (2, 1)])
+@pytest.mark.parametrize("motion, shift", [(np.eye(3), 40), (TILT, 0), (np.diag([1.1, 1.15, 1.3]) + 0.04, 9)])
+def test_qform_and_sform_of_different_spaces_may_differ_and_the_scanners_counts(tmp_path, codes, motion, shift):
+    """As after registration by SPM, or of an atlas; ITK takes the sform if it is the scanner's, and only rigid ones of these."""
+    (tmp_path / "x.nii").write_bytes(in_two_spaces(*codes, motion, shift))
+    if codes[1] == 1 and not np.allclose(np.transpose(motion) @ motion, np.eye(3)):
+        assert "sheared" in refused(tmp_path / "x.nii")
+        return
+    image = read(tmp_path / "x.nii")
+    expected = np.column_stack([motion, [shift] * 3]) if codes[1] == 1 else np.eye(3, 4)
+    np.testing.assert_allclose(image.GetOrigin(), expected[:, 3] * [-1, -1, 1], atol=1e-4)
+    np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), np.diag([-1, -1, 1]) @ expected[:, :3], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "codes, motion, part",
+    [
+        ((1, 2), np.diag([-1, 1, 1]), "mirrored against each other"),
+        ((1, 4), np.diag([-1.1, 1, 1]), "mirrored against each other"),
+        ((1, 2), np.diag([-1, -1, 1]), "turned by 180 degrees against each other"),
+        ((1, 4), [[1, 0, 0], [0, 0, -1], [0, 1, 0]], "turned by 90 degrees against each other"),
+        ((1, 4), np.diag([4, 1, 1]), "voxels of 2 x 2 x 2 mm (pixdim) and of 8 x 2 x 2 mm (sform)"),
+        ((2, 2), TILT, "qform and sform put voxels"),
+    ],
+)
+def test_qform_and_sform_that_cannot_be_of_one_head_are_refused(tmp_path, codes, motion, part):
+    (tmp_path / "x.nii").write_bytes(in_two_spaces(*codes, motion))
+    assert part in refused(tmp_path / "x.nii")
+
+
 @pytest.mark.parametrize("patches", [(), [(252, "h", 0)], [(254, "h", 0)], [(112, "2f", NAN, NAN)], [(108, "f", 352.0)]])
 def test_nifti_headers_that_agree_are_read(tmp_path, patches):
     (tmp_path / "x.nii").write_bytes(patched(*patches) + bytes(100))
@@ -388,7 +428,7 @@ def test_dicom_series_is_read_with_its_position_whatever_its_files_are_called(se
         ({"t0008_103e": "3 Plane Localizer"}, "a localiser (3 Plane Localizer)"),
         ({"t0008_103e": "AAHScout_MPR"}, "a localiser (AAHScout_MPR)"),
         ({"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "a localiser"),
-        ({"t0020_0032": "0\\0\\0"}, "a 4-D series, or a slice twice: 25 files at 1 positions"),
+        ({"t0020_0032": "0\\0\\0"}, "a 4-D series, several echoes, or a slice twice: 25 files at 1 positions; keep one"),
         ({"keep": [*range(10), *range(12, 25)]}, "2 missing slices: gaps up to 9 mm, others 3 mm"),
         ({"keep": [4]}, "a single slice"),
         ({"keep": range(12)}, "a localiser or a part of a scan, with 38 x 40 x 12 voxels"),
@@ -467,9 +507,23 @@ def test_dicom_series_of_fewer_files_than_their_headers_say_are_refused(series, 
     assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
 
 
-@pytest.mark.parametrize("options", [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}])
+@pytest.mark.parametrize(
+    "options",
+    [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}, {"t0008_103e": "MPRAGE after loc"}],
+)
 def test_dicom_series_that_are_whole_by_their_headers_are_read(series, tmp_path, options):
     assert read(write_dicom(tmp_path / "x", series[0], **options)).GetSize()[2] == 25
+
+
+def test_instance_numbers_may_begin_anywhere_and_copies_of_files_are_left_out(series, tmp_path):
+    for i in range(25):
+        write_dicom(tmp_path / "x", series[0], keep=[i], t0020_0013=str(1001 + i), t0008_0018=f"1.2.{i}")
+    whole = sitk.GetArrayFromImage(read(tmp_path / "x"))
+    for path in sorted((tmp_path / "x").iterdir())[::2]:
+        shutil.copy(path, tmp_path / "x" / f"{path.stem} (1).dcm")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / "x")), whole)
+    write_dicom(tmp_path / "x", series[0] + 1, names="other{}.dcm", keep=[4], t0008_0018="1.2.4")
+    assert "a slice twice" in refused(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "report.dcm", "0"])
