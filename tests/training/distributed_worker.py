@@ -12,8 +12,8 @@ import socket
 import sys
 import traceback
 
-TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = os.path.dirname(TESTS), TESTS
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(sys.path[0]))
 
 import torch
 import torch._dynamo  # an optimiser imports it when first used: seconds, here once for all processes
