@@ -247,7 +247,8 @@ def generated_table(folder, phantoms):
         except UserError as error:
             raise UserError(str(error).replace("--dataset_dir", "--generated")) from None
         slices[name] = of_class[np.arange(len(of_class))]
-    if (found := known_view(np.concatenate(list(slices.values())), f"--generated {folder}")) != view:
+    found = find_view(np.concatenate(list(slices.values()))).name
+    if found not in (view, "unknown"):  # slices of a poor model may look like nothing, but the phantoms' view is known
         raise UserError(f"--generated {folder}: {found} slices, while the phantoms of {phantoms} are {view}")
     means = {name: {tissue: area.mean() for tissue, area in measure_areas(pixels, view).items()} for name, pixels in slices.items()}
     lines = [f"{'':10} generated: AD    NC   AD / NC    true: AD    NC   AD / NC"]

@@ -188,13 +188,13 @@ def test_slices_that_are_called_like_pictures_are_counted(tmp_path, capsys):
 def test_generated_images_of_another_size_than_most_are_named(tmp_path, capsys):
     """A picture under a name of its own; real slices may well have several sizes."""
     write(tmp_path / "fake", brains(3, 0))
-    assert len(metrics.load("--fake", str(tmp_path), "all", 32)[0]) == 3 and not capsys.readouterr().err
+    assert len(metrics.load("--fake", str(tmp_path), "all", 32)[0]) == 3 and "pixels" not in capsys.readouterr().err
     save_picture(tmp_path / "fake/mine.png", 64, 48)
     assert len(metrics.load("--fake", str(tmp_path), "all", 32)[0]) == 4
     line = "1 of 4 images are not of 32x32 pixels, so perhaps no slices: " + os.path.join("fake", "mine.png")
-    assert capsys.readouterr().err == f"warning: --fake {tmp_path}: {line}\n"
+    assert f"warning: --fake {tmp_path}: {line}\n" in capsys.readouterr().err
     metrics.load("--real", str(tmp_path), "all", 32)
-    assert not capsys.readouterr().err
+    assert "pixels" not in capsys.readouterr().err
 
 
 def test_pictures_among_training_slices_are_left_out(tmp_path, capsys):
