@@ -24,7 +24,7 @@ from modules import minibatch_std
 from utils import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-REAL = ROOT / "../shared/data/adnc"
+REAL = ROOT / "../shared/data"
 
 
 @pytest.fixture(autouse=True)
@@ -523,10 +523,16 @@ def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (REAL / "test").is_dir(), reason="needs the real slices")
-def test_slices_of_the_real_data_set():
-    slices = Slices(str(REAL / "test"), progress=False)
-    assert slices.counts == {"AD": 250, "NC": 262} and not slices.unreadable
-    square = slices[[0]][0]
-    columns = np.flatnonzero((square > 40).any(0))
-    assert square.shape == (256, 256) and 100 < np.ptp(columns) < 256 * 176 / 208
+@pytest.mark.parametrize(
+    "view, counts, share", [("axial", {"AD": 409, "NC": 330}, (1, 176 / 208)), ("sagittal", {"AD": 200, "NC": 80}, (240 / 256, 1))]
+)
+def test_slices_of_the_real_data_sets(view, counts, share):
+    """share: of the square that a slice fills, down and across."""
+    if not (REAL / view).is_dir():
+        pytest.skip("needs the real slices")
+    slices = Slices(str(REAL / view / "test"), progress=False)
+    assert slices.counts == counts and not slices.unreadable
+    bright = slices[[0]][0] > 40
+    assert bright.shape == (256, 256)
+    for axis, filled in zip((1, 0), share):
+        assert 100 < np.ptp(np.flatnonzero(bright.any(axis))) < 256 * filled
