@@ -1,6 +1,7 @@
 """Areas measured from images, compared with the truth that phantoms come with."""
 
 import ast
+import contextlib
 import os
 import subprocess
 import sys
@@ -137,6 +138,13 @@ def test_areas_of_slices_without_a_known_view_are_refused_in_one_line(monkeypatc
     assert areas.view_or_note(pixels[:, :32, :32], "--x y") is None and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("upright, refused", [(1.0, False), (0.0, True)])
+def test_areas_of_axial_slices_are_refused_where_heads_lie_on_their_side(monkeypatch, upright, refused):
+    monkeypatch.setattr(areas, "find_view", lambda _: View("axial", 0.9, 1.0, upright, 0.9))
+    with pytest.raises(UserError, match="lie on their side") if refused else contextlib.nullcontext():
+        assert areas.known_view(np.zeros((8, 64, 64), np.uint8), "--x y") == "axial"
+
+
 def test_generated_slices_of_another_view_than_the_phantoms_are_refused(tmp_path, monkeypatch):
     (tmp_path / "subjects.csv").write_text(
         "path,split,class,view,ventricle_mm2,grey_mm2,white_mm2\na,train,AD,axial,10,1,1\nd,train,NC,axial,5,1,1\n"
@@ -147,6 +155,8 @@ def test_generated_slices_of_another_view_than_the_phantoms_are_refused(tmp_path
     monkeypatch.setattr(areas, "find_view", lambda _: View("sagittal", 0.5, 0.0, 0.0, 0.6))
     with pytest.raises(UserError, match="sagittal slices, while the phantoms of .* are axial"):
         areas.main([str(tmp_path), "--generated", str(tmp_path / "out")])
+    monkeypatch.setattr(areas, "find_view", lambda _: View("unknown", 0.5, 0.0, 0.0, 0.6))  # of a poor model
+    assert areas.main([str(tmp_path), "--generated", str(tmp_path / "out")]) == 0
 
 
 def test_truth_is_of_one_view_and_without_damaged_scans(tmp_path):
