@@ -53,7 +53,7 @@ mutants: $(VENV)/installed-dev
 DATA := AD_NC/train
 DEVICE := cuda
 gpu:  # offline, too: without a .venv, with the packages of $(PYTHON)
-	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m training.gpu_check --dataset_dir $(DATA) --output_dir gpu --device $(DEVICE) \
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tools.gpu_check --dataset_dir $(DATA) --output_dir gpu --device $(DEVICE) \
 		$(if $(PART),--part $(PART))
 
 lint: $(VENV)/installed-dev

@@ -87,13 +87,14 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from analysis.atlas import write_quality_atlas
-from analysis.damage import note_damaged
 from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
-from analysis.subjects import find_subjects, identify, resampled_text, resampling_groups
 from data.checks import check_brightness, warn_of_kinds
+from data.damage import note_damaged
 from data.decode import light_of, open_slice, pad_and_resize, read_files
-from dataset import Slices, class_folders, find_slices, holds_classes, require_readable, some_of
+from data.folders import class_folders, find_slices, holds_classes, require_readable, some_of
+from data.subjects import find_subjects, identify, resampled_text, resampling_groups
+from dataset import Slices
+from report.atlas import write_quality_atlas
 
 # Pictures that commands of this project write, as the name of their folder and their own: predict.py's, metrics.py's, those of
 # dataset.py and of the modules of training/ and analysis/ that are commands, and whole folders of train.py, predict.py, prepare.py.

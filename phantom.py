@@ -4,7 +4,7 @@
     python phantom.py AD_NC --subjects 100 --traps all                # with what makes AD_NC hard to use: see --help
     python phantom.py AD_NC --subjects 4 --scans 2 --volumes True     # and the volumes of which prepare.py makes these slices
 
-A subject is one three-dimensional anatomy (analysis/phantom_anatomy.py) cut at 20 neighbouring slices, once for each of its scans.
+A subject is one three-dimensional anatomy (data/phantom_anatomy.py) cut at 20 neighbouring slices, once for each of its scans.
 AD and NC differ by overlapping distributions of ventricle size, sulcal width, cortical thickness and, in sagittal slices, thickness
 of the corpus callosum. `subjects.csv` lists each subject's parameters and the true areas in each slice, so that what a model learnt
 can be checked against the truth, and says whose each scan is, of which age and sex: it serves as --subjects of dataset.py,
@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.phantom_anatomy import POSE, VIEWS, add_rician_noise, draw_age_and_sex, draw_subject, render, slice_tissue, true_areas
+from data.phantom_anatomy import POSE, VIEWS, add_rician_noise, draw_age_and_sex, draw_subject, render, slice_tissue, true_areas
 from utils import CLASSES, ArgumentParser, Group, UserError, atomic_path, make_folder, number, reason, run_cli, usable_cores
 
 SLICES = 20  # of each scan
@@ -159,7 +159,7 @@ def draw_slice(params, number_in_scan, rng, view="sagittal", damaged=""):
 def write_subject(folder, settings, subject, scans, write_volume=None):
     """Draw the `scans` of `plan_scans` of a subject, write their slices below `folder`; returns rows of subjects.csv.
 
-    write_volume (analysis/phantom_volumes.py): called with each scan's whole volume, in which a slice's index is its number.
+    write_volume (data/phantom_volumes.py): called with each scan's whole volume, in which a slice's index is its number.
     """
     seed, view = settings.seed, settings.view
     label = place(subject)[1]
@@ -252,7 +252,7 @@ def already_written(folder, settings, volumes=False):
 def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False, view="sagittal", traps=(), disease=1.0):
     """Write `folder`/{train,test}/{AD,NC}/<scan>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
 
-    volumes: also write `folder`/volumes and `folder`/masks (analysis/phantom_volumes.py), which needs SimpleITK. traps: of TRAPS.
+    volumes: also write `folder`/volumes and `folder`/masks (data/phantom_volumes.py), which needs SimpleITK. traps: of TRAPS.
 
     On one machine, equal arguments give equal bytes, whatever `num_workers`. Returns the number of slices written: 0 if they were
     there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot be written or holds other files, or traps
@@ -262,7 +262,7 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False
     check_traps(settings)
     write_scan = None
     if volumes:
-        from analysis.phantom_volumes import write_scan
+        from data.phantom_volumes import write_scan
     make_folder(folder, "folder")
     if already_written(folder, settings, volumes):
         return 0

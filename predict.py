@@ -207,18 +207,18 @@ from tqdm import tqdm
 
 from analysis import areas, evaluation, style_maps
 from analysis.age_probe import age_section
-from analysis.atlas import write_style_atlas
 from analysis.directions import plot_directions
 from analysis.export import export
 from analysis.latents import Samples, plot_grids, plot_interpolation, plot_mixing, plot_morph, plot_noise, plot_pyramid, plot_sweep
 from analysis.models import BATCH, describe_runs, find_run, generate, holds_generator, list_runs, load_model, run_places
 from analysis.projector import project_files
-from analysis.report import write_report
 from analysis.runs import CONDITIONAL, check_classes, is_conditional, map_runs, name_apart, tell_run
 from analysis.style_maps import plot_umaps, projected_slices
 from analysis.style_table import draw_style_table, read_style_table
-from analysis.subjects import find_subjects
-from dataset import class_folders, find_slices, find_splits
+from data.folders import class_folders, find_slices, find_splits
+from data.subjects import find_subjects
+from report.atlas import write_style_atlas
+from report.report import write_report
 
 DIRECTIONS = 5  # of each method, in the report
 

@@ -10,7 +10,7 @@
 
 The table says whose scan a volume is and its Group: AD, and CN or NC; scans of other groups, such as MCI, are left out. The
 Image Data ID is in the name of a file or of a folder above it, as LONI's downloads have it. The steps are described in
-analysis/volume_steps.py, what is read and refused in analysis/volumes.py.
+data/volume_steps.py, what is read and refused in data/volumes.py.
 
 Slices are sagittal and turned as those of AD_NC, or axial or coronal (--plane). Slice 90 is in the middle of the brain, and the
 others are numbered from there by voxels: sagittal ones to the person's right, axial ones upwards, coronal ones backwards.
@@ -128,7 +128,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from analysis.preparation import prepare  # here: where SimpleITK is missing, that has to reach run_cli
+    from data.preparation import prepare  # here: where SimpleITK is missing, that has to reach run_cli
 
     command = shlex.join(["prepare.py", *map(str, sys.argv[1:] if argv is None else argv)])
     return prepare(args, command)

@@ -25,11 +25,11 @@ if __name__ == "__main__":
 
 import torch
 
-from analysis.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of
-from analysis.subjects import find_subjects, identify, shared_text
-from analysis.validation import VALIDATION, Validation
-from analysis.view import mirror_warning
-from dataset import Slices, batches, find_splits, steps_per_epoch
+from data.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of
+from data.folders import find_splits
+from data.subjects import find_subjects, identify, shared_text
+from data.view import mirror_warning
+from dataset import Slices, batches, steps_per_epoch
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
@@ -41,6 +41,7 @@ from training.recipes import Options
 from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, set_aside
 from training.source import describe_source, read_source, start_from
 from training.step import TERMS, Batch, TrainingState, train_step
+from training.validation import VALIDATION, Validation
 
 Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"

@@ -13,9 +13,9 @@ import numpy as np
 
 from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc_interval, bootstrap, fewest_groups, shared_strata
 from analysis.position import index_auc, slice_indices
-from analysis.report import ReportTable, Section
 from analysis.style_space import probe_scores
-from analysis.subjects import identify, resampled_text, resampling_groups
+from data.subjects import identify, resampled_text, resampling_groups
+from report.report import ReportTable, Section
 from utils import CLASSES
 
 AGE_STRATIFIED, POSITION_STRATIFIED = "age-stratified", "position-stratified"  # rows: pairs of one third of ages, of one index

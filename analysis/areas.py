@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.view import find_view
 from data.decode import decode, for_each, pad_and_resize
+from data.view import find_view
 from dataset import Slices
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, boolean, run_cli
 

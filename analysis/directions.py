@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis import figures
 from analysis.latents import STEPS, image_grid
 from analysis.models import draw_z, style_vectors
-from analysis.report import ReportTable
+from report import figures
+from report.report import ReportTable
 
 LATENTS = 4096  # latents per class for the distribution of w
 REACH = 3.0  # standard deviations to both sides in the figures

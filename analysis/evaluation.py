@@ -21,12 +21,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis import report
 from analysis.areas import SIDE, measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
-from analysis.damage import note_damaged
-from analysis.evaluation_report import (
+from analysis.quality import measure_quality, plot_quality, save_nearest
+from data.damage import note_damaged
+from data.folders import find_splits
+from data.subjects import identify, resampled_text, resampling_groups, shared_text
+from dataset import Slices
+from report import report
+from report.evaluation_report import (
     KINDS,
     area_position_text,
     area_tables,
@@ -38,10 +42,7 @@ from analysis.evaluation_report import (
     plot_critic,
     quality_tables,
 )
-from analysis.quality import measure_quality, plot_quality, save_nearest
-from analysis.subjects import identify, resampled_text, resampling_groups, shared_text
-from analysis.validation import critic_scores, load_critic
-from dataset import Slices, find_splits
+from training.validation import critic_scores, load_critic
 from utils import CLASSES, UserError, atomic_path, make_folder
 
 BATCH = 16  # slices that the critic scores at once

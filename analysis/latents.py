@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis import figures
-from analysis.damage import note_damaged
 from analysis.models import BATCH, draw_z, generate, half_checksum, style_vectors, synthesize
-from analysis.report import ReportFigure, Section
-from dataset import Slices, short_hash
+from data.cache import short_hash
+from data.damage import note_damaged
+from dataset import Slices
 from ops import upsample
+from report import figures
+from report.report import ReportFigure, Section
 from utils import CLASSES, UserError, random_stream
 
 SHOWN = 6  # latents in a figure; with two classes, half of them for each in figures with one row per latent

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc, auc_interval, bootstrap, fewest_groups, shared_strata
-from analysis.subject_tables import scan_id
-from analysis.subjects import slice_index
-from dataset import some_of
+from data.folders import some_of
+from data.subject_tables import scan_id
+from data.subjects import slice_index
 from utils import CLASSES
 
 SMOOTHING = 2  # standard deviation of the Gaussian that smooths counts over neighbouring indices

@@ -20,13 +20,14 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from analysis import figures
 from analysis.distances import FEATURE_SIDE, Features
 from analysis.models import BATCH, draw_z, style_vectors
-from analysis.report import ReportFigure, ReportTable, Section
 from data.checks import check_brightness, warn, warn_of_kinds
 from data.decode import light_of, pad_and_resize, read_files
-from dataset import EXTENSIONS, class_named, find_slices, some_of, to_float, to_uint8, warn_of_unreadable
+from data.folders import EXTENSIONS, class_named, find_slices, some_of, warn_of_unreadable
+from dataset import to_float, to_uint8
+from report import figures
+from report.report import ReportFigure, ReportTable, Section
 from utils import CLASSES, UserError, atomic_path, make_folder
 
 LATENTS, STARTS = 4096, 512  # latents per class: for the mean and spread of w, and, the first of them, as starting points

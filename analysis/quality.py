@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from analysis import figures
 from analysis.distances import (
     BATCH,
     NEIGHBOURS,
@@ -37,6 +36,7 @@ from analysis.distances import (
     split_groups,
     standardise,
 )
+from report import figures
 from utils import UserError
 
 

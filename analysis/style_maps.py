@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis import figures, projector
+from analysis import projector
 from analysis.age_probe import age_section
 from analysis.areas import known_view, measure_areas
 from analysis.bootstrap import fewest_groups
 from analysis.models import draw_z, load_model, style_vectors, synthesize
 from analysis.position import position_probe
-from analysis.report import ReportFigure, ReportTable, Section
 from analysis.style_space import (
     EPOCHS_NOTE,
     conditional_verdict,
@@ -33,8 +32,10 @@ from analysis.style_space import (
     style_separation,
     verdict,
 )
-from analysis.subjects import identify, resampled_text, resampling_groups
+from data.subjects import identify, resampled_text, resampling_groups
 from dataset import Slices
+from report import figures
+from report.report import ReportFigure, ReportTable, Section
 from utils import CLASSES, UserError, atomic_path, read_config
 
 PAIR, CONTROL, CONDITIONAL = "AD and NC", "control: NC twice", "one conditional model"  # titles of maps

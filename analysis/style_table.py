@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis import figures
 from analysis.export import write_png
 from analysis.models import find_run, load_model, synthesize
-from analysis.report import ReportFigure, Section
+from report import figures
+from report.report import ReportFigure, Section
 from utils import UserError, make_folder, printable
 
 SHOWN = 36  # slices of a set in the figure

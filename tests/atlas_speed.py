@@ -17,9 +17,9 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from analysis.atlas import Atlas, PointSet, Tab, View
 from metrics import load
 from phantom import write_phantoms
+from report.atlas import Atlas, PointSet, Tab, View
 from utils import run_cli
 
 SUBJECTS = 10  # phantoms drawn; their slices are shown over and over, with noise

@@ -156,7 +156,7 @@ def phantoms(tmp_path_factory):
 
 
 def leave_plots_out(patch):
-    from analysis import figures
+    from report import figures
 
     patch.setattr(figures, "plot_dashboard", lambda *_: None)
     patch.setattr(figures, "plot_loss_proportion", lambda *_: None)
@@ -165,7 +165,7 @@ def leave_plots_out(patch):
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, slices_dir):
     """A folder of runs AD, NC without evaluations and all-conditional, of two epochs; AD alone has plots. Never write there."""
-    from analysis import validation
+    from training import validation
 
     def train_all(folder):
         with pytest.MonkeyPatch.context() as patch:
@@ -244,7 +244,7 @@ def quick(monkeypatch):
 def validations(monkeypatch, unplotted):
     """(kids, averages): validations cost nothing and find the next value of the list `kids`; `averages` gets the weights."""
     import train
-    from analysis import validation
+    from training import validation
 
     kids, averages = [], []
 

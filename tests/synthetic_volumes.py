@@ -3,7 +3,7 @@
 import numpy as np
 import SimpleITK as sitk
 
-from analysis.phantom_volumes import same_locale
+from data.phantom_volumes import same_locale
 
 SIDE, SPACING = 40, 4.0  # voxels and mm: 160 mm
 

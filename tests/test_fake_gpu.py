@@ -13,12 +13,13 @@ from fake_gpu import fake_gpu
 from plain_options import plain_options
 
 import dataset
-from analysis import directions, latents, projector, validation
+from analysis import directions, latents, projector
 from analysis.distances import Features, kid, prdc
 from analysis.models import Model, generate, synthesize
 from analysis.quality import measure_quality
 from modules import build_networks
 from ops import resample
+from training import validation
 from training.ada import AugmentationStrength, score_separation
 from training.augment import augment
 from training.growth import Fade

@@ -35,17 +35,19 @@ import phantom
 import predict
 import prepare
 import train
-from analysis import areas, dataset_report, diagrams, projector
+from analysis import areas, projector
 from analysis import style_space as styles
 from analysis.export import export
 from analysis.models import load_model, weights_file
-from analysis.report import Section
-from analysis.subject_tables import image_id, iso_date, read_subjects, years
-from analysis.subjects import find_subjects, slice_index
-from analysis.validation import load_critic
 from data import decode
+from data.subject_tables import image_id, iso_date, read_subjects, years
+from data.subjects import find_subjects, slice_index
+from report import dataset_command, dataset_report
+from report.report import Section
+from tools import diagrams
 from training import augment
 from training.run_folder import check_same_run
+from training.validation import load_critic
 from utils import RESOLUTIONS, UserError, load_tensors, read_config, read_network, run_cli, save_tensors
 
 pytestmark = pytest.mark.slow
@@ -332,7 +334,7 @@ def test_dataset_report_survives_damaged_image_files(data):
         (folder / "AD").mkdir()
         for name in data.draw(st.lists(NAMES, min_size=1, max_size=2, unique_by=str.lower)):
             (folder / "AD" / name).write_bytes(data.draw(damaged(PICTURES[data.draw(st.sampled_from(sorted(PICTURES)))])))
-        cli(dataset.main, "--dataset_dir", folder, "--classes", "AD", "--resolution", 32, "--output_dir", folder / "out")
+        cli(dataset_command.main, "--dataset_dir", folder, "--classes", "AD", "--resolution", 32, "--output_dir", folder / "out")
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -370,7 +372,7 @@ def test_decompression_bombs_take_no_memory(tmp_path):
     Image.new("L", (80_000, 1000)).save(tmp_path / "AD" / "long.tif", compression="tiff_lzw")
     (tmp_path / "AD" / "good.png").write_bytes(PICTURES["grey.png"])
     check_slices(tmp_path, expected=1)
-    code, out, _ = cli(dataset.main, "--dataset_dir", tmp_path, "--classes", "AD", "--output_dir", tmp_path / "out")
+    code, out, _ = cli(dataset_command.main, "--dataset_dir", tmp_path, "--classes", "AD", "--output_dir", tmp_path / "out")
     assert code == 0 and "1 AD" in out
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB: 1 GiB
 
@@ -404,7 +406,7 @@ def test_pipes_devices_and_link_loops_are_skipped(tmp_path):
     timer.daemon = True
     timer.start()
     check_slices(tmp_path, expected=3)
-    cli(dataset.main, "--dataset_dir", tmp_path, "--classes", "AD", "--output_dir", tmp_path / "out")
+    cli(dataset_command.main, "--dataset_dir", tmp_path, "--classes", "AD", "--output_dir", tmp_path / "out")
     assert refused_or_fine(projector.read_targets, str(folder / "pipe.png"), 32) is None
     timer.cancel()
     assert not hung.is_set()
@@ -587,7 +589,7 @@ def scripts(saved, own_slices, tmp_path_factory):
             [(areas, "measure_areas", lambda x, *_: dict.fromkeys(areas.AMOUNT["axial"], np.arange(len(x))))],
         ),
         "dataset": (
-            dataset.main,
+            dataset_command.main,
             ["--dataset_dir", own_slices, "--resolution", "32"],
             [(dataset_report, "save_samples", lambda *_: None)],
         ),
@@ -602,7 +604,7 @@ def download_of_one(folder):
     """(flags that work, what stands for the workers) of prepare.py; nothing where SimpleITK is missing."""
     if not HAS_SITK:
         return [], []
-    from analysis import preparation
+    from data import preparation
 
     real = preparation.find_volumes
 

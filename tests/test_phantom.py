@@ -12,8 +12,8 @@ from conftest import read_image
 from PIL import Image
 
 import phantom
-from analysis import phantom_anatomy
-from analysis.phantom_anatomy import VIEWS, add_rician_noise, draw_age_and_sex, draw_subject, render, slice_tissue, true_areas
+from data import phantom_anatomy
+from data.phantom_anatomy import VIEWS, add_rician_noise, draw_age_and_sex, draw_subject, render, slice_tissue, true_areas
 from phantom import Settings, place, plan_scans, write_phantoms
 from utils import CLASSES, UserError
 
@@ -354,7 +354,7 @@ def test_age_and_sex_of_a_subject_are_those_of_all_its_scans_and_change_no_image
 
 
 def test_volumes_are_refused_before_anything_is_written_where_simpleitk_is_missing(tmp_path, monkeypatch):
-    for name in ("analysis.dicom", "analysis.volumes", "analysis.phantom_volumes"):
+    for name in ("data.dicom", "data.volumes", "data.phantom_volumes"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(UserError, match="pip install -r requirements-volumes.txt"):

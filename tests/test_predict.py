@@ -11,7 +11,7 @@ from PIL import Image
 
 import predict
 from analysis.models import load_model
-from analysis.subjects import Scan
+from data.subjects import Scan
 from predict import parse_args as parse_predict
 from utils import UserError
 

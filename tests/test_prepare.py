@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow  # each runs the command, most of them twice
 from synthetic_volumes import head, write_dicom, write_download, write_nifti  # noqa: E402
 
 import prepare  # noqa: E402
-from analysis import preparation, volume_steps  # noqa: E402
-from analysis.subjects import identify, read_subjects  # noqa: E402
-from analysis.volumes import file_checksum  # noqa: E402
+from data import preparation, volume_steps  # noqa: E402
+from data.subjects import identify, read_subjects  # noqa: E402
+from data.volumes import file_checksum  # noqa: E402
 
 QUICK = "--n4 False --resample 4 --pictures 0 --num_slices 3 --slices -8 8 --num_workers 1".split()
 

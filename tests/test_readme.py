@@ -108,7 +108,7 @@ def test_make_targets_that_are_named_exist(name):
 
 def test_every_command_is_described():
     commands = {"train.py", "predict.py", "metrics.py", "prepare.py", "dataset.py", "phantom.py", "bench.py"}
-    assert commands | {"-m training.augment", "-m analysis.areas", "-m analysis.diagrams"} <= set(COMMANDS)
+    assert commands | {"-m training.augment", "-m analysis.areas", "-m tools.diagrams"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", PAGES)

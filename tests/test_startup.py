@@ -21,9 +21,9 @@ COMMANDS = {  # each with flags that are refused once everything has been import
     "phantom.py": "file/folder",
     "bench.py": "--dataset_dir nowhere --resolution 32 --channel_max 8 --device cpu",
     "-m training.augment": "--dataset_dir nowhere",
-    "-m training.gpu_check": "--dataset_dir nowhere --part 4 --device cpu",
+    "-m tools.gpu_check": "--dataset_dir nowhere --part 4 --device cpu",
     "-m analysis.areas": "nowhere",
-    "-m analysis.diagrams": "--output_dir file/folder",
+    "-m tools.diagrams": "--output_dir file/folder",
     "-m analysis.models": "nowhere out",
 }
 

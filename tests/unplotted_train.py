@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import train
-from analysis import figures
+from report import figures
 from utils import run_cli
 
 figures.plot_dashboard = figures.plot_loss_proportion = lambda *_: None

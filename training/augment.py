@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from analysis import figures
 from dataset import Slices, to_float, to_uint8
+from report import figures
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, class_name, make_folder, number, run_cli
 
 OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"  # in this order

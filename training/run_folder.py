@@ -16,9 +16,9 @@ import os
 import torch
 from tqdm import tqdm
 
-from analysis import figures
-from dataset import EXTENSIONS
+from data.folders import EXTENSIONS
 from lock import Held, Lock
+from report import figures
 from training.checkpoint import FILES, START_ANEW, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import Stage, enlarged, fade_state, restore_fade
 from utils import (

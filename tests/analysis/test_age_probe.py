@@ -12,7 +12,7 @@ from analysis.age_probe import age_probe, age_section, age_sentences, age_tables
 from analysis.bootstrap import auc, bootstrap
 from analysis.position import slice_indices
 from analysis.style_space import probe_scores
-from analysis.subjects import Scan
+from data.subjects import Scan
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from analysis import areas
-from analysis.phantom_anatomy import SIGNAL, VIEWS, WIDTH, draw_subject, render, slice_tissue, true_areas
-from analysis.view import View
 from data.decode import pad_and_resize
+from data.phantom_anatomy import SIGNAL, VIEWS, WIDTH, draw_subject, render, slice_tissue, true_areas
+from data.view import View
 from dataset import Slices
 from phantom import write_phantoms
 from utils import UserError

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from analysis import areas as tissue_areas
-from analysis import classifier, evaluation, evaluation_report
+from analysis import classifier, evaluation
 from analysis.bootstrap import Interval
 from analysis.models import share
-from analysis.subjects import read_subjects
-from analysis.view import View
+from data.subjects import read_subjects
+from data.view import View
 from dataset import Slices
+from report import evaluation_report
 from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -16,7 +16,6 @@ import predict
 from analysis import bootstrap as bootstrap_module
 from analysis import style_maps, style_space
 from analysis.bootstrap import Interval
-from analysis.figures import Panel
 from analysis.models import draw_z, load_model, style_vectors
 from analysis.style_maps import (
     CONDITIONAL,
@@ -33,8 +32,9 @@ from analysis.style_maps import (
     style_sets,
 )
 from analysis.style_space import StyleSeparation
-from analysis.subjects import Scan, identify, resampling_groups
+from data.subjects import Scan, identify, resampling_groups
 from modules import MappingNetwork
+from report.figures import Panel
 from utils import CLASSES, UserError
 
 

@@ -20,8 +20,8 @@ import torch._dynamo  # an optimiser imports it when first used: seconds, here o
 from plain_options import plain_options
 
 import train as train_script
-from analysis import figures
 from dataset import shard
+from report import figures
 from training.step import Batch, TrainingState, train_step
 
 CONDITIONAL = {"resolution": 8, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 2}

@@ -16,17 +16,17 @@ from plain_options import plain_options
 from reference import direct_upsample
 
 import train
-from analysis import figures, validation
 from analysis.models import generate, load_model
 from analysis.style_space import history
-from analysis.validation import Validation, load_critic
 from modules import Discriminator, build_generator
 from ops import resample
-from training import growth
+from report import figures
+from training import growth, validation
 from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_shares
 from training.loss import LOSSES
 from training.source import read_source
 from training.step import Batch, TrainingState, train_step
+from training.validation import Validation, load_critic
 from utils import UserError, load_tensors
 
 CPU = torch.device("cpu")

@@ -20,8 +20,9 @@ from plain_options import plain_options
 
 import lock
 import train
-from analysis import figures, validation
+from report import figures
 from training import step as training_step
+from training import validation
 from training.ada import AugmentationStrength
 from training.run_folder import NAMES, RunFolder, check_same_run, find_run, lock_folder, set_aside
 from training.step import TrainingState

@@ -1,0 +1,135 @@
+"""Which scans of a data set are damaged: black, far darker than the others, or noise?
+
+    find_damaged(slices, scans)          # {"218391": "noise (neighbouring pixels correlate at 0.02, the median scan's at 0.57)"}
+    slices, damaged = leave_out_damaged(slices)                      # what train.py does, unless --keep_damaged True
+
+A scan is compared with the median scan of the set, so that a set is never damaged as a whole. Its slices are averaged to 32x32
+pixels first, where noise is uncorrelated even if it was resampled once, and where each resolution gives the same answer.
+"""
+
+import numpy as np
+
+from data.checks import warn_once
+from data.subject_tables import scan_id
+from utils import UserError, printable
+
+SIDE = 32  # pixels at which slices are judged
+PER_SCAN = 8  # slices of each scan, at most, evenly spaced
+MIN_SCANS = 3  # below which there is no telling which scan is damaged
+DARK, MANY_DEVIATIONS = 1 / 3, 5  # of the median scan's mean grey level; and this many robust standard deviations below it
+BLACK = 0.05  # of the same, for the words
+NOISE, STRUCTURE = 0.4, 0.35  # of the median scan's correlation of neighbouring pixels, if that is at least STRUCTURE
+FEW_PAIRS = 100  # of neighbouring pixels, of 1984, below which their correlation says nothing
+SEVERAL = 5  # slices of a scan from which a low mean is not for showing the tip of the brain alone
+
+
+def scans_of(names):
+    """The scan of each slice, given file names such as "AD/218391_78.jpeg": its Image Data ID, or the name where it gives none."""
+    return [scan_id(name) or name for name in names]
+
+
+def find_damaged(pixels, scans):
+    """{scan: reason} of the damaged scans, in the order of the slices.
+
+    pixels: uint8 [N, R, R], R a multiple of 32, an array or `dataset.Slices`; scans: the scan of each slice, [N].
+
+    far darker: the mean grey level of the scan is below a third of that of the median scan, and its logarithm more than five robust
+    standard deviations below (1.4826 times the median absolute deviation over the scans). Of a scan of under SEVERAL slices, which
+    may show little of the brain, the mean over its foreground is also below half of that. noise: neighbouring pixels in the
+    foreground correlate at less than 0.4 of what they do in the median scan, if that shows structure (brains: 0.5 to 0.65).
+    """
+    unique, first, group = np.unique(np.asarray(scans, object).astype(str), return_index=True, return_inverse=True)
+    if len(unique) < MIN_SCANS:
+        return {}
+    count = np.bincount(group)
+    order = np.argsort(group, kind="stable")
+    chosen = [rows[np.unique(np.linspace(0, len(rows) - 1, PER_SCAN).astype(int))] for rows in np.split(order, count.cumsum()[:-1])]
+    rows = np.sort(np.concatenate(chosen))
+    values = np.concatenate([slice_statistics(pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))])
+    grey, level, correlation = scan_means(values, group[rows], len(unique))
+
+    logarithm = np.log(np.maximum(grey, 0.01))
+    below = logarithm - np.median(logarithm)
+    dark = (grey < DARK * np.median(grey)) & (below < -MANY_DEVIATIONS * 1.4826 * np.median(np.abs(below)))
+    dark &= (count >= SEVERAL) | (level < np.median(level) / 2)
+    usual = np.nanmedian(correlation) if np.isfinite(correlation).any() else 0
+    noise = (correlation < NOISE * usual) & (usual >= STRUCTURE)
+
+    reasons = {}
+    for i in sorted(np.flatnonzero(dark | noise), key=first.__getitem__):
+        found = []
+        if dark[i]:
+            words = "black" if grey[i] < BLACK * np.median(grey) else "far darker than the others"
+            found.append(f"{words} (mean grey level {grey[i]:.1f}, the median scan's {np.median(grey):.1f})")
+        if noise[i]:
+            found.append(f"noise (neighbouring pixels correlate at {correlation[i]:.2f}, the median scan's at {usual:.2f})")
+        reasons[str(unique[i])] = " and ".join(found)
+    return reasons
+
+
+def damaged_text(reasons, limit=10):
+    """Text that names the scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
+    named = "; ".join(f"{scan}, {reason}" for scan, reason in list(reasons.items())[:limit])
+    more = f"; and {len(reasons) - limit} more" if len(reasons) > limit else ""
+    return printable(f"{len(reasons)} damaged scan{'s' * (len(reasons) > 1)}: {named}{more}")
+
+
+def leave_out_damaged(slices, flag="--dataset_dir"):
+    """(`dataset.Slices` without the damaged scans among `slices`, {scan: reason} of these); UserError if a class would be empty."""
+    reasons = find_damaged(slices, scans_of(slices.names))
+    return leave_out(slices, reasons, flag), reasons
+
+
+def leave_out(slices, scans, flag="--dataset_dir"):
+    """`dataset.Slices` without those of `scans`; UserError, which names `flag`, if a class would be empty."""
+    if not scans:
+        return slices
+    part = slices.only(np.array([scan not in scans for scan in scans_of(slices.names)]))
+    if empty := [name for name, count in part.counts.items() if not count]:
+        raise UserError(
+            f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them"
+        )
+    return part
+
+
+def note_damaged(pixels, names, place):
+    """Name the damaged scans among slices uint8 [N, R, R] of these file names, read from `place`, on stderr, once."""
+    if reasons := find_damaged(pixels, scans_of(names)):
+        warn_once(f"note: {place} holds {damaged_text(reasons)}")
+
+
+def slice_statistics(pixels):
+    """Of slices uint8 [n, R, R]: mean grey level, mean over the foreground, correlation of neighbours in it (nan: too few); [n, 3].
+
+    Foreground is what is above a tenth of the slice's 98th percentile.
+    """
+    step = pixels.shape[-1] // SIDE
+    x = pixels.reshape(len(pixels), SIDE, step, SIDE, step).mean((2, 4), dtype=np.float32)
+    inside = x > np.maximum(0.1 * np.quantile(x, 0.98, axis=(1, 2), keepdims=True), 0.5)
+    a, b = neighbours(x)
+    weight = np.logical_and(*neighbours(inside))
+    number = np.maximum(weight.sum(1, keepdims=True), 1)
+    few = number[:, 0] < FEW_PAIRS
+    a, b = (weight * (z - (weight * z).sum(1, keepdims=True) / number) for z in (a, b))
+    with np.errstate(all="ignore"):
+        correlation = np.where(few, np.nan, (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
+        level = (x * inside).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
+    return np.stack([x.mean((1, 2)), level, correlation], 1)
+
+
+def neighbours(images):
+    """Two arrays [n, 2 * H * (H - 1)] of [n, H, H]: each pixel, and the next one below it or to its right."""
+    both = [
+        (image[:, 1:].reshape(len(image), -1), image[:, :-1].reshape(len(image), -1)) for image in (images, images.swapaxes(1, 2))
+    ]
+    return [np.concatenate(part, 1) for part in zip(*both)]
+
+
+def scan_means(values, group, count):
+    """Means of values [n, 3] over the slices of each of `count` scans, [3, count]; nan of a scan without a finite one."""
+    finite = np.isfinite(values)
+    with np.errstate(all="ignore"):
+        return [
+            np.bincount(group, np.where(ok, column, 0), count) / np.bincount(group, ok, count)
+            for column, ok in zip(values.T, finite.T)
+        ]

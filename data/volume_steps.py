@@ -1,0 +1,363 @@
+"""From one volume to its slices: what prepare.py does with a scan.
+
+    orient        axes swapped and flipped to the nearest of left, posterior, superior: no voxel changes
+    mask          a given brain mask, or the head: Otsu's threshold, its largest part, holes filled, 150 mm from the top
+    n4            the smooth bias field of the coil, estimated by N4 (Tustison et al. 2010), is divided out
+    align         rigid motion onto a template volume, by mutual information (Mattes et al. 2003)
+    resample      one cubic B-spline interpolation to cubes along the scanner's or the template's axes, the motion with it
+    scale         percentiles inside the mask become black and white
+    cut           slices around the middle of the brain, cropped or padded to 256x240, never stretched
+
+Sagittal slices are turned as those of AD_NC: columns lead upwards, rows forwards, and the number of a slice rises to the person's
+right.
+Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
+"""
+
+import contextlib
+import errno
+import functools
+import glob
+import itertools
+import os
+import time
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.dicom import MAX_VOXELS, reason, sitk
+from data.volume_checks import check_grey, check_head, check_mask, check_slices, check_whole_head
+from data.volume_masks import head_mask, like, move_mask, read_mask, tame
+from data.volumes import Volume, file_checksum, open_volume, read_volume
+from report import volume_pictures
+from utils import UserError, atomic_path, printable
+
+WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
+MIDDLE = 90  # number of the slice in the middle of the brain, about that of AD_NC's sagittal slices
+# Axes of a volume [z upwards, y backwards, x] along which slices, rows and columns of a plane lead, and which of them are reversed.
+PLANES = {
+    "sagittal": ((2, 1, 0), (False, True, False)),
+    "axial": ((0, 1, 2), (False,) * 3),
+    "coronal": ((1, 0, 2), (False, True, False)),
+}
+N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
+ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
+ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
+MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
+
+
+class Settings(NamedTuple):
+    """The flags of prepare.py that change slices."""
+
+    orient: bool = True
+    n4: bool = True
+    masks: str | None = None
+    template: str | None = None
+    resample: float = 1.0  # mm; 0: the voxels stay (with a template, become the template's)
+    scale: bool = True
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    plane: str | None = "sagittal"  # of PLANES; None without orient: slices lie along the third axis as it is stored
+    slices: tuple[float, float] = (-9, 10)
+    slices_in: str = "mm"  # from the middle plane, or "index"
+    num_slices: int = 20
+    centre: str = "brain"  # or "volume"
+    view: str = "neurological"  # the person's right is on the right, or has the higher numbers; or "radiological"
+    format: str = "jpeg"  # or "png", of 16 bits
+
+
+class Job(NamedTuple):
+    """A scan to prepare."""
+
+    volume: Volume
+    mask: str | None  # a NIfTI file
+    folder: str  # for its slices
+    picture: str | None  # where to show its steps
+    settings: Settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps
+
+
+def bias_field(image, mask):
+    """The bias field inside a volume, an image about 1 by which it is to be divided: N4, on voxels of about N4_MM."""
+    factors = [max(1, round(N4_MM / side)) for side in image.GetSpacing()]
+    small = [sitk.Shrink(part, factors) for part in (sitk.Clamp(image, lowerBound=1e-3), mask)]
+    corrector = sitk.N4BiasFieldCorrectionImageFilter()
+    corrector.SetMaximumNumberOfIterations(N4_ITERATIONS)
+    corrector.Execute(*small)
+    log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
+    log_field -= log_field[sitk.GetArrayViewFromImage(mask) > 0].mean()
+    return like(np.exp(log_field), image)
+
+
+def align(image, mask, template, template_mask):
+    """The rigid motion that takes points of the template to those of the volume; UserError where the masks do not meet."""
+    motion = sitk.CenteredTransformInitializer(
+        *(sitk.Cast(part, sitk.sitkFloat32) for part in (template_mask, mask)),
+        sitk.Euler3DTransform(),
+        sitk.CenteredTransformInitializerFilter.MOMENTS,
+    )
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(ALIGN_BINS)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    factors = [max(1, round(side / max(template.GetSpacing()))) for side in ALIGN_MM]
+    shares = [min(1.0, ALIGN_SAMPLES * factor**3 / template.GetNumberOfPixels()) for factor in factors]
+    method.SetMetricSamplingPercentagePerLevel(shares, 1)  # with a seed: repeatable
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.01, 300, relaxationFactor=0.8, gradientMagnitudeTolerance=1e-6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(factors)
+    method.SetSmoothingSigmasPerLevel([*ALIGN_MM[:-1], 0.0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetInitialTransform(motion)
+    method.Execute(template, image)
+    moved, target = (sitk.GetArrayViewFromImage(part) > 0 for part in (move_mask(mask, template, motion), template_mask))
+    overlap = 2 * (moved & target).sum() / max(1, moved.sum() + target.sum())
+    if overlap < MIN_OVERLAP:
+        raise UserError(
+            f"alignment failed: brain and template overlap by {overlap:.0%}; do --masks and --template both show brains, or heads?"
+        )
+    return motion
+
+
+def cubes(image, side, axial=True):
+    """An empty image over the same part of space with cubic voxels of `side` mm, along the scanner's axes or (not axial) its own.
+
+    Its first voxel lies where the lowest corner of `image` does, so nothing moves where nothing has to.
+    """
+    axes = np.eye(3) if axial else np.reshape(image.GetDirection(), (3, 3))
+    ends = itertools.product(*((0, n - 1) for n in image.GetSize()))
+    corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends]) @ axes
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    size = np.floor((high - low) / side + 1e-3).astype(int) + 1
+    if np.prod(size, dtype=float) > MAX_VOXELS:
+        raise UserError(f"{' x '.join(f'{n * side:g}' for n in size)} mm, as its header says, are too many cubes of {side:g} mm")
+    grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
+    grid.SetSpacing([side] * 3)
+    grid.SetOrigin((axes @ low).tolist())
+    grid.SetDirection(axes.ravel().tolist())
+    return grid
+
+
+def interpolate(image, grid, motion=None):
+    """The volume on `grid` after `motion`, by cubic B-splines; 0 outside it, and nothing beyond its own darkest and brightest."""
+    low, high = sitk.GetArrayViewFromImage(image).min(), sitk.GetArrayViewFromImage(image).max()
+    moved = sitk.Resample(image, grid, motion or sitk.Transform(), sitk.sitkBSpline, 0.0, sitk.sitkFloat32)
+    return sitk.Clamp(moved, lowerBound=float(min(low, 0)), upperBound=float(high))
+
+
+def scale(voxels, mask, percentiles):
+    """Float [z, y, x] in [0, 1]: the two percentiles of the voxels inside the mask become 0 and 1."""
+    low, high = np.percentile(voxels[mask], percentiles)
+    if not low < high:  # or nan
+        raise UserError(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} inside the brain are both {low:g}")
+    return np.clip((voxels - low) / (high - low), 0, 1)
+
+
+def middle(mask):
+    """The centre z, y, x (indices, float) of the box around a mask."""
+    ends = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return np.array([(end[0] + end[-1]) / 2 for end in ends])
+
+
+def slice_numbers(settings, centre, spacing, count):
+    """The indices of the slices in a volume of `count` slices `spacing` mm apart; UserError if it lacks one or one is twice.
+
+    centre: the index of the middle plane, float; distances are counted from the slice nearest to it.
+    """
+    wanted = np.linspace(*settings.slices, settings.num_slices)
+    if settings.slices_in == "mm":
+        wanted = nearest(centre) + wanted / spacing
+    indices = [nearest(index) for index in wanted]
+    if indices[0] < 0 or indices[-1] >= count:
+        raise UserError(f"--slices reach from {indices[0]} to {indices[-1]}, but the volume has slices 0 to {count - 1} only")
+    if len(set(indices)) < len(indices):
+        raise UserError(f"--slices: {len(indices)} slices there would be less than {spacing:g} mm apart, which the voxels are")
+    return indices
+
+
+def nearest(index):
+    """The whole number nearest to an index; the higher of two."""
+    return int(np.floor(index + 0.5 + 1e-6))
+
+
+def turn(voxels, settings):
+    """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns that Settings ask for."""
+    if not settings.orient:
+        return voxels
+    axes, reverse = PLANES[settings.plane]
+    if settings.plane == "sagittal" and settings.view == "neurological":
+        voxels = voxels[..., ::-1]
+    return np.flip(voxels.transpose(axes), tuple(axis for axis in range(3) if reverse[axis]))
+
+
+def cut(plane, centre):
+    """The part [240, 256] of a slice around `centre` (y, x, indices), with black beyond its edges."""
+    result = np.zeros((HEIGHT, WIDTH), plane.dtype)
+    starts = [int(np.floor(c - (n - 1) / 2 + 0.5)) for c, n in zip(centre, result.shape)]
+    inside = tuple(slice(max(0, s), max(0, min(s + n, m))) for s, n, m in zip(starts, result.shape, plane.shape))
+    part = plane[inside]
+    to = tuple(slice(max(0, -s), max(0, -s) + n) for s, n in zip(starts, part.shape))
+    result[to] = part
+    return result
+
+
+def to_pixels(planes, scaled, image_format):
+    """Slices as they are stored: uint8 for "jpeg", uint16 for "png"; those that are not scaled have to fit in as they are."""
+    kind = np.uint8 if image_format == "jpeg" else np.uint16
+    white = np.iinfo(kind).max
+    if scaled:
+        planes = planes * white
+    elif planes.max() > white + 0.5 or planes.min() < -0.5:
+        raise UserError(f"values of {planes.min():g} to {planes.max():g} do not fit into a {image_format} file without --scale")
+    return np.clip(np.floor(planes + 0.5), 0, white).astype(kind)
+
+
+@functools.lru_cache(maxsize=1)
+def load_template(path):
+    """(image, head mask) of the template volume, axial."""
+    image = sitk.DICOMOrient(read_volume(open_volume(path) or Volume("", "NIfTI", (path,))), "LPS")
+    return image, head_mask(image)
+
+
+def check_found(image, mask, mask_path, settings):
+    """UserError unless the mask may be that of the brain in a volume, or, without mask_path, of the head."""
+    inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
+    check_grey(sitk.GetArrayViewFromImage(image), inside)
+    check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
+    if is_brain:
+        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)
+    if settings.orient and settings.centre == "brain" and settings.slices_in == "mm":
+        check_whole_head(inside, is_brain)
+
+
+def cut_slices(image, settings, mask_path=None, show=None, check=False):
+    """All steps: (pixels uint8 or uint16 [N, 240, 256], their numbers) of a SimpleITK.Image; UserError where a step fails.
+
+    A number is MIDDLE plus the voxels from the middle plane, or with slices_in "index" the index of the slice in the volume.
+    show: called with (title, image, mask or None) after each step. check: refuse what is no head or shows no brain
+    (data/volume_checks.py).
+    """
+    show = show or (lambda *_: None)
+    show("as stored", image, None)
+    if settings.orient:
+        image = sitk.DICOMOrient(image, "LPS")
+        show("orient", image, None)
+    mask = read_mask(mask_path, image) if mask_path else head_mask(image, settings.orient)
+    show("mask" if mask_path else "head (no mask)", image, mask)
+    if check:
+        check_found(image, mask, mask_path, settings)
+    if settings.scale:
+        image = tame(image, mask)
+    if settings.n4:
+        field = bias_field(image, mask)
+        image = sitk.Cast(image / field, sitk.sitkFloat32)  # the quotient has 64 bits
+        show("bias field", field, mask)
+        show("n4", image, None)
+    grid, motion, target = None, None, None
+    if mask_path:  # before alignment: a brain is put onto a brain
+        image = image * sitk.Cast(mask, sitk.sitkFloat32)
+        show("brain", image, None)
+    if settings.template:
+        template, target = load_template(settings.template)
+        motion = align(image, mask, template, target)
+        grid = cubes(template, settings.resample) if settings.resample else template
+    elif settings.resample:
+        grid = cubes(image, settings.resample, settings.orient)
+    if grid is not None:
+        image, mask = interpolate(image, grid, motion), move_mask(mask, grid, motion)
+        if mask_path:
+            image = image * sitk.Cast(mask, sitk.sitkFloat32)
+        target = target if target is None else move_mask(target, grid)
+        show("align, resample" if motion else "resample", image, target)
+    voxels, inside = sitk.GetArrayFromImage(image), sitk.GetArrayViewFromImage(mask) > 0
+    if not inside.any():
+        raise UserError("the brain mask is empty after resampling")
+    if settings.scale:
+        voxels = scale(voxels, inside, settings.percentiles)
+    voxels, inside = turn(voxels, settings), turn(inside, settings)
+    axes = PLANES[settings.plane][0] if settings.orient else (0, 1, 2)
+    depth, height, width = (image.GetSpacing()[2 - axis] for axis in axes)
+    if abs(width - height) > 1e-3 * width:
+        raise UserError(f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size")
+    if settings.centre == "volume":
+        centre = (np.array(voxels.shape) - 1) / 2
+    else:
+        centre = middle(inside if target is None else turn(sitk.GetArrayViewFromImage(target) > 0, settings))
+    indices = slice_numbers(settings, centre[0], depth, len(voxels))
+    names = indices if settings.slices_in == "index" else [MIDDLE + index - nearest(centre[0]) for index in indices]
+    if names[0] < 0:
+        raise UserError(f"--slices: slice {MIDDLE} is in the middle, and {-names[0]} would be below 0; give --slices_in index")
+    planes = np.stack([cut(voxels[i], centre[1:]) for i in indices])
+    if settings.plane in ("axial", "coronal") and settings.view == "neurological":
+        planes = planes[..., ::-1]
+    pixels = to_pixels(planes, settings.scale, settings.format)
+    if check:
+        check_slices(pixels, np.stack([cut(inside[i], centre[1:]) for i in indices]), width, names)
+    return pixels, names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One scan, in a process of its own
+
+
+def prepare_scan(job):
+    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception.
+
+    A disk that is full adds {"full": True}, since the next scan would fail likewise.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
+    try:
+        remove_slices(job)  # of an earlier run that was cut off
+        return {"image": job.volume.image, **write_scan(job)}
+    except Exception as error:  # whatever is wrong with one scan, the others go on
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        text = reason(error) if isinstance(error, RuntimeError) else text  # SimpleITK's
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    with contextlib.suppress(OSError):
+        remove_slices(job)
+    return {"image": job.volume.image, "error": printable(text)[:300]} | ({"full": True} if full else {})
+
+
+def remove_slices(job):
+    """Remove the slices that a Job would write."""
+    for old in glob.glob(os.path.join(glob.escape(job.folder), f"{job.volume.image}_*")):
+        os.unlink(old)
+
+
+def write_scan(job):
+    """Write the slices and the picture of a Job; returns what is recorded of it."""
+    start = time.monotonic()
+    stamp, source = job.volume.stamp(), job.volume.checksum()
+    image = read_volume(job.volume)
+    shape, spacing = image.GetSize(), image.GetSpacing()
+    panels = []
+    show = (lambda *panel: panels.append(volume_pictures.views(*panel))) if job.picture else None
+    pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
+    slices = write_slices(job, pixels, numbers)
+    if job.picture:
+        view = job.settings.view if job.settings.orient else None
+        what = f"image {job.volume.image}, {job.settings.plane or 'stored'} slices {numbers[0]} to {numbers[-1]}"
+        volume_pictures.save(panels, pixels, what, view, job.picture)
+    return {
+        "format": job.volume.format,
+        "stamp": stamp,
+        "sha256": source,
+        "mask": job.mask and file_checksum(job.mask),
+        "voxels": shape,
+        "spacing": [round(side, 5) for side in spacing],
+        "slices": slices,
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def write_slices(job, pixels, numbers):
+    """Write <image>_<number>.jpeg or .png for each slice; returns {name: SHA-256}."""
+    written = {}
+    for plane, number in zip(pixels, numbers):
+        name = f"{job.volume.image}_{number}.{job.settings.format}"
+        with atomic_path(os.path.join(job.folder, name)) as temporary:
+            Image.fromarray(plane).save(temporary, quality=95)  # quality: of JPEG
+            written[name] = file_checksum(temporary)
+    return written

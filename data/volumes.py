@@ -1,0 +1,274 @@
+"""Volumes of an ADNI download: which files belong to which scan, and reading them, or saying why they are no whole scan.
+
+    volumes, nameless = find_volumes("ADNI")        # {"218391": [Volume("218391", "DICOM", (".../001.dcm", ...))], ...}, [files]
+    image = read_volume(volumes["218391"][0])       # a SimpleITK.Image, float32, with its position in the scanner
+
+LONI's downloads are trees such as ADNI/<subject>/<description>/<date>/I218391/*.dcm or *.nii: the Image Data ID is in the name of
+the file or of a folder above it. Other formats are named, with what to do (UNREAD).
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from data.dicom import check_size, read_dicom, reason, sitk
+from data.nifti import check_length, check_transforms, is_gzip, open_content, read_header, read_not_finite
+from utils import UserError, printable, walk
+
+NIFTI = ".nii", ".nii.gz"
+PAIR = ".hdr", ".hdr.gz"  # of NIfTI, each with its .img
+NRRD = ".nrrd", ".nhdr"
+DICOM = ".dcm", ".ima"
+ARCHIVES = dict.fromkeys((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), ("an archive", "unpack it"))
+UNREAD = {  # endings of volumes that are named but not read: (what they are, what to do)
+    **dict.fromkeys((".mgz", ".mgh"), ("a FreeSurfer volume", "convert it: mri_convert IN OUT.nii.gz")),
+    **dict.fromkeys((".mnc", ".mnc.gz"), ("a MINC volume", "convert it: mnc2nii IN OUT.nii, or mri_convert")),
+    **dict.fromkeys((".mha", ".mhd", ".gipl", ".vtk"), ("of a format that need not tell left from right", "convert it to NIfTI")),
+    **dict.fromkeys((".head", ".brik", ".brik.gz"), ("an AFNI volume", "convert it: 3dAFNItoNIFTI")),
+    **dict.fromkeys((".par", ".rec"), ("a Philips PAR/REC file", "convert it, such as with dcm2niix")),
+    **dict.fromkeys((".mif", ".mif.gz"), ("an MRtrix volume", "convert it: mrconvert IN OUT.nii.gz")),
+    **dict.fromkeys((".img", ".img.gz"), ("a file of voxels without its header", "put its .hdr beside it")),
+    **ARCHIVES,
+}
+
+
+class Volume(NamedTuple):
+    """The files of one scan."""
+
+    image: str  # Image Data ID without the leading I and zeros
+    format: str  # "NIfTI", "NRRD", "DICOM", or "" for one of UNREAD
+    files: tuple[str, ...]
+
+    @property
+    def place(self):
+        """Its file, or the folder of its files."""
+        return os.path.dirname(self.files[0]) if self.format == "DICOM" else self.files[0]
+
+    def stamp(self):
+        """SHA-256, in hex, of the names, sizes and times (of contents and of the entry, ns) of its files.
+
+        Quick to compare with that of an earlier run: where it is equal, nobody has written to the files.
+        """
+        stats = [(os.path.basename(path), os.stat(path)) for path in self.files]
+        text = repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def checksum(self):
+        """SHA-256, in hex, of the contents of its files, in order of their names."""
+        return file_checksum(*self.files)
+
+
+def file_checksum(*paths):
+    """SHA-256, in hex, of the contents of files, one after the other."""
+    sha = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(2**20):
+                sha.update(part)
+    return sha.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+def image_id(path, is_dicom=False):
+    """The Image Data ID in a path below the download, or None: I218391 in its file's name or a folder's, else a plain number.
+
+    DICOM files may have any name, I10 among them: of these a folder's counts first. A plain number is that of a NIfTI file, as in
+    218391.nii.gz or 218391_brain.nii.gz, or of a DICOM file's folder.
+    """
+    *folders, file = path.replace(os.sep, "/").split("/")
+    file = file[: len(file) - len(ending(file))]
+    folders.reverse()
+    for name in [*folders, file] if is_dicom else [file, *folders]:
+        if found := re.findall(r"(?<![A-Za-z0-9])I([0-9]+)(?![A-Za-z0-9])", name):
+            return found[-1].lstrip("0") or "0"
+    plain = re.fullmatch(r"([0-9]+)", folders[0] if folders else "") if is_dicom else re.match(r"([0-9]+)(?!_S_)(?![0-9])", file)
+    return plain and (plain[1].lstrip("0") or "0")
+
+
+def ending(path):
+    """The part of a path that tells its format, such as ".nii.gz"; "" for one that is not known."""
+    known = (*NIFTI, *PAIR, *NRRD, *DICOM, *UNREAD)
+    return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
+
+
+def find_volumes(folder, flag="--volumes"):
+    """({image: [Volume, ...]}, files and folders without an Image Data ID) of the volumes below `folder`.
+
+    Volumes that are not read (UNREAD) are listed where there is no other of their image. UserError, which names `flag`, if
+    `folder` is none, or holds no volumes. Hidden files and DICOMDIR are left out.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
+    found, nameless, unread, archives = {}, set(), {}, []
+    for root, names in walk(folder, flag):
+        series, there = {}, set(names)
+        for name in names:
+            path = os.path.join(root, name)
+            if not os.path.isfile(path) or name.upper() == "DICOMDIR":  # reading a pipe would never end
+                continue
+            volume = open_volume(path, there)
+            if volume is None:
+                continue
+            image = image_id(os.path.relpath(path, folder), volume.format == "DICOM")
+            volume = volume._replace(image=image)
+            if image is None and ending(path).lower() in ARCHIVES:
+                archives.append(path)
+            elif image is None:
+                nameless.add(volume.place)
+            elif volume.format == "DICOM":
+                series.setdefault(image, []).append(path)
+            else:
+                (found if volume.format else unread).setdefault(image, []).append(volume)
+        for image, files in series.items():
+            found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
+    for image, volumes in unread.items():
+        found.setdefault(image, volumes[:1])
+    if not found and not nameless:
+        packed = f"; unpack {printable(archives[0])} first" if archives else ""
+        raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth{packed}")
+    return found, sorted(nameless)
+
+
+def open_volume(path, beside=None):
+    """The Volume that a file is, by its name and, without a known ending, by how it begins; None if it is none, or part of one.
+
+    beside: names of the files in its folder, where these are known.
+    """
+    end = ending(path).lower()
+    if end in NIFTI:
+        return Volume("", "NIfTI", (path,))
+    if end in PAIR or end in (".img", ".img.gz"):
+        stem, header = path[: len(path) - len(end)], end in PAIR
+        partners = (f"{stem}{other}{gz}" for other in ((".img", ".IMG") if header else (".hdr", ".HDR")) for gz in ("", ".gz"))
+        partner = next((p for p in partners if (os.path.basename(p) in beside if beside else os.path.isfile(p))), None)
+        if partner and not header:
+            return None  # its header is the Volume
+        if header:
+            return Volume("", "NIfTI", (path, partner or path))
+    if end in NRRD:
+        return Volume("", "NRRD", (path,))
+    if is_dicom(path):
+        return Volume("", "DICOM", (path,))
+    return Volume("", "", (path,)) if end in UNREAD else None
+
+
+def is_dicom(path):
+    """Whether a file is called, or begins like, a DICOM file."""
+    if path.lower().endswith(DICOM):
+        return True
+    if path.lower().endswith((".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz")):
+        return False
+    try:
+        if os.path.getsize(path) < 132:  # of some files in /proc, which have no size, reading would never end
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_volume(volume):
+    """The Volume as a SimpleITK.Image, float32, three-dimensional; what is NaN at its border becomes as dark as the darkest.
+
+    UserError in one line: unreadable; contradictions in its header; a 4-D series; a localiser; mixed series; missing slices; no
+    orientation; colour; voxels inside that are not finite, or all alike.
+    """
+    try:
+        if not volume.format:
+            what, remedy = UNREAD[ending(volume.place).lower()]
+            raise UserError(f"{volume.place}: {what}, which is not read; {remedy}")
+        read = {"NIfTI": read_nifti, "NRRD": read_nrrd, "DICOM": read_dicom}[volume.format]
+        image = read(volume.files)
+    except RuntimeError as error:  # SimpleITK's
+        raise UserError(f"{volume.place}: cannot be read ({reason(error)})") from None
+    except OSError as error:
+        raise UserError(f"{volume.place}: cannot be read ({error.strerror or error})") from None
+    image = fill_border(volume.place, image)
+    voxels = sitk.GetArrayViewFromImage(image)
+    if voxels.min() == voxels.max():
+        raise UserError(f"{volume.place}: every voxel is {voxels.min():g}, so there is no brain in it")
+    return image
+
+
+def fill_border(place, image):
+    """The image with NaN that reaches its border, as SPM writes it, made as dark as the darkest; UserError for any other or inf."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    finite = np.isfinite(voxels)
+    if finite.all():
+        return image
+    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(np.isnan(voxels).astype(np.uint8)))
+    labels = sitk.GetArrayViewFromImage(parts)
+    border = {label for axis in range(3) for end in (0, -1) for label in np.unique(labels.take(end, axis))} - {0}
+    outside = np.isin(labels, sorted(border))
+    if count := int((~finite & ~outside).sum()):
+        raise UserError(f"{place}: {count} voxel{'s' * (count > 1)} inside it not finite (NaN or infinite); make it again")
+    darkest = min(0.0, float(voxels[finite].min(initial=0.0)))
+    clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
+    clean.CopyInformation(image)
+    return clean
+
+
+def read_nifti(files):
+    """Read a NIfTI file, or a pair of header and voxels; the errors are those of `read_volume`."""
+    path, data = files[0], files[-1]
+    header = read_header(path)
+    if (count := int(np.prod(header.size[3:]))) > 1:
+        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
+    if header.components > 1:
+        raise UserError(f"{path}: {header.components} values a voxel (colour, vectors or complex numbers), which is no T1 scan")
+    check_size(path, header.size[:3])
+    check_transforms(path, header)
+    if path == data and ending(path).lower() in PAIR:
+        raise UserError(f"{path}: its voxels are missing, which a file .img beside it should hold")
+    check_length(path, header, data)
+    with tempfile.TemporaryDirectory() as folder:
+        if path == data and is_gzip(path) != path.lower().endswith(".gz"):  # ITK goes by the name
+            path = os.path.join(folder, "x.nii")
+            with open_content(data) as packed, open(path, "wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
+    while image.GetDimension() > 3:
+        image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
+    where, values = read_not_finite(header, data)
+    if len(where):
+        voxels = sitk.GetArrayFromImage(image)
+        voxels.flat[where] = values
+        whole = sitk.GetImageFromArray(voxels)
+        whole.CopyInformation(image)
+        image = whole
+    return image
+
+
+def read_nrrd(files):
+    """Read an NRRD file that says where its axes lead; the errors are those of `read_volume`."""
+    path = files[0]
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO")
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
+    with open(path, "rb") as file:
+        header = file.read(2**16).partition(b"\n\n")[0].replace(b"\r", b"")
+    if reader.GetNumberOfComponents() > 1 or reader.GetDimension() > 3:
+        raise UserError(f"{path}: a series, colour or vectors; only single volumes can be used")
+    check_size(path, (*reader.GetSize(), 1)[:3])
+    if not re.fullmatch(r"(left|right)-(anterior|posterior)-superior|[LR][AP]S", space, re.IGNORECASE) or not re.search(
+        rb"(?im)^space directions:", header
+    ):
+        raise UserError(f"{path}: no orientation (space and space directions): nobody could tell left from right; convert it again")
+    spacing = np.array(reader.GetSpacing())
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
+        raise UserError(f"{path}: its header says voxels of {' x '.join(f'{side:g}' for side in spacing)} mm; convert it again")
+    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)

@@ -1,0 +1,257 @@
+"""The report of dataset.py: counts, sizes, damage, view, people and their scans, positions, and what train and test share.
+
+report("AD_NC", classes="all", resolution=256, output_dir="dataset_report")
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import textwrap
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis.position import index_auc, slice_indices, unknown_text, windows
+from data.checks import check_brightness, warn_of_kinds
+from data.damage import find_damaged, scans_of
+from data.decode import Light, decode, light_of, pad_and_resize, read_files
+from data.folders import class_folders, find_slices, find_splits, require_readable, some_of
+from data.subjects import contradictions, count_and_names, find_subjects, identify, image_order, look_up, resampling_groups
+from data.view import find_view
+from utils import UserError, atomic_path, make_folder, printable
+
+SAMPLES = 8  # slices of each class in samples.png, and damaged scans in damaged.png
+EXAMINED = 64  # pixels a side at which view and damage are looked for
+
+
+class FileFacts(NamedTuple):
+    """The properties of one file that the report is about."""
+
+    mode: str  # PIL's
+    size: tuple  # width, height
+    light: Light
+    digest: bytes  # SHA-256 of the grey pixels: the same for the same image in any file format
+    pixels: np.ndarray  # uint8 [64, 64], the slice reduced
+
+
+def inspect(_, image, grey):
+    """The FileFacts of an image, as `decode.read_files` gives it."""
+    digest = hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest()
+    return FileFacts(image.mode, image.size, light_of(np.asarray(grey)), digest, np.asarray(pad_and_resize(grey, EXAMINED)))
+
+
+def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subjects=None):
+    """Print a report on every split of `dataset_dir` and on what they share; write samples.png and, if scans are damaged,
+    damaged.png into `output_dir`.
+
+    classes: "all", "AD" or "NC"; resolution: of the samples; num_workers: decoding threads (None: one per core, up to 16);
+    subjects: path of a table for `read_subjects`. UserError if a folder is missing, or a class has no readable slice or is nearly
+    black.
+    """
+    table = find_subjects(subjects, dataset_dir)
+    splits = find_splits(dataset_dir, classes)
+    make_folder(output_dir, "--output_dir")
+    samples_path, damaged_path = (os.path.join(output_dir, name) for name in ("samples.png", "damaged.png"))
+    facts_of, damaged = {}, []
+    for split, split_folder in splits.items():
+        facts, unreadable, samples, counts = {}, [], {}, {}  # facts: {"AD/file name": FileFacts} of the readable files
+        status, levels, folders = {}, {}, class_folders(split_folder, classes)
+        for name, folder in folders.items():
+            files = [file for file, *_ in find_slices(folder)]
+            paths = [os.path.join(folder, file) for file in files]
+            results, status[name], levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
+            readable = [file for file, result in zip(files, results) if result]
+            require_readable(dataset_dir, folder, status[name], files)
+            unreadable += [f"{name}/{file}" for file, result in zip(files, results) if not result]
+            facts |= {f"{name}/{file}": result for file, result in zip(files, results) if result}
+            counts[name] = len(readable)
+            shown = np.linspace(0, len(readable) - 1, min(SAMPLES, len(readable))).astype(int)
+            samples[name] = [os.path.join(folder, readable[i]) for i in shown]
+        if not facts_of:  # of the first split
+            save_samples(samples_path, samples, resolution, levels)
+        facts_of[split] = facts
+        print(f"{split}: {' + '.join(f'{n} {name}' for name, n in counts.items())} slices in {split_folder}")
+        print_facts(facts.values(), unreadable)
+        pixels, scans = np.stack([fact.pixels for fact in facts.values()]), scans_of(facts)
+        print(f"  view: {find_view(pixels)}")
+        reasons = find_damaged(pixels, scans)
+        print(f"  damaged scans: {len(reasons)}")
+        for scan, reason in list(reasons.items())[:SAMPLES]:
+            print(f"    {printable(scan)}: {reason}")
+        damaged += pairs_to_draw(split, pixels, scans, reasons)
+        warn_of_kinds(split_folder, status, levels)
+        of_class = {name: [fact.light for file, fact in facts.items() if file.startswith(f"{name}/")] for name in counts}
+        check_brightness(split_folder, of_class)
+    if len(facts_of) == 2:
+        compare_pictures(**facts_of)
+    else:
+        print(f"only {' '.join(facts_of)} is here, so what train and test share cannot be told")
+    scans_in = {split: dict(zip(facts, identify(facts, table))) for split, facts in facts_of.items()}
+    print_scans(scans_in)
+    if table:
+        print_people(scans_in, table)
+    else:
+        print("people: unknown, since a file name gives a scan and not whose it is; --subjects CSV would tell")
+    print_positions(scans_in)
+    print(f"samples: {samples_path}")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(damaged_path)  # of an earlier report
+    if damaged:
+        save_damaged(damaged_path, damaged[:SAMPLES])
+        print(
+            f"damaged scans, each beside one that is not: {damaged_path} (train.py leaves them out; --keep_damaged True keeps them)"
+        )
+
+
+def print_facts(facts, unreadable):
+    """Print what a split's files have in common: its FileFacts, and the names of the unreadable files."""
+    sizes, modes = tally(f"{fact.size[0]} x {fact.size[1]}" for fact in facts), tally(fact.mode for fact in facts)
+    print(f"  width x height: {sizes}; modes: {modes}")
+    repeated = len(facts) - len({fact.digest for fact in facts})
+    print(f"  unreadable: {count_and_names(unreadable)}; pictures that are there more than once: {repeated}")
+
+
+def compare_pictures(train, test):
+    """Print the images that two splits {file name: FileFacts} have in common."""
+    train_files = {fact.digest: file for file, fact in train.items()}
+    shared = [f"test/{file} = train/{train_files[fact.digest]}" for file, fact in test.items() if fact.digest in train_files]
+    print(f"test slices whose picture is in train too, pixel for pixel: {count_and_names(shared)}")
+
+
+def print_scans(scans_in):
+    """Print the number of scans of each split {split: {file name: Scan}}, and which two splits share."""
+    images = [{scan.image for scan in scans.values() if scan.image} for scans in scans_in.values()]
+    text = ", ".join(f"{len(of_split)} in {split}" for split, of_split in zip(scans_in, images))
+    shared = f", in both {count_and_names(sorted(set.intersection(*images), key=image_order))}" if len(images) > 1 else ""
+    print(f"scans: {text}{shared}")
+    nameless = [f"{split}/{file}" for split, scans in scans_in.items() for file, scan in scans.items() if not scan.image]
+    if nameless:
+        print(f"  file names that give no scan (218391_78.jpeg is slice 78 of scan 218391): {count_and_names(nameless)}")
+
+
+def print_people(scans_in, table):
+    """Print who is in the splits {split: {file name: Scan}}, and what is wrong with them, by the `table` of `read_subjects`."""
+    people, places, days = {}, {}, {}  # {split: names}, {image: {class of its folder}}, {(person, date): {(image, split)}}
+    print("people:")
+    for split, scans in scans_in.items():
+        for name in sorted({file.split("/")[0] for file in scans}):
+            known = [scan for file, scan in scans.items() if file.startswith(f"{name}/") and scan.person]
+            who, images = {scan.person for scan in known}, {scan.image for scan in known}
+            print(f"  {split} {name}: {len(who)} people, {len(images)} scans, {len(known)} slices")
+            people[split] = people.get(split, set()) | who
+            for image in images:
+                places.setdefault(image, set()).add(name)
+                scan = look_up(image, table)
+                if scan.date:
+                    days.setdefault((scan.person, scan.date), set()).add((image, split))
+    if len(people) > 1:
+        print(f"  in both train and test: {count_and_names(sorted(people['train'] & people['test']))}")
+    strangers = {scan.image for scans in scans_in.values() for scan in scans.values() if scan.image and not scan.person}
+    print(f"  scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
+    print(f"  scans whose folder contradicts their group: {count_and_names(contradictions(places, table))}")
+    print(f"  pairs of scans of one person on one day: {same_day_text(days, list(scans_in))}")
+
+
+def same_day_text(days, splits):
+    """Text that counts the pairs of scans in {(person, date): {(image, split)}} by split, and names the scans."""
+    where, names = Counter(), []
+    for (person, date), scans in days.items():
+        pairs = [pair for pair in itertools.combinations(scans, 2) if pair[0][0] != pair[1][0]]
+        where.update(one[1] if one[1] == other[1] else "across" for one, other in pairs)
+        if pairs:
+            names.append(f"{' '.join(sorted({image for image, _ in scans}, key=image_order))} of {person} on {date}")
+    text = ", ".join(f"{where[split]} in {split}" for split in splits) + (f", {where['across']} across" if len(splits) > 1 else "")
+    return text + (f" ({some_of(sorted(names), 5)})" if names else "")
+
+
+def print_positions(scans_in):
+    """Print where the scans of each class were cut, and how well the slice index alone tells AD from NC, over all splits."""
+    names = [file for scans in scans_in.values() for file in scans]
+    if unknown := unknown_text(names):
+        print(unknown)
+    cut = windows(names)
+    if not cut:
+        return
+    of_class = [f"{name} from {span(window.first)}, {span(window.slices)} slices a scan" for name, window in cut.items()]
+    print(f"windows, the first slice index of a scan as median (range): {'; '.join(of_class)}")
+    if len(cut) < 2:
+        return
+    is_ad = np.array([file.startswith("AD/") for file in names])
+    groups, unit = resampling_groups([scan for scans in scans_in.values() for scan in scans.values()])
+    found = index_auc(slice_indices(names), is_ad, groups)
+    if found is None:
+        told = f"not measured, too few {unit}"
+    elif found.low > 0.5:
+        told = (
+            f"{found} over {unit}: the position of a slice tells AD from NC; --split_by_subject OUT --match position prevents that"
+        )
+    else:
+        told = f"{found} over {unit}: not shown to tell them apart (0.5 is chance)"
+    print(f"slice index alone, AUC of AD against NC: {told}")
+
+
+def span(values):
+    """Text of the lowest, the median and the highest: "78 (67 to 90)", or "78" if they are equal."""
+    low, median, high = values
+    return f"{median:g}" if low == high else f"{median:g} ({low:g} to {high:g})"
+
+
+def tally(values):
+    """Text that counts equal values, most common first: "3605 of L, 2 of RGB"."""
+    return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
+
+
+def save_samples(path, samples, resolution, levels):
+    """Draw the slices in `samples`, {class: [path]}, as training sees them, a row per class; levels: {class: those of `Files`}."""
+    columns = max(len(paths) for paths in samples.values())
+    figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * len(samples)), facecolor="black", layout="constrained")
+    axes = figure.subplots(len(samples), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], facecolor="black")
+        axis.spines[:].set_visible(False)
+    for row, (name, paths) in zip(axes, samples.items()):
+        row[0].set_ylabel(name, color="white", fontsize=14)
+        for axis, slice_path in zip(row, paths):
+            axis.imshow(decode(slice_path, resolution, levels[name]), cmap="gray", vmin=0, vmax=255)
+    save(figure, path)
+
+
+def pairs_to_draw(split, pixels, scans, reasons):
+    """[(title, a slice of a damaged scan, a slice of one that is not)], uint8 [64, 64], of {scan: reason} in a split."""
+    rows = {}
+    for i, scan in enumerate(scans):
+        rows.setdefault(scan, []).append(i)
+    normal = [scan for scan in rows if scan not in reasons]
+    middle = {scan: pixels[of_scan[len(of_scan) // 2]] for scan, of_scan in rows.items()}
+    usual = sorted(normal, key=lambda scan: middle[scan].mean())[len(normal) // 2] if normal else None
+    return [(f"{split} {scan}: {reason}", middle[scan], f"scan {usual}", middle[usual]) for scan, reason in reasons.items()]
+
+
+def save_damaged(path, pairs):
+    """Draw a row for each of `pairs_to_draw`: the damaged slice as it is, the same with full contrast, and a normal slice."""
+    figure = Figure(figsize=(9, 3.2 * len(pairs)), facecolor="black", layout="constrained")
+    for row, (title, damaged, usual, normal) in zip(figure.subfigures(len(pairs), squeeze=False)[:, 0], pairs):
+        row.set_facecolor("black")
+        row.suptitle("\n".join(textwrap.wrap(title, 90)), color="white", fontsize=9)
+        panels = (
+            (damaged, 255, "as it is"),
+            (damaged, max(1, damaged.max()), "full contrast"),
+            (normal, 255, f"not damaged: {usual}"),
+        )
+        for axis, (pixels, white, caption) in zip(row.subplots(1, len(panels)), panels):
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=white)
+            axis.set_title(caption, color="white", fontsize=9)
+            axis.axis("off")
+    save(figure, path)
+
+
+def save(figure, path):
+    """Write a figure; UserError if it cannot be written."""
+    try:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=200)
+    except OSError as error:
+        raise UserError(f"--output_dir: cannot write {path} ({error.strerror})") from None

@@ -1,0 +1,121 @@
+"""A new train/ and test/ that share no person: dataset.py --split_by_subject.
+
+    split_by_subject("AD_NC", "all", "AD_NC_new", "ADNI.csv", test_share=0.3, seed=0)
+
+All slices of a person go to the same side, so that what is measured on test/ is measured on other people. Slices of scans that
+the table lacks, or that are damaged (damage.py), go to neither. With match=("position", "age") train/ and test/ each have as many
+AD as NC slices of every slice index and tercile of ages, so that neither tells the classes apart (position.py).
+"""
+
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+
+from analysis.position import index_auc, slice_indices, unknown_text
+from data.damage import SIDE as DAMAGE_SIDE
+from data.damage import damaged_text, find_damaged, scans_of
+from data.folders import find_splits
+from data.split import SPLITS, draw_test, link, list_files, match_classes, strata_of, write_table
+from data.subjects import count_and_names, find_subjects, image_order
+from dataset import Slices
+from utils import UserError, make_folder
+
+CELLS = {"position": "slice index", "age": "age tercile", "sex": "sex"}  # what --match compares slices within
+
+
+def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3, seed=0, match=()):
+    """Link the slices of all splits of `dataset_dir` into `output_dir`/{train,test}/{AD,NC}; write split.csv; print who is where.
+
+    classes: "all", "AD" or "NC". About `test_share` of the people in the table `subjects` go to test/, drawn with `seed` by
+    `draw_test`; match: what `match_classes` makes equal. Files are hard links, or copies where the file system has none; whatever
+    stops it, none is left. split.csv has a row for each scan, and can be given as --subjects. UserError: `output_dir` is not
+    empty; the table has no one of the data set; too few people for both sides; nothing that matches; two different files of one
+    name.
+    """
+    table = find_subjects(subjects, dataset_dir)
+    if table is None:
+        raise UserError("--split_by_subject also needs --subjects CSV: file names give scans, not people")
+    if os.path.isdir(output_dir) and os.listdir(output_dir):
+        raise UserError(f"--split_by_subject {output_dir}: not empty and left as it is; choose a new folder")
+    files = list_files(dataset_dir, classes, table)
+    damaged = damaged_scans(dataset_dir, classes)
+    known = [file for file in files if file.scan.person and file.scan.image not in damaged]
+    if not known:
+        scans = len({file.scan.image for file in files})
+        raise UserError(f"--subjects {subjects or '(found by itself)'}: has none of the {scans} scans in {dataset_dir}")
+    strata = strata_of(known)
+    test = draw_test(strata, test_share, seed)
+    split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
+    for label in sorted({file.label for file in known}):
+        people = {file.scan.person for file in known if file.label == label}
+        for split, there in zip(SPLITS, (people - test, people & test)):
+            if not there:
+                raise UserError(
+                    f"--test_share {test_share:g}: no one of {len(people)} people of class {label} would be in {split}/"
+                )
+    kept = match_classes(known, strata, split_of, match, seed) if match else known
+    make_folder(output_dir, "--split_by_subject")
+    try:
+        for file in kept:
+            link(file.path, os.path.join(output_dir, split_of[file.name], file.name))
+        write_table(os.path.join(output_dir, "split.csv"), kept, split_of)
+    except BaseException:
+        for split in SPLITS:
+            shutil.rmtree(os.path.join(output_dir, split), ignore_errors=True)
+        raise
+    print_split([file for file in files if file.scan.image not in damaged], kept, split_of, strata)
+    if damaged:
+        print(f"left out: {damaged_text(damaged)}")
+    print_position(known, kept, split_of, match)
+    print(os.path.join(output_dir, "split.csv"))
+
+
+def damaged_scans(dataset_dir, classes):
+    """{scan: reason} of the damaged scans among the slices of all splits together, by `damage.find_damaged`."""
+    splits = [Slices(folder, classes, DAMAGE_SIDE) for folder in find_splits(dataset_dir, classes).values()]
+    pixels = np.concatenate([slices[np.arange(len(slices))] for slices in splits])
+    return find_damaged(pixels, scans_of([name for slices in splits for name in slices.names]))
+
+
+def print_split(files, kept, split_of, strata):
+    """Print the people, scans and slices of each split and class, and what the table lacks."""
+    for split in SPLITS:
+        for label in sorted({file.label for file in kept}):
+            there = [file for file in kept if split_of[file.name] == split and file.label == label]
+            people = {file.scan.person for file in there}
+            terciles = [sum(strata[person][2] == i for person in people) for i in range(3)]
+            sexes = Counter(strata[person][1] or "sex unknown" for person in people)
+            details = [f"{count} {sex}" for sex, count in sorted(sexes.items())]
+            details += [f"age terciles {'/'.join(map(str, terciles))}"] if any(terciles) else []
+            scans = len({file.scan.image for file in there})
+            print(f"{split} {label}: {len(people)} people ({', '.join(details)}), {scans} scans, {len(there)} slices")
+    left_out = [file for file in files if file.name not in split_of]
+    strangers = {file.scan.image for file in left_out if file.scan.image}
+    print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
+
+
+def print_position(known, kept, split_of, match):
+    """Print what `match_classes` left out, and what the slice index alone tells of AD in test/ before and after."""
+    if match:
+        lost = Counter(file.label for file in known)
+        lost.subtract(file.label for file in kept)
+        print(
+            f"matched by {', '.join(match)}: {len(known) - len(kept)} of {len(known)} slices are left out ({lost['AD']} AD, "
+            f"{lost['NC']} NC), so that train and test have as many AD as NC slices of each {', '.join(map(CELLS.get, match))}"
+        )
+    if unknown := unknown_text([file.name for file in known]):
+        print(unknown + (", left out" if "position" in match else ""))
+    before, after = index_interval(known, split_of), index_interval(kept, split_of)
+    if before or after:
+        matched = f", {after or 'too few people'} after matching" if match else "; --match position would hold it"
+        print(f"slice index alone, AUC of AD against NC in test by a rule fitted to train: {before or 'too few people'}{matched}")
+
+
+def index_interval(files, split_of):
+    """`index_auc` of the files in test/ by a rule fitted to those in train/."""
+    of_train = np.array([split_of[file.name] == "train" for file in files])
+    indices, positive = slice_indices([file.name for file in files]), np.array([file.label == "AD" for file in files])
+    people = np.array([file.scan.person for file in files])
+    return index_auc(indices[~of_train], positive[~of_train], people[~of_train], (indices[of_train], positive[of_train]))

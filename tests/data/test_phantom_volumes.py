@@ -1,0 +1,313 @@
+"""phantom_volumes.py: from volumes through the steps of prepare.py back to slices, in every format and orientation."""
+
+# ruff: noqa: E402  (without SimpleITK nothing below can be imported)
+
+import datetime
+import itertools
+import locale
+import pathlib
+
+import numpy as np
+import pytest
+from conftest import read_image
+from scipy.ndimage import map_coordinates
+
+sitk = pytest.importorskip("SimpleITK")
+import phantom
+from data import phantom_anatomy, phantom_volumes, volume_steps
+from data.phantom_anatomy import VIEWS, draw_subject
+from data.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
+from data.volume_steps import Job, Settings, cut_slices, prepare_scan
+from data.volumes import find_volumes, read_volume
+from utils import UserError
+
+SIZE, SPACING = (40, 44, 48), (1.0, 1.1, 1.2)  # of the test volumes, along x, y and z
+# Gaussian blobs: centre (mm to the left, backwards, upwards) and height. The largest is on the person's right: the marker.
+SIGMA_MM, BLOBS = 4.5, (((-5, 2, 3), 30_000), ((5, -4, -2), 12_000), ((1, 6, -6), 8_000))
+AS_STORED = Settings(
+    n4=False,
+    resample=0,
+    scale=False,
+    plane="axial",
+    centre="volume",
+    slices=(5, 40),
+    slices_in="index",
+    num_slices=36,
+    format="png",
+)
+EVERY_WAY = [(kind, *orientation) for kind in ("NIfTI", "DICOM") for orientation in ORIENTATIONS]
+NAMES = ["-".join([kind, code, "oblique" if any(turned) else "straight"]) for kind, code, turned in EVERY_WAY]
+LEBESGUE = (1 + 3 * 3**0.5) / 4  # of cubic spline interpolation at equidistant points: rounding grows by no more
+
+
+def brightness(points):
+    """The blobs at points [..., 3] (mm)."""
+    return sum(height * np.exp(-((points - centre) ** 2).sum(-1) / (2 * SIGMA_MM**2)) for centre, height in BLOBS)
+
+
+def rotation(degrees):
+    """[3, 3]: about y, then x, then z."""
+    (sx, sy, sz), (cx, cy, cz) = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    about_x, about_y = [[1, 0, 0], [0, cx, -sx], [0, sx, cx]], [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]
+    return np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ about_x @ about_y
+
+
+def voxel_points(turned, size=SIZE, spacing=SPACING):
+    """Where the voxels [z upwards, y backwards, x to the right] of `make_image` lie: mm to the left, backwards, upwards."""
+    right, back, up = ((np.arange(n) - (n - 1) / 2) * side for n, side in zip(size, spacing))
+    z, y, x = np.meshgrid(up, back, -right, indexing="ij")
+    return np.stack([x, y, z], -1) @ rotation(turned).T
+
+
+def stored(folder, planes, kind, orientation, turned, spacing=SPACING):
+    """The volume of `planes` after it was written as scan 7 below `folder`, found and read."""
+    image = make_image(planes, spacing, orientation, turned)
+    place = folder / "I7"
+    place.mkdir(parents=True)
+    write_nifti(image, str(place / "7.nii.gz")) if kind == "NIfTI" else write_dicom(image, str(place / "7_"))
+    (volume,) = find_volumes(str(folder))[0]["7"]
+    assert volume.format == kind
+    return read_volume(volume)
+
+
+def scanner_slices(points, side, indices):
+    """Points [N, 240, 256, 3] of slices along the scanner's axes, cubes of `side` mm: the person's right is on the right.
+
+    The first voxel lies at the lowest corner of `points`, and the middle of the volume in the middle of a slice.
+    """
+    corners = points[tuple(np.meshgrid(*[[0, -1]] * 3, indexing="ij"))].reshape(-1, 3)
+    low, high = corners.min(0), corners.max(0)
+    middle = np.floor((high - low) / side + 1e-3) / 2  # of the voxels' indices along x, y, z
+    column, row = (np.arange(n) + np.floor(c - (n - 1) / 2 + 0.5) for n, c in zip((256, 240), middle))
+    z, y, x = np.meshgrid(indices, row, column[::-1], indexing="ij")
+    return low + side * np.stack([x, y, z], -1)
+
+
+@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
+def test_slices_equal_those_of_the_volume_exactly_without_resampling(tmp_path, kind, orientation, turned):
+    planes = np.uint16(np.random.default_rng(0).integers(0, 65536, SIZE[::-1]))
+    planes[20:30, 10:20, 30:] = 65535  # so that there is a head; on the person's right
+    pixels, indices = cut_slices(stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1.2)), AS_STORED)
+    assert indices == list(range(5, 41)) and pixels.dtype == np.uint16
+    assert (pixels[:, 98:142, 108:148] == planes[5:41]).all()
+    assert (np.delete(np.delete(pixels, np.s_[98:142], 1), np.s_[108:148], 2) == 0).all()
+
+
+@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
+def test_sagittal_and_coronal_slices_equal_those_of_the_volume_exactly(tmp_path, kind, orientation, turned):
+    planes = np.uint16(np.random.default_rng(0).integers(1, 65536, SIZE[::-1]))  # [z upwards, y backwards, x to the right]
+    planes[20:30, 10:20, 30:] = 65535
+    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
+    sagittal, numbers = cut_slices(image, AS_STORED._replace(plane="sagittal", slices=(0, 39), num_slices=40))
+    assert numbers == list(range(40))
+    for number, pixels in zip(numbers, sagittal):  # rows forwards, columns upwards
+        assert (pixels[98:142, 104:152] == planes[:, ::-1, number].T).all() and pixels.astype(bool).sum() == 44 * 48
+    coronal, numbers = cut_slices(image, AS_STORED._replace(plane="coronal", slices=(0, 43), num_slices=44))
+    for number, pixels in zip(numbers, coronal):  # rows downwards, columns to the right
+        assert (pixels[96:144, 108:148] == planes[::-1, number]).all() and pixels.astype(bool).sum() == 40 * 48
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
+def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_of_cubic_splines(
+    tmp_path, kind, orientation, turned
+):
+    points = voxel_points(turned)
+    image = stored(tmp_path, np.uint16(np.round(brightness(points))), kind, orientation, turned)
+    pixels, indices = cut_slices(image, AS_STORED._replace(resample=1.0, slices=(15, 40), num_slices=6))
+    wanted = scanner_slices(points, 1.0, indices)
+    voxel = np.einsum("...i,ij->...j", wanted, rotation(turned)) / SPACING  # x, y, z around the middle of the volume
+    well_inside = (np.abs(voxel) < (np.array(SIZE) - 1) / 2 - 5).all(-1)  # the influence of an edge falls to 0.27 of it a voxel
+    # An axis adds at most 5/384 h^4 max|f''''| (Hall and Meyer 1976); for a Gaussian |f''''| <= 3 / sigma^4. What an axis adds or
+    # rounding added, the next axis may multiply by LEBESGUE. NIfTI's single precision shifts voxels by less than 1e-5 mm.
+    total = sum(height for _, height in BLOBS)
+    each = sorted(5 / 384 * side**4 * 3 * total / SIGMA_MM**4 for side in SPACING)
+    splines = sum(error * LEBESGUE**i for i, error in enumerate(each))
+    bound = splines + 0.5 * LEBESGUE**3 + 0.5 + 1e-5 * total / SIGMA_MM
+    assert well_inside.sum() > 2_000 and bound < 0.001 * total
+    assert np.abs(pixels - brightness(wanted))[well_inside].max() < bound
+    assert pixels[..., 128:].max() > 29_000 > 20_000 > pixels[..., :128].max()  # the marker is on the right
+
+
+@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY[:2], ids=NAMES[:2])
+def test_the_marker_is_on_the_left_of_radiological_slices(tmp_path, kind, orientation, turned):
+    planes = np.uint16(np.round(brightness(voxel_points(turned))))
+    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
+    right, left = (cut_slices(image, AS_STORED._replace(view=view))[0] for view in ("neurological", "radiological"))
+    assert (left == right[..., ::-1]).all() and right[..., 128:].max() > right[..., :128].max()
+
+
+def test_dicom_files_are_one_series_that_the_reader_of_itk_puts_to_the_same_place(tmp_path):
+    planes = np.uint16(np.round(brightness(voxel_points((6, -4, 5)))))
+    image = make_image(planes, SPACING, "RAS", (6, -4, 5))
+    write_dicom(image, str(tmp_path / "a"), {"0010|0020": "000_S_0001"}, 3)
+    (series,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path))
+    read = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path), series))
+    assert series == "2.25.3.1" and read.GetSize() == image.GetSize() == SIZE
+    for name in ("GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(read, name)() == pytest.approx(getattr(image, name)(), abs=1e-7)
+    assert (sitk.GetArrayFromImage(read) == sitk.GetArrayFromImage(image)).all()
+    header = sitk.ReadImage(str(tmp_path / "a048.dcm"))
+    assert [header.GetMetaData(tag).strip() for tag in ("0010|0020", "0020|0013", "0008|0018")] == [
+        "000_S_0001",
+        "48",
+        "2.25.3.1.48",
+    ]
+
+
+def test_text_is_read_in_the_same_encoding_after_dicom_was_written(tmp_path):
+    before = locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)
+    write_dicom(make_image(np.uint8(np.zeros((20, 20, 20))), (1, 1, 1)), str(tmp_path / "x"))
+    assert (locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)) == before
+
+
+def test_equal_volumes_give_equal_files(tmp_path):
+    image = make_image(np.uint8(np.arange(20**3).reshape(20, 20, 20) % 251), (1, 1, 1), "PIR")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_dicom(image, str(tmp_path / name / "x"))
+        write_nifti(image, str(tmp_path / name / "x.nii.gz"))
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b")]
+    assert files[0] == files[1] and len(files[0]) == 21
+
+
+def test_every_format_and_orientation_comes_in_turn_in_either_class():
+    for parity in (0, 1):
+        ways = [variant(subject, 0) for subject in range(parity, 16, 2)]
+        assert len(set(ways)) == len(EVERY_WAY) and set(ways) == set(EVERY_WAY)
+    assert variant(0, 1) == variant(2, 0) != variant(0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Phantoms
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Phantoms and slices of 64x60 pixels, four times as wide."""
+    for module in (phantom_anatomy, volume_steps):
+        monkeypatch.setattr(module, "WIDTH", 64)
+        monkeypatch.setattr(module, "HEIGHT", 60)
+    monkeypatch.setattr(phantom_anatomy, "CENTRE_ROW", 26)
+    monkeypatch.setattr(phantom_anatomy, "CENTRE_COLUMN", 30)
+    for name, view in VIEWS.items():
+        monkeypatch.setitem(VIEWS, name, view._replace(pixel_mm=4 * view.pixel_mm))
+
+
+def make_folders(folder):
+    for split, label in itertools.product(phantom.SPLITS, phantom.CLASSES):
+        (folder / split / label).mkdir(parents=True)
+    return str(folder)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).rglob("*.jpeg")}
+
+
+def write_subject(folder, view, write_volume=None):
+    """Write subject 3 of four, with two scans, below `folder`."""
+    settings = phantom.Settings(4, 0, scans=2, view=view)
+    make_folders(folder)
+    phantom.write_subject(str(folder), settings, 3, phantom.plan_scans(settings)[3], write_volume)
+
+
+@pytest.mark.slow
+def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small, monkeypatch):
+    monkeypatch.setitem(VIEWS, "axial", VIEWS["axial"]._replace(volume_slices=97))  # enough for the 20 that are stored as slices
+    folder = tmp_path / "AD_NC"
+    write_subject(folder, "axial", phantom_volumes.write_scan)
+    found, nameless = find_volumes(f"{folder}/volumes")
+    assert sorted(found) == ["6", "7"] and nameless == []
+    settings = Settings(n4=False, resample=0, scale=False, plane="axial", centre="volume", slices=(75, 94), slices_in="index")
+    (tmp_path / "cut").mkdir()
+    for number, (volume,) in found.items():
+        assert f"{volume.format} {number}" in ("DICOM 6", "NIfTI 7") and "/000_S_0003/MPRAGE/" in volume.place
+        done = prepare_scan(Job(volume, None, str(tmp_path / "cut"), None, settings))
+        assert "error" not in done and len(done["slices"]) == 20
+    own = contents(folder)
+    assert {f"00000{name}": data for name, data in contents(tmp_path / "cut").items()} == own and len(own) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", VIEWS)
+def test_volumes_of_a_phantom_hold_its_slices(tmp_path, small, view):
+    """Sagittal ones with the front below and the top of the head on the right, numbered to the person's right; as good as JPEG."""
+    write_subject(tmp_path / "with", view, phantom_volumes.write_scan)
+    write_subject(tmp_path / "without", view)
+    own = contents(tmp_path / "without")
+    assert contents(tmp_path / "with") == own  # drawing volumes takes no random number from what the slices are drawn with
+    for number, (volume,) in find_volumes(f"{tmp_path}/with/volumes")[0].items():
+        image = read_volume(volume)
+        slices = {int(name[7:].removesuffix(".jpeg")): name for name in own if name.startswith(f"00000{number}_")}
+        voxels = sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))  # [z upwards, y backwards, x to the left]
+        assert len(slices) == 20 and voxels.shape[0 if view == "axial" else 2] == VIEWS[view].volume_slices
+        for index, name in slices.items():
+            stored_slice = read_image(next((tmp_path / "without").rglob(name)))
+            cut = voxels[index][:, ::-1] if view == "axial" else voxels[:, ::-1, ::-1][:, :, index].T
+            assert np.abs(cut.astype(float) - stored_slice).mean() < 3
+
+
+@pytest.mark.parametrize("flag", ["True", "False"])
+def test_the_command_writes_volumes_if_it_is_asked_to(tmp_path, monkeypatch, flag):
+    def write_subject(folder, settings, subject, scans, write_volume):
+        if write_volume:
+            write_volume(folder, np.full((20, 20, 20), 9, np.uint8), (1, 1, 1), subject, 0, subject, "F", scans[0].date)
+        row = {"seed": settings.seed, "subject": subject, "view": settings.view, "traps": "", "disease": settings.disease}
+        return [row] * phantom.SLICES
+
+    monkeypatch.setattr(phantom, "write_subject", write_subject)
+    argv = [str(tmp_path / "out"), "--subjects", "4", "--num_workers", "1", "--volumes"]
+    phantom.main([*argv, flag])
+    masks = [path.name[-15:-12] for path in sorted(tmp_path.rglob("*_mask.nii.gz"))]
+    assert masks == (["000", "001", "002", "003"] if flag == "True" else [])
+    phantom.main([*argv, flag])  # there already
+    with pytest.raises(UserError, match="other --volumes"):
+        phantom.main([*argv, "False" if flag == "True" else "True"])
+
+
+@pytest.mark.parametrize("subject", [1, 7])  # NIfTI as it is, DICOM oblique
+def test_the_mask_of_a_phantom_is_its_brain_inside_which_the_percentiles_are_taken(tmp_path, subject):
+    planes = np.zeros((30, 24, 24), np.uint8)
+    planes[5:25, 4:20, 6:15] = np.random.default_rng(0).integers(1, 256, (20, 16, 9))
+    phantom_volumes.write_scan(str(tmp_path), planes, (1, 1, 1.5), subject, 0, 12, "F", datetime.date(2010, 1, 1))
+    (volume,) = find_volumes(str(tmp_path / "volumes"))[0]["12"]
+    (mask,) = (tmp_path / "masks").iterdir()
+    assert mask.name == f"000_S_{subject:04d}_I000012_mask.nii.gz"
+    settings = AS_STORED._replace(scale=True, percentiles=(10, 90), slices=(5, 24), num_slices=20)
+    pixels, _ = cut_slices(read_volume(volume), settings, str(mask))
+    low, high = np.percentile(planes[planes > 0], (10, 90))
+    expected = 65535 * np.clip((planes[5:25].astype(float) - low) / (high - low), 0, 1)
+    # Half a grey level is lost in rounding, and single precision has 24 bits.
+    assert np.abs(pixels[:, 108:132, 116:140] - expected).max() < 0.5 + 65535 * 2.0**-22
+
+
+@pytest.mark.slow
+def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(tmp_path, small):
+    params, indices = draw_subject(np.random.default_rng(2), "AD"), range(VIEWS["axial"].volume_slices)
+    planes = np.stack([phantom.draw_slice(params, i, np.random.default_rng(i), "axial")[2] for i in indices])
+    spacing, turned, side = (3.4, 3.4, 1.5), (6, -4, 5), 3.0
+    image = stored(tmp_path, planes, "DICOM", "RAS", turned, spacing)
+    settings = AS_STORED._replace(resample=side, scale=True, percentiles=(1, 99), slices=(20, 60), num_slices=41)
+    pixels, indices = cut_slices(image, settings)
+
+    # The same by SciPy's cubic splines, at voxels that this file computes.
+    points = voxel_points(turned, planes.shape[::-1], spacing)
+    corners = points[tuple(np.meshgrid(*[[0, -1]] * 3, indexing="ij"))].reshape(-1, 3)
+    low = corners.min(0)
+    size = np.floor((corners.max(0) - low) / side + 1e-3).astype(int) + 1
+    grid = low + side * np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1)  # [x, y, z, 3]
+    local = grid @ rotation(turned) / spacing * [-1, 1, 1] + (np.array(planes.shape[::-1]) - 1) / 2
+    voxels = map_coordinates(planes.astype(float), np.moveaxis(local[..., ::-1], -1, 0), order=3, mode="mirror")
+    voxels = np.clip(voxels, 0, planes.max())
+    oriented = sitk.DICOMOrient(image, "LPS")
+    mask = volume_steps.move_mask(volume_steps.head_mask(oriented), volume_steps.cubes(oriented, side))
+    black, white = np.percentile(voxels.T[sitk.GetArrayFromImage(mask) > 0], settings.percentiles)
+    expected = 65535 * np.clip((voxels - black) / (white - black), 0, 1)
+    assert (white, black) == pytest.approx((200, 40), abs=60)
+    for plane, index in zip(pixels, indices):
+        starts = np.floor((size[:2] - 1) / 2 - [31.5, 29.5] + 0.5).astype(int)
+        columns, rows = (np.arange(n) + start for n, start in zip((64, 60), starts))
+        known = np.ix_(columns[(0 <= columns) & (columns < size[0])], rows[(0 <= rows) & (rows < size[1])])
+        part = plane[np.ix_((0 <= rows) & (rows < size[1]), ((0 <= columns) & (columns < size[0]))[::-1])]
+        # 0.5 is lost in rounding, and single precision has 24 bits of 255 grey levels that the scaling spreads over 65535.
+        assert np.abs(part - expected[..., index][known].T[:, ::-1]).max() < 1

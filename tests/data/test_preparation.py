@@ -1,0 +1,73 @@
+"""What a run of prepare.py is made of: sides that stay, masks by ID, its record. The rest is in test_prepare.py."""
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("SimpleITK")
+
+from data import preparation  # noqa: E402
+from data.preparation import assign_sides, find_masks, only_here, read_record  # noqa: E402
+from data.subjects import Scan  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def scans_of(first, count):
+    """Two scans each of `count` people, AD and CN by turns."""
+    return [
+        Scan(str(2 * i + k), f"p{i}", ("AD", "CN")[i % 2], "MF"[i // 2 % 2], 60.0 + i)
+        for i in range(first, first + count)
+        for k in (0, 1)
+    ]
+
+
+def test_sides_depend_on_the_seed_and_hold_the_share_of_every_class():
+    people = {}
+    assign_sides(people, scans_of(0, 100), 0.3, 0)
+    assert len(people) == 100 and sum(side == "test" for side in people.values()) == 30
+    assert sum(people[f"p{i}"] == "test" for i in range(0, 100, 2)) == 15
+    again, other = {}, {}
+    assign_sides(again, scans_of(0, 100)[::-1], 0.3, 0)
+    assign_sides(other, scans_of(0, 100), 0.3, 1)
+    assert again == people != other
+
+
+def test_sides_stay_when_people_come_one_by_one_and_the_share_is_kept_on_average():
+    people = {}
+    for i in range(200):
+        before = dict(people)
+        assign_sides(people, scans_of(0, i + 1), 0.3, 0)
+        assert before.items() <= people.items()
+    share = sum(side == "test" for side in people.values()) / 200
+    assert abs(share - 0.3) < 4 * (0.3 * 0.7 / 200) ** 0.5  # four standard errors of independent draws
+
+
+def test_without_a_test_share_all_are_in_train():
+    people = {}
+    assign_sides(people, scans_of(0, 10), 0.0, 0)
+    assert set(people.values()) == {"train"}
+
+
+def test_find_masks_prefers_files_called_mask(tmp_path):
+    for name in ("I1_bet.nii.gz", "I1_bet_mask.nii.gz", "I2.nii", "I3_mask.nii", "I3_Mask.nii.gz", "x.nii"):
+        (tmp_path / name).write_bytes(b"")
+    found = {image: sorted(map(os.path.basename, paths)) for image, paths in find_masks(str(tmp_path)).items()}
+    assert found == {"1": ["I1_bet_mask.nii.gz"], "2": ["I2.nii"], "3": ["I3_Mask.nii.gz", "I3_mask.nii"]}
+
+
+def test_read_record_gives_back_what_was_written(tmp_path):
+    flags = {"n4": True, "slices": [-10.0, 28.0]}
+    record = read_record(str(tmp_path), flags)
+    record["people"]["p"] = "train"
+    preparation.write_json(str(tmp_path / "provenance.json"), record)
+    assert read_record(str(tmp_path), flags) == record == json.loads((tmp_path / "provenance.json").read_text())
+    with pytest.raises(UserError, match="made with --slices -10.0 28.0;"):
+        read_record(str(tmp_path), {**flags, "slices": [0.0, 28.0]})
+
+
+def test_only_one_run_at_a_time(tmp_path):
+    with only_here(str(tmp_path)), pytest.raises(UserError, match="another prepare.py is at work there"), only_here(str(tmp_path)):
+        pass
+    with only_here(str(tmp_path)):
+        assert os.listdir(tmp_path) == [".prepare.lock"]

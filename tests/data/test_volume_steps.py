@@ -1,0 +1,373 @@
+"""The steps from a volume to slices: each against a second way of computing it, and the scan that fails."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+sitk = pytest.importorskip("SimpleITK")
+
+from conftest import read_image  # noqa: E402
+from synthetic_volumes import head, write_nifti  # noqa: E402
+
+from data import volume_steps  # noqa: E402
+from data.volume_steps import Job, Settings, cut_slices, like, prepare_scan  # noqa: E402
+from data.volumes import Volume  # noqa: E402
+from utils import UserError  # noqa: E402
+
+PLAIN = Settings(n4=False, resample=0, plane="axial", num_slices=3, slices=(-8, 8))  # no interpolation
+
+
+def array(image):
+    return sitk.GetArrayFromImage(image).astype(float)
+
+
+def grid(n=40, spacing=1.0):
+    """An image of n**3 voxels of 0, and the positions z, y, x (mm) of its voxels."""
+    image = sitk.Image([n] * 3, sitk.sitkFloat32)
+    image.SetSpacing([spacing] * 3)
+    return image, np.mgrid[:n, :n, :n] * spacing
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masks
+
+
+def test_head_mask_is_the_largest_bright_part_with_its_holes_filled_and_no_neck():
+    image, (z, y, x) = grid(40, 10.0)  # 400 mm high
+    ball = np.sqrt((z - 300) ** 2 + (y - 200) ** 2 + (x - 200) ** 2) < 80
+    hole = np.sqrt((z - 300) ** 2 + (y - 200) ** 2 + (x - 200) ** 2) < 30
+    neck = (z < 300) & (np.hypot(y - 200, x - 200) < 35)
+    voxels = np.where((ball | neck) & ~hole, 100.0, 1.0)
+    voxels[:3, :3, :3] = 200  # something bright beside the head
+    mask = array(volume_steps.head_mask(like(voxels.astype("f4"), image)))
+    top = np.flatnonzero(ball.any(axis=(1, 2)))[-1]
+    expected = ball | neck
+    expected[: top + 1 - 15] = False  # 150 mm
+    np.testing.assert_array_equal(mask, expected)
+    unoriented = array(volume_steps.head_mask(like(voxels.astype("f4"), image), oriented=False))
+    np.testing.assert_array_equal(unoriented, ball | neck)
+
+
+def test_move_mask_keeps_a_mask_on_its_own_grid_and_halves_follow_the_nearer_voxel():
+    image, (z, y, x) = grid(20)
+    ball = (z - 9) ** 2 + (y - 9) ** 2 + (x - 9) ** 2 < 36
+    mask = like(ball.astype(np.uint8), image)
+    np.testing.assert_array_equal(array(volume_steps.move_mask(mask, image)), ball)
+    shift = sitk.TranslationTransform(3, (0.4, 0, 0))
+    np.testing.assert_array_equal(array(volume_steps.move_mask(mask, image, shift)), ball)
+    shift = sitk.TranslationTransform(3, (1.4, 0, 0))  # towards lower x
+    np.testing.assert_array_equal(array(volume_steps.move_mask(mask, image, shift))[..., :-1], ball[..., 1:])
+
+
+def test_read_mask_is_put_onto_the_grid_of_the_volume_and_refused_elsewhere(tmp_path):
+    image = head()
+    mask = sitk.Cast(image > 60, sitk.sitkUInt8)
+    path = write_nifti(tmp_path / "mask.nii", sitk.DICOMOrient(mask, "SAL"))
+    np.testing.assert_array_equal(array(volume_steps.read_mask(str(path), image)), array(mask))
+    write_nifti(path, sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32)))
+    with pytest.raises(UserError, match="mask.nii: holds .* different values or more, so it is an image"):
+        volume_steps.read_mask(str(path), image)
+    mask.SetOrigin((1000, 0, 0))
+    write_nifti(path, mask)
+    with pytest.raises(UserError, match="no voxel of this mask lies in the volume"):
+        volume_steps.read_mask(str(path), image)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bias field, motion, interpolation
+
+
+@pytest.mark.slow
+def test_n4_takes_out_most_of_a_known_field():
+    image = sitk.Cast(head(noise=1), sitk.sitkFloat32)
+    x = np.linspace(-1, 1, 40)
+    field = np.exp(0.25 * x + 0.15 * x[:, None] ** 2 - 0.2 * x[:, None, None])
+    mask = volume_steps.head_mask(image)
+    inside = array(mask) > 0
+    found = array(volume_steps.bias_field(like((array(image) * field).astype("f4"), image), mask))
+    left = np.log(found[inside] / field[inside])
+    assert left.std() < 0.3 * np.log(field[inside]).std()
+    assert np.log(found[inside]).mean() == pytest.approx(0, abs=1e-5)  # float32
+
+
+@pytest.mark.slow
+def test_align_finds_a_known_motion():
+    template = sitk.Cast(head(noise=1), sitk.sitkFloat32)
+    known = sitk.Euler3DTransform()
+    known.SetRotation(0.1, -0.15, 0.2)
+    known.SetTranslation((6, -9, 12))
+    moved = sitk.Resample(template, template, known.GetInverse(), sitk.sitkLinear, 0.0)
+    masks = [volume_steps.head_mask(image, oriented=False) for image in (moved, template)]
+    found = volume_steps.align(moved, masks[0], template, masks[1])
+    for point in itertools.product((-50, 50), repeat=3):  # corners of the brain
+        assert np.linalg.norm(np.subtract(found.TransformPoint(point), known.TransformPoint(point))) < 2  # mm: half a voxel
+
+
+@pytest.mark.slow
+def test_align_refuses_what_does_not_overlap():
+    template = sitk.Cast(head(noise=1), sitk.sitkFloat32)
+    mask = volume_steps.head_mask(template)
+    small = like(np.pad(array(mask)[18:22, 10:30, 10:30], ((18, 18), (10, 10), (10, 10))).astype(np.uint8), template)
+    with pytest.raises(UserError, match="alignment failed: brain and template overlap by"):
+        volume_steps.align(template, small, template, mask)
+
+
+@pytest.mark.parametrize("axial", [True, False])
+def test_cubes_cover_the_volume_with_voxels_of_the_side(axial):
+    image = sitk.DICOMOrient(head(), "LPS")
+    a = 0.3
+    image.SetDirection([np.cos(a), -np.sin(a), 0, np.sin(a), np.cos(a), 0, 0, 0, 1])
+    cubes = volume_steps.cubes(image, 3.0, axial)
+    assert cubes.GetSpacing() == (3, 3, 3)
+    np.testing.assert_allclose(cubes.GetDirection(), np.eye(3).ravel() if axial else image.GetDirection(), atol=1e-12)
+    for corner in itertools.product((0, 39), repeat=3):
+        index = cubes.TransformPhysicalPointToContinuousIndex(image.TransformIndexToPhysicalPoint(corner))
+        assert all(-1e-6 <= i < n for i, n in zip(index, cubes.GetSize()))
+
+
+def test_cubes_of_the_voxels_own_side_are_the_grid_itself():
+    image = head()
+    cubes = volume_steps.cubes(image, 4.0)
+    assert cubes.GetSize() == image.GetSize() and cubes.GetOrigin() == pytest.approx(image.GetOrigin())
+
+
+def test_cubes_refuse_a_grid_that_no_memory_holds():
+    image = head()
+    image.SetSpacing((4000.0, 4000, 4000))
+    with pytest.raises(UserError, match="156001 x 156001 x 156001 mm"):
+        volume_steps.cubes(image, 1.0)
+
+
+def test_interpolate_keeps_voxels_reproduces_a_smooth_function_and_overshoots_nothing():
+    image, (z, y, x) = grid(30)
+
+    def smooth(z, y, x):
+        return 100 + 20 * np.sin(z / 5) + 10 * np.cos(x / 4) + y
+
+    volume = like(smooth(z, y, x).astype("f4"), image)
+    np.testing.assert_allclose(array(volume_steps.interpolate(volume, image)), array(volume), rtol=1e-5)  # float32
+    fine = volume_steps.cubes(volume, 0.5)
+    found, wanted = array(volume_steps.interpolate(volume, fine)), smooth(*np.mgrid[:59, :59, :59] * 0.5)
+    middle = (slice(12, -12),) * 3  # away from the mirrored edges
+    assert np.abs(found - wanted)[middle].max() < 0.05  # a cubic B-spline: below h^4 / 384 times the fourth derivative, and more
+    step = like(np.where(x < 15, 0, 100).astype("f4"), image)
+    assert 0 <= array(volume_steps.interpolate(step, fine)).min() and array(volume_steps.interpolate(step, fine)).max() <= 100
+    far = sitk.TranslationTransform(3, (1000.0, 0, 0))
+    assert array(volume_steps.interpolate(volume, image, far)).max() == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grey values and slices
+
+
+def test_scale_makes_percentiles_inside_the_mask_black_and_white():
+    voxels = np.random.default_rng(0).normal(50, 10, (10, 10, 10))
+    mask = np.zeros(voxels.shape, bool)
+    mask.ravel()[:101] = True
+    inside = np.sort(voxels[mask])
+    scaled = volume_steps.scale(voxels, mask, (10, 90))  # of 101 values: number 10 and number 90
+    np.testing.assert_allclose(scaled, ((voxels - inside[10]) / (inside[90] - inside[10])).clip(0, 1))
+    for bad in (np.zeros_like(voxels), np.full_like(voxels, np.nan)):
+        with pytest.raises(UserError, match="percentiles 10 and 90"):
+            volume_steps.scale(bad, mask, (10, 90))
+
+
+def test_middle_is_that_of_the_box_around_the_mask():
+    mask = np.zeros((10, 12, 14), bool)
+    mask[2, 3, 5] = mask[4, 8, 6] = True
+    assert volume_steps.middle(mask).tolist() == [3, 5.5, 5.5]
+
+
+@pytest.mark.parametrize(
+    "settings, centre, spacing, expected",
+    [
+        (Settings(slices=(-10, 28), num_slices=20), 50.0, 1.0, list(range(40, 80, 2))),
+        (Settings(slices=(-10, 10), num_slices=3), 50.4, 2.0, [45, 50, 55]),
+        (Settings(slices=(-10, 10), num_slices=3), 50.5, 2.0, [46, 51, 56]),
+        (Settings(slices=(10, 12), num_slices=3, slices_in="index"), 50.0, 2.0, [10, 11, 12]),
+        (Settings(slices=(0, 99), num_slices=2, slices_in="index"), 50.0, 2.0, [0, 99]),
+        (Settings(slices=(5, 5), num_slices=1), 50.0, 1.0, [55]),
+    ],
+)
+def test_slice_numbers_are_the_nearest(settings, centre, spacing, expected):
+    assert volume_steps.slice_numbers(settings, centre, spacing, 100) == expected
+
+
+def test_slice_numbers_outside_the_volume_or_twice_are_refused():
+    for slices, part in (((-60, 0), "from -10 to 50"), ((0, 60), "from 50 to 110"), ((0, 3), "less than 1 mm apart")):
+        with pytest.raises(UserError, match=part):
+            volume_steps.slice_numbers(Settings(slices=slices), 50.0, 1.0, 100)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (100, 90), (240, 256), (1, 1), (241, 255), (100, 400)])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 1.0])
+def test_cut_takes_the_part_around_the_centre_with_black_beyond_the_edges(shape, place):
+    plane = np.random.default_rng(0).uniform(1, 2, shape)
+    centre = np.array([(n - 1) * place for n in shape])
+    padded = np.pad(plane, 400)
+    y, x = (int(np.floor(c - (n - 1) / 2 + 0.5)) + 400 for c, n in zip(centre, (240, 256)))
+    np.testing.assert_array_equal(volume_steps.cut(plane, centre), padded[y : y + 240, x : x + 256])
+
+
+def test_to_pixels_rounds_and_fills_the_range():
+    planes = np.array([0, 0.5 / 255, 1.5 / 255 - 1e-9, 1.0])
+    assert volume_steps.to_pixels(planes, True, "jpeg").tolist() == [0, 1, 1, 255]
+    assert volume_steps.to_pixels(planes, True, "png").tolist() == [0, 129, 385, 65535]  # 128.5 and 385.5 - 7e-5
+    assert volume_steps.to_pixels(np.array([0.4, 254.6, 300]), False, "png").dtype == np.uint16
+    for values in ([0, 256.0], [-1.0, 5]):
+        with pytest.raises(UserError, match="do not fit into a jpeg file without --scale"):
+            volume_steps.to_pixels(np.array(values), False, "jpeg")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All of them
+
+
+@pytest.mark.slow
+def test_slices_are_the_same_in_whatever_orientation_the_volume_is_stored():
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    expected, indices = cut_slices(image, PLAIN)
+    codes = ["".join(code) for code in itertools.product(*("LR", "AP", "IS"))]
+    for code in {"".join(order) for letters in codes for order in itertools.permutations(letters)}:
+        pixels, found = cut_slices(sitk.DICOMOrient(image, code), PLAIN)
+        assert found == indices
+        np.testing.assert_array_equal(pixels, expected, err_msg=code)
+
+
+@pytest.mark.parametrize("view, side", [("neurological", "left"), ("radiological", "right")])
+def test_the_persons_left_is_on_the_side_that_the_view_says(view, side):
+    """The marker, the brightest part, is on the person's left, in front."""
+    pixels, _ = cut_slices(sitk.Cast(head(), sitk.sitkFloat32), PLAIN._replace(view=view, percentiles=(0.5, 100)))
+    y, x = np.argwhere(pixels[1] > 200).mean(axis=0)
+    assert (x < 127.5) == (side == "left") and abs(x - 127.5) > 3 and y < 119.5 - 5
+
+
+UNSCALED = PLAIN._replace(scale=False, centre="volume", format="png")
+
+
+@pytest.mark.parametrize("view, sign", [("neurological", -1), ("radiological", 1)])
+@pytest.mark.parametrize("size", [(40, 40, 40), (41, 38, 43)])
+def test_slices_of_every_plane_are_those_of_the_volume_in_the_documented_order(view, sign, size):
+    """The volume [z upwards, y backwards, x to the left] has random voxels; its middle voxels lie in the middle of the pictures."""
+    voxels = np.random.default_rng(0).integers(1, 60_000, size[::-1]).astype("f4")
+    image = sitk.GetImageFromArray(voxels)
+    last = [n - 1 for n in voxels.shape]
+    for plane, count in (("sagittal", size[0]), ("axial", size[2]), ("coronal", size[1])):
+        settings = UNSCALED._replace(plane=plane, view=view, slices=(0, count - 1), slices_in="index", num_slices=count)
+        pixels, numbers = cut_slices(image, settings)
+        assert numbers == list(range(count)) and pixels.shape == (count, 240, 256)
+        for number, picture in zip(numbers, pixels):
+            if plane == "sagittal":  # rows forwards, columns upwards; numbers rise to the right: against x
+                expected = voxels[:, ::-1, number if sign > 0 else last[2] - number].T
+            elif plane == "axial":  # rows backwards
+                expected = voxels[number][:, ::sign]
+            else:  # rows downwards; numbers rise backwards
+                expected = voxels[::-1, number][:, ::sign]
+            rows, columns = np.flatnonzero(picture.any(axis=1)), np.flatnonzero(picture.any(axis=0))
+            np.testing.assert_array_equal(picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], expected)
+            for line, length in ((rows, 240), (columns, 256)):
+                assert abs((line[0] + line[-1]) / 2 - (length - 1) / 2) <= 0.5
+
+
+def test_a_sagittal_slice_is_turned_as_those_of_the_known_set():
+    """The marker is in front and on the person's left: below, and in slices before the middle. The top is on the right."""
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    voxels = sitk.GetArrayFromImage(image)
+    voxels[30:, 18:22, 18:22] = 400  # at the top
+    settings = Settings(n4=False, resample=0, slices=(-60, 60), num_slices=31, percentiles=(0.5, 100))
+    pixels, numbers = cut_slices(like(voxels, image), settings)
+    assert numbers == list(range(75, 106))
+    marker = np.argwhere((pixels > 120) & (pixels < 160)).mean(axis=0)
+    top = np.argwhere(pixels > 230).mean(axis=0)
+    assert numbers[round(marker[0])] < 88 and marker[1] > 119.5 + 3
+    assert abs(numbers[round(top[0])] - 90) <= 1 and abs(top[1] - 119.5) < 3 and top[2] > 127.5 + 5
+
+
+def test_numbers_are_equal_for_volumes_of_other_sizes_and_places():
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    settings = Settings(n4=False, resample=0, slices=(-8, 8), num_slices=5)
+    wanted = cut_slices(image, settings)
+    for padded in (sitk.ConstantPad(image, (7, 0, 0), (0, 3, 0)), sitk.ConstantPad(image, (0, 5, 0), (10, 0, 2))):
+        pixels, numbers = cut_slices(padded, settings)
+        assert numbers == wanted[1] == [88, 89, 90, 91, 92]
+        np.testing.assert_array_equal(pixels, wanted[0])
+
+
+def test_numbers_below_0_are_refused():
+    image = sitk.Cast(head(side=200, spacing=0.8), sitk.sitkFloat32)
+    with pytest.raises(UserError, match="slice 90 is in the middle, and 5 would be below 0"):
+        cut_slices(image, Settings(n4=False, resample=0, slices=(-76, 0), num_slices=2, plane="coronal"))
+
+
+def test_unscaled_slices_are_the_voxels_of_the_volume():
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    pixels, indices = cut_slices(image, PLAIN._replace(scale=False, centre="volume", view="radiological", format="png"))
+    assert indices == [88, 90, 92]
+    np.testing.assert_array_equal(pixels[:, 100:140, 108:148], array(image)[[18, 20, 22]])
+    assert pixels.sum() == array(image)[[18, 20, 22]].sum()
+
+
+def test_voxels_that_are_not_square_are_refused_unless_resampled():
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    image.SetSpacing((4, 5, 4))
+    with pytest.raises(UserError, match="pixels of 4 x 5 mm would be stretched: give --resample a size"):
+        cut_slices(image, PLAIN)
+    assert cut_slices(image, PLAIN._replace(resample=4.0))[0].shape == (3, 240, 256)
+
+
+@pytest.mark.slow
+def test_with_a_template_slices_of_a_turned_head_are_those_of_the_template(tmp_path):
+    template = sitk.DiscreteGaussian(sitk.Cast(head(noise=1), sitk.sitkFloat32), 36.0)  # smooth, as its voxels are large: 6 mm
+    path = write_nifti(tmp_path / "template.nii", template)
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(0.25, 0.2, -0.2)
+    turn.SetTranslation((5, -7, 8))
+    moved = sitk.Resample(template, template, turn.GetInverse(), sitk.sitkLinear, 0.0)
+    settings = PLAIN._replace(format="png")
+    wanted = cut_slices(template, settings)[0].astype(float)
+    off = [np.abs(cut_slices(moved, settings._replace(template=t))[0] - wanted).mean() for t in (None, str(path))]
+    assert off[1] < 0.3 * off[0]
+
+
+@pytest.fixture
+def job(tmp_path):
+    path = write_nifti(tmp_path / "I7.nii", head())
+    (tmp_path / "out").mkdir()
+    return Job(Volume("7", "NIfTI", (str(path),)), None, str(tmp_path / "out"), None, PLAIN)
+
+
+def test_prepare_scan_writes_what_cut_slices_gives(job):
+    result = prepare_scan(job._replace(settings=PLAIN._replace(format="png")))
+    pixels, indices = cut_slices(sitk.Cast(head(), sitk.sitkFloat32), PLAIN._replace(format="png"))
+    assert list(result["slices"]) == [f"7_{index}.png" for index in indices] == sorted(os.listdir(job.folder))
+    for plane, name in zip(pixels, result["slices"]):
+        np.testing.assert_array_equal(read_image(os.path.join(job.folder, name)), plane)
+
+
+def test_a_scan_that_fails_leaves_no_slices_and_says_why(job, monkeypatch):
+    prepare_scan(job)
+    assert len(os.listdir(job.folder)) == 3
+    far = prepare_scan(job._replace(settings=PLAIN._replace(slices=(-500, 500))))
+    assert far["image"] == "7" and "--slices reach from" in far["error"] and os.listdir(job.folder) == []
+    real = volume_steps.file_checksum
+
+    def fails_at_the_third(path):
+        if len(os.listdir(job.folder)) == 3:
+            raise ZeroDivisionError("a bug\nin two lines")
+        return real(path)
+
+    monkeypatch.setattr(volume_steps, "file_checksum", fails_at_the_third)
+    assert prepare_scan(job) == {"image": "7", "error": "ZeroDivisionError: a bug\\nin two lines"}
+    assert os.listdir(job.folder) == []
+
+
+def test_a_volume_that_vanished_and_a_full_disk_are_told_apart(job, monkeypatch):
+    assert "full" not in prepare_scan(job._replace(volume=job.volume._replace(files=("nowhere.nii",))))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(volume_steps, "write_slices", full)
+    assert prepare_scan(job)["full"] is True

@@ -1,0 +1,601 @@
+"""Finding the scans of a download and reading them: positions against files written byte by byte, and every refusal."""
+
+import gzip
+import os
+import shutil
+import struct
+
+import numpy as np
+import pytest
+
+sitk = pytest.importorskip("SimpleITK")
+
+from synthetic_volumes import head, write_dicom, write_nifti  # noqa: E402
+
+from data import dicom  # noqa: E402
+from data.dicom import check_spacing, numbers  # noqa: E402
+from data.volumes import Volume, find_volumes, image_id, open_volume, read_volume  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def read(path):
+    """What `read_volume` makes of a NIfTI file or a folder of DICOM files."""
+    if os.path.isdir(path):
+        return read_volume(Volume("1", "DICOM", tuple(sorted(str(file) for file in path.iterdir()))))
+    return read_volume(open_volume(str(path)))
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+def nifti_bytes(voxels, affine, qform=0, sform=1, dims=None):
+    """A NIfTI-1 file by its specification: float32 [x, y, z], and the affine (mm, RAS) from indices to positions."""
+    dims = dims or voxels.shape
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, len(dims), *dims, *[1] * (7 - len(dims)))
+    struct.pack_into("<2h", header, 70, 16, 32)  # float32
+    struct.pack_into("<8f", header, 76, 1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1)
+    struct.pack_into("<f", header, 108, 352)
+    struct.pack_into("<f", header, 112, 1)
+    header[123] = 2  # mm
+    struct.pack_into("<2h", header, 252, qform, sform)
+    struct.pack_into("<12f", header, 280, *affine[:3].ravel())
+    header[344:348] = b"n+1\0"
+    return bytes(header) + voxels.astype("<f4").tobytes(order="F")
+
+
+def oblique_affine():
+    a, b = 0.3, -0.2
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    turn = turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([1.0, 1.5, 2.0])
+    affine[:3, 3] = -11, 7, 30
+    return affine
+
+
+def random_voxels(*shape):
+    return np.random.default_rng(0).normal(100, 10, shape).astype("f4")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+@pytest.mark.parametrize(
+    "path, is_dicom, image",
+    [
+        ("037_S_4001/MPRAGE/2011-03-05_08_00_00.0/I218391/ADNI_037_S_4001_MR_MPRAGE_br_raw_1_S104020_I218391.dcm", True, "218391"),
+        ("037_S_4001/MPRAGE/2011/I218391/I10.dcm", True, "218391"),
+        ("037_S_4001/MPRAGE/2011/S104020/ADNI_037_S_4001_S104020_I218391.dcm", True, "218391"),
+        ("218391/0001.dcm", True, "218391"),
+        ("series/0001.dcm", True, None),
+        ("0001.dcm", True, None),
+        ("037_S_4001/ADNI_037_S_4001_MR_MPR__GradWarp__B1_Correction_N3_Br_20110101_S104020_I218391.nii", False, "218391"),
+        ("I00218391.nii.gz", False, "218391"),
+        ("218391.nii.gz", False, "218391"),
+        ("218391_brain.NII", False, "218391"),
+        ("I218391/T1w.nii", False, "218391"),
+        ("I218391/ADNI_I218393.nii", False, "218393"),
+        ("037_S_4001.nii", False, None),
+        ("sub-037S4001_T1w.nii.gz", False, None),
+        ("MNI152.nii", False, None),
+        ("I0.nii", False, "0"),
+    ],
+)
+def test_image_id_is_found_in_files_and_folders(path, is_dicom, image):
+    assert image_id(path, is_dicom) == image
+
+
+def test_find_volumes_groups_files_into_scans(tmp_path):
+    write_dicom(tmp_path / "a" / "I1", head(), keep=range(3))
+    write_dicom(tmp_path / "b" / "I1" / "again", head(), keep=range(2))
+    write_dicom(tmp_path / "both", head(), names="x_I2_{}.dcm", keep=range(2))
+    for path in write_dicom(tmp_path / "both" / "x", head(), names="x_I3_{}.dcm", keep=range(2)).iterdir():
+        path.rename(tmp_path / "both" / path.stem)  # DICOM without its extension
+    for name in ("I4.nii", "c/I4.nii.gz", "nameless.nii", ".hidden/I5.nii"):
+        write_nifti(tmp_path / name, head())
+    (tmp_path / "I4.nii").with_name(".I6.nii").write_bytes(b"")
+    (tmp_path / "a" / "I1" / "report.xml").write_text("x" * 200)
+    (tmp_path / "a" / "I1" / "notes").write_text("x" * 200)
+    found, nameless = find_volumes(str(tmp_path))
+    counts = {image: [(volume.format, len(volume.files)) for volume in there] for image, there in found.items()}
+    assert counts == {
+        "1": [("DICOM", 3), ("DICOM", 2)],
+        "2": [("DICOM", 2)],
+        "3": [("DICOM", 2)],
+        "4": [("NIfTI", 1), ("NIfTI", 1)],
+    }
+    assert nameless == [str(tmp_path / "nameless.nii")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_find_volumes_follows_links_once_and_never_opens_a_pipe(tmp_path):
+    write_nifti(tmp_path / "elsewhere" / "I1.nii", head())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    os.mkfifo(tmp_path / "data" / "I2.nii")
+    os.mkfifo(tmp_path / "data" / "I3.dcm")
+    found, nameless = find_volumes(str(tmp_path / "data"))
+    assert list(found) == ["1"] and len(found["1"]) == 1 and nameless == []
+
+
+def test_find_volumes_refuses_a_folder_without_volumes(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(UserError, match="--volumes .*: neither NIfTI files"):
+        find_volumes(str(tmp_path))
+    with pytest.raises(UserError, match="--masks .*no such folder"):
+        find_volumes(str(tmp_path / "nowhere"), "--masks")
+
+
+def test_checksum_is_of_all_files_and_the_stamp_changes_with_their_times_sizes_and_names(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"de")
+    volume = Volume("1", "DICOM", (str(tmp_path / "a"), str(tmp_path / "b")))
+    assert volume.place == str(tmp_path)
+    assert volume.checksum() == "36bbe50ed96841d10443bcb670d6554f0a34b761be67ec9c4a8ad2c0c44ca42c"  # sha256sum of abcde
+    before = volume.stamp()
+    assert volume.stamp() == before
+    os.utime(tmp_path / "a", ns=(0, 10**18))
+    assert (later := volume.stamp()) != before
+    (tmp_path / "c").write_bytes(b"ab")
+    assert volume._replace(files=(str(tmp_path / "c"), volume.files[1])).stamp() not in (before, later)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NIfTI
+
+
+@pytest.mark.parametrize("affine", [np.diag([-2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1]), oblique_affine()])
+def test_nifti_voxels_lie_where_the_affine_puts_them(tmp_path, affine):
+    voxels = random_voxels(20, 22, 24)
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, affine))
+    image = read(tmp_path / "x.nii")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), voxels.transpose(2, 1, 0))
+    for index in ((0, 0, 0), (3, 5, 7), (19, 21, 23)):
+        position = affine @ [*index, 1]
+        there = image.TransformIndexToPhysicalPoint(index)  # LPS: x and y the other way round
+        np.testing.assert_allclose(there, position[:3] * [-1, -1, 1], atol=1e-3)  # the header has float32
+
+
+@pytest.mark.parametrize("shift", [0, -200])
+def test_nan_around_the_head_becomes_as_dark_as_the_darkest_and_any_other_is_refused(tmp_path, shift):
+    voxels = random_voxels(20, 20, 20) + np.float32(shift)
+    voxels[:3], voxels[:, :, -1] = np.nan, np.nan
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, oblique_affine()))
+    image = read(tmp_path / "x.nii")
+    expected = np.where(np.isfinite(voxels), voxels, min(0, np.nanmin(voxels))).transpose(2, 1, 0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
+    np.testing.assert_allclose(image.GetSpacing(), [1, 1.5, 2], rtol=1e-6)
+    for place, value in (((7, 8, 9), np.nan), ((7, 8, 9), np.inf), ((0, 0, 0), -np.inf)):
+        broken = voxels.copy()
+        broken[place] = value
+        (tmp_path / "x.nii").write_bytes(nifti_bytes(broken, oblique_affine()))
+        assert "1 voxel inside it not finite" in refused(tmp_path / "x.nii")
+
+
+def test_a_4d_file_of_one_volume_is_read(tmp_path):
+    voxels = random_voxels(20, 20, 20)
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, np.eye(4), dims=(20, 20, 20, 1)))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / "x.nii")), voxels.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (nifti_bytes(random_voxels(20, 20, 40), np.eye(4), dims=(20, 20, 20, 2)), "4-D series of 2 volumes"),
+        (nifti_bytes(random_voxels(20, 20, 3), np.eye(4)), "a localiser or a part of a scan, with 20 x 20 x 3 voxels"),
+        (nifti_bytes(random_voxels(20, 20), np.eye(4)), "with 20 x 20 x 1 voxels"),
+        (nifti_bytes(random_voxels(20, 20, 20), np.eye(4), sform=0), "no orientation"),
+        (nifti_bytes(np.zeros((20, 20, 20)), np.eye(4)), "every voxel is 0"),
+        (nifti_bytes(np.full((20, 20, 20), np.nan), np.eye(4)), "every voxel is 0"),
+        (nifti_bytes(random_voxels(20, 20, 20), np.eye(4))[:-4], "cut off, with 32348 of 32352 bytes"),
+        (nifti_bytes(random_voxels(20, 20, 20), np.eye(4))[:300], "cannot be read"),
+        (nifti_bytes(random_voxels(2), np.eye(4), dims=(1000, 1000, 1000)), "1000 x 1000 x 1000 voxels are more than"),
+        (b"", "cannot be read"),
+        (b"no NIfTI" * 100, "cannot be read"),
+    ],
+)
+def test_nifti_files_that_are_no_whole_scan_are_refused(tmp_path, content, part):
+    (tmp_path / "x.nii").write_bytes(content)
+    assert part in refused(tmp_path / "x.nii")
+
+
+def patched(*patches, affine=None):
+    """A NIfTI file whose qform and sform agree, after (offset, format, values) were written into its header."""
+    content = bytearray(nifti_bytes(random_voxels(20, 20, 20), np.diag([2.0, 2, 2, 1]) if affine is None else affine, qform=1))
+    for offset, form, *values in patches:
+        struct.pack_into(f"<{form}", content, offset, *values)
+    return bytes(content)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (patched((80, "f", 0.0)), "voxels of 0 x 2 x 2 mm (pixdim)"),
+        (patched((80, "f", -2.0)), "voxels of -2 x 2 x 2 mm (pixdim)"),
+        (patched((84, "f", NAN)), "voxels of 2 x nan x 2 mm (pixdim)"),
+        (patched((88, "f", INF)), "voxels of 2 x 2 x inf mm (pixdim)"),
+        (patched((80, "3f", 1, 1, 1), (252, "h", 0)), "voxels of 1 x 1 x 1 mm (pixdim) and of 2 x 2 x 2 mm (sform)"),
+        (patched((280, "f", -2.0)), "qform and sform put voxels 76 mm apart"),
+        (patched((292, "f", 30.0)), "qform and sform put voxels 30 mm apart"),
+        (patched((292, "f", NAN)), "a sform that is no transform"),
+        (patched((280, "12f", *[0] * 12)), "a sform that is no transform"),
+        (patched((252, "h", 0), (280, "12f", 2, 0.5, 0, 0, 0, (4 - 0.25) ** 0.5, 0, 0, 0, 0, 2, 0)), "sheared"),
+        (patched((256, "3f", 1, 1, 1)), "the quaternion of its qform is no rotation"),
+        (patched((268, "f", NAN)), "a qform that is no transform"),
+        (
+            nifti_bytes(random_voxels(20, 20, 40), np.eye(4), dims=(20, 20, 20)),
+            "holds 64352 bytes, but the 20 x 20 x 20 voxels of its header end at 32352",
+        ),
+        (patched((42, "h", -20)), "3 dimensions, -20 x 20 x 20 voxels"),
+        (patched((40, "h", 9)), "9 dimensions"),
+        (patched((40, "h", 0)), "0 dimensions"),
+        (patched((72, "h", 8)), "voxels of type 16 with 8 bits"),
+        (patched((108, "f", 0.0)), "voxels begin at byte 0"),
+        (patched((70, "2h", 32, 64)), "2 values a voxel"),
+        (patched((344, "4s", b"\0\0\0\0")), "an Analyze file does not tell left from right"),
+        (b"PK\3\4" + bytes(400), "a zip archive"),
+        (b"<html>" + bytes(400), "a page of the web"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (bytes(128) + b"DICM" + bytes(300), "it is a DICOM file"),
+        (gzip.compress(gzip.compress(patched())), "compressed twice"),
+    ],
+)
+def test_nifti_headers_that_contradict_themselves_are_refused(tmp_path, content, part):
+    (tmp_path / "x.nii").write_bytes(content)
+    assert part in refused(tmp_path / "x.nii")
+
+
+def in_two_spaces(qform, sform, motion, shift=0.0):
+    """A NIfTI file with voxels of 2 mm whose qform is diagonal and whose sform, in another space, comes from it by `motion`."""
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3] = np.column_stack([np.array(motion) @ affine[:3, :3], [shift] * 3])
+    return patched((252, "2h", qform, sform), (280, "12f", *affine[:3].ravel()))
+
+
+TILT = [[1, 0, 0], [0, 0.9, -(0.19**0.5)], [0, 0.19**0.5, 0.9]]  # by 26 degrees
+
+
+@pytest.mark.parametrize("codes", [(1, 2), (1, 3), (1, 4), (2, 4), (2, 1)])
+@pytest.mark.parametrize("motion, shift", [(np.eye(3), 40), (TILT, 0), (np.diag([1.1, 1.15, 1.3]) + 0.04, 9)])
+def test_qform_and_sform_of_different_spaces_may_differ_and_the_scanners_counts(tmp_path, codes, motion, shift):
+    """As after registration by SPM, or of an atlas; ITK takes the sform if it is the scanner's, and only rigid ones of these."""
+    (tmp_path / "x.nii").write_bytes(in_two_spaces(*codes, motion, shift))
+    if codes[1] == 1 and not np.allclose(np.transpose(motion) @ motion, np.eye(3)):
+        assert "sheared" in refused(tmp_path / "x.nii")
+        return
+    image = read(tmp_path / "x.nii")
+    expected = np.column_stack([motion, [shift] * 3]) if codes[1] == 1 else np.eye(3, 4)
+    np.testing.assert_allclose(image.GetOrigin(), expected[:, 3] * [-1, -1, 1], atol=1e-4)
+    np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), np.diag([-1, -1, 1]) @ expected[:, :3], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "codes, motion, part",
+    [
+        ((1, 2), np.diag([-1, 1, 1]), "mirrored against each other"),
+        ((1, 4), np.diag([-1.1, 1, 1]), "mirrored against each other"),
+        ((1, 2), np.diag([-1, -1, 1]), "turned by 180 degrees against each other"),
+        ((1, 4), [[1, 0, 0], [0, 0, -1], [0, 1, 0]], "turned by 90 degrees against each other"),
+        ((1, 4), np.diag([4, 1, 1]), "voxels of 2 x 2 x 2 mm (pixdim) and of 8 x 2 x 2 mm (sform)"),
+        ((2, 2), TILT, "qform and sform put voxels"),
+    ],
+)
+def test_qform_and_sform_that_cannot_be_of_one_head_are_refused(tmp_path, codes, motion, part):
+    (tmp_path / "x.nii").write_bytes(in_two_spaces(*codes, motion))
+    assert part in refused(tmp_path / "x.nii")
+
+
+@pytest.mark.parametrize("patches", [(), [(252, "h", 0)], [(254, "h", 0)], [(112, "2f", NAN, NAN)], [(108, "f", 352.0)]])
+def test_nifti_headers_that_agree_are_read(tmp_path, patches):
+    (tmp_path / "x.nii").write_bytes(patched(*patches) + bytes(100))
+    image = read(tmp_path / "x.nii")
+    assert image.GetSize() == (20, 20, 20) and image.GetSpacing() == (2, 2, 2)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), random_voxels(20, 20, 20).transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "X.NII", "X.NII.GZ"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_nifti_files_are_read_by_their_content_not_their_name(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(patched()))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / name)), random_voxels(20, 20, 20).transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("ends", [(".hdr", ".img"), (".hdr.gz", ".img.gz")])
+def test_pairs_of_nifti_files_are_one_volume_and_named_where_one_is_missing(tmp_path, ends):
+    sitk.WriteImage(head(), str(tmp_path / f"I1{ends[1]}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"I1{end}" for end in ends]
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(volume)), sitk.GetArrayFromImage(head()))
+    for lost, part in zip(ends, ("put its .hdr beside it", "its voxels are missing")):
+        content = (tmp_path / f"I1{lost}").read_bytes()
+        (tmp_path / f"I1{lost}").unlink()
+        (volume,) = find_volumes(str(tmp_path))[0]["1"]
+        with pytest.raises(UserError, match=part):
+            read_volume(volume)
+        (tmp_path / f"I1{lost}").write_bytes(content)
+
+
+@pytest.mark.parametrize("end", [".nrrd", ".nhdr"])
+def test_nrrd_is_read_where_it_tells_left_from_right(tmp_path, end):
+    image = head()
+    image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+    sitk.WriteImage(image, str(tmp_path / f"I1{end}"))
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    found = read_volume(volume)
+    assert found.GetDirection() == image.GetDirection() and found.GetOrigin() == image.GetOrigin()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+    path = tmp_path / f"I1{end}"
+    content = path.read_bytes()
+    for old, new in ((b"space: left-posterior-superior", b"space dimension: 3"), (b"left-posterior", b"scanner-xyz")):
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(UserError, match="no orientation|cannot be read"):
+            read_volume(volume)
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("I1.mgz", "a FreeSurfer volume, which is not read; convert it: mri_convert"),
+        ("I1/mri/T1.mgh", "mri_convert"),
+        ("I1.mnc", "a MINC volume"),
+        ("I1.mha", "convert it to NIfTI"),
+        ("I1+orig.HEAD", "an AFNI volume"),
+        ("I1.PAR", "PAR/REC"),
+        ("I1.mif.gz", "an MRtrix volume"),
+        ("I1.zip", "an archive, which is not read; unpack it"),
+        ("I1.nii.bz2", "unpack it"),
+    ],
+)
+def test_formats_that_are_not_read_are_named_unless_the_scan_is_there_in_another(tmp_path, name, part):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(500))
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    with pytest.raises(UserError, match=part):
+        read_volume(volume)
+    write_nifti(tmp_path / "I1_converted.nii", head())
+    (volume,) = find_volumes(str(tmp_path))[0]["1"]
+    assert volume.format == "NIfTI"
+
+
+def test_archives_without_an_id_are_named_only_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "ADNI_download.zip").write_bytes(bytes(500))
+    with pytest.raises(UserError, match="neither NIfTI .*; unpack .*ADNI_download.zip first"):
+        find_volumes(str(tmp_path))
+    write_nifti(tmp_path / "I1.nii", head())
+    assert find_volumes(str(tmp_path))[1] == []
+
+
+def test_colour_and_a_truncated_gz_are_refused(tmp_path):
+    colour = sitk.Compose([head()] * 3)
+    assert "3 values a voxel" in refused(write_nifti(tmp_path / "colour.nii", colour))
+    path = write_nifti(tmp_path / "cut.nii.gz", head())
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert "damaged (Compressed file ended" in refused(path)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    assert "cannot be read" in refused(tmp_path / "nowhere.nii")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DICOM
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """A series in a sagittal, oblique orientation."""
+    image = sitk.DICOMOrient(head(), "PIR")[2:, :, 5:30]  # 38 x 40 x 25 voxels
+    a = 0.2
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    image.SetDirection((turn @ np.reshape(image.GetDirection(), (3, 3))).ravel().tolist())
+    image.SetSpacing((1.25, 1.5, 3.0))
+    return image, write_dicom(tmp_path_factory.mktemp("series") / "I7", image)
+
+
+def copied(series, tmp_path):
+    return shutil.copytree(series[1], tmp_path / "I7")
+
+
+def test_dicom_series_is_read_with_its_position_whatever_its_files_are_called(series, tmp_path):
+    folder = copied(series, tmp_path)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"{i * 7 % 25:03}.ima")
+    image, original = read(folder), series[0]
+    step = np.argmax(np.abs(np.reshape(image.GetDirection(), (3, 3)).T @ np.reshape(original.GetDirection(), (3, 3))), axis=1)
+    assert step.tolist() == [0, 1, 2]
+    for index in ((0, 0, 0), (5, 11, 17), (37, 39, 24)):
+        there = original.TransformIndexToPhysicalPoint(index)
+        same = image.TransformPhysicalPointToIndex(there)
+        assert image[same] == original[index]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(same), there, atol=1e-3)  # mm; headers have 6 digits
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ({"t0008_103e": "3 Plane Localizer"}, "a localiser (3 Plane Localizer)"),
+        ({"t0008_103e": "AAHScout_MPR"}, "a localiser (AAHScout_MPR)"),
+        ({"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "a localiser"),
+        ({"t0020_0032": "0\\0\\0"}, "a 4-D series, several echoes, or a slice twice: 25 files at 1 positions; keep one"),
+        ({"keep": [*range(10), *range(12, 25)]}, "2 missing slices: gaps up to 9 mm, others 3 mm"),
+        ({"keep": [4]}, "a single slice"),
+        ({"keep": range(12)}, "a localiser or a part of a scan, with 38 x 40 x 12 voxels"),
+    ],
+)
+def test_dicom_series_that_are_no_whole_scan_are_refused(series, tmp_path, options, part):
+    assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
+
+
+@pytest.mark.parametrize("tag", [b"\x20\0\x32\0", b"\x20\0\x37\0"])  # of Image Position and Image Orientation
+def test_dicom_without_orientation_is_refused(series, tmp_path, tag):
+    folder = copied(series, tmp_path)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert tag in content
+        path.write_bytes(content.replace(tag, b"\x21" + tag[1:], 1))  # an unknown tag
+    assert "no orientation" in refused(folder)
+
+
+def test_dicom_with_directions_that_are_not_perpendicular_is_refused(series, tmp_path):
+    folder = copied(series, tmp_path)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        at = content.index(b"\x20\0\x37\0") + 8  # behind the tag and the length of its value
+        length = int.from_bytes(content[at - 4 : at], "little")
+        path.write_bytes(content[:at] + b"1\\0\\0\\1\\0\\0".ljust(length) + content[at + length :])
+    assert "no orientation" in refused(folder)
+
+
+def test_mixed_series_are_refused(series, tmp_path):
+    folder = write_dicom(copied(series, tmp_path), series[0], names="b{}.dcm", keep=range(2), t0020_000e="1.2.3.9")
+    assert "2 series are mixed" in refused(folder)
+    other = write_dicom(copied(series, tmp_path / "2"), sitk.DICOMOrient(head(), "LPS"), names="b{}.dcm", keep=range(2))
+    assert "several directions" in refused(other)
+    smaller = write_dicom(copied(series, tmp_path / "3"), series[0][:30], names="b{}.dcm", keep=range(2))
+    assert "several sizes" in refused(smaller)
+
+
+def replaced(folder, old, new):
+    """Replace bytes in every DICOM file of a folder by as many others."""
+    assert len(old) == len(new)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+    return folder
+
+
+def test_dicom_without_the_size_of_its_pixels_is_refused(series, tmp_path):
+    folder = replaced(copied(series, tmp_path), b"\x28\0\x30\0", b"\x29\0\x30\0")
+    assert "no Pixel Spacing (missing), so sizes would be a guess" in refused(folder)
+    folder = replaced(copied(series, tmp_path / "2"), b"1.5\\1.25", b"0.0\\1.25")
+    assert "no Pixel Spacing (0.0\\1.25)" in refused(folder)
+
+
+def test_dicom_of_unequal_pixel_sides_has_rows_and_columns_as_the_standard_says(series):
+    assert read(series[1]).GetSpacing()[:2] == pytest.approx((1.25, 1.5))
+
+
+def test_dicom_in_colour_inverted_or_of_another_modality_is_refused(series, tmp_path):
+    colour = sitk.Compose([sitk.Cast(series[0], sitk.sitkUInt8)] * 3)
+    assert "in colour, or inverted (RGB)" in refused(write_dicom(tmp_path / "colour", colour))
+    assert "inverted (MONOCHROME1)" in refused(replaced(copied(series, tmp_path), b"MONOCHROME2", b"MONOCHROME1"))
+    assert "its modality is PT, not MR" in refused(write_dicom(tmp_path / "pet", series[0], t0008_0060="PT"))
+
+
+@pytest.mark.parametrize(
+    "options, part",
+    [
+        ({"t0020_1002": "60"}, "35 missing slices: 25 files, Images in Acquisition 60"),
+        ({"keep": range(3, 25)}, "3 missing slices: 22 files, Instance Numbers up to 25"),
+        ({"keep": range(0, 25, 2)}, "12 missing slices: 13 files, Instance Numbers up to 25"),
+    ],
+)
+def test_dicom_series_of_fewer_files_than_their_headers_say_are_refused(series, tmp_path, options, part):
+    assert part in refused(write_dicom(tmp_path / "x", series[0], **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"t0020_1002": "25"}, {"t0020_1002": "1"}, {"t0020_0013": "1"}, {"t0020_0013": None}, {"t0008_103e": "MPRAGE after loc"}],
+)
+def test_dicom_series_that_are_whole_by_their_headers_are_read(series, tmp_path, options):
+    assert read(write_dicom(tmp_path / "x", series[0], **options)).GetSize()[2] == 25
+
+
+def test_instance_numbers_may_begin_anywhere_and_copies_of_files_are_left_out(series, tmp_path):
+    for i in range(25):
+        write_dicom(tmp_path / "x", series[0], keep=[i], t0020_0013=str(1001 + i), t0008_0018=f"1.2.{i}")
+    whole = sitk.GetArrayFromImage(read(tmp_path / "x"))
+    for path in sorted((tmp_path / "x").iterdir())[::2]:
+        shutil.copy(path, tmp_path / "x" / f"{path.stem} (1).dcm")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / "x")), whole)
+    write_dicom(tmp_path / "x", series[0] + 1, names="other{}.dcm", keep=[4], t0008_0018="1.2.4")
+    assert "a slice twice" in refused(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "report.dcm", "0"])
+@pytest.mark.parametrize("kind", [b"1.2.840.10008.1.3.10", b"1.2.840.10008.5.1.4.1.1.88.11", b"1.2.840.10008.5.1.4.1.1.11.1"])
+def test_dicom_files_that_are_no_images_are_left_out(series, tmp_path, name, kind):
+    folder = copied(series, tmp_path)
+    meta = b"\2\0\2\0UI" + struct.pack("<H", len(kind)) + kind
+    (folder / name).write_bytes(bytes(128) + b"DICM" + meta + bytes(300))
+    (volume,) = find_volumes(str(tmp_path))[0]["7"]
+    assert read_volume(volume).GetSize()[2] == 25
+
+
+def test_other_series_and_people_in_a_folder_are_named(series, tmp_path):
+    for name, options, part in (
+        (
+            "a",
+            {"t0020_000e": "1.9", "t0008_103e": "localizer"},
+            r"2 series are mixed in this folder (MPRAGE: 25 files, localizer: 3 files)",
+        ),
+        ("b", {"t0020_000e": "1.9", "t0008_103e": "FLAIR"}, "MPRAGE: 25 files, FLAIR: 3 files"),
+        ("c", {"t0010_0020": "000_S_0009"}, "files of 2 people are mixed"),
+    ):
+        for first in ("000_", "zzz_"):
+            folder = copied(series, tmp_path / name / first)
+            write_dicom(folder, series[0], names=first + "{}.dcm", keep=range(3), **options)
+            assert part in refused(folder)
+
+
+def test_a_sheared_series_is_refused(series, tmp_path):
+    image = series[0]
+    folder = tmp_path / "tilted"
+    for i in range(image.GetDepth()):
+        position = np.array(image.TransformIndexToPhysicalPoint((0, 0, i))) + [0, 0, 0.4 * i]  # along the rows: 8 degrees
+        write_dicom(folder, image, keep=[i], t0020_0032="\\".join(map(str, position)))
+    assert "sheared" in refused(folder)
+
+
+def test_damaged_dicom_files_are_refused(series, tmp_path):
+    folder = copied(series, tmp_path)
+    path = folder / "007.dcm"
+    whole = path.read_bytes()
+    for content in (b"", whole[:200], bytes(132) + b"DICM" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="damaged|cannot be read|mixed|no orientation"):
+            read(folder)
+
+
+def test_a_series_of_truncated_pixels_is_refused(series, tmp_path):
+    folder = copied(series, tmp_path)
+    path = folder / "007.dcm"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "007.dcm: damaged" in refused(folder)
+
+
+def test_numbers_reads_so_many_finite_values():
+    assert numbers("1\\2.5\\-3e1", 3).tolist() == [1, 2.5, -30]
+    assert all(numbers(text, 3) is None for text in (None, "", "1\\2", "1\\2\\x", "1\\2\\nan", "1\\2\\3\\4", "inf\\1\\2"))
+
+
+def test_check_spacing_returns_the_mean_distance_and_refuses_gaps():
+    assert check_spacing("x", np.arange(30) * 1.2 + 5) == pytest.approx(1.2)
+    for heights, part in (
+        ([0, 1, 2, 4, 5], "1 missing slice: gaps up to 2 mm, others 1 mm"),
+        ([0, 1, 1, 2], "4 files at 3 positions"),
+        ([0, 1, 2, 3.3, 4.3], "unevenly spaced, 1 to 1.3 mm"),
+        ([7], "a single slice"),
+    ):
+        with pytest.raises(UserError, match=part):
+            check_spacing("x", np.array(heights, float))
+
+
+def test_reason_is_what_simpleitk_says_in_one_line():
+    assert dicom.reason(RuntimeError("sitk::ERROR: Unable to open it.\n")) == "Unable to open it"
+    text = "Exception thrown in X\n/src/a.cxx:99:\nITK ERROR: ImageFileReader(0x55d0): The file\x1b is empty."
+    assert dicom.reason(RuntimeError(text)) == "The file\\x1b is empty" and dicom.reason(RuntimeError()) == "no reason given"

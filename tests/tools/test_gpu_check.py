@@ -1,0 +1,156 @@
+"""python -m tools.gpu_check: what it keeps, what it does without a GPU, and its parts at a tiny size on the CPU."""
+
+import json
+import time
+
+import pytest
+import torch
+from conftest import refusal
+
+import bench
+from tools import gpu_check
+from tools.gpu_check import Results, main
+
+MACHINE = {"device": "a GPU"}
+CPU = "--device", "cpu"
+
+
+def saved(folder):
+    return json.loads((folder / "gpu.json").read_text())
+
+
+@pytest.fixture
+def results(tmp_path):
+    made = Results(str(tmp_path), MACHINE)
+    made.deadline = time.monotonic() + 60
+    return made
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_line_says_so(tmp_path):
+    assert "--device cuda:0: cannot be used here" in refusal(main, "--part", 2, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", [[], ["--part", 3], ["--part", 4]])
+def test_parts_that_train_need_slices(part):
+    assert "--dataset_dir" in refusal(main, *CPU, *part)
+
+
+def test_analysis_needs_the_model_of_part_3(tmp_path, slices_dir):
+    line = refusal(main, *CPU, "--part", 4, "--dataset_dir", slices_dir, "--output_dir", tmp_path)
+    assert "--part 4 needs the model of part 3" in line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept
+
+
+def test_every_measurement_is_written_at_once(results, tmp_path):
+    results.add("bench", {"images/s": 123.456789, "unit": "x"})
+    assert saved(tmp_path) == {"machine": MACHINE, "bench": {"images/s": 123.456789, "unit": "x"}}
+    page = (tmp_path / "gpu.md").read_text()
+    assert "## bench" in page and "| images/s | 123.5 |" in page and "| unit | x |" in page
+
+
+def test_measurements_of_earlier_calls_stay_unless_they_are_of_another_machine(results, tmp_path):
+    results.add("bench", {"images/s": 1.0})
+    assert "bench" in Results(str(tmp_path), MACHINE).measured
+    assert "bench" not in Results(str(tmp_path), {"device": "another"}).measured
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{", '{"bench": {}}'])
+def test_damaged_measurements_are_begun_anew(tmp_path, damaged):
+    (tmp_path / "gpu.json").write_text(damaged)
+    assert Results(str(tmp_path), MACHINE).measured == saved(tmp_path) == {"machine": MACHINE}
+
+
+@pytest.mark.slow
+def test_failing_commands_are_recorded_with_their_last_line(results, tmp_path):
+    assert gpu_check.run(results, "a b", "-c", "print('why'); raise SystemExit(3)") is None
+    assert saved(tmp_path)["a b"] == {"failed": "exit status 3", "last line": "why", "log": str(tmp_path / "a_b.log")}
+    results.deadline = time.monotonic()
+    assert gpu_check.run(results, "slow", "-c", "import time; time.sleep(60)") is None
+    assert "ten minutes" in saved(tmp_path)["slow"]["failed"]
+    results.deadline = time.monotonic() + 60
+    assert gpu_check.run(results, "good", "-c", "print('text')").startswith("text\n")
+    assert "good" not in saved(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def test_table_of_the_benchmark_is_read():
+    text = f"{'':44}{'ours':>17}\n{'train.py' + chr(39) + 's step':34}{'images/s':10}{'12.5':>17}\n"
+    text += f"{'  critic':34}{'ms':10}{'3.0':>17}{'1e+04':>17}\nPyTorch 2.11\n"
+    assert gpu_check.table(text) == {"train.py's step, images/s": 12.5, "critic, ms": "3.0 / 1e+04"}
+
+
+def test_each_call_of_part_3_does_the_first_run_that_is_missing(tmp_path, slices_dir, monkeypatch, capsys):
+    commands = []
+
+    def run(results, name, *command):
+        commands.append(command)
+        folder = tmp_path / name.replace(" ", "_").replace("-", "") / "AD"
+        folder.mkdir(parents=True)
+        rows = [f"{60 * minute},{minute},{minute / 10},0,0,{1000 * minute}" for minute in (1, 2.2, 3.9, 7)]
+        (folder / "evaluations.csv").write_text("\n".join(["seconds,kid,kid_test,precision,recall,images", *rows]))
+        (folder / "losses.csv").write_text("images_per_second,memory_gib\n1,1\n1,1\n4,2\n6,3\n")
+        return "done"
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    for _ in range(3):
+        assert main([*CPU, "--part", "3", "--dataset_dir", slices_dir, "--output_dir", str(tmp_path)]) == 0
+    assert ["--grow" in command for command in commands] == [False, True] and "part 3 is done" in capsys.readouterr().out
+    figures = saved(tmp_path)["training without growing"]
+    assert [figures[f"kid at {minutes} minutes"] for minutes in ("2.2", "3.9", "7.0")] == [2.2, 3.9, 7.0]
+    assert figures["images/s, mean of the second half"] == 5 and figures["peak memory, GiB"] == 3
+
+
+@pytest.fixture
+def quick_measurements(monkeypatch, capsys):
+    """One loss is timed in a process of its own, as always in use; the others in this one, which has PyTorch imported."""
+    run = gpu_check.run
+
+    def run_here(results, name, script, *flags):
+        if name == "bench relativistic":
+            return run(results, name, script, *flags)
+        capsys.readouterr()
+        assert script == "bench.py" and bench.main([*map(str, flags)]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(gpu_check, "run", run_here)
+    monkeypatch.setitem(bench.MATRIX_SIDE, "cpu", 256)
+    monkeypatch.setattr(gpu_check, "STEPS", 2)  # the first of which has a penalty
+
+
+@pytest.mark.slow
+def test_speed_and_profile_at_a_tiny_size(tmp_path, quick_measurements):
+    assert main([*CPU, "--part", "2", "--output_dir", str(tmp_path)]) == 0
+    found = saved(tmp_path)
+    for loss in gpu_check.LOSSES:
+        assert found[f"bench {loss}"]["train.py's step, images/s"] > 0
+        shares = list(found[f"profile {loss}"].values())[3:]
+        assert len(shares) == gpu_check.KERNELS and 10 < sum(shares) <= 100 and shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.slow
+def test_memory_at_a_tiny_size(tmp_path):
+    assert main([*CPU, "--part", "5", "--output_dir", str(tmp_path)]) == 0
+    found = saved(tmp_path)["memory relativistic, batch 4, float32"]
+    assert found["peak / estimate"] == pytest.approx(found["peak, GiB"] / found["estimate, GiB"]) and found["estimate, GiB"] > 0
+
+
+def test_part_4_maps_its_two_runs_of_one_class_without_predict(tmp_path, slices_dir, monkeypatch):
+    commands = {}
+    monkeypatch.setattr(gpu_check, "run", lambda results, name, *command: commands.update({name: command}))
+    runs = [tmp_path / name / "AD" for name in ("training", "training_without_growing")]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "generator.pt").touch()
+    assert main([*CPU, "--part", "4", "--dataset_dir", slices_dir, "--output_dir", str(tmp_path)]) == 0
+    assert {name: command[0] for name, command in commands.items() if name != "map of styles"} == dict.fromkeys(
+        ("projection", "export", "report"), "predict.py"
+    )
+    assert commands["map of styles"] == ("-c", gpu_check.MAP, *map(str, runs), str(tmp_path / "predictions"), "cpu")

@@ -1,0 +1,288 @@
+"""Everything to run on the day there is a GPU: tests, speed, training, analysis and memory, with every figure in gpu.json.
+
+    python -m tools.gpu_check --dataset_dir AD_NC/train --output_dir gpu
+
+    part    what
+    1       the tests that are marked "gpu"
+    2       bench.py and a profile of train.py's step, WGAN-GP and relativistic
+    3       seven minutes of training of AD and, called again, without growing: KID, precision and recall at 2, 4 and 7 minutes
+    4       with the model of part 3: a projection, an export, a report, a map of styles
+    5       peak memory of a step against the estimate of --dry_run
+
+A call of one part ends within ten minutes; all together are meant to take less than 25. Each figure is written as soon as it is
+measured, and stays when other parts are run. gpu.md is the same as a page. With --device cpu everything is tiny, to try the
+command itself.
+"""
+
+import csv
+import gc
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+from utils import ArgumentParser, UserError, answer_early, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIMIT = 590  # seconds for one call of a part
+MOMENTS = 2, 4, 7  # minutes of training whose evaluations are kept
+LOSSES = "wgan-gp", "relativistic"
+KERNELS = 12  # of the profile, the longest
+MAP = (  # of two runs of AD, which predict.py does not take for AD and NC: only the time counts
+    "import sys; from analysis.style_maps import compared_runs, plot_umaps; ad, nc, output, device = sys.argv[1:]; "
+    "plot_umaps(compared_runs(ad, nc), output, device=device)"
+)
+STEPS = 8  # of the profile, among them one of the relativistic loss's penalties
+NETWORKS = {
+    "cuda": {"resolution": 256, "channel_base": 8192, "channel_max": 256},
+    "cpu": {"resolution": 64, "channel_base": 128, "channel_max": 8},
+}
+SIZES = {
+    "cuda": {"batch_size": 32, "minutes": 7, "export": 1000, "steps": 100},
+    "cpu": {"batch_size": 4, "minutes": 0.1, "export": 8, "steps": 2},
+}
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Try everything on a GPU: tests, speed, training, analysis, memory.",
+        "-m tools.gpu_check --dataset_dir AD_NC/train --output_dir gpu",
+        "-m tools.gpu_check --dataset_dir AD_NC/train --output_dir gpu --part 2",
+    )
+    parser.prog = "-m tools.gpu_check"
+    parser.add_argument("--dataset_dir", help="folder that holds AD/ and NC/, such as AD_NC/train; parts 3 and 4 need it")
+    parser.add_argument("--output_dir", default="gpu", help="folder for gpu.json, gpu.md, logs and models")
+    parser.add_argument("--part", type=number(int, 1, 5), help="only this part")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ..., or cpu to try this command")
+    parser.add_argument("--against", metavar="FILE.py", help="other networks to time in part 2: see bench.py")
+    args = parser.parse_args(argv)
+    if not args.dataset_dir and args.part in (None, 3, 4):
+        raise UserError("--dataset_dir: parts 3 and 4 train on slices; give a folder such as AD_NC/train, or another --part")
+    return args
+
+
+if __name__ == "__main__":
+    answer_early(parse_args)  # before PyTorch is imported
+
+import torch
+
+from training.monitor import memory_gib
+from training.plan import estimate_memory
+from training.recipes import RECIPES, options
+from training.step import Batch, TrainingState, train_step
+
+
+class Results:
+    """{name: {figure: value}} in <folder>/gpu.json and, as a page, in gpu.md, both written after every measurement."""
+
+    def __init__(self, folder, machine):
+        self.folder, self.measured, self.deadline = folder, {}, math.inf
+        try:
+            with open(os.path.join(folder, "gpu.json")) as file:
+                measured = dict(json.load(file))
+            if measured["machine"] == machine:
+                self.measured = measured
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # none yet, or none that can be read: all is measured anew
+        self.add("machine", machine)
+
+    def add(self, name, figures):
+        self.measured[name], lines = figures, ["# What tools.gpu_check measured"]
+        for title, values in self.measured.items():
+            lines += ["", f"## {title}", "", "| | |", "|---|---|"]
+            lines += [f"| {key} | {f'{value:.4g}' if isinstance(value, float) else value} |" for key, value in values.items()]
+        for extension, text in (("json", json.dumps(self.measured, indent=2)), ("md", "\n".join(lines))):
+            with atomic_path(os.path.join(self.folder, f"gpu.{extension}")) as path, open(path, "w") as file:
+                file.write(text + "\n")
+        shown = [f"{key} {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in figures.items()]
+        print(f"{name}: {', '.join(shown[:4])}", flush=True)
+
+
+def run(results, name, *command):
+    """Run a Python command line with its output in a log file; its text, or None if it failed, which the results then say."""
+    log, begun = os.path.join(results.folder, re.sub(r"\W+", "_", name) + ".log"), time.monotonic()
+    with open(log, "w") as file:
+        try:
+            done = subprocess.run(
+                [sys.executable, *map(str, command)], stdout=file, stderr=file, cwd=ROOT, timeout=max(1, results.deadline - begun)
+            )
+            problem = f"exit status {done.returncode}" if done.returncode else None
+        except subprocess.TimeoutExpired:
+            problem = "the ten minutes of this part were over"
+    with open(log, errors="replace") as file:
+        text = file.read()
+    if problem:
+        results.add(name, {"failed": problem, "last line": (text.strip().splitlines() or [""])[-1][:200], "log": log})
+        return None
+    return text + f"\nseconds {time.monotonic() - begun:.1f}\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def test(results, args, sizes):
+    """Part 1."""
+    chosen = ["-m", "gpu"] if args.device != "cpu" else ["-k", "float32_is_float32 and cpu"]
+    text = run(results, "tests", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "tests/test_gpu.py")
+    if text:
+        results.add("tests", {"result": re.search(r"\d+ passed.*", text)[0]})
+
+
+def network_flags(args):
+    return [f"--{name}={value}" for name, value in NETWORKS[args.device.split(":")[0]].items()]
+
+
+def new_step(loss, batch_size, device, dtype):
+    """A function that takes the step of this number, on black images, and the settings of its networks."""
+    layers = RECIPES["full", loss].mapping_layers
+    network = NETWORKS[device.type] | {"mapping_layers": layers, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+    state = TrainingState(options("full", loss, batch_size=batch_size), network, device, dtype)
+    side = network["resolution"]
+    batch = Batch(torch.full([batch_size, 1, side, side], -1.0, device=device))
+    return lambda step: train_step(state, step, batch), network
+
+
+def bench(results, args, sizes):
+    """Part 2."""
+    flags = [*network_flags(args), "--batch_size", sizes["batch_size"], "--device", args.device, "--steps", sizes["steps"] // 2]
+    flags += ["--against", os.path.abspath(args.against)] if args.against else []
+    for loss in LOSSES:
+        if text := run(results, f"bench {loss}", "bench.py", "--loss", loss, *flags):
+            results.add(f"bench {loss}", table(text))
+    device = torch.device(args.device)
+    for loss in LOSSES:
+        results.add(f"profile {loss}", profile(loss, sizes, device))
+
+
+def table(text):
+    """{"train.py's step, images/s": 140.0, ...} of what bench.py printed; of several networks, the values as text."""
+    rows = re.findall(r"^(.{34})(\S+) +([\d.e+ ]+)$", text, re.MULTILINE)
+    return {
+        f"{label.strip()}, {unit}": float(values) if len(values.split()) == 1 else " / ".join(values.split())
+        for label, unit, values in rows
+    }
+
+
+def profile(loss, sizes, device):
+    """Milliseconds of a step, the share of the time in which the device computes, and that of the longest kernels."""
+    take, _ = new_step(loss, sizes["batch_size"], device, pick_dtype(None, device))
+    cuda = device.type == "cuda"
+    kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+
+    def steps():
+        for step in range(STEPS):
+            take(step)
+        if cuda:
+            torch.cuda.synchronize(device)
+
+    steps()  # to warm up
+    begun = time.perf_counter()
+    steps()
+    seconds = time.perf_counter() - begun
+    with torch.profiler.profile(activities=[kind], acc_events=True) as profiler:
+        steps()
+    events = [(event.self_device_time_total if cuda else event.self_cpu_time_total, event.key) for event in profiler.key_averages()]
+    total = sum(microseconds for microseconds, _ in events)
+    figures = {"step, ms": 1000 * seconds / STEPS, "images/s": STEPS * sizes["batch_size"] / seconds}
+    figures["kernels' share of the time, %"] = total / seconds / 1e4
+    return figures | {f"{key[:80]}, %": 100 * microseconds / total for microseconds, key in sorted(events, reverse=True)[:KERNELS]}
+
+
+def train(results, args, sizes):
+    """Part 3, of which each call does the first run that is missing."""
+    runs = {"training": [], "training without growing": ["--grow", "False"]}
+    name = next((name for name in runs if "failed" in results.measured.get(name, {"failed": None})), None)
+    if name is None:
+        print("part 3 is done: remove gpu.json to train anew")
+        return
+    folder = os.path.join(results.folder, name.replace(" ", "_").replace("-", ""))
+    flags = [*network_flags(args), "--batch_size", sizes["batch_size"], "--device", args.device, "--classes", "AD"]
+    flags += ["--epochs", 10**6, "--max_minutes", sizes["minutes"], "--eval_every", 1, "--save_every", 1]
+    shutil.rmtree(folder, ignore_errors=True)  # of a call that was cut off
+    command = ["train.py", "--dataset_dir", os.path.abspath(args.dataset_dir), "--model_dir", folder, *flags, *runs[name]]
+    if run(results, name, *command) is None:
+        return
+    figures = {}
+    losses, evaluations = (read_rows(os.path.join(folder, "AD", f"{table}.csv")) for table in ("losses", "evaluations"))
+    for minutes in MOMENTS:
+        row = min(evaluations, key=lambda row: abs(row["seconds"] - 60 * minutes))
+        place = f"at {row['seconds'] / 60:.1f} minutes"
+        figures |= {f"{key} {place}": row[key] for key in ("kid", "kid_test", "precision", "recall")}
+        figures[f"kimg {place}"] = row["images"] / 1000
+    rates = [row["images_per_second"] for row in losses[len(losses) // 2 :]]
+    figures |= {"images/s, mean of the second half": sum(rates) / len(rates), "peak memory, GiB": losses[-1]["memory_gib"]}
+    results.add(name, figures)
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return [{column: float(value) for column, value in row.items()} for row in csv.DictReader(file)]
+
+
+def analyse(results, args, sizes):
+    """Part 4."""
+    runs = [os.path.join(results.folder, name, "AD") for name in ("training", "training_without_growing")]
+    if not os.path.isfile(os.path.join(runs[0], "generator.pt")):
+        raise UserError(f"--part 4 needs the model of part 3: no {runs[0]}/generator.pt")
+    data = os.path.abspath(args.dataset_dir)
+    slice_path = os.path.join(data, "AD", sorted(os.listdir(os.path.join(data, "AD")))[0])
+    output = os.path.join(results.folder, "predictions")
+    predict = ["predict.py", "--device", args.device, "--model_dir", runs[0], "--output_dir", output]
+    jobs = {
+        "projection": [*predict, "--project", slice_path, "--project_steps", sizes["steps"]],
+        "export": [*predict, "--export", sizes["export"]],
+        "report": [*predict, "--report", "True"],
+        "map of styles": ["-c", MAP, *runs, output, args.device],
+    }
+    for name, command in jobs.items():
+        if name == "map of styles" and (importlib.util.find_spec("umap") is None or not os.path.isdir(runs[1])):
+            print("map of styles: skipped, since it needs umap-learn and both runs of part 3")
+        elif text := run(results, name, *command):
+            results.add(name, {"seconds": float(text.split()[-1])})
+
+
+def memory(results, args, sizes):
+    """Part 5."""
+    device = torch.device(args.device)
+    for loss in LOSSES:
+        for batch_size in (sizes["batch_size"] // 2, sizes["batch_size"]):
+            for dtype in dict.fromkeys((pick_dtype(None, device), torch.float32)):
+                if device.type == "cuda":
+                    gc.collect()
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats(device)
+                take, network = new_step(loss, batch_size, device, dtype)
+                for step in range(2):
+                    take(step)
+                measured, estimate = memory_gib(device), estimate_memory(network, loss, batch_size, dtype) / 2**30
+                name = f"memory {loss}, batch {batch_size}, {str(dtype).removeprefix('torch.')}"
+                results.add(name, {"peak, GiB": measured, "estimate, GiB": estimate, "peak / estimate": measured / estimate})
+                del take  # before the next is made
+
+
+PARTS = {1: test, 2: bench, 3: train, 4: analyse, 5: memory}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = pick_device(args.device)
+    args.device = str(device)
+    make_folder(args.output_dir, "--output_dir")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+    machine = {"device": name, "PyTorch": torch.__version__, "activations": str(pick_dtype(None, device)).removeprefix("torch.")}
+    results = Results(os.path.abspath(args.output_dir), machine)
+    for part in (args.part,) if args.part else (1, 2, 3, 3, 4, 5):
+        results.deadline = time.monotonic() + LIMIT
+        PARTS[part](results, args, SIZES[device.type])
+    print(os.path.join(args.output_dir, "gpu.json"), os.path.join(args.output_dir, "gpu.md"), sep="\n")
+    return 1 if any("failed" in figures for figures in results.measured.values()) else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

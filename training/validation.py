@@ -1,0 +1,134 @@
+"""Validation during training: every --eval_every epochs, a row of evaluations.csv compares the run with real slices.
+
+validation = Validation(train, test, z_dim=256, num_classes=0, device="cpu")
+validation(averaged, critic, batch_size=16)["kid_test"]
+"""
+
+import os
+
+import numpy as np
+import torch
+
+from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
+from dataset import to_float, to_uint8
+from modules import Discriminator
+from report.figures import resize
+from utils import UserError, load_tensors, random_stream, read_network
+
+VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each split
+VALIDATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
+
+
+class Validation:
+    """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of slices it has not seen.
+
+    train: Slices; test: Slices or None (columns that need it are nan then). The features of the real slices are computed once.
+    mirror: real slices go through `mirror_half`, since the generator has learnt mirrored ones, too.
+    Every call uses the same latents, noise and real slices, so that only the networks change from row to row.
+    """
+
+    def __init__(self, train, test, z_dim, num_classes, device, mirror=False):
+        self.device, self.features = device, Features("vgg16", device)
+        self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
+        self.labels = torch.arange(VALIDATED, device=device) % num_classes if num_classes else None
+        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D]), "test": ...}
+        for split, slices in (("train", train), ("test", test)):
+            if slices is not None:
+                rows = np.random.default_rng(0).permutation(len(slices))[:VALIDATED]
+                pixels = mirror_half(slices[rows]) if mirror else slices[rows]
+                self.real[split] = pixels, torch.from_numpy(slices.labels[rows]), self.features(pixels)
+
+    @torch.no_grad()
+    def __call__(self, averaged, critic, batch_size):
+        """{column of VALIDATION: float, nan where it cannot be measured}; the networks see `batch_size` slices at a time.
+
+        A generator of a lower stage (training/growth.py) is compared at the size of the real slices, its own enlarged, so that rows
+        can be compared; the critic scores slices of its own size.
+        overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores unseen slices like
+        those it was trained on, 1 if it scores them like generated ones.
+        """
+        generated = self.generate(averaged, batch_size)
+        side = generated.shape[-1]
+        features = self.features(resize(generated, self.real["train"][0].shape[-1]))
+        row = dict.fromkeys(VALIDATION, float("nan"))
+        train_features = self.real["train"][2]
+        row["kid"] = 1000 * kid(train_features, features)
+        if "test" in self.real:
+            row["kid_test"] = 1000 * kid(self.real["test"][2], features)
+        if len(train_features) > NEIGHBOURS:
+            neighbourhoods = prdc(train_features, features)
+            row |= {name: neighbourhoods[name] for name in ("precision", "recall")}
+        scored = {"generated": (generated, self.labels)} | {split: real[:2] for split, real in self.real.items()}
+        for kind, (pixels, labels) in scored.items():
+            scores = critic_scores(critic, resize(pixels, side), labels, batch_size, self.device)
+            row[f"score_{kind}"] = mean_score(scores, labels, critic)
+        gap = row["score_train"] - row["score_generated"]
+        if gap > 0:
+            row["overfitting"] = (row["score_train"] - row["score_test"]) / gap
+        return row
+
+    def generate(self, averaged, batch_size):
+        """Slices of the fixed latents, uint8 [VALIDATED, R, R]."""
+        rng, slices = random_stream("evaluation noise", 0, self.device), []
+        for start in range(0, VALIDATED, batch_size):
+            labels = None if self.labels is None else self.labels[start : start + batch_size]
+            w = averaged["mapping"](self.z[start : start + batch_size], labels)
+            slices.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
+        return torch.cat(slices).numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The critic's scores, which predict.py --evaluate needs too
+
+
+def load_critic(folder, device):
+    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read.
+
+    None if there is no checkpoint.pt, beside a generator that was copied by itself (`analysis.models.share`).
+    """
+    path = os.path.join(folder, "checkpoint.pt")
+    if not os.path.exists(path):
+        return None
+    network = read_network(folder)
+    try:
+        saved = load_tensors(path)
+        reached, resolution = saved["stage"]["resolution"], network["resolution"]
+        critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
+        if reached == resolution:
+            critic.load_state_dict(saved["critic"])
+    except Exception as error:
+        raise UserError(
+            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs config.json and "
+            "an undamaged checkpoint.pt"
+        ) from None
+    if reached < resolution:
+        raise UserError(
+            f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
+        )
+    return critic.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def critic_scores(critic, pixels, labels, batch_size, device):
+    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
+
+    Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
+    rounded down to a multiple of `batch_size`, or N if there is not one full batch.
+    """
+    labels = labels.to(device) if critic.embedding is not None else None
+    scores = []
+    for start in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
+        images = to_float(torch.as_tensor(pixels[start : start + batch_size]).to(device))
+        scores.append(critic(images, None if labels is None else labels[start : start + batch_size]))
+    return torch.cat(scores)
+
+
+def mean_score(scores, labels, critic):
+    """Mean of scores [n], a float; for a class-conditional critic, the mean of the classes' means, by labels [N], N >= n.
+
+    The offset between classes can exceed that between real and generated, and the splits hold the classes in other proportions.
+    """
+    if critic.embedding is None:
+        return scores.mean().item()
+    labels = labels[: len(scores)].to(scores.device)
+    return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()
