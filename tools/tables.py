@@ -62,17 +62,22 @@ def alerts_table():
     return "\n".join(lines)
 
 
+def made_tables():
+    """What `with_tables` needs: (figures of the runs, {first cell of the header: table from the code})."""
+    return compare_runs(read_runs()), {"network": recipes.markdown_table(), "alert": alerts_table()}
+
+
 def first_cell(line):
     return line.split("|")[1].strip()
 
 
-def with_tables(text, compared, tables):
-    """The text of a page with the tables that it should have; tables: {first cell of the header: Markdown}."""
+def with_tables(text, compared, of_code):
+    """The text of a page with the tables that it should have; see `made_tables`."""
     blocks = []
     for is_table, lines in itertools.groupby(text.split("\n"), lambda line: line.startswith("|")):
         rows = list(lines)
-        if is_table and first_cell(rows[0]) in tables:
-            rows = [tables[first_cell(rows[0])]]
+        if is_table and first_cell(rows[0]) in of_code:
+            rows = [of_code[first_cell(rows[0])]]
         elif is_table:
             rows = [with_figures(row, compared) for row in rows]
         blocks += rows
@@ -91,10 +96,10 @@ def main(argv=None):
     parser = ArgumentParser("Rewrite the tables of README.md and docs/ from docs/runs.csv and the code.", "-m tools.tables")
     parser.prog = "-m tools.tables"
     parser.parse_args(argv)
-    compared, tables = compare_runs(read_runs()), {"network": recipes.markdown_table(), "alert": alerts_table()}
+    compared, of_code = made_tables()
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        after = with_tables(before, compared, tables)
+        after = with_tables(before, compared, of_code)
         if after != before:
             with atomic_path(page) as path:
                 Path(path).write_text(after, encoding="utf-8")
