@@ -2,7 +2,8 @@
 
     python -m tools.tables          # rewrites the pages whose tables differ; tests/test_readme.py compares them
 
-A row of docs/runs.csv is one run. Its column `compares` says what for, as "decision: alternative", several separated by "; ".
+A row of docs/runs.csv is one run. Its column `compares` says what for, as "decision: alternative", several separated by "; ",
+or nothing, where a page quotes the run in words.
 A table row whose first cell is a decision gets its alternatives and their figures in the two cells that follow.
 """
 
@@ -30,7 +31,7 @@ def compare_runs(runs):
     """{decision: (its alternatives, their figures)}, both with <br> between alternatives, in the order of the runs."""
     compared = {}
     for run in runs:
-        for pair in run["compares"].split("; "):
+        for pair in filter(None, run["compares"].split("; ")):
             decision, alternative = pair.split(": ")
             compared.setdefault(decision, {}).setdefault(alternative, []).append(run)
     return {
