@@ -1,3 +1,3 @@
-"""What a maintainer runs: the GPU check and the diagrams of docs/."""
+"""What a maintainer runs: the GPU check, and the diagrams and tables of docs/."""
 
 import utils  # noqa: F401  # first in `python -m`, before Matplotlib: see startup.py

@@ -17,7 +17,7 @@ def test_constants_of_the_distances():
     assert distances.REPEATS * distances.DIRECTIONS == 512  # there, and in its code: 4 times 128
     assert distances.SSIM_WEIGHTS == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
     assert [width for width in distances.VGG16 if width != "M"] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6  # its table 1, D
-    assert (distances.FEATURE_SIDE, distances.NEAREST_SIDE, distances.IDENTICAL) == (64, 64, 1e-5)  # docs/metrics.md
+    assert (distances.FEATURE_SIDE, distances.NEAREST_SIDE, distances.IDENTICAL) == (64, 64, 1e-5)  # docs/methods.md
 
 
 @pytest.fixture(scope="module")
