@@ -99,7 +99,9 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     Wasserstein distances the first `swd_size`.
     """
     mmd, error = polynomial_mmd(*standardise(real.features, fake.features), x_groups=real.groups, y_groups=fake.groups)
-    values = {"kid_x1000": 1000 * mmd, "kid_x1000_error": 1000 * error, **prdc(real.features[:size], fake.features[:size])}
+    real_groups, fake_groups = (None if x.groups is None else x.groups[:size] for x in (real, fake))
+    neighbourhoods = prdc(real.features[:size], fake.features[:size], NEIGHBOURS, real_groups, fake_groups)
+    values = {"kid_x1000": 1000 * mmd, "kid_x1000_error": 1000 * error, **neighbourhoods}
     rng, swd = np.random.default_rng(seed), []
     for a, b in zip(real.patches, fake.patches):
         swd.append(1000 * sliced_wasserstein(a[:swd_size].flatten(0, 1), b[:swd_size].flatten(0, 1), rng))
@@ -115,7 +117,7 @@ def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed
 
     values: those of `compare_sets`; with the prefix floor_ the same between two halves of `real`, if these are large enough;
     given `train`, memorised (the share from `memorisation`, with its interval), nearest_fake and nearest_real (median relative
-    distances). groups [N]: see Description; for the standard error, the interval and the floor. mirror: of a generator that
+    distances). groups [N]: see Description; for the balls of `prdc`, the standard error, the interval and the floor. mirror: of a generator that
     was trained on mirrored images, too: compare with `mirror_half` of `real`, and count mirrored copies.
     Memory at R = 256: 150 kB per image besides the images. UserError: too few images, or images of different sizes.
     """
