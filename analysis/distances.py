@@ -141,7 +141,7 @@ def split_groups(groups, blocks):
     return [np.flatnonzero(block[number] == i) for i in range(blocks)]
 
 
-def polynomial_mmd(x, y, blocks=10, x_groups=None, y_groups=None):
+def polynomial_mmd(x, y, blocks=50, x_groups=None, y_groups=None):
     """Unbiased MMD^2 of float64 x [N, D], y [M, D] under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), and its error.
 
     The standard error is a jackknife over `blocks` blocks of each set, of whole groups (people) where x_groups [N] or y_groups [M]
@@ -361,7 +361,7 @@ class Memorisation(NamedTuple):
 def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
     """Compare how close generated and held-out real images are to the training set, all uint8 [*, R, R]: `Memorisation`.
 
-    `train` may be `Slices`. Without memorisation the share is about 0.01; copying a tenth of the images adds 0.1. The test is
+    `train` may be `Slices`. Without memorisation the share is `expected_share`; copying a tenth of the images adds 0.1. The test is
     only as sensitive as `real` is independent: where it shows people of the training set, its images are close to that set
     too, and only close copies are noticed. The interval resamples generated images, and of `real` the groups [N] (people; None:
     each image is one). mirror: whether mirrored copies count, as they do where training mirrored. UserError if the training
@@ -382,6 +382,14 @@ def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
     units = np.r_[np.unique(groups, return_inverse=True)[1], np.arange(len(distances))]
     interval = bootstrap(share, units, np.arange(len(units)) < len(groups))
     return Memorisation(interval.value, distances, held_out, rows, mirrored, *interval[1:])
+
+
+def expected_share(count):
+    """The share of new images expected below the 1st percentile of `count` others of the same distribution: 0.01 for many.
+
+    The percentile lies between the first two order statistics, below the k-th of which k / (count + 1) are expected.
+    """
+    return (1 + 0.01 * (count - 1)) / (count + 1)
 
 
 def fit_neighbours(images, label=None):

@@ -113,9 +113,20 @@ def test_polynomial_mmd_of_two_features_each_has_a_value_and_no_error():
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and math.isnan(error)
 
 
-def test_polynomial_mmd_takes_ten_blocks():
-    x, y = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert distances.polynomial_mmd(x, y) == distances.polynomial_mmd(x, y, blocks=10) != distances.polynomial_mmd(x, y, blocks=11)
+def test_standard_error_hardly_depends_on_the_order_of_the_images():
+    """Of the same two sets, in other orders, so in other blocks: with ten blocks it varied by a third, with fifty by a sixth."""
+    x, y = (
+        torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        + torch.tensor([0, 0.5])[:, None, None]
+    )
+    rng = np.random.default_rng(0)
+
+    def spread(**blocks):
+        orders = [(rng.permutation(200), rng.permutation(200)) for _ in range(40)]
+        errors = [distances.polynomial_mmd(x[a], y[b], **blocks)[1] for a, b in orders]
+        return np.std(errors) / np.mean(errors)
+
+    assert spread() < 0.18 < spread(blocks=10)
 
 
 @pytest.mark.slow
@@ -539,3 +550,12 @@ def test_memorisation_refuses_real_images_that_are_all_in_the_training_set():
     train = brains(30, 0)
     with pytest.raises(UserError, match="not in the training set"):
         distances.memorisation(train[:10], brains(10, 1), train)
+
+
+@pytest.mark.parametrize("count", [20, 150, 2000])
+def test_expected_share_of_new_images_below_the_first_percentile(count):
+    """By drawing: of uniform numbers, the percentile of `count` is itself the share below it."""
+    rng = np.random.default_rng(0)
+    shares = [np.quantile(rng.random(count), 0.01) for _ in range(4000)]
+    assert distances.expected_share(count) == pytest.approx(np.mean(shares), abs=4 * np.std(shares) / math.sqrt(len(shares)))
+    assert distances.expected_share(20) == pytest.approx(0.0567, abs=1e-4)
