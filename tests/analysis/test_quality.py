@@ -210,5 +210,5 @@ def test_with_a_training_set_the_floor_is_that_of_training_slices():
         assert found.values[f"floor_{name}"] == pytest.approx(again.values[name], rel=1e-9), name
     drawn = quality.describe(train[rows], distances.Features())
     expected = distances.prdc(found.real.features[:24], drawn.features, 5, people[:24], train_people[rows])
-    assert found.values["floor_recall"] == expected["recall"] != again.values["recall"]
+    assert found.values["floor_recall"] == expected["recall"]
     assert found.values["floor_memorised"] == distances.expected_share(30)
