@@ -4,8 +4,8 @@
     python metrics.py --real AD_NC/test --fake predictions/all-conditional --map True
 
 --fake is a folder of images, such as `predict.py --export` writes; --real should hold images that no model was trained on.
-Every value comes with its floor: the same measure between two halves of the real set, of different people where known, which
-a perfect generator would reach.
+Every value comes with its floor, which a perfect generator would reach: the same measure of as many training slices in place of
+the generated ones, or, without --train, between two halves of the real set, of different people where known.
 Values are not comparable with published ones, which use other features and images. 2,000 against 2,000 slices at 256x256
 take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in analysis/quality.py and analysis/distances.py.
 """
@@ -87,14 +87,15 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from analysis.quality import measure_quality, plot_quality, quality_table, save_nearest
+from analysis.quality import measure_quality
 from data.checks import check_brightness, warn_of_kinds
 from data.damage import note_damaged
 from data.decode import light_of, open_slice, pad_and_resize, read_files
 from data.folders import class_folders, find_slices, holds_classes, require_readable, some_of
-from data.subjects import find_subjects, identify, resampled_text, resampling_groups
+from data.subjects import find_subjects, identify, resampled_text, resampling_groups, shared_text
 from dataset import Slices
 from report.atlas import write_quality_atlas
+from report.quality_report import plot_quality, quality_table, save_nearest
 
 # Pictures that commands of this project write, as the name of their folder and their own: predict.py's, metrics.py's, those of
 # dataset.py and of the modules of training/ and analysis/ that are commands, and whole folders of train.py, predict.py, prepare.py.
@@ -193,15 +194,15 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
 
 
 def load_train(folder, classes, resolution):
-    """The whole training set: `Slices`, which use the cache that training made, or the slices of another folder as an array."""
+    """(the whole training set, its names): `Slices`, which use the cache that training made, or another folder's as an array."""
     if not holds_class(folder) or slice_paths("--train", folder, classes)[1]:
-        return load("--train", folder, classes, resolution)[0]
+        return load("--train", folder, classes, resolution)
     try:
         slices = Slices(folder, classes, resolution)
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", "--train")) from None
     note_damaged(slices, slices.names, folder)
-    return slices
+    return slices, slices.names
 
 
 def holds_class(folder):
@@ -216,10 +217,15 @@ def main(argv=None):
     table = find_subjects(args.subjects, args.real)
     real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
     note_damaged(real, names, args.real)
-    groups, unit = resampling_groups(identify(names, table))
+    scans = identify(names, table)
+    groups, unit = resampling_groups(scans)
     fake, fake_names = load("--fake", args.fake, args.classes, args.resolution, args.num_images, args.seed)
-    train = load_train(args.train, args.classes, args.resolution) if args.train else None
-    quality = measure_quality(real, fake, train, args.features, device, args.seed, progress=True, groups=groups, mirror=args.mirror)
+    train, train_names = load_train(args.train, args.classes, args.resolution) if args.train else (None, [])
+    train_scans = identify(train_names, table)
+    train_groups, _ = resampling_groups(train_scans)
+    quality = measure_quality(
+        real, fake, train, args.features, device, args.seed, True, groups, train_groups if args.train else None, args.mirror
+    )
 
     json_path, figure_path, nearest_path = (
         os.path.join(args.output_dir, name) for name in ("metrics.json", "metrics.png", "nearest.png")
@@ -230,8 +236,10 @@ def main(argv=None):
         json.dump({"values": values, **counts, "flags": vars(args)}, file, indent=2)
     plot_quality(quality, figure_path)
     print(f"{len(fake)} generated against {len(real)} real slices at {args.resolution}x{args.resolution}, {args.features}")
-    print(quality_table(quality.values))
+    print(quality_table(quality))
     print(resampled_text(unit))
+    if args.train:
+        print(shared_text(train_scans, scans))
     print(json_path, figure_path, sep="\n")
     if quality.memory:
         save_nearest(fake, train, quality.memory, nearest_path)

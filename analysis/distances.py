@@ -141,7 +141,7 @@ def split_groups(groups, blocks):
     return [np.flatnonzero(block[number] == i) for i in range(blocks)]
 
 
-def polynomial_mmd(x, y, blocks=10, x_groups=None, y_groups=None):
+def polynomial_mmd(x, y, blocks=50, x_groups=None, y_groups=None):
     """Unbiased MMD^2 of float64 x [N, D], y [M, D] under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), and its error.
 
     The standard error is a jackknife over `blocks` blocks of each set, of whole groups (people) where x_groups [N] or y_groups [M]
@@ -184,36 +184,48 @@ def kid(real, fake):
     return polynomial_mmd(*standardise(real, fake))[0]
 
 
-def prdc(real, fake, k=NEIGHBOURS):
+def prdc(real, fake, k=NEIGHBOURS, real_groups=None, fake_groups=None):
     """Precision, recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020) of features; a dict of floats.
 
-    real [N, D], fake [M, D] with N, M > k. The ball of a point reaches to its k-th nearest neighbour in its own set.
+    real [N, D], fake [M, D] with N, M > k. The ball of a point reaches to its k-th nearest neighbour in its own set, or, with
+    groups [N] or [M] (people), to the k-th nearest of other groups: among neighbouring slices of one brain a ball would be too
+    small to hold anyone else. nan without k points of other groups.
     precision: share of fakes in at least one real ball; recall: share of reals in at least one fake ball;
     density: mean number of real balls that a fake is in, over k (about 1, can exceed it); coverage: share of real balls that
     contain a fake. Only values from sets of equal sizes can be compared. UserError if a set is too small.
     """
-    balls, recalled, covered = in_balls(real, fake, k)
+    balls, recalled, covered = in_balls(real, fake, k, real_groups, fake_groups)
     return {
-        "precision": (balls > 0).double().mean().item(),
-        "recall": recalled.double().mean().item(),
+        "precision": (balls > 0).double().where(~balls.isnan(), math.nan).mean().item(),
+        "recall": recalled.mean().item(),
         "density": balls.mean().item() / k,
-        "coverage": covered.double().mean().item(),
+        "coverage": covered.mean().item(),
     }
 
 
-def in_balls(real, fake, k=NEIGHBOURS):
-    """What `prdc` averages: the number of real balls around each fake, float64 [M]; whether each real is in a fake ball and whether
-    its own ball holds a fake, bool [N] each."""
-    from sklearn.neighbors import NearestNeighbors  # takes a second to import
+def ball_radii(points, k, groups=None):
+    """Distance of each of float64 points [N, D] to its k-th nearest of other groups [N] (None: each is one): float64 [N].
 
+    nan where fewer than k points are of other groups.
+    """
+    number = torch.arange(len(points))
+    if groups is not None:
+        number = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+    radii = []
+    for part, part_number in zip(points.split(512), number.split(512)):
+        distance = torch.cdist(part, points).masked_fill_(part_number[:, None] == number, math.inf)
+        radii.append(distance.kthvalue(k, dim=1).values)
+    radii = torch.cat(radii)
+    return radii.where(radii.isfinite(), math.nan)
+
+
+def in_balls(real, fake, k=NEIGHBOURS, real_groups=None, fake_groups=None):
+    """What `prdc` averages, float64: the number of real balls around each fake [M]; whether each real is in a fake ball [N], and
+    whether its own ball holds a fake [N]. nan where a set has balls without radius."""
     real, fake = torch.as_tensor(real, dtype=torch.float64), torch.as_tensor(fake, dtype=torch.float64)
     if min(len(real), len(fake)) <= k:
         raise UserError(f"{min(len(real), len(fake))} slices are too few: each set needs at least {k + 1}")
-
-    def radii(points):
-        return torch.from_numpy(NearestNeighbors(n_neighbors=k).fit(points.numpy()).kneighbors()[0][:, -1])
-
-    real_radii, fake_radii = radii(real), radii(fake)
+    real_radii, fake_radii = ball_radii(real, k, real_groups), ball_radii(fake, k, fake_groups)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
     balls = []
     for part, part_radii in zip(fake.split(512), fake_radii.split(512)):
@@ -221,7 +233,8 @@ def in_balls(real, fake, k=NEIGHBOURS):
         balls.append((distance <= real_radii).sum(1))
         covered |= (distance <= real_radii).any(0)
         recalled |= (distance <= part_radii[:, None]).any(0)
-    return torch.cat(balls).double(), recalled, covered
+    no_real, no_fake = (0 * radii.sum() for radii in (real_radii, fake_radii))  # nan if any is
+    return torch.cat(balls) + no_real, recalled + no_fake, covered + no_real
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,7 +361,7 @@ class Memorisation(NamedTuple):
 def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
     """Compare how close generated and held-out real images are to the training set, all uint8 [*, R, R]: `Memorisation`.
 
-    `train` may be `Slices`. Without memorisation the share is about 0.01; copying a tenth of the images adds 0.1. The test is
+    `train` may be `Slices`. Without memorisation the share is `expected_share`; copying a tenth of the images adds 0.1. The test is
     only as sensitive as `real` is independent: where it shows people of the training set, its images are close to that set
     too, and only close copies are noticed. The interval resamples generated images, and of `real` the groups [N] (people; None:
     each image is one). mirror: whether mirrored copies count, as they do where training mirrored. UserError if the training
@@ -369,6 +382,14 @@ def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
     units = np.r_[np.unique(groups, return_inverse=True)[1], np.arange(len(distances))]
     interval = bootstrap(share, units, np.arange(len(units)) < len(groups))
     return Memorisation(interval.value, distances, held_out, rows, mirrored, *interval[1:])
+
+
+def expected_share(count):
+    """The share of new images expected below the 1st percentile of `count` others of the same distribution: 0.01 for many.
+
+    The percentile lies between the first two order statistics, below the k-th of which k / (count + 1) are expected.
+    """
+    return (1 + 0.01 * (count - 1)) / (count + 1)
 
 
 def fit_neighbours(images, label=None):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from analysis.areas import SIDE, measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
-from analysis.quality import measure_quality, plot_quality, save_nearest
+from analysis.quality import measure_quality
 from data.damage import note_damaged
 from data.folders import find_splits
 from data.subjects import identify, resampled_text, resampling_groups, shared_text
@@ -42,6 +42,7 @@ from report.evaluation_report import (
     plot_critic,
     quality_tables,
 )
+from report.quality_report import plot_quality, save_nearest
 from training.validation import critic_scores, load_critic
 from utils import CLASSES, UserError, atomic_path, make_folder
 

@@ -1,10 +1,11 @@
-"""How good generated images are: what metrics.py and predict.py --evaluate compute from sets of images, and its figures.
+"""How good generated images are: what metrics.py and predict.py --evaluate compute from sets of images.
 
     quality = measure_quality(real, fake, train)  # uint8 [N, R, R] each
-    print(quality_table(quality.values))
+    print(quality_table(quality))                 # of report/quality_report.py
 
-Every value comes with its floor: the same measure between two halves of the real set, of different people where known, which
-a perfect generator would reach.
+Every value comes with its floor, which a generator that draws new slices of the training people would reach: the same measure of
+as many training slices in place of the generated ones. Without a training set it is the measure between two halves of the real
+set, of different people where known.
 """
 
 import math
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from analysis.distances import (
     BATCH,
@@ -23,6 +23,7 @@ from analysis.distances import (
     Features,
     Memorisation,
     draw_patches,
+    expected_share,
     in_batches,
     laplacian_pyramid,
     memorisation,
@@ -36,7 +37,6 @@ from analysis.distances import (
     split_groups,
     standardise,
 )
-from report import figures
 from utils import UserError
 
 
@@ -57,6 +57,7 @@ class Quality(NamedTuple):
     real: Description
     fake: Description
     memory: Memorisation | None  # None without a training set
+    floor: str  # what the values with the prefix floor_ compare with the real set; "" if there are none
 
 
 @torch.inference_mode()
@@ -99,7 +100,9 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     Wasserstein distances the first `swd_size`.
     """
     mmd, error = polynomial_mmd(*standardise(real.features, fake.features), x_groups=real.groups, y_groups=fake.groups)
-    values = {"kid_x1000": 1000 * mmd, "kid_x1000_error": 1000 * error, **prdc(real.features[:size], fake.features[:size])}
+    real_groups, fake_groups = (None if x.groups is None else x.groups[:size] for x in (real, fake))
+    neighbourhoods = prdc(real.features[:size], fake.features[:size], NEIGHBOURS, real_groups, fake_groups)
+    values = {"kid_x1000": 1000 * mmd, "kid_x1000_error": 1000 * error, **neighbourhoods}
     rng, swd = np.random.default_rng(seed), []
     for a, b in zip(real.patches, fake.patches):
         swd.append(1000 * sliced_wasserstein(a[:swd_size].flatten(0, 1), b[:swd_size].flatten(0, 1), rng))
@@ -110,13 +113,17 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
 
 
-def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None, mirror=False):
+def measure_quality(
+    real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None, train_groups=None, mirror=False
+):
     """Compare uint8 real [N, R, R] with fake [M, R, R], both in random order, and with `train` (may be `Slices`): `Quality`.
 
-    values: those of `compare_sets`; with the prefix floor_ the same between two halves of `real`, if these are large enough;
-    given `train`, memorised (the share from `memorisation`, with its interval), nearest_fake and nearest_real (median relative
-    distances). groups [N]: see Description; for the standard error, the interval and the floor. mirror: of a generator that
-    was trained on mirrored images, too: compare with `mirror_half` of `real`, and count mirrored copies.
+    values: those of `compare_sets`; with the prefix floor_ those of training slices drawn in place of the generated ones, or,
+    without `train`, those of two halves of `real`, if these are large enough; given `train`, memorised (the share from
+    `memorisation`, with its interval and what is expected of new images), nearest_fake and nearest_real (median relative
+    distances). groups, train_groups [N]: people, see Description; for the balls of `prdc`, the standard error, the interval and
+    the floor. mirror: of a generator that was trained on mirrored images, too: compare with `mirror_half` of `real`, and count
+    mirrored copies.
     Memory at R = 256: 150 kB per image besides the images. UserError: too few images, or images of different sizes.
     """
     sides = {images.shape[-1] for images in (real, fake, *([] if train is None else [train[[0]]]))}
@@ -126,110 +133,31 @@ def measure_quality(real, fake, train=None, features="vgg16", device="cpu", seed
         if len(images) <= NEIGHBOURS:
             raise UserError(f"{len(images)} {name} slices are too few: each set needs at least {NEIGHBOURS + 1}")
     extract = Features(features, device, seed)
-    real_set = describe(mirror_half(real, seed) if mirror else real, extract, seed, "real" if progress else None)
-    real_set = real_set._replace(groups=None if groups is None else np.asarray(groups))
-    fake_set = describe(fake, extract, seed, "generated" if progress else None)
+
+    def described(images, label, groups=None):
+        description = describe(images, extract, seed, label if progress else None)
+        return description._replace(groups=None if groups is None else np.asarray(groups))
+
+    real_set = described(mirror_half(real, seed) if mirror else real, "real", groups)
+    fake_set = described(fake, "generated")
     size = min(len(real), len(fake))
-    values = compare_sets(real_set, fake_set, size, size // 2, seed)  # the SWD falls with size: the floor has only half
-    half = halves(real_set, size // 2)
-    if (count := len(half[0].features)) > NEIGHBOURS:
-        floor = compare_sets(*half, count, count, seed)
-        values |= {f"floor_{name}": value for name, value in floor.items()}
+    values = compare_sets(real_set, fake_set, size, size // 2, seed)
+    if train is not None and len(train) > NEIGHBOURS:
+        rows = np.random.default_rng(seed).permutation(len(train))[: len(fake)]
+        drawn = mirror_half(train[rows], seed) if mirror else train[rows]
+        drawn_set = described(drawn, "training slices", None if train_groups is None else np.asarray(train_groups)[rows])
+        count = min(size, len(rows))
+        floor, floor_values = "training slices", compare_sets(real_set, drawn_set, count, min(size // 2, count), seed)
+    elif len((half := halves(real_set, size // 2))[0].features) > NEIGHBOURS:
+        count = len(half[0].features)
+        floor, floor_values = "real halves", compare_sets(*half, count, count, seed)
+    else:
+        floor, floor_values = "", {}
+    values |= {f"floor_{name}": value for name, value in floor_values.items()}
     memory = None
     if train is not None:
         memory = memorisation(real, fake, train, progress, groups, mirror)
         values |= {"memorised": memory.share, "memorised_low": memory.low, "memorised_high": memory.high}
-        values["nearest_fake"], values["nearest_real"] = memory.fake.median().item(), memory.held_out.median().item()
-    return Quality(values, real_set, fake_set, memory)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Table and figures
-
-
-def quality_table(values):
-    """The values as lines of text, each beside its floor."""
-    rows = [("KID x 1000", "kid_x1000"), ("  standard error", "kid_x1000_error")]
-    rows += [(name, name) for name in ("precision", "recall", "density", "coverage")]
-    rows.append(("SWD x 1000", "swd_x1000"))
-    rows += [(f"  at {name.removeprefix('swd_x1000_')}", name) for name in values if name.startswith("swd_x1000_")]
-    rows += [("spectrum, dB", "spectrum_db"), ("MS-SSIM of pairs", "ms_ssim")]
-    lines = [(label, values[name], values.get(f"floor_{name}")) for label, name in rows]
-    if "memorised" in values:
-        lines += [
-            ("memorised, share", values["memorised"], 0.01),
-            ("  95%, from", values["memorised_low"], None),
-            ("  95%, to", values["memorised_high"], None),
-            ("nearest, median", values["nearest_fake"], values["nearest_real"]),
-        ]
-    return "\n".join(
-        [f"{'':18}{'generated':>10}{'real halves':>13}"]
-        + [f"{label:18}{value:10.3f}" + (f"{'-':>13}" if floor is None else f"{floor:13.3f}") for label, value, floor in lines]
-    )
-
-
-def plot_quality(quality, path):
-    """Draw metrics.png: the table, radial power spectra, SWD per band and, given a training set, distances to it."""
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    (text_axes, spectrum_axes), (swd_axes, memory_axes) = figure.subplots(2, 2)
-    _draw_table(text_axes, quality.values)
-    _draw_spectra(spectrum_axes, quality)
-    _draw_swd(swd_axes, quality.values)
-    if quality.memory:
-        _draw_memorisation(memory_axes, quality.memory)
-    else:
-        memory_axes.axis("off")
-    for axes in (spectrum_axes, swd_axes, *([memory_axes] if quality.memory else [])):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.2)
-    figures.save_figure(figure, path)
-
-
-def _draw_table(axes, values):
-    explanation = (
-        "Real halves: what a perfect generator would reach. Lower is better,\nexcept for precision, recall, density and coverage "
-        "(higher)\nand MS-SSIM, memorised and nearest (equal to the real set's)."
-    )
-    axes.axis("off")
-    axes.text(0, 1, quality_table(values), family="monospace", fontsize=10, va="top", transform=axes.transAxes)
-    axes.text(0, 0, explanation, fontsize=9, va="bottom", transform=axes.transAxes)
-
-
-def _draw_spectra(axes, quality):
-    for name, power, colour in (("real", quality.real.power, figures.REAL), ("generated", quality.fake.power, figures.FAKE)):
-        axes.plot(range(1, power.shape[1] + 1), spectrum_db(power), color=colour, label=name)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set(xlabel="cycles per image", ylabel="mean power, dB", title="Radial power spectrum")
-
-
-def _draw_swd(axes, values):
-    sides = [name.removeprefix("swd_x1000_") for name in values if name.startswith("swd_x1000_")]
-    x = np.arange(len(sides))
-    series = [("swd_x1000", figures.FAKE, "generated and real"), ("floor_swd_x1000", figures.NEUTRAL, "two halves of the real set")]
-    series = [row for row in series if row[0] in values]
-    for i, (name, colour, label) in enumerate(series):
-        heights = [values[f"{name}_{side}"] for side in sides]
-        axes.bar(x + 0.4 * (i - (len(series) - 1) / 2), heights, 0.4, color=colour, label=label)
-    axes.margins(y=0.25)
-    axes.set(xlabel="band of the Laplacian pyramid, pixels", ylabel="SWD x 1000", title="Sliced Wasserstein distance")
-    axes.set(xticks=x, xticklabels=sides)
-
-
-def _draw_memorisation(axes, memory):
-    for name, values, colour in (("real, held out", memory.held_out, figures.REAL), ("generated", memory.fake, figures.FAKE)):
-        shares = np.full(len(values), 1 / len(values))
-        axes.hist(values.numpy(), np.linspace(0, 1, 41), weights=shares, color=colour, alpha=0.6, label=name)
-    limit = memory.held_out.quantile(0.01).item()
-    axes.axvline(limit, color="black", linewidth=1, linestyle=":", label="1st percentile of held out")
-    axes.set(xlabel="distance to the nearest training image / mean of the 50 nearest", ylabel="share of images")
-    axes.margins(y=0.3)  # room for the legend
-    axes.set(title="Memorisation")
-
-
-def save_nearest(fake, train, memory, path, count=12):
-    """Write nearest.png: the generated images closest to the training set, beside the training images closest to them."""
-    closest = memory.fake.argsort()[:count].numpy()
-    pairs = zip(train[memory.nearest[closest].numpy()], memory.mirrored[closest])
-    nearest = np.stack([image[:, ::-1] if mirrored else image for image, mirrored in pairs])
-    figures.save_grids({"generated, nearest first": fake[closest], "nearest training slices": nearest}, path)
+        values["floor_memorised"] = expected_share(len(memory.held_out))
+        values["nearest_fake"], values["floor_nearest_fake"] = memory.fake.median().item(), memory.held_out.median().item()
+    return Quality(values, real_set, fake_set, memory, floor)

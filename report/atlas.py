@@ -296,9 +296,10 @@ def write_quality_atlas(path, quality, real, fake, names, fake_names, method="um
     """
     size = min(len(real), len(fake))
     features = [quality.real.features[:size], quality.fake.features[:size]]
-    balls, recalled, _ = in_balls(*features)
+    groups = None if quality.real.groups is None else quality.real.groups[:size]
+    balls, recalled, _ = in_balls(*features, real_groups=groups)
     points = embed(np.concatenate([part.numpy() for part in features]), method, seed)
-    missed, lost = ~recalled.numpy(), (balls == 0).numpy()
+    missed, lost = (recalled == 0).numpy(), (balls == 0).numpy()
     classes = np.array([class_of(name.replace(os.sep, "/")) for name in names[:size]])
     atlas, sets = Atlas(min(SIDE, real.shape[-1])), []
     view = view_or_note(real, "atlas")

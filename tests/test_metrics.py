@@ -12,8 +12,9 @@ from synthetic import brains
 
 import metrics
 import predict
-from analysis.quality import quality_table
+from analysis.quality import Quality
 from dataset import Slices
+from report.quality_report import quality_table
 from utils import UserError
 
 
@@ -56,7 +57,7 @@ def test_command_prints_and_writes(folders, tmp_path, script):
     assert done.stdout.startswith("24 generated against 30 real slices at 32x32, vgg16\n")
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     values = written["values"]
-    assert quality_table(values) in done.stdout
+    assert quality_table(Quality(values, None, None, None, "training slices")) in done.stdout
     assert values["memorised"] == pytest.approx(3 / 24, abs=1.5 / 24)
     assert (written["real"], written["fake"], written["flags"]["resolution"]) == (30, 24, 32)
     for name in ("metrics.png", "nearest.png"):
@@ -69,7 +70,7 @@ def test_command_prints_and_writes(folders, tmp_path, script):
 def test_command_says_what_its_errors_resample(slices_dir, tmp_path, monkeypatch, capsys, table, unit):
     asked, flags = [], ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--output_dir", str(tmp_path)]
     measure = metrics.measure_quality
-    monkeypatch.setattr(metrics, "measure_quality", lambda *given, groups, **_: asked.extend(groups) or measure(*given))
+    monkeypatch.setattr(metrics, "measure_quality", lambda *given: asked.extend(given[7]) or measure(*given))
     if table:
         (tmp_path / "people.csv").write_text(table)
         flags += ["--subjects", str(tmp_path / "people.csv")]
@@ -201,7 +202,8 @@ def test_pictures_among_training_slices_are_left_out(tmp_path, capsys):
     for name in ("AD", "NC"):
         write(tmp_path / name, brains(3, 0))
         save_picture(tmp_path / name / "losses.png")
-    assert len(metrics.load_train(str(tmp_path), "all", 32)) == 6
+    pixels, names = metrics.load_train(str(tmp_path), "all", 32)
+    assert len(pixels) == len(names) == 6
     assert "2 pictures of many slices" in capsys.readouterr().err
 
 

@@ -113,9 +113,20 @@ def test_polynomial_mmd_of_two_features_each_has_a_value_and_no_error():
     assert value == pytest.approx(mmd_by_loops(x, y), rel=1e-9) and math.isnan(error)
 
 
-def test_polynomial_mmd_takes_ten_blocks():
-    x, y = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert distances.polynomial_mmd(x, y) == distances.polynomial_mmd(x, y, blocks=10) != distances.polynomial_mmd(x, y, blocks=11)
+def test_standard_error_hardly_depends_on_the_order_of_the_images():
+    """Of the same two sets, in other orders, so in other blocks: with ten blocks it varied by a third, with fifty by a sixth."""
+    x, y = (
+        torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        + torch.tensor([0, 0.5])[:, None, None]
+    )
+    rng = np.random.default_rng(0)
+
+    def spread(**blocks):
+        orders = [(rng.permutation(200), rng.permutation(200)) for _ in range(40)]
+        errors = [distances.polynomial_mmd(x[a], y[b], **blocks)[1] for a, b in orders]
+        return np.std(errors) / np.mean(errors)
+
+    assert spread() < 0.18 < spread(blocks=10)
 
 
 @pytest.mark.slow
@@ -237,6 +248,45 @@ def test_prdc_of_equal_distributions_has_its_expected_values():
     found = distances.prdc(points[:600], points[600:])
     assert found["density"] == pytest.approx(1, abs=0.1)
     assert found["coverage"] == pytest.approx(1 - 0.5**5, abs=0.03)  # eq. 9 of Naeem et al. 2020
+
+
+def test_balls_reach_to_other_groups_as_in_a_loop_over_points():
+    rng = np.random.default_rng(0)
+    real, fake, k = rng.normal(size=(30, 2)), rng.normal(1.2, 0.6, size=(25, 2)), 3
+    people = {"real": rng.integers(6, size=30), "fake": rng.integers(5, size=25)}
+
+    def radius(points, groups, i):
+        return sorted(math.dist(points[i], points[j]) for j in range(len(points)) if groups[j] != groups[i])[k - 1]
+
+    inside = [[math.dist(f, r) <= radius(real, people["real"], i) for i, r in enumerate(real)] for f in fake]
+    recalled = [any(math.dist(f, r) <= radius(fake, people["fake"], j) for j, f in enumerate(fake)) for r in real]
+    found = distances.prdc(real, fake, k, people["real"], [f"person {p}" for p in people["fake"]])
+    assert found["precision"] == pytest.approx(np.mean([any(row) for row in inside]))
+    assert found["recall"] == pytest.approx(np.mean(recalled))
+    assert found["density"] == pytest.approx(sum(map(sum, inside)) / (k * len(fake)))
+    assert found["coverage"] == pytest.approx(np.mean(np.any(inside, axis=0)))
+
+
+def test_slices_of_one_person_do_not_shrink_their_balls():
+    """Twenty nearly equal slices of each of 40 people against those of 40 others: by people the values are those of equal
+    distributions; by slices, whose nearest neighbours are of the same person, nearly nothing is in a ball."""
+    people = np.random.default_rng(0).normal(size=(80, 2))
+    slices = np.repeat(people, 20, 0) + np.random.default_rng(1).normal(0, 1e-3, size=(1600, 2))
+    groups = np.repeat(np.arange(40), 20)
+    by_slices = distances.prdc(slices[:800], slices[800:])
+    by_people = distances.prdc(slices[:800], slices[800:], 5, groups, groups)
+    single = distances.prdc(people[:40], people[40:], k=1)
+    assert max(by_slices[name] for name in ("precision", "recall", "coverage")) < 0.05
+    for name in ("precision", "recall", "coverage"):  # the fifth slice of other people is one of the nearest other person
+        assert by_people[name] == pytest.approx(single[name], abs=0.05) and by_people[name] > 0.4
+
+
+def test_prdc_without_other_people_is_not_a_number():
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    found = distances.prdc(points[:20], points[20:], 5, np.zeros(20))
+    assert [math.isnan(found[name]) for name in ("precision", "recall", "density", "coverage")] == [True, False, True, True]
+    found = distances.prdc(points[:20], points[20:], 5, np.arange(20), np.repeat(["a", "b"], [17, 3]))
+    assert [math.isnan(found[name]) for name in ("precision", "recall", "density", "coverage")] == [False, True, False, False]
 
 
 def test_prdc_needs_more_slices_than_neighbours():
@@ -500,3 +550,12 @@ def test_memorisation_refuses_real_images_that_are_all_in_the_training_set():
     train = brains(30, 0)
     with pytest.raises(UserError, match="not in the training set"):
         distances.memorisation(train[:10], brains(10, 1), train)
+
+
+@pytest.mark.parametrize("count", [20, 150, 2000])
+def test_expected_share_of_new_images_below_the_first_percentile(count):
+    """By drawing: of uniform numbers, the percentile of `count` is itself the share below it."""
+    rng = np.random.default_rng(0)
+    shares = [np.quantile(rng.random(count), 0.01) for _ in range(4000)]
+    assert distances.expected_share(count) == pytest.approx(np.mean(shares), abs=4 * np.std(shares) / math.sqrt(len(shares)))
+    assert distances.expected_share(20) == pytest.approx(0.0567, abs=1e-4)

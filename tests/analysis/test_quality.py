@@ -1,11 +1,10 @@
-"""Each measure in the presence of the fault that it is meant to detect, the values as a whole, and what is drawn of them."""
+"""Each measure in the presence of the fault that it is meant to detect, the values as a whole, and their floors."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from synthetic import blurred, brains, few_modes, increases, noisy
 
 from analysis import distances, quality
@@ -121,6 +120,9 @@ def test_compare_sets_gives_what_each_distance_gives():
     assert quality.compare_sets(real._replace(groups=people), fake, 20, 12)["kid_x1000_error"] == error != values["kid_x1000_error"]
     neighbourhoods = distances.prdc(real.features, fake.features)
     assert {name: values[name] for name in neighbourhoods} == neighbourhoods
+    by_people = quality.compare_sets(real._replace(groups=people), fake, 20, 12)
+    expected = distances.prdc(real.features, fake.features, real_groups=people)
+    assert {name: by_people[name] for name in expected} == expected != neighbourhoods
     decibels = [10 * np.log10(of_set.power.numpy().mean(0) + (1 / 127.5) ** 2 / 12) for of_set in (real, fake)]
     assert values["spectrum_db"] == pytest.approx(np.abs(decibels[0] - decibels[1]).mean())
     rng = np.random.default_rng(0)
@@ -144,7 +146,7 @@ def test_measure_quality_searches_for_copies_of_training_images_among_generated_
     values = quality.measure_quality(real, fake, train, groups=list("aabbccdd")).values
     assert all(a is b for a, b in zip(*asked, images))
     assert (values["memorised"], values["memorised_low"], values["memorised_high"]) == (0.25, 0.1, 0.5)
-    assert (values["nearest_fake"], values["nearest_real"]) == pytest.approx((0.7, 1.4))
+    assert (values["nearest_fake"], values["floor_nearest_fake"]) == pytest.approx((0.7, 1.4))
 
 
 @pytest.mark.slow
@@ -159,15 +161,6 @@ def test_set_sizes_that_each_distance_is_measured_at(monkeypatch):
     quality.measure_quality(brains(30, 1), brains(25, 2))
     assert seen["prdc"] == [(25, 25), (12, 12)]  # then the floor: two halves of 24 real images
     assert seen["sliced_wasserstein"] == [(12 * distances.PATCHES,) * 2] * 4  # two bands each
-
-
-def test_plot_of_memorisation_marks_the_first_percentile_of_held_out_images():
-    held_out = torch.arange(101, dtype=torch.float64) / 200 + 0.4
-    memory = distances.Memorisation(0.0, held_out, held_out, torch.arange(101), torch.zeros(101, dtype=torch.bool))
-    axes = Figure().subplots()
-    quality._draw_memorisation(axes, memory)
-    (line,) = axes.lines
-    assert list(line.get_xdata()) == pytest.approx([0.405] * 2)
 
 
 def test_halves_are_the_even_and_the_odd_images(extract):
@@ -198,40 +191,24 @@ def test_floor_is_that_of_other_people():
     mixed, apart = (
         quality.measure_quality(real, brains(40, 3), groups=groups).values for groups in (np.repeat(range(20), 2), people)
     )
-    assert mixed["floor_precision"] > 0.5 and apart["floor_precision"] == 0
+    assert mixed["floor_precision"] > 0.5 and np.isnan(apart["floor_precision"])  # no one else in a half that gives a radius
     assert apart["floor_kid_x1000"] > 100 > mixed["floor_kid_x1000"]
     alone = quality.measure_quality(real, brains(40, 3), groups=["a"] * 40).values
     assert "floor_kid_x1000" not in alone and np.isnan(alone["kid_x1000_error"])
 
 
-def test_quality_table_shows_every_value_beside_its_floor():
-    values = {"kid_x1000": 12.3456, "kid_x1000_error": 1.5, "precision": 0.5, "recall": 0.25, "density": 1.0, "coverage": 0.75}
-    values |= {
-        "swd_x1000_32": 3.0,
-        "swd_x1000_16": 2.0,
-        "swd_x1000": 2.5,
-        "spectrum_db": 0.125,
-        "ms_ssim": 0.6,
-        "ms_ssim_real": 0.7,
-    }
-    lines = quality.quality_table(values | {"floor_kid_x1000": -0.5}).splitlines()
-    assert lines[1].split() == ["KID", "x", "1000", "12.346", "-0.500"]
-    assert lines[-1].split() == ["MS-SSIM", "of", "pairs", "0.600", "-"]
-    assert len({len(line) for line in lines}) == 1  # columns are aligned
-    memorised = {"memorised": 0.1, "memorised_low": 0.05, "memorised_high": 0.2, "nearest_fake": 0.8, "nearest_real": 0.9}
-    lines = quality.quality_table(values | memorised).splitlines()
-    expected = [["0.100", "0.010"], ["0.050", "-"], ["0.200", "-"], ["0.800", "0.900"]]
-    assert [line.split()[-2:] for line in lines[-4:]] == expected
-
-
-def test_save_nearest_pairs_copies_with_their_originals(tmp_path, monkeypatch):
-    train, fake = brains(60, 0), brains(24, 2)
-    fake[5], fake[9] = train[20], train[31, :, ::-1]
-    memory = distances.memorisation(brains(30, 1), fake, train, mirror=True)
-    monkeypatch.setattr(quality.figures, "save_grids", lambda grids, path: drawn.append((grids, path)))
-    drawn = []
-    quality.save_nearest(fake, train, memory, "nearest.png", count=2)
-    ((grids, path),) = drawn
-    generated, nearest = grids.values()
-    assert path == "nearest.png" and {bytes(image) for image in generated} == {bytes(fake[5]), bytes(fake[9])}
-    np.testing.assert_array_equal(generated, nearest)
+@pytest.mark.slow
+def test_with_a_training_set_the_floor_is_that_of_training_slices():
+    """Of the same size as the generated set, and with the training people as groups."""
+    real, fake, train = brains(30, 1), brains(24, 2), brains(40, 0)
+    people, train_people = np.repeat(np.arange(15), 2), np.repeat(np.arange(20), 2)
+    found = quality.measure_quality(real, fake, train, groups=people, train_groups=train_people)
+    rows = np.random.default_rng(0).permutation(40)[:24]
+    again = quality.measure_quality(real, train[rows], groups=people)
+    assert found.floor == "training slices" and again.floor == "real halves"
+    for name in ("kid_x1000", "precision", "swd_x1000_32", "spectrum_db"):
+        assert found.values[f"floor_{name}"] == pytest.approx(again.values[name], rel=1e-9), name
+    drawn = quality.describe(train[rows], distances.Features())
+    expected = distances.prdc(found.real.features[:24], drawn.features, 5, people[:24], train_people[rows])
+    assert found.values["floor_recall"] == expected["recall"]
+    assert found.values["floor_memorised"] == distances.expected_share(30)
