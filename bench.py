@@ -26,26 +26,21 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from training.recipes import LOSSES, NETWORKS, RECIPES, default_network, options
-from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
+from training.flags import add_recipe_flags, choose_recipe, recipes_text
+from training.recipes import Options, network_settings
+from utils import RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(
         "Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.",
         "bench.py --resolution 64 --network thin --batch_size 16",
-        "bench.py --against other.py",
+        "bench.py --set n_critic=1 path_length=0 --against other.py",
     )
+    parser.epilog = f"{recipes_text()}\n\n{parser.epilog}"
     run = Group(parser, "what is trained, with train.py's flags")
     run.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
-    run.add("--network", choices=NETWORKS, help="recipe of the numbers below (default: full on a GPU, thin on a CPU)")
-    run.add("--loss", choices=LOSSES, default=LOSSES[0], help="adversarial loss")
-    run.add("--channel_base", type=number(int, 32, LARGEST["channel_base"]), help="channels times resolution")
-    run.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), help="... and at most this many")
-    run.add("--batch_size", type=number(int, 2, 2**16), help="images per step")
-    run.add("--gp_every", type=number(int, 1), help="steps between two gradient penalties")
-    run.add("--n_critic", type=number(int, 1), help="critic updates per generator update")
-    run.add("--path_length", type=number(float, 0), help="weight of train.py's path length penalty")
+    add_recipe_flags(run)
     run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
 
     timing = Group(parser, "how it is timed")
@@ -66,8 +61,7 @@ from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
-from train import W_DIM, Z_DIM
-from training import loss as adversarial
+from training.loss import LOSSES
 from training.monitor import memory_gib
 from training.step import BETAS, FLOAT32_UP_TO, Batch, TrainingState, generate, train_step
 
@@ -94,25 +88,30 @@ def our_networks(state):
         "this repository",
         lambda n: generate(state, n, style_mixing=0)[0],
         lambda images: critic(images, None, dtype),
-        lambda images: critic(images, None, dtype, exact=FLOAT32_UP_TO),
+        lambda images: critic(images, None, dtype, float32_up_to=FLOAT32_UP_TO),
         state.model_weights,
         state.critic_weights,
     )
 
 
-def other_networks(path, args, device):
-    """`Networks` of what `build` in the Python file `path` returns; UserError if it is not as described above."""
+def other_networks(path, network, batch_size, device):
+    """`Networks` of what `build` in the Python file `path` returns; UserError if it is not as described above.
+
+    network: settings, of which `build` gets the sizes; batch_size: of the images that are tried.
+    """
     if device.type != "cpu":
         torch.set_default_device(device)
     try:
         spec = importlib.util.spec_from_file_location("against", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        build = module.build(args.resolution, args.channel_base, args.channel_max)
-        generate_images, critic, generator_weights, critic_weights = build
-        images, n = generate_images(args.batch_size), args.batch_size
+        side, n = network["resolution"], batch_size
+        generate_images, critic, generator_weights, critic_weights = module.build(
+            side, network["channel_base"], network["channel_max"]
+        )
+        images = generate_images(n)
         scores = critic(images)
-        if images.shape != (n, 1, args.resolution, args.resolution) or scores.numel() != n:
+        if images.shape != (n, 1, side, side) or scores.numel() != n:
             raise ValueError(f"n = {n} gives images {list(images.shape)} and scores {list(scores.shape)}")
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
@@ -145,17 +144,17 @@ class OwnStep:
 class PlainStep:
     """The same algorithm, but for the path length, on any `Networks`, phase by phase; `seconds` adds up the time of each phase."""
 
-    def __init__(self, networks, options, device):
-        self.networks, self.options, self.device = networks, options, device
-        self.loss, self.step = adversarial.LOSSES[options.loss], 0
-        self.generator_optimizer = torch.optim.Adam(networks.generator_weights, options.lr, BETAS, fused=True)
-        self.critic_optimizer = torch.optim.Adam(networks.critic_weights, options.lr_critic, BETAS, fused=True)
+    def __init__(self, networks, loss, recipe, device):
+        self.networks, self.recipe, self.device = networks, recipe, device
+        self.loss, self.step = LOSSES[loss], 0
+        self.generator_optimizer = torch.optim.Adam(networks.generator_weights, recipe.lr, BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(networks.critic_weights, recipe.lr_critic, BETAS, fused=True)
         self.averaged = [p.detach().clone() for p in networks.generator_weights]
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
     def __call__(self, real):
         networks, self.phase_begun = self.networks, now(self.device)
-        updates_generator = self.step % self.options.n_critic == 0
+        updates_generator = self.step % self.recipe.n_critic == 0
         with torch.set_grad_enabled(updates_generator):
             fake = networks.generate(len(real))
         self.end_phase("generator")
@@ -165,9 +164,9 @@ class PlainStep:
         self.critic_optimizer.zero_grad()
         self.loss.critic(networks.critic(real), networks.critic(fake.detach())).backward()
         self.end_phase("critic")
-        if self.step % self.options.gp_every == 0:
+        if self.step % self.recipe.gp_every == 0:
             penalty, _ = self.loss.penalty(lambda images, _: networks.penalised(images), real, fake.detach())
-            (self.options.gp_every * self.options.lambda_gp * penalty).backward()
+            (self.recipe.gp_every * self.recipe.lambda_gp * penalty).backward()
             self.end_phase("penalty")
         self.critic_optimizer.step()
         self.end_phase("critic")
@@ -283,29 +282,19 @@ class RandomSlices:
 # The table
 
 
-def benchmark(args, device, dtype):
+def benchmark(args, recipe, loss, device, dtype):
     """Yield the table's lines."""
-    network = {
-        "resolution": args.resolution,
-        "channel_base": args.channel_base,
-        "channel_max": args.channel_max,
-        "mapping_layers": RECIPES[args.network, args.loss].mapping_layers,
-        "z_dim": Z_DIM,
-        "w_dim": W_DIM,
-        "num_classes": 0,
-    }
-    n = args.batch_size
-    changes = {name: getattr(args, name) for name in ("batch_size", "gp_every", "n_critic", "path_length")}
-    trained = options(args.network, args.loss, **changes)
-    state = TrainingState(trained, network, device, dtype)
+    network, n = network_settings(recipe, args.resolution), recipe.batch_size
+    options = Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0)
+    state = TrainingState(options, network, device, dtype)
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
     data = batches(slices, n, device, seed=0)
     real, _ = next(data)
-    all_networks = [our_networks(state)] + ([other_networks(args.against, args, device)] if args.against else [])
-    plain_steps = [PlainStep(networks, trained, device) for networks in all_networks]
+    all_networks = [our_networks(state)] + ([other_networks(args.against, network, n, device)] if args.against else [])
+    plain_steps = [PlainStep(networks, loss, recipe, device) for networks in all_networks]
     steps = [OwnStep(state), *plain_steps]
 
-    period = math.lcm(args.gp_every, args.n_critic)
+    period = math.lcm(recipe.gp_every, recipe.n_critic)
     length = -(-ROUND // period) * period  # as many penalties and generator updates in every round
     alternate(steps, real, 1, length, device)  # warm up
     for step in plain_steps:
@@ -313,9 +302,9 @@ def benchmark(args, device, dtype):
     own, *seconds = alternate(steps, real, -(-args.steps // length), length, device)
 
     yield (
-        f"{args.resolution}x{args.resolution}, channels {args.channel_base} / {args.channel_max}, batch {n}, {args.loss}, "
-        f"penalty every {args.gp_every} steps, path length {args.path_length:g}, "
-        f"{args.n_critic} critic updates per generator update"
+        f"{args.resolution}x{args.resolution}, channels {recipe.channel_base} / {recipe.channel_max}, batch {n}, {loss}, "
+        f"penalty every {recipe.gp_every} steps, path length {recipe.path_length:g}, "
+        f"{recipe.n_critic} critic updates per generator update"
     )
     yield f"{describe(device)}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}"
     yield ""
@@ -355,11 +344,8 @@ def describe(device):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
-    args.network = args.network or default_network(device)
-    for name, value in RECIPES[args.network, args.loss]._asdict().items():
-        if getattr(args, name, 0) is None:
-            setattr(args, name, value)
-    for text in benchmark(args, device, pick_dtype(args.amp, device)):
+    _, loss, recipe = choose_recipe(args, device)
+    for text in benchmark(args, recipe, loss, device, pick_dtype(args.amp, device)):
         print(text)
     return 0
 

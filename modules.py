@@ -338,8 +338,8 @@ class Discriminator(nn.Module):
 
     Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer and a linear score. Labels enter
     by projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3).
-    dtype: of the activations (None: that of the images); blocks of at most `exact` pixels a side keep that of the images.
-    parts: equal parts of the batch, such as real and generated images, that minibatch standard deviation keeps apart.
+    dtype: of the activations (None: that of the images); blocks of at most `float32_up_to` pixels a side keep that of the images.
+    groups: equal parts of the batch, such as real and generated images, that minibatch standard deviation keeps apart.
     fade: None, or a training.growth.Fade while the blocks of the highest resolutions are new.
     """
 
@@ -356,14 +356,14 @@ class Discriminator(nn.Module):
         self.embedding = nn.Embedding(num_classes, last) if num_classes else None
         self.fade = None
 
-    def forward(self, images, labels=None, dtype=None, parts=1, exact=4):
+    def forward(self, images, labels=None, dtype=None, groups=1, float32_up_to=4):
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
         x = leaky_relu(x)
         for block in self.blocks:
-            x = block(x.to(images.dtype) if x.shape[2] <= exact else x)
+            x = block(x.to(images.dtype) if x.shape[2] <= float32_up_to else x)
             if self.fade is not None and x.shape[2] == self.fade.resolution:
                 x = self.fade(images, x)
-        x = torch.cat([minibatch_std(part) for part in x.to(images.dtype).chunk(parts)])
+        x = torch.cat([minibatch_std(group) for group in x.to(images.dtype).chunk(groups)])
         x = leaky_relu(self.conv(x))
         x = leaky_relu(self.linear(x.flatten(1)))
         score = self.score(x)[:, 0]

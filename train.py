@@ -2,9 +2,9 @@
 
     python train.py --dataset_dir AD_NC/train --classes AD
 
-Trains on one class or on both, and keeps everything about the run in <model_dir>/<AD|NC|all|all-conditional>. One step is in
-training/step.py, the losses in training/loss.py, the flags in training/flags.py, the stages of a run that grows in
-training/growth.py, the files of a run in training/run_folder.py.
+Trains on one class or on both, and keeps everything about the run in <model_dir>/<AD|NC|all|all-conditional>. The two updates
+are in training/step.py, the losses in training/loss.py, every number in training/recipes.py, the flags in training/flags.py, the
+stages of a run that grows in training/growth.py, what the loop counts in training/state.py, the files in training/run_folder.py.
 """
 
 import startup  # noqa: F401  # isort: skip
@@ -17,7 +17,8 @@ import signal
 import sys
 import time
 
-from training.flags import fill_defaults, parse_args
+from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args
+from training.recipes import Z_DIM, Options, network_settings
 from utils import CLASSES, UserError, answer_early, make_folder, pick_device, pick_dtype, read_config, run_cli
 
 if __name__ == "__main__":
@@ -30,23 +31,22 @@ from data.folders import find_splits
 from data.subjects import find_subjects, identify, shared_text
 from data.view import mirror_warning
 from dataset import Slices, batches, steps_per_epoch
+from report import figures
 from training.ada import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
-from training.growth import Stage, fade_images, first_resolution, grow, resolution_at, set_fade, stage_shares
+from training.growth import Stage, describe_source, fade_images, first_resolution, grow, read_source, set_fade, start_from
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import describe_recipe, out_of_memory, print_plan
+from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
-from training.recipes import Options
-from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, set_aside
-from training.source import describe_source, read_source, start_from
-from training.step import TERMS, Batch, TrainingState, train_step
+from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, rename_run
+from training.state import RunState, Schedule
+from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
 from training.validation import VALIDATION, Validation
 
-Z_DIM = W_DIM = 256
 QUICK = "--resolution 64 --loss relativistic"
-LOG_STEPS, LOG_SECONDS = 16, 20  # a row of losses.csv averages at most so many steps and seconds
 MAX_SKIPPED = 5  # steps with gradients that are not finite, in one row or in several without others, before going back
+SAMPLES_SHOWN = 16  # generated slices in a picture of fake_vs_real/
 POSITION = "step", "epoch", "images", "seconds", "resolution"
 LOSS_COLUMNS = (*POSITION, "images_per_second", "memory_gib", "lr", "augment_p", "skipped", *TERMS)
 EVALUATION_COLUMNS = (*POSITION, *VALIDATION)
@@ -56,181 +56,198 @@ EVALUATION_COLUMNS = (*POSITION, *VALIDATION)
 # The loop
 
 
-def train(args, slices, held_out, folder, config, device, dtype, processes, deadline, source=None):
-    """Train until `args.epochs`, the deadline (time.monotonic() seconds) or a signal; returns the process's exit status.
-
-    source: what `source.read_source` has read of the run that a new one starts from, or None.
-    """
-
-    def new_state(resolution, network=config["network"]):
-        options = Options(**{name: getattr(args, name) for name in Options._fields})
-        return TrainingState(options, network | {"resolution": resolution}, device, dtype, processes)
-
-    std_columns = tuple(f"std {name}" for name in layer_names(args.resolution))
-    tables = {"losses": LOSS_COLUMNS + std_columns, "evaluations": EVALUATION_COLUMNS}
-    run = RunFolder(folder, config, slices, tables, processes, args.tensorboard)
+def train(plan, config):
+    """Train until the last epoch, the deadline or a signal; returns the process's exit status. config: that of the run's files."""
+    columns = {"losses": LOSS_COLUMNS + std_columns(plan), "evaluations": EVALUATION_COLUMNS}
+    files, processes, recipe = RunFolder(plan.folder, config, columns, plan.processes), plan.processes, plan.options.recipe
     processes.barrier()  # all have looked for a checkpoint before one is written
-    if run.exists:
-        state = run.resume(new_state)
-    else:
-        state, run.stage = first_stage(args, source, new_state)
-        run.first_resolution = state.resolution
-        run.start(state)
-    batch_size, per_epoch = args.batch_size, steps_per_epoch(len(slices), args.batch_size)
-    step, last_step = run.saved_images // batch_size, args.epochs * per_epoch
-    shares = stage_shares(args, run.first_resolution)
-    if step >= last_step and state.resolution == args.resolution:
-        if processes.leading:
-            print(f"{folder}: {args.epochs} epochs are done already; --epochs {2 * args.epochs} would continue")
-        return 0
-    if args.lr_decay and run.lr_decay < 1 and processes.leading:
-        print(f"note: {folder} resumes at {run.lr_decay:.3g} of its learning rate, as --lr_decay left it; --lr_decay 0 resets it")
-    validation = None
-    if args.eval_every and processes.leading:
-        validation = Validation(slices, held_out, Z_DIM, config["network"]["num_classes"], device, args.mirror)
-    micro_batch = batch_size // (processes.size * args.grad_accum)
-    alerts, terms, skipped_in_a_row, time_share, done_before = Alerts(), [], 0, 0.0, run.done
-    data = training_batches(slices, held_out, args, processes, device, step)
-    begun = row_begun = time.monotonic()
-    with StopSignals() as signals, progress_bar(folder, args, per_epoch, step, processes.leading) as bar:
+    state, run = begin(plan, files)
+    if run.finished:
+        return exit_status(plan, run)
+    validate, alerts = make_validation(plan), Alerts()
+    data, terms = training_batches(plan, run.step), []  # terms: of the steps since the last row of losses.csv
+    run.start_clock()
+    with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, processes.leading) as bar:
         while True:
             # Grow
-            if resolution_at(shares, run.done) > state.resolution:
-                state = grow(state, new_state(resolution_at(shares, run.done)))
-                run.stage = Stage(state.resolution, step * batch_size, fade_images(step * batch_size))
+            if run.stage_over:
+                run.begin_stage()
+                state = grow(state, plan.new_state(run.stage.resolution))
+            set_fade(state.critic, run.stage, run.images)
+            state.scale_learning_rates(run.rate_factor())
 
-            # Step
-            set_fade(state.critic, run.stage, step * batch_size)
-            if args.lr_decay:
-                run.lr_decay = min(run.lr_decay, decay_factor(max(step / last_step, time_share), args.lr_decay))
-            else:
-                run.lr_decay = 1.0
-            state.scale_learning_rates(run.lr_scale * run.lr_decay)
+            # Batch, critic, generator, average
             with state.activations.recording(not terms):  # once per row
-                terms.append(train_step(state, step, next(data).resized(state.resolution)))
-            step += 1
-            bar.update(batch_size)
-
-            # What is due now, in all processes alike
-            now = time.monotonic()
-            elapsed = (now - begun) / (deadline - begun) if deadline > begun else 1.0
-            signum, time_share, row_due = processes.maximum(signals.signum or 0, elapsed, now - row_begun >= LOG_SECONDS)
-            run.done = max(run.done, step / last_step, done_before + (1 - done_before) * min(1.0, time_share))
-            stage_over = resolution_at(shares, run.done) > state.resolution
-            stopping = signum or time_share >= 1 or (step >= last_step and not stage_over)
-            save_due = stopping or stage_over or step % (args.save_every * per_epoch) == 0
-            evaluation_due = bool(args.eval_every) and not signum and (stopping or step % (args.eval_every * per_epoch) == 0)
-            if not (row_due or save_due or evaluation_due or len(terms) == LOG_STEPS):
+                micro_batches, shared = split_batch(state, run.step, next(data).resized(run.stage.resolution))
+                term = update_critic(state, run.step, micro_batches, shared)
+                if run.step % recipe.n_critic == 0:
+                    term |= update_generator(state, run.step, micro_batches, shared, term["critic_gradient"])
+            update_average(state, run.step)
+            state.augmentation.update(term, recipe.batch_size)
+            terms.append(term)
+            run.advance(signals.signum, processes)
+            bar.update(recipe.batch_size)
+            due = run.due(len(terms))
+            if not due.row:
                 continue
 
             # Log
-            row, skipped = mean_row(terms)  # the only wait for the GPU
-            skipped_in_a_row = skipped + (skipped_in_a_row if skipped == len(terms) else 0)
-            if skipped_in_a_row > MAX_SKIPPED:
-                reason = f"the gradients of {skipped_in_a_row} steps shortly before step {step} are not finite"
-                state = run.go_back(new_state, reason)
-                step = run.saved_images // batch_size
+            row, skipped = mean_row(terms)  # waits for the GPU
+            if checkpoint := skip_or_go_back(plan, files, run, len(terms), skipped):
                 data.close()
-                data = training_batches(slices, held_out, args, processes, device, step)
-                terms, skipped_in_a_row, row_begun = [], 0, time.monotonic()
-                bar.n = step * batch_size
+                state, data, terms = checkpoint, training_batches(plan, run.step), []
+                bar.n = run.images
                 continue
-            if skipped:
-                run.report(f"skipped {skipped} of the {len(terms)} steps before step {step}: their gradients are not finite")
-            seconds = time.monotonic() - row_begun
-            run.seconds, run.skipped = run.seconds + seconds, run.skipped + skipped
-            position = {"step": step, "epoch": step / per_epoch, "images": step * batch_size, "seconds": run.seconds}
-            position["resolution"] = state.resolution
-            row |= position | {
-                "images_per_second": len(terms) * batch_size / seconds,
-                "memory_gib": memory_gib(device),
-                "lr": state.model_optimizer.param_groups[0]["lr"],
-                "skipped": run.skipped,
-                "augment_p": float(state.augmentation.p),
-            }
-            deviations = dict(zip(state.activations.names, state.activations.standard_deviations().tolist()))
-            row |= {f"std {name}": deviations.get(name, math.nan) for name in layer_names(args.resolution)}
-            run.log("losses", row)
-            show_progress(bar, folder, row, args, deadline)
+            row |= measure_row(plan, state, run, len(terms))
+            files.log("losses", row)
+            show_progress(bar, plan.name, row, plan.schedule)
 
-            # Evaluate
+            # Evaluate, watch, save
             rows = [row]
-            if evaluation_due and validation:
-                rows.append(position | validation(state.averaged, state.critic, micro_batch))
-                run.log_evaluation(rows[-1], state.averaged)
-
-            # Watch
+            if due.evaluation and validate:
+                rows.append(run.position() | validate(state.averaged, state.critic, recipe.batch_size // plan.shards))
+                files.log_evaluation(rows[-1], state.averaged)
             for line in itertools.chain.from_iterable(map(alerts.check, rows)):
-                run.report(line)
-            if args.debug and processes.leading and (save_due or evaluation_due or len(run.rows["losses"]) == 1):
-                bar.write(f"step {step}\n{state.activations.table()}")
-
-            # Save
-            if save_due:
-                run.save(state, step * batch_size, -(-step // per_epoch), stage_over)
-            if stopping:
-                break
-            terms, row_begun = [], time.monotonic()
-    return exit_status(folder, step, state.resolution, int(signum), args, per_epoch, processes.leading)
+                files.alert(line)
+            if due.save:
+                save(plan, files, state, run)
+            if due.stop:
+                return exit_status(plan, run)
+            terms = []
+            run.begin_row()
 
 
-def first_stage(args, source, new_state):
-    """The TrainingState of a new run, with the networks of `source`, if it is to start from another run, and its Stage."""
-    resolution = first_resolution(args, source)
-    state = new_state(resolution)
-    if source is None:
-        return state, Stage(resolution)
-    saved, network = source
-    start_from(source, state, new_state(network["resolution"], network))
-    return state, Stage(resolution, fade_images=fade_images(saved["images"]))
+def begin(plan, files):
+    """(TrainingState, RunState) of the run in `files`, resumed; or of a new one, saved, maybe with another run's networks."""
+    run = RunState(plan.schedule, first_stage(plan))
+    if files.exists:
+        state = files.resume(run, plan.new_state)
+        if plan.schedule.lr_decay and run.lr_decay < 1 and not run.finished and plan.processes.leading:
+            print(f"note: {plan.folder} resumes at {run.lr_decay:.3g} of its learning rates; --set lr_decay=0 resets them")
+        return state, run
+    state = plan.new_state(run.stage.resolution)
+    if plan.source:
+        start_from(plan.source, state, plan.new_state(plan.source.network["resolution"], plan.source.network))
+    save(plan, files, state, run)
+    return state, run
 
 
-def training_batches(slices, held_out, args, processes, device, step):
+def first_stage(plan):
+    """The Stage in which a new run begins."""
+    if plan.source is None:
+        return Stage(first_resolution(plan.schedule.resolution, plan.schedule.grow))
+    resolution = first_resolution(plan.schedule.resolution, plan.schedule.grow, plan.source.network["resolution"])
+    return Stage(resolution, fade_images=fade_images(plan.source.checkpoint["images"]))
+
+
+def make_validation(plan):
+    """The Validation of a run, in the process that needs one; else None."""
+    if not plan.schedule.eval_every or not plan.processes.leading:
+        return None
+    return Validation(plan.slices, plan.held_out, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
+
+
+def training_batches(plan, step):
     """Endless `Batch`es of this process from step number `step` on; for --augment ada some with held-out images."""
 
-    def shards(source, start_step):
+    def shards(slices, start_step):
+        options, processes = plan.options, plan.processes
         place = {"shards": processes.size, "shard_index": processes.rank}
-        return batches(source, args.batch_size, device, args.seed, start_step, args.mirror, **place)
+        return batches(slices, options.recipe.batch_size, plan.device, options.seed, start_step, options.mirror, **place)
 
-    real = shards(slices, step)
-    unseen = shards(held_out, -(-step // HELD_OUT_EVERY)) if held_out and args.augment == "ada" else None
+    real, held_out = shards(plan.slices, step), None
+    if plan.held_out and plan.options.augment == "ada":
+        held_out = shards(plan.held_out, -(-step // HELD_OUT_EVERY))
     for k in itertools.count(step):
-        batch = Batch(*next(real), *(next(unseen) if unseen and k % HELD_OUT_EVERY == 0 else ()))
-        yield batch if args.conditional else batch._replace(labels=None, held_out_labels=None)
+        batch = Batch(*next(real), *(next(held_out) if held_out and k % HELD_OUT_EVERY == 0 else ()))
+        yield batch if plan.network["num_classes"] else batch._replace(labels=None, held_out_labels=None)
 
 
-def decay_factor(done, decay_share):
-    """Factor of the learning rates when a share `done` of the run is over: 1, then linearly to 0 over the last `decay_share`."""
-    return min(1.0, max(0.0, 1 - done) / decay_share)
+def skip_or_go_back(plan, files, run, steps, skipped):
+    """Report steps that were left out, as their gradients are not finite; after too many in a row, go back to the checkpoint.
+
+    steps, skipped: numbers of the row that ends. Returns None, or the TrainingState of the checkpoint, from which `run` continues
+    with half the learning rates. UserError the second time in a run's life.
+    """
+    run.skipped_in_a_row = skipped + (run.skipped_in_a_row if skipped == steps else 0)
+    if run.skipped_in_a_row <= MAX_SKIPPED:
+        run.skipped += skipped
+        if skipped:
+            files.alert(f"skipped {skipped} of the {steps} steps before step {run.step}: their gradients are not finite")
+        return None
+    reason = f"the gradients of {run.skipped_in_a_row} steps shortly before step {run.step} are not finite"
+    if run.lr_scale < 1:
+        raise UserError(
+            f"{plan.folder}: {reason} again, after going back to a checkpoint once already; the last checkpoint is kept, run again "
+            "with a lower --lr to continue from it"
+        )
+    state = files.resume(run, plan.new_state)
+    run.lr_scale = 0.5
+    files.alert(f"{reason}: went back to {run.images / 1000:.1f} kimg and continues with half the learning rates")
+    run.begin_row()
+    return state
 
 
-def mean_row(terms):
-    """A row of the terms of several steps: {name of TERMS: mean over the finite ones, nan if there are none}, steps skipped."""
-    values = iter(torch.stack([value.float() for term in terms for value in term.values()]).tolist())
-    terms = [{name: next(values) for name in term} for term in terms]
-    gradients = [[term[name] for name in ("critic_gradient", "generator_gradient") if name in term] for term in terms]
-    skipped = sum(not all(map(math.isfinite, norms)) for norms in gradients)
-    finite = {name: [term[name] for term in terms if name in term and math.isfinite(term[name])] for name in TERMS}
-    return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
+def std_columns(plan):
+    """The columns of losses.csv with the standard deviation after each block, of all stages."""
+    return tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
 
 
-def exit_status(folder, step, resolution, signum, args, per_epoch, leading):
-    """Print in one line what was reached and how to continue; returns 0, or 128 + signum if a signal ended it early."""
-    kimg, finished = step * args.batch_size / 1000, step >= args.epochs * per_epoch and resolution == args.resolution
-    reason = "stopped by " + signal.Signals(signum).name if signum else f"{args.max_minutes:g} minutes are over"
-    if leading and finished:
-        print(f"{folder}: {args.epochs} epochs done, {kimg:.1f} kimg")
-    elif leading:
-        place = f"epoch {step // per_epoch + 1}" + f" at {resolution}x{resolution}" * (resolution < args.resolution)
-        print(f"{folder}: {reason} in {place}, {kimg:.1f} kimg, saved; the same command resumes from here")
-    return 128 + signum if signum and not finished else 0
+def measure_row(plan, state, run, steps):
+    """The columns of a row of losses.csv beside its TERMS; the row ends now, after so many steps."""
+    seconds = run.end_row()
+    deviations = {f"std {name}": value for name, value in state.activations.deviations().items()}
+    return (
+        run.position()
+        | {
+            "images_per_second": steps * plan.schedule.batch_size / seconds,
+            "memory_gib": memory_gib(plan.device),
+            "lr": state.model_optimizer.param_groups[0]["lr"],
+            "skipped": run.skipped,
+            "augment_p": float(state.augmentation.p),
+        }
+        | {name: deviations.get(name, math.nan) for name in std_columns(plan)}
+    )
+
+
+def save(plan, files, state, run):
+    """Save the run, and draw its curves and some generated slices beside real ones; collective."""
+    styles = files.save(state, run)
+    if styles is None:
+        return
+    generator, resolution = state.averaged["generator"], run.stage.resolution
+    shown = styles[:, : SAMPLES_SHOWN // len(styles)].flatten(0, 1)
+    fake = torch.cat([generator(part, noise="fixed") for part in shown.split(4)])
+    title = f"epoch {run.epoch}, {run.images / 1000:.1f} kimg"
+    name = f"{resolution}x{resolution}" if run.stage_over else f"epoch_{run.epoch:04d}"  # the last of a stage is kept
+    figures.save_fake_and_real(fake, plan.slices, title, files.path("fake_vs_real", f"{name}.png"))
+    if files.rows["losses"]:
+        losses, evaluations = (figures.columns(files.rows[name], columns) for name, columns in files.tables.items())
+        figures.plot_dashboard(losses, evaluations, files.path("losses.png"))
+        figures.plot_loss_proportion(losses, files.path("loss_proportion.png"))
+
+
+def exit_status(plan, run):
+    """Print in one line what was reached and how to continue; returns 0, or 128 + signum if a signal ended the run early."""
+    schedule, resolution, signum = plan.schedule, run.stage.resolution, int(run.signum)
+    reason = "stopped by " + signal.Signals(signum).name if signum else f"{schedule.max_minutes:g} minutes are over"
+    place = f"epoch {run.step // schedule.steps_per_epoch + 1}"
+    if resolution < schedule.resolution:
+        place += f" at {resolution}x{resolution}"
+    if not run.finished:
+        text = f"{reason} in {place}, {run.images / 1000:.1f} kimg, saved; the same command resumes from here"
+    else:
+        text = f"{schedule.epochs} epochs done, {run.images / 1000:.1f} kimg; --epochs {2 * schedule.epochs} would continue"
+    if plan.processes.leading:
+        print(f"{plan.folder}: {text}")
+    return 128 + signum if signum and not run.finished else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
-def load_held_out(args, leading=True):
+def load_held_out(args, keep_damaged=False, leading=True):
     """Slices of --test_dir, else of test/ beside --dataset_dir; None if there are none, or nothing would use them."""
     if not args.eval_every and args.augment != "ada" and not args.test_dir:
         return None
@@ -238,100 +255,105 @@ def load_held_out(args, leading=True):
     if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):
         return None
     try:
-        slices = Slices(folder, args.classes, args.resolution, args.num_workers)
-        if args.keep_damaged:
+        slices = Slices(folder, args.classes, args.resolution)
+        if keep_damaged:
             return slices
         slices, left_out = leave_out_damaged(slices)
-        if left_out and leading:
-            print(f"note: held-out slices: {damaged_text(left_out)}; left out", file=sys.stderr)
+        if left_out:
+            note(f"held-out slices: {damaged_text(left_out)}; left out", leading)
         return slices
     except UserError as error:
         raise UserError(str(error).replace("--dataset_dir", "--test_dir")) from None
 
 
 def load_slices(args, resumed, leading):
-    """(training slices, {scan: reason} of the damaged scans left out of them, held-out slices or None).
+    """(training slices, {scan: reason} of the damaged scans left out of them, held-out slices or None, --keep_damaged).
 
-    A run that is `resumed`, its config.json's contents or None, keeps to what it was begun with: args.keep_damaged becomes that.
+    A run that is `resumed`, its config.json's contents or None, keeps to what it was begun with.
     """
-    slices = Slices(args.dataset_dir, args.classes, args.resolution, args.num_workers, leading)
+    slices, keep = Slices(args.dataset_dir, args.classes, args.resolution, progress=leading), args.keep_damaged
     found = find_damaged(slices, scans_of(slices.names))
     if resumed is None:
-        left_out = {} if args.keep_damaged else found
-        note = f"{damaged_text(left_out)}; left out, --keep_damaged True keeps them" if left_out else ""
+        left_out = {} if keep else found
+        if left_out:
+            note(f"{damaged_text(left_out)}; left out, --keep_damaged True keeps them", leading)
     else:
         left_out = resumed.get("data", {}).get("damaged")  # None in runs of earlier commits, which were begun with all scans
         left_out = left_out if isinstance(left_out, dict) else {}
-        asked, args.keep_damaged = args.keep_damaged, resumed.get("flags", {}).get("keep_damaged") is not False
-        note = ""
-        if left_out and asked:
-            note = f"this run was begun without {damaged_text(left_out)}, and continues so; --resume False starts again with them"
-        elif found and args.keep_damaged and not asked:
-            note = f"this run was begun with them and keeps them: {damaged_text(found)}"
-    if note and leading:
-        print(f"note: {note}", file=sys.stderr)
-    return leave_out(slices, left_out), left_out, load_held_out(args, leading)
+        keep = resumed.get("flags", {}).get("keep_damaged") is not False
+        if left_out and args.keep_damaged:
+            text = f"this run was begun without {damaged_text(left_out)}, and continues so; --resume False starts again with them"
+            note(text, leading)
+        elif found and keep and not args.keep_damaged:
+            note(f"this run was begun with them and keeps them: {damaged_text(found)}", leading)
+    return leave_out(slices, left_out), left_out, load_held_out(args, keep, leading), keep
 
 
-def make_config(args, slices, damaged):
-    """The contents of config.json: network and data, which a run cannot change, and the flags it was started with."""
-    return {
-        "network": {
-            "resolution": args.resolution,
-            "channel_base": args.channel_base,
-            "channel_max": args.channel_max,
-            "mapping_layers": args.mapping_layers,
-            "z_dim": Z_DIM,
-            "w_dim": W_DIM,
-            "num_classes": len(CLASSES) if args.conditional else 0,
-        },
+def note(text, leading, kind="note"):
+    """Print a line on stderr, in one of all processes."""
+    if leading:
+        print(f"{kind}: {text}", file=sys.stderr)
+
+
+def make_plan(args, folder, resuming, device, begun):
+    """(Plan, contents of config.json) of the run in `folder`; `begun`: when the command was, in seconds of time.monotonic().
+
+    config.json holds network and data, which a run cannot change, and the flags it was started with.
+    """
+    kept = kept_settings(folder) if resuming else {}
+    if not resuming and args.start_from:
+        kept = kept_sizes(args.start_from)
+    network_name, loss, recipe = choose_recipe(args, device, kept)
+    mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
+    processes, dtype = Processes(device), pick_dtype(args.amp, device)
+    check_divisible(recipe.batch_size, processes.size * args.grad_accum)
+    table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
+    resumed = read_config(folder) if resuming else None
+    loaded = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
+    slices, damaged, held_out, keep_damaged = loaded
+    if table and held_out:
+        note(shared_text(identify(slices.names, table), identify(held_out.names, table)), processes.leading)
+    if mirror and (warning := mirror_warning(slices)):
+        note(warning, processes.leading, "warning")
+    network = network_settings(recipe, args.resolution, args.conditional)
+    source = read_source(args.start_from, network) if args.start_from and not resuming else None
+    options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
+    schedule = Schedule(
+        *(args.epochs, steps_per_epoch(len(slices), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
+        *(recipe.lr_decay, args.save_every, args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
+    )
+    plan = Plan(folder, slices, held_out, network_name, network, options, schedule, source, device, dtype, processes)
+    flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "keep_damaged": keep_damaged}
+    flags |= {"amp": dtype == torch.bfloat16, "max_minutes": None if args.max_minutes == math.inf else args.max_minutes}
+    config = {
+        "network": network,
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],
         "data": {"counts": slices.counts, "fingerprint": slices.fingerprint, "damaged": damaged},
-        "flags": vars(args) | {"max_minutes": None if args.max_minutes == math.inf else args.max_minutes},
+        "flags": {name: value for name, value in flags.items() if name != "set"},
         "torch": torch.__version__,
     }
+    return plan, config
 
 
-def main(argv=None):
-    start = time.monotonic()
-    args = parse_args(argv)
-    device = pick_device(args.device, args.deterministic)
-    folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
-    check_place(folder, {flag: path for flag, path in (("--dataset_dir", args.dataset_dir), ("--test_dir", args.test_dir)) if path})
-    found, kept = find_run(folder, args.resume), args.mirror is None
-    fill_defaults(args, device, folder if found == "resume" else None)
-    kept = kept and args.mirror
-    dtype = pick_dtype(args.amp, device)
-    processes = Processes(device)
-    shards = processes.size * args.grad_accum
-    check_divisible(args.batch_size, shards)
-    table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
-    resumed = read_config(folder) if found == "resume" else None
-    slices, damaged, held_out = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
-    if table and held_out and processes.leading:
-        print(f"note: {shared_text(identify(slices.names, table), identify(held_out.names, table))}", file=sys.stderr)
-    if args.mirror and processes.leading and (warning := mirror_warning(slices)):
-        print(f"warning: {warning}", file=sys.stderr)
-    config = make_config(args, slices, damaged)
-    source = None
-    if found == "resume":
-        changed = check_same_run(folder, config)
-        if changed and processes.leading:
-            print(f"note: {folder} was started with other flags, and continues with {', '.join(changed)}", file=sys.stderr)
-        if kept and processes.leading:
-            print(f"note: {folder} was begun with mirrored slices and keeps them; --mirror False ends it", file=sys.stderr)
-    elif args.start_from:
-        source = read_source(args.start_from, config["network"])
-        if processes.leading:
-            print(describe_source(args.start_from, *source, config["network"]))
-    if device.type == "cpu" and args.resolution > 64 and processes.leading:
-        print(f"note: without a GPU this takes long; {QUICK} learns in minutes", file=sys.stderr)
-    if args.dry_run:
-        first = read_checkpoint(folder)["first_resolution"] if found == "resume" else first_resolution(args, source)
-        status = {"resume": "to be resumed", "rename": "new; the old one will be renamed", "new": "new"}[found]
-        if processes.leading:
-            print_plan(args, slices, held_out, folder, config, device, dtype, shards, status, first)
-        return 0
+def describe_start(plan, config, resuming, mirror_asked):
+    """Print what is special about this start of a run; UserError if the run in the folder is another one."""
+    leading = plan.processes.leading
+    if resuming:
+        changed = check_same_run(plan.folder, config)
+        if changed:
+            note(f"{plan.folder} was started with other flags, and continues with {', '.join(changed)}", leading)
+        if plan.options.mirror and mirror_asked is None:
+            note(f"{plan.folder} was begun with mirrored slices and keeps them; --mirror False ends it", leading)
+    elif plan.source and leading:
+        print(describe_source(plan.source, plan.network))
+    if plan.device.type == "cpu" and plan.schedule.resolution > 64:
+        note(f"without a GPU this takes long; {QUICK} learns in minutes", leading)
+
+
+@contextlib.contextmanager
+def taken_folder(plan, found, resume):
+    """A context in which the folder of the run is this command's own; an old run in it is renamed if `found` says so."""
+    processes, folder = plan.processes, plan.folder
     processes.barrier()  # all have looked at the old run
     with contextlib.ExitStack() as stack:
         stack.callback(processes.close)
@@ -339,20 +361,39 @@ def main(argv=None):
             make_folder(folder, "--model_dir")
             lock = lock_folder(folder)
             stack.callback(lock.release)
-            if find_run(folder, args.resume) != found:
+            if find_run(folder, resume) != found:
                 raise UserError(f"{folder} has changed since this command looked at it: run the same command again")
             if found == "rename":
                 lock.release()  # Windows renames no folder with an open file in it
-                set_aside(folder)
+                rename_run(folder)
                 make_folder(folder, "--model_dir")
                 stack.callback(lock_folder(folder).release)
-            print(f"{folder}: {describe_recipe(args)}", file=sys.stderr)
-        processes.barrier()  # the old run has been set aside
+        processes.barrier()  # the old run has been renamed
+        yield
+
+
+def main(argv=None):
+    begun = time.monotonic()
+    args = parse_args(argv)
+    device = pick_device(args.device)
+    folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
+    check_place(folder, {flag: path for flag, path in (("--dataset_dir", args.dataset_dir), ("--test_dir", args.test_dir)) if path})
+    found = find_run(folder, args.resume)
+    plan, config = make_plan(args, folder, found == "resume", device, begun)
+    describe_start(plan, config, found == "resume", args.mirror)
+    if args.dry_run:
+        first = read_checkpoint(folder)["first_resolution"] if found == "resume" else first_stage(plan).resolution
+        status = {"resume": "to be resumed", "rename": "new; the old one will be renamed", "new": "new"}[found]
+        if plan.processes.leading:
+            print_plan(plan, status, first)
+        return 0
+    with taken_folder(plan, found, args.resume):
+        if plan.processes.leading:
+            print(f"{folder}: {describe_recipe(plan)}", file=sys.stderr)
         try:
-            return train(args, slices, held_out, folder, config, device, dtype, processes, start + 60 * args.max_minutes, source)
+            return train(plan, config)
         except torch.OutOfMemoryError:
-            hint = out_of_memory(args, config["network"], dtype, processes.size)
-            raise UserError(f"{device} is out of memory: {hint}") from None
+            raise UserError(f"{device} is out of memory: {out_of_memory(plan)}") from None
 
 
 if __name__ == "__main__":

@@ -224,11 +224,8 @@ def random_stream(purpose, seed, device="cpu"):
     return stream
 
 
-def pick_device(name, deterministic=False):
-    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable.
-
-    deterministic: the same bits every time on the same GPU, with slower operations; those that have none raise RuntimeError.
-    """
+def pick_device(name):
+    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable."""
     import torch  # here, since --help and phantom.py need this file but not PyTorch
 
     if name == "auto":
@@ -243,17 +240,11 @@ def pick_device(name, deterministic=False):
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         # All batches have one shape, so that looking for the fastest kernels pays; which ones win differs from run to run.
-        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("highest")  # float32 means float32, never TF32
         torch.backends.cudnn.allow_tf32 = False
     else:
         keep_freed_memory()
-    torch.backends.cudnn.deterministic = deterministic
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: two seconds
-        torch.use_deterministic_algorithms(deterministic)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which PyTorch refuses matrix products on CUDA
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and none is read
     torch.set_flush_denormal(True)  # on a CPU, denormal numbers cost up to a hundred times the others
     return device
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from analysis.areas import SIDE, measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
+from analysis.critic import critic_scores, load_critic
 from analysis.quality import measure_quality
 from data.damage import note_damaged
 from data.folders import find_splits
@@ -43,7 +44,6 @@ from report.evaluation_report import (
     quality_tables,
 )
 from report.quality_report import plot_quality, save_nearest
-from training.validation import critic_scores, load_critic
 from utils import CLASSES, UserError, atomic_path, make_folder
 
 BATCH = 16  # slices that the critic scores at once

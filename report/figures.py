@@ -8,7 +8,6 @@ import textwrap
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -18,8 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dataset import to_float, to_uint8
-from ops import resample
+from dataset import resize, to_uint8
 from utils import atomic_path
 
 CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
@@ -60,13 +58,6 @@ def tile(images, columns):
 def spread(slices, count):
     """`count` of N slices (or of their names) spread evenly over the set, and so over both classes: uint8 [count, R, R]."""
     return slices[np.linspace(0, len(slices) - 1, count).round().astype(int)]
-
-
-def resize(pixels, resolution):
-    """Slices uint8 [N, R, R], NumPy, at another power of two, as `ops.resample` gives them, rounded."""
-    if resolution == pixels.shape[-1]:
-        return pixels
-    return to_uint8(resample(to_float(torch.from_numpy(pixels)), resolution)).numpy()
 
 
 def save_grids(grids, path, columns=4, text=None):

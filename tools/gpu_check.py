@@ -32,12 +32,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 590  # seconds for one call of a part
 MOMENTS = 2, 4, 7  # minutes of training whose evaluations are kept
 LOSSES = "wgan-gp", "relativistic"
-KERNELS = 12  # of the profile, the longest
+PROFILED_KERNELS = 12  # the longest
 MAP = (  # of two runs of AD, which predict.py does not take for AD and NC: only the time counts
     "import sys; from analysis.style_maps import compared_runs, plot_umaps; ad, nc, output, device = sys.argv[1:]; "
     "plot_umaps(compared_runs(ad, nc), output, device=device)"
 )
-STEPS = 8  # of the profile, among them one of the relativistic loss's penalties
+PROFILED_STEPS = 8  # among them one of the relativistic loss's penalties
 NETWORKS = {
     "cuda": {"resolution": 256, "channel_base": 8192, "channel_max": 256},
     "cpu": {"resolution": 64, "channel_base": 128, "channel_max": 8},
@@ -73,7 +73,7 @@ import torch
 
 from training.monitor import memory_gib
 from training.plan import estimate_memory
-from training.recipes import RECIPES, options
+from training.recipes import RECIPES, Options, network_settings
 from training.step import Batch, TrainingState, train_step
 
 
@@ -88,7 +88,7 @@ class Results:
             if measured["machine"] == machine:
                 self.measured = measured
         except (OSError, ValueError, TypeError, KeyError):
-            pass  # none yet, or none that can be read: all is measured anew
+            pass  # none yet, or none that can be read: all is measured again
         self.add("machine", machine)
 
     def add(self, name, figures):
@@ -140,10 +140,14 @@ def network_flags(args):
 
 def new_step(loss, batch_size, device, dtype):
     """A function that takes the step of this number, on black images, and the settings of its networks."""
-    layers = RECIPES["full", loss].mapping_layers
-    network = NETWORKS[device.type] | {"mapping_layers": layers, "z_dim": 256, "w_dim": 256, "num_classes": 0}
-    state = TrainingState(options("full", loss, batch_size=batch_size), network, device, dtype)
-    side = network["resolution"]
+    side, sizes = (
+        NETWORKS[device.type]["resolution"],
+        {name: NETWORKS[device.type][name] for name in ("channel_base", "channel_max")},
+    )
+    recipe = RECIPES["full", loss]._replace(batch_size=batch_size, **sizes)
+    network = network_settings(recipe, side)
+    options = Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0)
+    state = TrainingState(options, network, device, dtype)
     batch = Batch(torch.full([batch_size, 1, side, side], -1.0, device=device))
     return lambda step: train_step(state, step, batch), network
 
@@ -176,7 +180,7 @@ def profile(loss, sizes, device):
     kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
 
     def steps():
-        for step in range(STEPS):
+        for step in range(PROFILED_STEPS):
             take(step)
         if cuda:
             torch.cuda.synchronize(device)
@@ -189,9 +193,11 @@ def profile(loss, sizes, device):
         steps()
     events = [(event.self_device_time_total if cuda else event.self_cpu_time_total, event.key) for event in profiler.key_averages()]
     total = sum(microseconds for microseconds, _ in events)
-    figures = {"step, ms": 1000 * seconds / STEPS, "images/s": STEPS * sizes["batch_size"] / seconds}
+    figures = {"step, ms": 1000 * seconds / PROFILED_STEPS, "images/s": PROFILED_STEPS * sizes["batch_size"] / seconds}
     figures["kernels' share of the time, %"] = total / seconds / 1e4
-    return figures | {f"{key[:80]}, %": 100 * microseconds / total for microseconds, key in sorted(events, reverse=True)[:KERNELS]}
+    return figures | {
+        f"{key[:80]}, %": 100 * microseconds / total for microseconds, key in sorted(events, reverse=True)[:PROFILED_KERNELS]
+    }
 
 
 def train(results, args, sizes):
@@ -199,7 +205,7 @@ def train(results, args, sizes):
     runs = {"training": [], "training without growing": ["--grow", "False"]}
     name = next((name for name in runs if "failed" in results.measured.get(name, {"failed": None})), None)
     if name is None:
-        print("part 3 is done: remove gpu.json to train anew")
+        print("part 3 is done: remove gpu.json to train again")
         return
     folder = os.path.join(results.folder, name.replace(" ", "_").replace("-", ""))
     flags = [*network_flags(args), "--batch_size", sizes["batch_size"], "--device", args.device, "--classes", "AD"]

@@ -1,6 +1,6 @@
 """Adaptive discriminator augmentation: the probability p with which everything the critic sees is augmented.
 
-    augmentation = AugmentationStrength("ada", device=device)
+    augmentation = AugmentationStrength("ada", device)
     augment(real, augmentation.p, rng), augment(fake, augmentation.p, rng)
     augmentation.update({"separation": score_separation(score_real, score_fake)}, batch_size)
 
@@ -10,7 +10,7 @@ the critic overfits to the training images, and falls otherwise. The operations 
 
 import torch
 
-MODES = "ada", "fixed", "none"
+MODES = "ada", "none"
 TARGET = 0.6  # separation at which p neither grows nor falls, when there are no held-out images
 OVERFITTING_TARGET = 0.5  # overfitting at which p neither grows nor falls, when there are
 MIN_SEPARATION = 0.2  # below it p falls even if the overfitting measure is high: the critic hardly tells real from generated
@@ -35,21 +35,20 @@ def score_separation(score_real, score_fake):
 class AugmentationStrength:
     """The augmentation probability p, and in mode "ada" its controller.
 
-    mode: "none" (p = 0), "fixed" (p as given, in [0, 1]) or "ada": p starts at 0 and follows how much the critic overfits. With
-    held-out images, overfitting is K20a's r_v (eq. 1): where their mean score lies between those of training images (0) and
-    of generated ones (1). Without, the separation stands in for it. ValueError for other arguments.
+    mode: "none" (p = 0) or "ada": p starts at 0 and follows how much the critic overfits. With held-out images, overfitting is
+    K20a's r_v (eq. 1): where their mean score lies between those of training images (0) and of generated ones (1). Without, the
+    separation stands in for it. ValueError for another mode.
 
     p is a float, in mode "ada" a 0-dim tensor on `device`, so that neither `augment` nor `update` waits for the GPU. So are the
     running means `separation`, `gap_generated` and `gap_held_out`: the scores of training images less those of generated and
     of held-out ones.
     """
 
-    def __init__(self, mode, p=0.0, device="cpu", target=TARGET, speed_kimg=SPEED_KIMG, p_max=P_MAX):
-        if mode not in MODES or not 0 <= p <= 1:
-            raise ValueError(f"mode must be one of {', '.join(MODES)} and p in [0, 1], not {mode!r} and {p}")
+    def __init__(self, mode, device="cpu", target=TARGET, speed_kimg=SPEED_KIMG, p_max=P_MAX):
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
         self.mode, self.target, self.speed, self.p_max = mode, target, 1 / (1000 * speed_kimg), p_max
-        self.p = p if mode == "fixed" else 0.0
-        self.separation, self.gap_generated, self.gap_held_out = float(target), 0.0, 0.0
+        self.p, self.separation, self.gap_generated, self.gap_held_out = 0.0, float(target), 0.0, 0.0
         if mode == "ada":
             for name, value in self.state_dict().items():
                 setattr(self, name, value.to(device))
@@ -57,16 +56,16 @@ class AugmentationStrength:
     def update(self, terms, images):
         """After a critic update on `images` images, move p by a fixed speed (K20a, section 3); only in mode "ada".
 
-        terms: {"separation"} and, every HELD_OUT_EVERY steps, "wasserstein" and "unseen": the mean score of the real images
+        terms: {"separation"} and, every HELD_OUT_EVERY steps, "wasserstein" and "held_out": the mean score of the real images
         less that of generated and of held-out ones; tensors [].
         """
         if self.mode != "ada":
             return
         self.separation = torch.lerp(self.separation, terms["separation"].to(self.p), 1 - 0.5 ** (images / SEPARATION_HALF_LIFE))
-        if "unseen" in terms:
+        if "held_out" in terms:
             weight = 1 - 0.5 ** (HELD_OUT_EVERY * images / OVERFITTING_HALF_LIFE)
             gap_generated = torch.lerp(self.gap_generated, terms["wasserstein"].to(self.p), weight)
-            gap_held_out = torch.lerp(self.gap_held_out, terms["unseen"].to(self.p), weight)
+            gap_held_out = torch.lerp(self.gap_held_out, terms["held_out"].to(self.p), weight)
             self.gap_generated = torch.where(gap_generated.isfinite(), gap_generated, 0)  # a step with nan restarts the means
             self.gap_held_out = torch.where(gap_held_out.isfinite(), gap_held_out, 0)
         overfitting = self.gap_held_out - OVERFITTING_TARGET * self.gap_generated
@@ -78,7 +77,7 @@ class AugmentationStrength:
         return {name: torch.as_tensor(getattr(self, name)) for name in ("p", "separation", "gap_generated", "gap_held_out")}
 
     def load_state_dict(self, state):
-        """Resume from `state` in mode "ada"; in other modes p is what the flags say."""
+        """Resume from `state` in mode "ada"; in mode "none" p stays 0."""
         if self.mode == "ada":
             for name, value in state.items():
                 setattr(self, name, value.to(self.p.device))

@@ -11,19 +11,13 @@ that no eigenvalue of T is below 1 - p. (With a uniform density T would have an 
 what leaves the image are not covered by this argument.)
 
 The operations are those of K20a that leave a slice of a head on black, and a gamma curve: no quarter turns, colours, stretching
-or filters, and black where K20a mirrors the image at its edge or fills with grey. `python -m training.augment` draws them all.
+or filters, and black where K20a mirrors the image at its edge or fills with grey. `python -m report.augmentation` draws them all.
 """
 
 import math
-import os
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-
-from dataset import Slices, to_float, to_uint8
-from report import figures
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, class_name, make_folder, number, run_cli
 
 OPERATIONS = "flip", "shift", "rotate", "scale", "brightness", "contrast", "gamma", "noise", "cutout"  # in this order
 SHIFT = 1 / 8  # of the side, at most (triangular density, as for ROTATE)
@@ -44,7 +38,7 @@ def move(v, mirror, shift, angle, zoom):
     """Mirror, then shift, then rotate and scale about the centre, in one bilinear resampling; black outside of the image.
 
     mirror [N]: -1 swaps left and right, 1 does not; shift [N, 2]: pixels right and down; angle [N]: radians, anticlockwise;
-    zoom [N]: above 1 enlarges. R must be a power of two: then mirrored and shifted pixels are exact, since all coordinates
+    zoom [N]: above 1 magnifies. R must be a power of two: then mirrored and shifted pixels are exact, since all coordinates
     are floats without rounding.
     """
     size = v.shape[-1]
@@ -53,24 +47,7 @@ def move(v, mirror, shift, angle, zoom):
     cos, sin = ((f(angle) / zoom)[:, None, None] for f in (torch.cos, torch.sin))  # [N, 1, 1]
     right, down = (2 / size * shift).T[:, :, None, None]
     source = torch.stack([mirror[:, None, None] * (cos * x - sin * y - right), sin * x + cos * y - down], dim=3)
-    return sample(v, source.to(v.dtype))
-
-
-def sample(v, places):
-    """Bilinear interpolation of v [N, 1, R, R] at `places` [N, R, R, 2], right and down, -1 to 1 from edge to edge; black outside.
-
-    F.grid_sample adds up its gradients in no fixed order on CUDA, and PyTorch has no other way for --deterministic. There the
-    four pixels around each place are gathered one by one, which PyTorch can reverse in order.
-    """
-    if not torch.are_deterministic_algorithms_enabled():
-        return F.grid_sample(v, places, align_corners=False)
-    n, _, size, _ = v.shape
-    padded = F.pad(v, (1, 1, 1, 1)).flatten(1)  # a black border, to which everything outside is moved
-    x, y = ((places + 1) * (size / 2) + 0.5).clamp(0, size + 1).unbind(3)  # [N, R, R], in pixels of `padded`
-    left, top = (at.floor().clamp(max=size) for at in (x, y))
-    x, y, corner = x - left, y - top, (top * (size + 2) + left).long().flatten(1)  # x, y: distances from the corner, 0 to 1
-    pixels = [padded.gather(1, corner + step).view_as(x) for step in (0, 1, size + 2, size + 3)]
-    return torch.lerp(torch.lerp(pixels[0], pixels[1], x), torch.lerp(pixels[2], pixels[3], x), y)[:, None]
+    return F.grid_sample(v, source.to(v.dtype), align_corners=False)
 
 
 def tone(v, brightness, contrast, gamma):
@@ -129,55 +106,3 @@ def augment(images, p, rng=None, operations=OPERATIONS):
     )
     v = add_noise(v, applied["noise"] * NOISE * normal[4].abs(), rng)
     return 2 * cut_out(v, uniform[1:3].T, applied["cutout"] * CUTOUT) - 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A figure of all operations
-
-
-def plot_operations(slices, rows, seed, path):
-    """Draw `rows` slices: above, each operation alone, strongly; below, all together at p = 0.2, 0.5 and 0.8."""
-    images = to_float(torch.from_numpy(figures.spread(slices, rows)))
-    rng = torch.Generator().manual_seed(seed)
-    alone = {name: strongest(torch.stack([augment(images, 1.0, rng, [name]) for _ in range(8)]), images) for name in OPERATIONS}
-    together = [(f"p = {p}", augment(images, p, rng)) for p in (0.2, 0.5, 0.8) for _ in range(3)]
-    figure = Figure(figsize=(15, 0.7 + 3 * rows), layout="constrained")
-    for axes, columns in zip(figure.subplots(2), (alone.items(), together)):
-        labels, columns = zip(("real", images), *columns)
-        table = figures.tile(to_uint8(torch.stack(columns, dim=1).flatten(0, 1)).numpy(), len(columns))
-        axes.imshow(table, cmap="gray", vmin=0, vmax=255)
-        axes.set_xticks((torch.arange(len(columns)) + 0.5) * table.shape[1] / len(columns), labels)
-        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-        axes.set_yticks([])
-    figures.save_figure(figure, path)
-
-
-def strongest(draws, images):
-    """Of draws [D, N, 1, R, R], the one that changed each image [N, 1, R, R] most, clipped as it is shown: [N, 1, R, R]."""
-    change = (draws.clamp(-1, 1) - images).abs().mean((2, 3, 4))  # [D, N]
-    return draws[change.argmax(0), torch.arange(len(images))]
-
-
-def main(argv=None):
-    parser = ArgumentParser(
-        "Draw what augmentation shows the critic: each operation alone, and all together.",
-        "-m training.augment --dataset_dir AD_NC/train --rows 4",
-    )
-    parser.prog = "-m training.augment"
-    parser.add_argument("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
-    parser.add_argument("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to draw")
-    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=128, help="pixels a side")
-    parser.add_argument("--rows", type=number(int, 1, 100), default=4, help="slices")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of the random strengths")
-    parser.add_argument("--output_dir", default="predictions", help="where augment.png goes")
-    args = parser.parse_args(argv)
-    slices = Slices(args.dataset_dir, args.classes, args.resolution)
-    make_folder(args.output_dir, "--output_dir")
-    path = os.path.join(args.output_dir, "augment.png")
-    plot_operations(slices, args.rows, args.seed, path)
-    print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -12,7 +12,7 @@ from utils import UserError, atomic_path, load_tensors, save_tensors
 
 FILES = "checkpoint.pt", "previous.pt"  # the newest and the one before it
 FORMAT = 4  # checkpoints of another format are refused
-START_ANEW = "--resume False starts a new run and keeps the old folder under another name"
+RESTART_HINT = "--resume False starts a new run and keeps the old folder under another name"
 
 
 def has_checkpoint(folder):
@@ -28,10 +28,10 @@ def write_checkpoint(folder, state):
             os.replace(newest, previous)  # a crash from here on leaves previous.pt, which is whole
 
 
-def read_checkpoint(folder, warn=True):
+def read_checkpoint(folder, warn=True, hint=RESTART_HINT):
     """The newest checkpoint that is undamaged, with its "file" of FILES; `warn` on stderr if that is the previous one.
 
-    UserError if there is none, or it has another FORMAT.
+    UserError, which ends with `hint`, if there is none, or it has another FORMAT.
     """
     problems = []
     for name in FILES:
@@ -45,12 +45,12 @@ def read_checkpoint(folder, warn=True):
         if state.get("format") != FORMAT:
             raise UserError(
                 f"{os.path.join(folder, name)} was saved by another version of this code (format {state.get('format')}, here "
-                f"{FORMAT}); {START_ANEW}"
+                f"{FORMAT}); {hint}"
             )
         if problems and warn:
             print(f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {kimg}", file=sys.stderr)
         return state | {"file": name}
-    raise UserError(f"{folder}: {' and '.join(problems)}; {START_ANEW}")
+    raise UserError(f"{folder}: {' and '.join(problems)}; {hint}")
 
 
 def restore(parts, state):

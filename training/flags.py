@@ -1,197 +1,187 @@
 """train.py's flags. Nothing here needs PyTorch until the device is known, so that --help is quick. Numbers: recipes.py."""
 
+import argparse
+import difflib
 import math
-import sys
 
-from training.recipes import LOSSES, NETWORKS, RECIPES, Options, default_network, plain_table
+from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, default_network, plain_table, valid_numbers
 from utils import (
     CLASSES,
     EARLIER_FLAGS,
-    LARGEST,
     RESOLUTIONS,
     ArgumentParser,
     Group,
     UserError,
     class_name,
     number,
-    pick_dtype,
     read_config,
     read_network,
 )
 
 
 def parse_args(argv=None):
-    """The flags. Those whose default depends on the device or on the run to resume are None until `fill_defaults`."""
+    """The flags. Those whose default depends on the device or on the run to resume are None: see `choose_recipe`."""
     parser = ArgumentParser(
         "Train StyleGAN2 on brain slices. A run is a folder, <model_dir>/<classes>; the same command resumes it.",
         "train.py --dataset_dir AD_NC/train --classes AD",
         "train.py --dataset_dir AD_NC/train --classes all --conditional True",
         "train.py --dataset_dir AD_NC/train --classes AD --loss relativistic --max_minutes 9",
+        "train.py --dataset_dir AD_NC/train --classes AD --lr 0.001 --set lr_critic=0.002 n_critic=2",
     )
-    parser.epilog = f"recipes (a flag of the first column overrides one number):\n{plain_table()}\n\n{parser.epilog}"
-    switch = Options._field_defaults
-    data = Group(parser, "data")
-    data.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
-    data.add("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to learn from")
-    data.add_bool("--conditional", False, "with --classes all: one model that is told the class")
-    data.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
-    data.add(
+    add_data_flags(Group(parser, "data"))
+    add_run_flags(Group(parser, "the run"))
+    add_recipe_flags(
+        Group(parser, "the recipe: networks, rates and penalties; the defaults are the table below"), ", or as the run was begun"
+    )
+    add_training_flags(Group(parser, "training"))
+    add_machine_flags(Group(parser, "the machine"))
+    parser.epilog = f"{recipes_text()}\n\n{parser.epilog}"
+    args = parser.parse_args(argv)
+    if args.conditional and args.classes != "all":
+        raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
+    return args
+
+
+def add_data_flags(group):
+    group.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
+    group.add("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to learn from")
+    group.add_bool("--conditional", False, "with --classes all: one model that is told the class")
+    group.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
+    group.add(
         "--test_dir",
         help="slices that evaluations compare with beside the training slices (default: test/ beside "
         "--dataset_dir, if there is one)",
     )
-    data.add(
+    group.add(
         "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): are people in both?"
     )
-    data.add_bool(
+    group.add_bool(
         "--keep_damaged", False, "train on scans that are black, far darker than the others or noise, too; dataset.py shows which"
     )
-    data.add("--num_workers", type=number(int, 1, 1024), help="threads that decode images on the first pass (default: one a core)")
 
-    run = Group(parser, "the run")
-    run.add("--model_dir", default="model", help="folder of the runs")
-    run.add_bool("--resume", True, "resume the run if there is one; False renames its folder and starts a new run")
-    run.add(
+
+def add_run_flags(group):
+    group.add("--model_dir", default="model", help="folder of the runs")
+    group.add_bool("--resume", True, "resume the run if there is one; False renames its folder and starts a new run")
+    group.add(
         "--start_from",
         metavar="RUN",
         help="folder of another run, of at most this resolution, whose networks a new run begins with",
     )
-    run.add("--epochs", type=number(int, 1, 10**9), default=100, help="passes over the slices")
-    run.add("--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long")
-    run.add("--save_every", type=number(int, 1), default=5, help="epochs between two saves")
-    run.add(
+    group.add("--epochs", type=number(int, 1, 10**9), default=100, help="passes over the slices")
+    group.add(
+        "--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long"
+    )
+    group.add("--save_every", type=number(int, 1), default=5, help="epochs between two saves")
+    group.add(
         "--eval_every",
         type=number(int, 0),
         default=5,
         help="epochs between two evaluations (standardised KID, precision, recall, the critic's scores); 0: none",
     )
-    run.add("--seed", type=number(int, 0, 2**63 - 1), default=switch["seed"], help="of weights, order, latents and noise")
-    run.add_bool("--debug", False, "print statistics of every block's activations at the start, at saves and at evaluations")
-    run.add_bool("--tensorboard", False, "also write TensorBoard event files; needs the package tensorboard")
-    run.add_bool("--dry_run", False, "check everything, print the plan and exit")
+    group.add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of weights, order, latents and noise")
+    group.add_bool("--dry_run", False, "check everything, print the plan and exit")
 
-    recipe = Group(parser, "the recipe: networks, rates and penalties; the defaults are the table below, by --network and --loss")
-    recipe.add("--network", choices=NETWORKS, help="(default: full on a GPU, thin on a CPU)")
-    recipe.add(
+
+def add_recipe_flags(group, kept=""):
+    """The flags that choose a row of the recipes and change numbers of it; `kept` follows their defaults in --help."""
+    group.add("--network", choices=NETWORKS, help=f"(default: full on a GPU, thin on a CPU{kept})")
+    group.add(
         "--loss",
         choices=LOSSES,
-        default=LOSSES[0],
-        help="what the networks minimise; relativistic did better in the same time (docs/results.md)",
+        help=f"what the networks minimise; relativistic does better in equal time (default: {LOSSES[0]}{kept})",
     )
-    recipe.add(
-        "--channel_base",
-        type=number(int, 32, LARGEST["channel_base"]),
-        help="feature maps at a resolution: channel_base / resolution ...",
-    )
-    recipe.add("--channel_max", type=number(int, 1, LARGEST["channel_max"]), help="... and at most this many")
-    recipe.add("--mapping_layers", type=number(int, 1, LARGEST["mapping_layers"]), help="layers of the mapping network")
-    recipe.add("--batch_size", type=number(int, 2, 2**16), help="slices per step, of all processes together")
-    recipe.add("--lr", type=number(float, 0, open_low=True), help="Adam's learning rate of generator and mapping network")
-    recipe.add("--lr_critic", type=number(float, 0, open_low=True), help="the critic's learning rate")
-    recipe.add("--n_critic", type=number(int, 1, 10**6), help="critic updates, each on a batch of its own, per generator update")
-    recipe.add("--lambda_gp", type=number(float, 0), help="weight of the gradient penalty")
-    recipe.add("--gp_every", type=number(int, 1, 10**6), help="steps between two gradient penalties, each weighted by as many")
-    recipe.add("--path_length", type=number(float, 0), help="weight of the path length penalty")
-    recipe.add(
-        "--ema_kimg",
-        type=number(float, 0, open_low=True),
-        help="half-life of the averaged generator in thousand images, less at the start",
-    )
+    for name in FLAGS:
+        group.add(f"--{name}", type=COLUMNS[name].parse, help=COLUMNS[name].help)
+    others = "; ".join(f"{name}: {column.help}" for name, column in COLUMNS.items() if name not in FLAGS)
+    group.add("--set", type=setting, nargs="+", action="extend", metavar="NAME=NUMBER", help=f"other numbers. {others}")
 
-    training = Group(parser, "training")
-    training.add(
-        "--lr_decay",
-        type=number(float, 0, 1),
-        default=0.0,
-        help="share of the run, at its end, over which both rates fall to 0; the end is that of --epochs or --max_minutes, "
-        "whichever is nearer; a resumed run never raises them again",
-    )
-    training.add_bool(
+
+def add_training_flags(group):
+    group.add_bool(
         "--grow",
         True,
         "train in stages of doubling resolution from 16x16 on, each of which takes its share of --epochs or --max_minutes, "
         "whichever is nearer; False: at --resolution throughout",
     )
-    training.add_bool(
+    group.add_bool(
         "--mirror",
         None,
         "mirror real slices left-right with probability 1/2, and let --augment mirror, too: for slices that look like their mirror "
         "images, never for sagittal ones (default: False, or as the run was begun)",
     )
-    training.add_bool("--bounded", switch["bounded"], "clip generated slices to black and white, as real ones are, for the critic")
-    training.add(
+    group.add(
         "--augment",
-        choices=("ada", "fixed", "none"),
-        default=switch["augment"],
+        choices=("ada", "none"),
+        default="none",
         help="augmentation of what the critic sees; ada: as strong as the critic overfits",
     )
-    training.add("--augment_p", type=number(float, 0, 1), help="probability of each augmentation; for --augment fixed")
-    training.add(
-        "--style_mixing",
-        type=number(float, 0, 1),
-        default=switch["style_mixing"],
-        help="probability of mixing the styles of two latents",
-    )
 
-    machine = Group(parser, "the machine")
-    machine.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    machine.add_bool(
+
+def add_machine_flags(group):
+    group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add_bool(
         "--amp",
         None,
         "activations in bfloat16, in the gradient penalty down to 32x32 (default: on a processor with instructions for it: a CPU "
         "with AMX or AVX512-BF16, a GPU from Ampere on)",
     )
-    machine.add_bool(
-        "--deterministic",
-        False,
-        "on a GPU, only operations that give the same bits every time, which are slower; a CPU's always do",
-    )
-    machine.add(
-        "--grad_accum",
-        type=number(int, 1),
-        default=switch["grad_accum"],
-        help="micro-batches per step and process, for GPUs with little memory",
+    group.add(
+        "--grad_accum", type=number(int, 1), default=1, help="micro-batches per step and process, for GPUs with little memory"
     )
 
-    args = parser.parse_args(argv)
-    if args.conditional and args.classes != "all":
-        raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
-    if (args.augment == "fixed") != (args.augment_p is not None):
-        raise UserError("--augment fixed and --augment_p belong together, such as --augment fixed --augment_p 0.3")
-    args.augment_p = args.augment_p or switch["augment_p"]
-    return args
+
+def recipes_text():
+    """The recipes, for --help."""
+    return f"recipes (a flag overrides one number, --set NAME=NUMBER one whose name has no dashes):\n{plain_table()}"
 
 
-def fill_defaults(args, device, folder=None):
-    """Fill in flags that are None: from the run in `folder` if it is to be resumed, else from the recipe and the torch.device.
+def setting(text):
+    """An argparse type: NAME=NUMBER -> (name, number), for columns of a recipe that have no flag of their own."""
+    name, equals, value = text.partition("=")
+    if name in FLAGS:
+        raise argparse.ArgumentTypeError(f"{name} has a flag of its own: --{name} {value}")
+    if name not in COLUMNS:
+        names = [name for name in COLUMNS if name not in FLAGS]
+        near = difflib.get_close_matches(name, names, 1)
+        meant = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"unknown name {name!r}: {meant}")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{name} has no number: write {name}=NUMBER")
+    try:
+        return name, COLUMNS[name].parse(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 
-    The channels and mapping layers of a run that starts from another are those of the other.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which recipe the flags mean
+
+
+def choose_recipe(args, device, kept=None):
+    """(network, loss, Recipe) that the flags of `add_recipe_flags` mean on a torch.device.
+
+    kept: {"network", "loss", column: number} of another run, which stand in place of the defaults.
     """
-    saved = read_network(folder) | read_learning_flags(folder) if folder else {}
-    if not saved and args.start_from:
-        saved = read_network(args.start_from)
-    args.network = args.network or default_network(device)
-    amp = str(pick_dtype(None, device)) == "torch.bfloat16"
-    defaults = RECIPES[args.network, args.loss]._asdict() | {"amp": amp, "mirror": Options._field_defaults["mirror"]}
-    for name, value in (defaults | saved).items():
-        if getattr(args, name, 0) is None:
-            setattr(args, name, value)
-    return args
+    kept = kept or {}
+    network = args.network or kept.get("network") or default_network(device)
+    loss = args.loss or kept.get("loss") or LOSSES[0]
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None} | dict(args.set or [])
+    numbers = {name: value for name, value in kept.items() if name in COLUMNS}
+    return network, loss, RECIPES[network, loss]._replace(**numbers | given)
 
 
-def read_learning_flags(folder):
-    """The flags by which the run in `folder` learns, as far as its config.json holds valid ones: batch size, learning rates, ..."""
+def kept_settings(folder):
+    """What a run keeps when it is resumed unless flags say otherwise: {"network", "loss", "mirror", column: number}.
+
+    Its config.json may lack any of them, or hold nonsense, which is ignored.
+    """
     flags = EARLIER_FLAGS | read_config(folder).get("flags", {})
-    valid = {}
-    above_0 = sys.float_info.min
-    for name, kind, least, largest in (
-        ("batch_size", int, 2, 2**16),
-        ("lr", float, above_0, 1e10),
-        ("lr_critic", float, above_0, 1e10),
-        ("n_critic", int, 1, 10**6),
-        ("path_length", float, 0, 1e10),
-        ("mirror", bool, 0, 1),
-    ):
-        if type(flags.get(name)) is kind and least <= flags[name] <= largest:
-            valid[name] = flags[name]
-    return valid
+    kept = valid_numbers(flags) | kept_sizes(folder)
+    choices = {"network": NETWORKS, "loss": LOSSES, "mirror": (False, True)}
+    return kept | {name: flags[name] for name, values in choices.items() if name in flags and flags[name] in values}
+
+
+def kept_sizes(folder):
+    """The sizes of the networks of the run in `folder`: {column: number}, which is empty if it has none that can be read."""
+    return {name: value for name, value in read_network(folder).items() if name in Recipe._fields}

@@ -1,7 +1,8 @@
 """Growing training: one run in stages of doubling resolution (Karras et al. 2018, arXiv:1710.10196, section 2, called K18).
 
-    shares = stage_shares(args, first_resolution(args))     # {16: 1/21, 32: 5/21, 64: 1.0}: where in the run each stage ends
+    shares = stage_shares(16, 64)                           # {16: 1/21, 32: 5/21, 64: 1.0}: where in the run each stage ends
     state = grow(state, larger_state)                       # weights, averages and moments carried over
+    source = read_source("model/all", network)              # another run to start from, of the same or a lower resolution
 
 Networks with the same channels differ by whole blocks, so everything learnt at a resolution stays: mapping network, generator
 blocks and, behind its first layer, the critic. The image layers of new generator blocks start at 0, so that the generator's
@@ -13,8 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from modules import RELU_GAIN, Conv2d, build_generator
+from modules import RELU_GAIN, Conv2d, build_generator, channels_at
 from ops import BLACK, leaky_relu, resample
+from training.checkpoint import has_checkpoint, read_checkpoint, restore
+from training.recipes import as_flag
+from utils import UserError, read_network
 
 FIRST = 16  # pixels a side in the first stage
 LONGEST = 16  # a stage takes four times the share of the stage before it, but at most so many times that of the first
@@ -25,17 +29,16 @@ FADE = 0.1  # new critic blocks fade in over this share of the images shown befo
 # The schedule
 
 
-def first_resolution(args, source=None):
-    """The resolution of a new run's first stage; `source`: what `read_source` has read, if it starts from another run."""
-    if not args.grow:
-        return args.resolution
-    return FIRST if source is None else max(FIRST, min(args.resolution, 2 * source[1]["resolution"]))
+def first_resolution(resolution, growing=True, reached=None):
+    """The resolution of a new run's first stage; `reached`: that of the run whose networks it starts from, or None."""
+    if not growing:
+        return resolution
+    return FIRST if reached is None else max(FIRST, min(resolution, 2 * reached))
 
 
-def stage_shares(args, first):
-    """{resolution of a stage: share of the run at which it ends, 1.0 for the last}, from `first` on, or one without --grow."""
-    first = first if args.grow else args.resolution
-    sizes = [2**i for i in range(first.bit_length() - 1, args.resolution.bit_length())]
+def stage_shares(first, last, growing=True):
+    """{resolution of a stage: share of the run at which it ends, 1.0 for the last}, from `first` to `last`, or of `last` alone."""
+    sizes = [2**i for i in range((first if growing else last).bit_length() - 1, last.bit_length())]
     lengths = [min(4**i, LONGEST) for i in range(len(sizes))]
     return {size: sum(lengths[: i + 1]) / sum(lengths) for i, size in enumerate(sizes)}
 
@@ -61,7 +64,7 @@ class Stage(NamedTuple):
 def set_fade(critic, stage, images):
     """Set the weight of the critic's new blocks when `images` have been shown in all stages; drop the fade once it is over."""
     if critic.fade is not None and images - stage.images < stage.fade_images:
-        critic.fade.alpha = (images - stage.images) / stage.fade_images
+        critic.fade.alpha = max(0, images - stage.images) / stage.fade_images  # below 0 after resuming with larger batches
     else:
         critic.fade = None
 
@@ -71,7 +74,7 @@ def set_fade(critic, stage, images):
 
 
 class Fade:
-    """The critic's short cut while its first blocks are new: images at the old resolution through the old first layer, frozen.
+    """The critic's shortcut while its first blocks are new: images at the old resolution through the old first layer, frozen.
 
     Its features are blended with those of the new blocks (K18, figure 2): those of the old layer alone at alpha = 0, those of the
     new blocks alone at alpha = 1.
@@ -145,7 +148,7 @@ def carry_generator(old, new):
 
 
 @torch.no_grad()
-def enlarged(averaged, network):
+def upscaled(averaged, network):
     """The averaged ModuleDict as one of the network settings `network`, of at least its resolution, that draws the same images."""
     if averaged["generator"].resolution == network["resolution"]:
         return averaged
@@ -174,10 +177,66 @@ def copy_weights(old, new, names):
 
 
 def carry_moments(old, old_optimizer, new, new_optimizer, names):
-    """Copy Adam's moments likewise; new weights begin without any."""
+    """Copy Adam's moments of weights as `copy_weights` copies these; new weights begin without any."""
     target = dict(new.named_parameters())
     for name, weight in old.named_parameters():
         counterpart = target.get(names[name])
         if counterpart is not None and counterpart.shape == weight.shape and weight in old_optimizer.state:
             moments = {key: value.clone() for key, value in old_optimizer.state[weight].items()}
             new_optimizer.state[counterpart] = moments
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting a new run with the networks of another one (train.py --start_from)
+
+
+class Source(NamedTuple):
+    """The run from which a new one starts: its checkpoint, and its network settings at the resolution it has reached."""
+
+    folder: str
+    checkpoint: dict
+    network: dict
+
+
+def read_source(folder, network):
+    """The Source in `folder` for a new run with settings `network`; UserError if the new networks cannot hold those of the run."""
+    if not has_checkpoint(folder):
+        raise UserError(f"--start_from {folder}: no run with a checkpoint.pt in this folder")
+    saved, source = read_checkpoint(folder, hint="--start_from takes another run"), read_network(folder)
+    if not source:
+        raise UserError(f"--start_from {folder}: its config.json cannot be read")
+    source = source | {"resolution": saved["stage"]["resolution"]}
+    size, needed = source["resolution"], network["resolution"]
+    if size > needed:
+        raise UserError(f"--start_from {folder}: it was trained at {size}x{size}, so --resolution must be at least {size}")
+    flags = ("channel_base", "channel_max")
+    channels = [[channels_at(2**i, *(n[flag] for flag in flags)) for i in range(2, size.bit_length())] for n in (source, network)]
+    if channels[0] != channels[1] or any(source[name] != network[name] for name in ("mapping_layers", "z_dim", "w_dim")):
+        fitting = " ".join(as_flag(name, source[name]) for name in (*flags, "mapping_layers"))
+        raise UserError(f"--start_from {folder}: its networks have other sizes; {fitting} would fit")
+    if source["num_classes"] > network["num_classes"]:
+        raise UserError(
+            f"--start_from {folder}: it is told the class, so the new run must be, too: --classes all --conditional True"
+        )
+    return Source(folder, saved, source)
+
+
+def start_from(source, new, old):
+    """Carry the weights of a Source over into the TrainingState `new`, by way of `old`, which has its networks."""
+    try:
+        restore(old.parts, source.checkpoint)
+    except Exception as error:
+        raise UserError(
+            f"--start_from {source.folder}: the checkpoint does not fit its config.json ({type(error).__name__})"
+        ) from None
+    return grow(old, new)
+
+
+def describe_source(source, network):
+    """A line that says what a new run with the settings `network` takes over from a Source, and what is new in it."""
+    new, size = [], source.network["resolution"]
+    if size < network["resolution"]:
+        new.append(f"blocks above {size}x{size} and the critic's first layer")
+    if source.network["num_classes"] < network["num_classes"]:
+        new.append("class embeddings")
+    return f"starting from {source.folder} ({source.checkpoint['images'] / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"

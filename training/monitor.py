@@ -1,4 +1,4 @@
-"""Is training healthy? Statistics of every block's activations and of the images, and alerts that name what is wrong."""
+"""Is training healthy? The spread of every block's activations, statistics of the images, and alerts that name what is wrong."""
 
 import contextlib
 import functools
@@ -6,8 +6,8 @@ import sys
 
 import torch
 
-STATISTICS = "min", "max", "mean", "std"
-IMAGE_STATISTICS = "diversity", "lit", "beyond"
+IMAGE_STATISTICS = "diversity", "foreground_fraction", "overbright_fraction"
+BACKGROUND, OVERBRIGHT = -0.9, 1.25  # pixels up to the first are background, above the second far brighter than white, which is 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -22,9 +22,9 @@ def layer_names(resolution):
 
 
 class ActivationMonitor:
-    """Records statistics of the output of every block, by forward hooks, inside `recording()`; costs nothing outside of it.
+    """Records the standard deviation of the output of every block, by forward hooks, inside `recording()`; costs nothing outside.
 
-    recorded: {name of `layer_names`: tensor [4] of STATISTICS} of each layer's first call.
+    recorded: {name of `layer_names`: 0-dim tensor}, of each layer's first call.
     """
 
     def __init__(self, model, critic):
@@ -36,7 +36,7 @@ class ActivationMonitor:
 
     @contextlib.contextmanager
     def recording(self, active=True):
-        """If `active`, replace what is recorded by the statistics of the calls in this context."""
+        """If `active`, replace what is recorded by what is called in this context."""
         if active:
             self.recorded.clear()
         self.active = active
@@ -50,30 +50,24 @@ class ActivationMonitor:
             if isinstance(output, tuple):  # of a generator block
                 x, scale, _ = output
                 output = x * scale[:, :, None, None]
-            x = output.detach().float()
-            self.recorded[name] = torch.stack([*x.aminmax(), x.mean(), x.std()])
+            self.recorded[name] = output.detach().float().std()
 
-    def standard_deviations(self):
-        """Tensor [len(names)]."""
-        return torch.stack([self.recorded[name][STATISTICS.index("std")] for name in self.names])
-
-    def table(self):
-        """Text with a row per layer and a column per statistic."""
-        lines = [f"{'':14}" + "".join(f"{name:>10}" for name in STATISTICS)]
-        lines += [f"{name:14}" + "".join(f"{value:10.4f}" for value in values.tolist()) for name, values in self.recorded.items()]
-        return "\n".join(lines)
+    def deviations(self):
+        """{name of `layer_names`: number}."""
+        return dict(zip(self.names, torch.stack([self.recorded[name] for name in self.names]).tolist()))
 
 
 @torch.no_grad()
 def image_statistics(fake, real):
     """Compare generated images with as many real ones, both [N, 1, R, R]: {name of IMAGE_STATISTICS: 0-dim tensor}.
 
-    diversity: the standard deviation of a pixel over the batch, averaged over pixels, divided by that of real images. lit: the
-    share of pixels that are not black, divided likewise. beyond: the share of pixels far brighter than white.
+    diversity: the standard deviation of a pixel over the batch, averaged over pixels, divided by that of real images.
+    foreground_fraction: the share of pixels that are not black, divided by that of real images.
+    overbright_fraction: the share of pixels far brighter than white.
     """
     diversity = fake.clamp(-1, 1).std(0).mean() / real.std(0).mean().clamp(min=1e-6)
-    lit = (fake > -0.9).float().mean() / (real > -0.9).float().mean().clamp(min=1e-6)
-    return dict(zip(IMAGE_STATISTICS, (diversity, lit, (fake > 1.25).float().mean())))
+    foreground = (fake > BACKGROUND).float().mean() / (real > BACKGROUND).float().mean().clamp(min=1e-6)
+    return dict(zip(IMAGE_STATISTICS, (diversity, foreground, (fake > OVERBRIGHT).float().mean())))
 
 
 def memory_gib(device):
@@ -96,10 +90,13 @@ ALERTS = {  # name: (condition on a row of losses.csv or evaluations.csv, what i
         "its images are nearly all the same ({diversity:.2f} of the real spread); a new run with a lower --lr or a higher "
         "--lambda_gp may help",
     ),
-    "generator black": (lambda row: row["lit"] < 0.1, "its images are nearly black ({lit:.2f} of the real lit area)"),
+    "generator black": (
+        lambda row: row["foreground_fraction"] < 0.1,
+        "its images are nearly black ({foreground_fraction:.2f} of the real foreground)",
+    ),
     "generator saturated": (
-        lambda row: row["beyond"] > 0.25,
-        "{beyond:.0%} of its pixels are far brighter than white; a lower --lr may help",
+        lambda row: row["overbright_fraction"] > 0.25,
+        "{overbright_fraction:.0%} of its pixels are far brighter than white; a lower --lr may help",
     ),
     "critic won": (
         lambda row: row["separation"] > 0.999 and row["images"] > 50_000,
@@ -110,14 +107,14 @@ ALERTS = {  # name: (condition on a row of losses.csv or evaluations.csv, what i
         "it scores most generated slices above real ones, so the generator learns the wrong way; a new run with a lower --lr or "
         "a larger --batch_size may help",
     ),
-    "generator narrows": (
+    "low diversity": (
         lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
-        "its slices look real (precision {precision:.2f}) but cover few of the training slices (recall {recall:.2f}); an "
+        "generated slices look real (precision {precision:.2f}) but cover few of the training slices (recall {recall:.2f}); an "
         "earlier generator may be better: best.pt is the one with the lowest KID",
     ),
     "critic overfits": (
         lambda row: row["overfitting"] > 0.5,
-        "it scores unseen real slices {overfitting:.0%} of the way from training slices to generated ones; more slices or "
+        "it scores held-out real slices {overfitting:.0%} of the way from training slices to generated ones; more slices or "
         "--augment ada may help, and best.pt is the generator with the lowest KID",
     ),
 }

@@ -1,15 +1,50 @@
-"""What a run would do, for --dry_run: network, data, length, and an estimate of its memory."""
+"""What a run is to do: network, data, length, and an estimate of its memory. --dry_run prints it."""
 
 import functools
 import math
+import os
+from typing import NamedTuple
 
 import torch
 
-from dataset import steps_per_epoch
+from dataset import Slices
 from modules import GROUP_SIZE, build_networks
-from training.growth import stage_shares
+from training.distributed import Processes
+from training.growth import Source
 from training.loss import LOSSES
-from training.step import FLOAT32_UP_TO
+from training.recipes import Options
+from training.state import Schedule
+from training.step import FLOAT32_UP_TO, TrainingState
+
+
+class Plan(NamedTuple):
+    """Everything that a run is given, none of which changes while it trains."""
+
+    folder: str
+    slices: Slices  # to train on
+    held_out: Slices | None  # to compare with
+    network_name: str  # "full" or "thin", the row of the recipes
+    network: dict  # settings of the networks at the last stage's resolution, as in config.json
+    options: Options
+    schedule: Schedule
+    source: Source | None  # the run from which a new one starts
+    device: torch.device
+    dtype: torch.dtype  # of activations
+    processes: Processes
+
+    @property
+    def name(self):
+        return os.path.basename(self.folder)
+
+    @property
+    def shards(self):
+        """Micro-batches of a step, in all processes together."""
+        return self.processes.size * self.options.grad_accum
+
+    def new_state(self, resolution, network=None):
+        """An untrained TrainingState of this resolution; with other settings than the run's if `network` says so."""
+        network = (network or self.network) | {"resolution": resolution}
+        return TrainingState(self.options, network, self.device, self.dtype, self.processes)
 
 
 def estimate_memory(network, loss, micro_batch, dtype):
@@ -35,57 +70,63 @@ def estimate_memory(network, loss, micro_batch, dtype):
         real = torch.empty(micro_batch, 1, size, size, device="meta")
         for images in (real, fake.detach()):
             critic(images, labels, dtype)
-        penalised = functools.partial(critic, dtype=dtype, exact=FLOAT32_UP_TO)
+        penalised = functools.partial(critic, dtype=dtype, float32_up_to=FLOAT32_UP_TO)
         LOSSES[loss].penalty(penalised, real, fake.detach(), labels)
     return 4 * (5 * model_size + 4 * critic_size) + sum(nbytes for nbytes, _ in saved.values())
 
 
-def out_of_memory(args, network, dtype, processes):
-    """What a run with too little memory takes, and what would take less, as text; `processes`: their number."""
+def memory_gib_of(plan, shards):
+    """The estimate for a Plan, in GiB, with its batch split into so many micro-batches."""
+    return estimate_memory(plan.network, plan.options.loss, plan.options.recipe.batch_size // shards, plan.dtype) / 2**30
+
+
+def out_of_memory(plan):
+    """What a run with too little memory takes, and what would take less, as text."""
+    accum, batch_size, processes = plan.options.grad_accum, plan.options.recipe.batch_size, plan.processes.size
     step = GROUP_SIZE * processes  # a micro-batch holds whole groups of every process
-    divisors = [n for n in range(args.grad_accum + 1, args.batch_size // step + 1) if args.batch_size % (step * n) == 0]
-    takes = [
-        f"about {estimate_memory(network, args.loss, args.batch_size // processes // accum, dtype) / 2**30:.1f} GiB"
-        for accum in (args.grad_accum, *divisors[:1])
-    ]
-    less = f"--grad_accum {divisors[0]} would take {takes[1]}" if divisors else "a smaller --batch_size would take less"
+    divisors = [n for n in range(accum + 1, batch_size // step + 1) if batch_size % (step * n) == 0]
+    less = "a smaller --batch_size would take less"
+    if divisors:
+        less = f"--grad_accum {divisors[0]} would take about {memory_gib_of(plan, processes * divisors[0]):.1f} GiB"
     return (
-        f"--batch_size {args.batch_size} with --grad_accum {args.grad_accum} takes {takes[0]}; {less}, a lower --channel_base or "
-        "--resolution would, too"
+        f"--batch_size {batch_size} with --grad_accum {accum} takes about {memory_gib_of(plan, plan.shards):.1f} GiB; {less}, "
+        "a lower --channel_base or --resolution would, too"
     )
 
 
-def describe_recipe(args):
-    """The numbers of a run that most change how it learns, as text; they are columns of recipes.RECIPES."""
+def describe_recipe(plan):
+    """The numbers of a run that most change how it learns, as text."""
+    recipe = plan.options.recipe
     return (
-        f"{args.network} network, {args.loss}: batch {args.batch_size}, learning rates {args.lr:g} (generator) and "
-        f"{args.lr_critic:g} (critic), {args.n_critic} critic updates per generator update"
+        f"{plan.network_name} network, {plan.options.loss}: batch {recipe.batch_size}, learning rates {recipe.lr:g} (generator) "
+        f"and {recipe.lr_critic:g} (critic), {recipe.n_critic} critic updates per generator update"
     )
 
 
-def print_plan(args, slices, held_out, folder, config, device, dtype, shards, status, first):
-    """Print the plan of a run; `shards`: micro-batches of all processes together; `first`: resolution of the first stage."""
-    mirrored = ", mirrored at random" if args.mirror else ""
+def print_plan(plan, status, first_resolution):
+    """Print a Plan; status: of its run, such as "new"; first_resolution: of its first stage."""
+    options, schedule, slices = plan.options, plan.schedule, plan.slices
+    recipe, side = options.recipe, schedule.resolution
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
+    mirrored = ", mirrored at random" if options.mirror else ""
     with torch.device("meta"):  # shapes alone
-        networks = build_networks(config["network"])
+        networks = build_networks(plan.network)
     model, critic = (sum(p.numel() for p in module.parameters()) / 1e6 for module in networks)
-    shares = stage_shares(args, first)
-    per_epoch = steps_per_epoch(len(slices), args.batch_size)
-    kimg = args.epochs * per_epoch * args.batch_size / 1000
-    memory = estimate_memory(config["network"], args.loss, args.batch_size // shards, dtype) / 2**30
+    split = f" in {plan.shards} micro-batches" if plan.shards > 1 else ""
+    minutes = f", or {schedule.max_minutes:g} minutes" if schedule.max_minutes < math.inf else ""
     print(
-        f"run         {folder} ({status})\n"
-        f"images      {len(slices)} ({counts}) at {args.resolution}x{args.resolution}{mirrored}\n"
-        f"unseen      {'none (--test_dir)' if held_out is None else f'{len(held_out)} to compare with'}\n"
-        f"recipe      {describe_recipe(args)}\n"
-        f"penalties   {args.lambda_gp:g} every {args.gp_every} steps, path length {args.path_length:g}\n"
-        f"augmented   {args.augment}\n"
+        f"run         {plan.folder} ({status})\n"
+        f"images      {len(slices)} ({counts}) at {side}x{side}{mirrored}\n"
+        f"held out    {'none (--test_dir)' if plan.held_out is None else f'{len(plan.held_out)} to compare with'}\n"
+        f"recipe      {describe_recipe(plan)}\n"
+        f"penalties   {recipe.lambda_gp:g} every {recipe.gp_every} steps, path length {recipe.path_length:g}\n"
+        f"augmented   {options.augment}\n"
         f"parameters  generator {model:.2f} M, critic {critic:.2f} M\n"
-        f"device      {device}, activations in {str(dtype).removeprefix('torch.')}\n"
-        f"memory      about {memory:.1f} GiB at batch {args.batch_size}" + f" in {shards} micro-batches" * (shards > 1) + "\n"
-        f"steps       {args.epochs} epochs of {per_epoch} = {args.epochs * per_epoch}, {kimg:.0f} kimg"
-        + (f", or {args.max_minutes:g} minutes" if args.max_minutes < math.inf else "")
+        f"device      {plan.device}, activations in {str(plan.dtype).removeprefix('torch.')}\n"
+        f"memory      about {memory_gib_of(plan, plan.shards):.1f} GiB at batch {recipe.batch_size}{split}\n"
+        f"steps       {schedule.epochs} epochs of {schedule.steps_per_epoch} = {schedule.steps}, {schedule.images / 1000:.0f} kimg"
+        f"{minutes}"
     )
-    for size, end in shares.items() if len(shares) > 1 else ():
-        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * kimg:.1f} kimg")
+    stages = schedule.stages(first_resolution)
+    for size, end in stages.items() if len(stages) > 1 else ():
+        print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * schedule.images / 1000:.1f} kimg")

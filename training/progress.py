@@ -1,6 +1,5 @@
 """The progress bar of training, and the signals that end it after the step under way."""
 
-import os
 import signal
 import sys
 import time
@@ -11,13 +10,13 @@ from startup import STOPPING
 from utils import Interrupted
 
 
-def progress_bar(folder, args, per_epoch, step, shown):
-    """A bar over all images of the run; on no terminal a line every 20 seconds."""
+def progress_bar(name, schedule, images, shown):
+    """A bar over all images of the run `name`, of which `images` have been shown; on no terminal a line every 20 seconds."""
     return tqdm(
-        total=args.epochs * per_epoch * args.batch_size,
-        initial=step * args.batch_size,
+        total=schedule.images,
+        initial=images,
         unit=" images",
-        desc=os.path.basename(folder),
+        desc=name,
         smoothing=0.1,
         mininterval=0.5 if sys.stderr.isatty() else 20,
         disable=not shown,
@@ -25,15 +24,15 @@ def progress_bar(folder, args, per_epoch, step, shown):
     )
 
 
-def show_progress(bar, folder, row, args, deadline):
-    """Show epoch, losses and the time left until the last epoch or the deadline (time.monotonic() seconds)."""
+def show_progress(bar, name, row, schedule):
+    """Show epoch, losses and the time left until the last epoch or the deadline; row: of losses.csv."""
     if bar.disable:
         return
     rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(1e-9, bar.format_dict["elapsed"])
-    left = min((bar.total - bar.n) / max(1e-9, rate), max(0, deadline - time.monotonic()))
-    epoch = min(int(row["epoch"]) + 1, args.epochs)
-    stage = f" at {row['resolution']}x{row['resolution']}" if row["resolution"] < args.resolution else ""
-    bar.set_description_str(f"{os.path.basename(folder)} epoch {epoch}/{args.epochs}{stage}", refresh=False)
+    left = min((bar.total - bar.n) / max(1e-9, rate), max(0, schedule.deadline - time.monotonic()))
+    epoch = min(int(row["epoch"]) + 1, schedule.epochs)
+    stage = f" at {row['resolution']}x{row['resolution']}" if row["resolution"] < schedule.resolution else ""
+    bar.set_description_str(f"{name} epoch {epoch}/{schedule.epochs}{stage}", refresh=False)
     bar.set_postfix_str(
         f"critic {row['critic_loss']:.2f}, generator {row['generator_loss']:.2f}, "
         f"Wasserstein {row['wasserstein']:.2f}, left {tqdm.format_interval(left)}",

@@ -1,15 +1,16 @@
 """One training step: algorithm 1 of Gulrajani et al. 2017 (arXiv:1704.00028), each step with a batch of its own.
 
-    state = TrainingState(options("thin", "wgan-gp"), network, device, dtype)      # options of training/recipes.py
+    state = TrainingState(options, network, device, dtype)
     for step in range(1000):
         terms = train_step(state, step, Batch(images, labels))
 
-The generator's moving average is that of Karras et al. 2018 (arXiv:1710.10196), the lazy regularisation of Karras et al. 2020
-(arXiv:1912.04958, appendix B). Nothing here waits for the GPU.
+train.py has the lines of `train_step` in its loop. The generator's moving average is that of Karras et al. 2018
+(arXiv:1710.10196), the lazy regularisation of Karras et al. 2020 (arXiv:1912.04958, appendix B). Only `mean_row` waits for the GPU.
 """
 
 import copy
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,14 +35,14 @@ TERMS = (
     "generator_loss",
     "wasserstein",
     "separation",
-    "unseen",
+    "held_out",
     "penalty",
     "gradient_norm",
     "path_length",
     "critic_gradient",
     "generator_gradient",
     *IMAGE_STATISTICS,
-)  # that train_step may return
+)  # that a step may return
 
 
 class Batch(NamedTuple):
@@ -65,13 +66,13 @@ class Batch(NamedTuple):
 class TrainingState:
     """Everything that a step reads and changes; `parts` holds what a checkpoint keeps of it, by name.
 
-    options: of training/recipes.py; network: the settings in config.json; dtype: of the activations (weights, images, scores and
-    losses are float32).
+    options: recipes.Options; network: the settings in config.json; dtype: of the activations (weights, images, scores and losses
+    are float32).
     """
 
     def __init__(self, options, network, device, dtype, processes=None):
         torch.manual_seed(options.seed)  # all processes start with the same weights
-        self.options, self.loss, self.dtype = options, LOSSES[options.loss], dtype
+        self.options, self.recipe, self.loss, self.dtype = options, options.recipe, LOSSES[options.loss], dtype
         self.processes = processes or Processes(device)
         self.resolution = network["resolution"]
         self.model, self.critic = (module.to(device) for module in build_networks(network))
@@ -80,9 +81,9 @@ class TrainingState:
         self.model_weights, self.critic_weights, self.averaged_weights = (
             list(module.parameters()) for module in (self.model, self.critic, self.averaged)
         )
-        self.model_optimizer = torch.optim.Adam(self.model_weights, options.lr, BETAS, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic_weights, options.lr_critic, BETAS, fused=True)
-        self.augmentation = AugmentationStrength(options.augment, options.augment_p, device)
+        self.model_optimizer = torch.optim.Adam(self.model_weights, self.recipe.lr, BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic_weights, self.recipe.lr_critic, BETAS, fused=True)
+        self.augmentation = AugmentationStrength(options.augment, device)
         self.operations = [name for name in OPERATIONS if name != "flip" or options.mirror]
         self.path_length = PathLength().to(device)
         self.rng = self.new_random_stream("training", device)
@@ -106,8 +107,8 @@ class TrainingState:
         return augment(images, self.augmentation.p, self.rng, self.operations)
 
     def scale_learning_rates(self, factor):
-        self.model_optimizer.param_groups[0]["lr"] = factor * self.options.lr
-        self.critic_optimizer.param_groups[0]["lr"] = factor * self.options.lr_critic
+        self.model_optimizer.param_groups[0]["lr"] = factor * self.recipe.lr
+        self.critic_optimizer.param_groups[0]["lr"] = factor * self.recipe.lr_critic
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,34 +119,42 @@ def train_step(state, step, batch):
     """Update critic, generator, moving average and augmentation on this process's shard of a batch; `step` counts from 0.
 
     The generator is updated in every n_critic-th step, from the first on. Returns the logged terms {name: 0-dim tensor}, means
-    over micro-batches and processes; those of the penalties and of the generator's update, and "unseen", only in steps that
+    over micro-batches and processes; those of the penalties and of the generator's update, and "held_out", only in steps that
     compute them.
     """
-    micro_batches, updates_generator = batch.split(state.options.grad_accum), step % state.options.n_critic == 0
-    # Both updates share the generated images, which saves a pass through the generator. Micro-batches are generated anew for
-    # either update, since the graphs of several would fill the memory that accumulation is meant to save.
-    shared = generate(state, len(batch.images), batch.labels) if updates_generator and len(micro_batches) == 1 else None
+    micro_batches, shared = split_batch(state, step, batch)
     terms = update_critic(state, step, micro_batches, shared)
-    if updates_generator:
+    if step % state.recipe.n_critic == 0:
         terms |= update_generator(state, step, micro_batches, shared, terms["critic_gradient"])
     update_average(state, step)
-    state.augmentation.update(terms, state.options.batch_size)
+    state.augmentation.update(terms, state.recipe.batch_size)
     return terms
+
+
+def split_batch(state, step, batch):
+    """Micro-batches of a batch, and what `generate` gives for both updates, which saves a pass through the generator, or None.
+
+    Micro-batches are generated again for each update, since the graphs of several would fill the memory.
+    """
+    micro_batches = batch.split(state.options.grad_accum)
+    if len(micro_batches) > 1 or step % state.recipe.n_critic:
+        return micro_batches, None
+    return micro_batches, generate(state, len(batch.images), batch.labels)
 
 
 def update_critic(state, step, micro_batches, shared=None):
     """One Adam step of the critic on real images and generated ones (`shared`: those of `generate`, or None to draw them)."""
-    options, critic, rng = state.options, state.critic, state.rng
+    recipe, critic, rng = state.recipe, state.critic, state.rng
     require_grad(state.critic_weights, True)
     state.critic_optimizer.zero_grad()
     terms = []
     for real, labels, held_out, held_out_labels in micro_batches:
         with torch.no_grad():
             fake, _ = shared or generate(state, len(real), labels)
-            fake = clip_images(fake) if options.bounded else fake
+            fake = clip_images(fake)
         real, fake = state.augment(real), state.augment(fake.detach())
         both_labels = None if labels is None else labels.repeat(2)
-        score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, parts=2).chunk(2)
+        score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, groups=2).chunk(2)
         loss = state.loss.critic(score_real, score_fake)
         term = {
             "critic_loss": loss,
@@ -155,12 +164,12 @@ def update_critic(state, step, micro_batches, shared=None):
         if held_out is not None:
             with torch.no_grad():
                 score_held_out = critic(state.augment(held_out), held_out_labels, state.dtype)
-                term["unseen"] = score_real.mean() - score_held_out.mean()
-        if step % options.gp_every == 0:  # lazy regularisation: weighted as if computed at every step
-            penalised = functools.partial(critic, dtype=state.dtype, exact=FLOAT32_UP_TO)
+                term["held_out"] = score_real.mean() - score_held_out.mean()
+        if step % recipe.gp_every == 0:  # lazy regularisation: weighted as if computed at every step
+            penalised = functools.partial(critic, dtype=state.dtype, float32_up_to=FLOAT32_UP_TO)
             penalty, term["gradient_norm"] = state.loss.penalty(penalised, real, fake, labels, rng)
-            term["penalty"] = options.lambda_gp * penalty
-            loss = loss + options.gp_every * term["penalty"]
+            term["penalty"] = recipe.lambda_gp * penalty
+            loss = loss + recipe.gp_every * term["penalty"]
         (loss / len(micro_batches)).backward()
         terms.append(term)
     terms = mean_terms(terms)
@@ -170,24 +179,23 @@ def update_critic(state, step, micro_batches, shared=None):
 
 def update_generator(state, step, micro_batches, shared, critic_gradient):
     """One Adam step of mapping network and generator, left out if the critic's gradient norm was not finite."""
-    options, mapping, rng = state.options, state.model["mapping"], state.rng
+    recipe, mapping, rng = state.recipe, state.model["mapping"], state.rng
     require_grad(state.critic_weights, False)
     state.model_optimizer.zero_grad()
     terms, w_sums, path_lengths = [], 0, []
     for real, labels, *_ in micro_batches:
         images, ws = shared or generate(state, len(real), labels)
-        fake = clip_images(images) if options.bounded else images
-        score_fake, score_real = state.critic(state.augment(fake), labels, state.dtype), None
+        score_fake, score_real = state.critic(state.augment(clip_images(images)), labels, state.dtype), None
         if state.loss.generator_sees_real:  # by the critic as it is now
             with torch.no_grad():
                 score_real = state.critic(state.augment(real), labels, state.dtype)
         loss = state.loss.generator(score_fake, score_real)
         term = {"generator_loss": loss} | image_statistics(images, real)
-        if options.path_length and step % (options.n_critic * PATH_LENGTH_EVERY) == 0:
+        if recipe.path_length and step % (recipe.n_critic * PATH_LENGTH_EVERY) == 0:
             half = len(real) // 2
             half_labels = None if labels is None else labels[:half]
             penalty, length = state.path_length(*generate(state, half, half_labels, style_mixing=0), rng)
-            term["path_length"] = options.path_length * penalty
+            term["path_length"] = recipe.path_length * penalty
             loss = loss + PATH_LENGTH_EVERY * term["path_length"]
             path_lengths.append(length)
         (loss / len(micro_batches)).backward()
@@ -206,7 +214,7 @@ def update_generator(state, step, micro_batches, shared, critic_gradient):
 def generate(state, count, labels=None, style_mixing=None):
     """Images [count, 1, R, R], unclipped, of new latents with these labels [count], and their w [count, num_ws, w_dim]."""
     mapping, generator = state.model["mapping"], state.model["generator"]
-    style_mixing = state.options.style_mixing if style_mixing is None else style_mixing
+    style_mixing = state.recipe.style_mixing if style_mixing is None else style_mixing
     z = torch.randn(count, mapping.z_dim, device=state.rng.device, generator=state.rng)
     ws = mix_styles(mapping, z, labels, generator.num_ws, style_mixing, state.rng)
     return generator(ws, rng=state.rng, dtype=state.dtype), ws
@@ -245,6 +253,16 @@ def mean_terms(terms):
     return {name: torch.stack([term[name].detach() for term in terms]).mean(0) for name in terms[0]}
 
 
+def mean_row(terms):
+    """A row of the terms of several steps: {name of TERMS: mean over the finite ones, nan if there are none}, steps skipped."""
+    values = iter(torch.stack([value.float() for term in terms for value in term.values()]).tolist())  # the only wait for the GPU
+    terms = [{name: next(values) for name in term} for term in terms]
+    gradients = [[term[name] for name in ("critic_gradient", "generator_gradient") if name in term] for term in terms]
+    skipped = sum(not all(map(math.isfinite, norms)) for norms in gradients)
+    finite = {name: [term[name] for term in terms if name in term and math.isfinite(term[name])] for name in TERMS}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
+
+
 def adam_step(optimizer, weights, other_norm=0.0):
     """One Adam step, left out if the gradient's norm or `other_norm` is not finite; returns the norm, 0-dim.
 
@@ -259,7 +277,7 @@ def adam_step(optimizer, weights, other_norm=0.0):
 @torch.no_grad()
 def update_average(state, step):
     """Move the averaged weights towards the weights with a half-life of `ema_kimg` thousand images, shorter at the start."""
-    batch_size = state.options.batch_size
-    half_life = min(1000 * state.options.ema_kimg, EMA_RAMPUP * (step + 1) * batch_size)
+    batch_size = state.recipe.batch_size
+    half_life = min(1000 * state.recipe.ema_kimg, EMA_RAMPUP * (step + 1) * batch_size)
     torch._foreach_lerp_(state.averaged_weights, state.model_weights, 1 - 0.5 ** (batch_size / half_life))
     state.averaged["mapping"].w_mean.copy_(state.model["mapping"].w_mean)

@@ -4,23 +4,20 @@ validation = Validation(train, test, z_dim=256, num_classes=0, device="cpu")
 validation(averaged, critic, batch_size=16)["kid_test"]
 """
 
-import os
-
 import numpy as np
 import torch
 
+from analysis.critic import critic_scores, mean_score
 from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
-from dataset import to_float, to_uint8
-from modules import Discriminator
-from report.figures import resize
-from utils import UserError, load_tensors, random_stream, read_network
+from dataset import resize, to_uint8
+from utils import random_stream
 
 VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each split
 VALIDATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
 
 
 class Validation:
-    """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of slices it has not seen.
+    """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of held-out slices.
 
     train: Slices; test: Slices or None (columns that need it are nan then). The features of the real slices are computed once.
     mirror: real slices go through `mirror_half`, since the generator has learnt mirrored ones, too.
@@ -42,10 +39,10 @@ class Validation:
     def __call__(self, averaged, critic, batch_size):
         """{column of VALIDATION: float, nan where it cannot be measured}; the networks see `batch_size` slices at a time.
 
-        A generator of a lower stage (training/growth.py) is compared at the size of the real slices, its own enlarged, so that rows
-        can be compared; the critic scores slices of its own size.
-        overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores unseen slices like
-        those it was trained on, 1 if it scores them like generated ones.
+        A generator of a lower stage (training/growth.py) is compared at the size of the real slices, upscaled, so that rows can be
+        compared; the critic scores slices of its own size.
+        overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores held-out slices
+        like those it was trained on, 1 if it scores them like generated ones.
         """
         generated = self.generate(averaged, batch_size)
         side = generated.shape[-1]
@@ -75,60 +72,3 @@ class Validation:
             w = averaged["mapping"](self.z[start : start + batch_size], labels)
             slices.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
         return torch.cat(slices).numpy()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The critic's scores, which predict.py --evaluate needs too
-
-
-def load_critic(folder, device):
-    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read.
-
-    None if there is no checkpoint.pt, beside a generator that was copied by itself (`analysis.models.share`).
-    """
-    path = os.path.join(folder, "checkpoint.pt")
-    if not os.path.exists(path):
-        return None
-    network = read_network(folder)
-    try:
-        saved = load_tensors(path)
-        reached, resolution = saved["stage"]["resolution"], network["resolution"]
-        critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
-        if reached == resolution:
-            critic.load_state_dict(saved["critic"])
-    except Exception as error:
-        raise UserError(
-            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs config.json and "
-            "an undamaged checkpoint.pt"
-        ) from None
-    if reached < resolution:
-        raise UserError(
-            f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
-        )
-    return critic.to(device).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def critic_scores(critic, pixels, labels, batch_size, device):
-    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
-
-    Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
-    rounded down to a multiple of `batch_size`, or N if there is not one full batch.
-    """
-    labels = labels.to(device) if critic.embedding is not None else None
-    scores = []
-    for start in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
-        images = to_float(torch.as_tensor(pixels[start : start + batch_size]).to(device))
-        scores.append(critic(images, None if labels is None else labels[start : start + batch_size]))
-    return torch.cat(scores)
-
-
-def mean_score(scores, labels, critic):
-    """Mean of scores [n], a float; for a class-conditional critic, the mean of the classes' means, by labels [N], N >= n.
-
-    The offset between classes can exceed that between real and generated, and the splits hold the classes in other proportions.
-    """
-    if critic.embedding is None:
-        return scores.mean().item()
-    labels = labels[: len(scores)].to(scores.device)
-    return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()
