@@ -2,10 +2,12 @@
 
 import csv
 import functools
+import itertools
 import os
 import random
 import subprocess
 import sys
+import types
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the scripts; tiny tensors: more threads only wait for each other
 
@@ -261,21 +263,27 @@ def validations(monkeypatch, unplotted):
 
 
 @pytest.fixture
-def settings_of_torch(monkeypatch):
+def ticking(monkeypatch):
+    """The clock of training moves on by a second whenever it is read."""
+    import train
+    from training import state
+
+    seconds = itertools.count()
+    for module in (train, state):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+
+@pytest.fixture
+def settings_of_torch():
     """What `utils.pick_device` sets in PyTorch is put back at the end."""
     import torch
 
     cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    saved = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic", "allow_tf32")}
-    fill, algorithms = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    saved = {name: getattr(cudnn, name) for name in ("benchmark", "allow_tf32")}
     yield
     for name, value in saved.items():
         setattr(cudnn, name, value)
     torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(algorithms)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
-    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import NETWORK, TINY_NETWORK
+from plain_options import plain_options
 
 import bench
 from dataset import to_float
-from training import recipes
+from training import step as training_step
 from training.step import Batch, TrainingState, train_step
 from utils import UserError
 
@@ -37,15 +38,15 @@ def build(resolution, channel_base, channel_max):
 def states(loss, gp_every, n_critic):
     """A TrainingState of tiny networks, and bench.py's plain step on a second one with the same weights."""
     network = NETWORK | {"z_dim": 256, "w_dim": 256}  # bench.py's
-    changes = {"gp_every": gp_every, "n_critic": n_critic, "path_length": 0.0}
-    options = recipes.options("thin", loss, batch_size=4, bounded=False, lr=0.002, lr_critic=0.002, **changes)
+    options = plain_options(loss, batch_size=4, lr=0.002, lr_critic=0.002, gp_every=gp_every, n_critic=n_critic)
     ours, other = (TrainingState(options, network, torch.device("cpu"), torch.float32) for _ in range(2))
-    return ours, other, bench.PlainStep(bench.our_networks(other), options, torch.device("cpu"))
+    return ours, other, bench.PlainStep(bench.our_networks(other), loss, options.recipe, torch.device("cpu"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss, gp_every, n_critic", [("relativistic", 1, 1), ("relativistic", 2, 2), ("logistic", 3, 1)])
-def test_plain_step_has_the_gradients_of_train_step(loss, gp_every, n_critic):
+def test_plain_step_has_the_gradients_of_train_step(monkeypatch, loss, gp_every, n_critic):
+    monkeypatch.setattr(training_step, "clip_images", lambda images: images)  # the plain step does not clip
     ours, other, plain_step = states(loss, gp_every, n_critic)
     real = to_float(torch.from_numpy(bench.RandomSlices(32, 4)[np.arange(4)]))
     for k in range(2):

@@ -37,17 +37,16 @@ import prepare
 import train
 from analysis import areas, projector
 from analysis import style_space as styles
+from analysis.critic import load_critic
 from analysis.export import export
 from analysis.models import load_model, weights_file
 from data import decode
 from data.subject_tables import image_id, iso_date, read_subjects, years
 from data.subjects import find_subjects, slice_index
-from report import dataset_command, dataset_report
+from report import augmentation, dataset_command, dataset_report
 from report.report import Section
 from tools import diagrams
-from training import augment
 from training.run_folder import check_same_run
-from training.validation import load_critic
 from utils import RESOLUTIONS, UserError, load_tensors, read_config, read_network, run_cli, save_tensors
 
 pytestmark = pytest.mark.slow
@@ -574,9 +573,9 @@ def scripts(saved, own_slices, tmp_path_factory):
             [(bench, "benchmark", lambda *_: [])],
         ),
         "augment": (
-            augment.main,
+            augmentation.main,
             ["--dataset_dir", own_slices, "--resolution", "32"],
-            [(augment, "plot_operations", lambda *_: None)],
+            [(augmentation, "plot_operations", lambda *_: None)],
         ),
         "diagrams": (
             diagrams.main,

@@ -97,7 +97,7 @@ def test_generator_computes_in_the_dtype_given_or_that_of_w(dtype, expected):
     assert found == [expected] * 3
 
 
-def test_critic_blocks_up_to_exact_pixels_keep_the_images_dtype():
+def test_critic_blocks_up_to_so_many_pixels_keep_the_images_dtype():
     critic, images = Discriminator(32, 64, 4), torch.randn(4, 1, 32, 32)
 
     def dtypes(**options):
@@ -110,7 +110,7 @@ def test_critic_blocks_up_to_exact_pixels_keep_the_images_dtype():
 
     assert dtypes() == [torch.float32] * 3  # blocks at 32, 16 and 8
     assert dtypes(dtype=torch.bfloat16) == [torch.bfloat16] * 3
-    assert dtypes(dtype=torch.bfloat16, exact=16) == [torch.bfloat16, torch.float32, torch.float32]
+    assert dtypes(dtype=torch.bfloat16, float32_up_to=16) == [torch.bfloat16, torch.float32, torch.float32]
 
 
 def test_mapping_network_learns_at_a_hundredth_of_the_learning_rate():
@@ -460,7 +460,7 @@ def test_parts_of_a_batch_are_scored_as_if_in_batches_of_their_own():
     torch.nn.init.normal_(critic.embedding.weight)
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
     alone = torch.cat([critic(part, labels) for part in images.chunk(2)])
-    torch.testing.assert_close(critic(images, labels.repeat(2), parts=2), alone)
+    torch.testing.assert_close(critic(images, labels.repeat(2), groups=2), alone)
     assert not torch.allclose(critic(images, labels.repeat(2)), alone)  # groups then span both parts
 
 

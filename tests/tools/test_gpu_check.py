@@ -60,7 +60,7 @@ def test_measurements_of_earlier_calls_stay_unless_they_are_of_another_machine(r
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{", '{"bench": {}}'])
-def test_damaged_measurements_are_begun_anew(tmp_path, damaged):
+def test_damaged_measurements_are_begun_again(tmp_path, damaged):
     (tmp_path / "gpu.json").write_text(damaged)
     assert Results(str(tmp_path), MACHINE).measured == saved(tmp_path) == {"machine": MACHINE}
 
@@ -122,7 +122,7 @@ def quick_measurements(monkeypatch, capsys):
 
     monkeypatch.setattr(gpu_check, "run", run_here)
     monkeypatch.setitem(bench.MATRIX_SIDE, "cpu", 256)
-    monkeypatch.setattr(gpu_check, "STEPS", 2)  # the first of which has a penalty
+    monkeypatch.setattr(gpu_check, "PROFILED_STEPS", 2)  # the first of which has a penalty
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_speed_and_profile_at_a_tiny_size(tmp_path, quick_measurements):
     for loss in gpu_check.LOSSES:
         assert found[f"bench {loss}"]["train.py's step, images/s"] > 0
         shares = list(found[f"profile {loss}"].values())[3:]
-        assert len(shares) == gpu_check.KERNELS and 10 < sum(shares) <= 100 and shares == sorted(shares, reverse=True)
+        assert len(shares) == gpu_check.PROFILED_KERNELS and 10 < sum(shares) <= 100 and shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.slow

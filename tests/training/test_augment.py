@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 from training import augment as augmentation
 from training.ada import P_MAX
-from training.augment import OPERATIONS, add_noise, augment, cut_out, main, move, sample, strongest, tone
+from training.augment import OPERATIONS, add_noise, augment, cut_out, move, tone
 
 
 @pytest.fixture(autouse=True)
@@ -110,26 +110,6 @@ def test_one_resampling_equals_the_operations_in_their_order():
     torch.testing.assert_close(move(v, mirror, shift, quarter, torch.ones(1)), steps, atol=1e-4, rtol=0)
     scaled = move(steps, **neutral(1, zoom=zoom))
     torch.testing.assert_close(move(v, mirror, shift, quarter, zoom), scaled, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("reach", [0.9, 3.0])  # of the places: within the image, and far outside
-def test_deterministic_samples_are_those_of_grid_sample(settings_of_torch, reach):
-    v = torch.rand(3, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    places, weights = reach * (2 * torch.rand(3, 16, 16, 2).double() - 1), torch.randn(3, 1, 16, 16).double()
-    found = []
-    for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
-        sampled = sample(v, places)
-        found.append((sampled, *torch.autograd.grad((sampled * weights).sum(), v)))
-    assert found[0][1].any()
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-13)
-
-
-def test_deterministic_flips_and_shifts_are_exact(settings_of_torch):
-    v, mirror, shift = torch.rand(2, 1, 64, 64), torch.tensor([-1.0, 1.0]), torch.tensor([[3.0, -8.0], [-5.0, 2.0]])
-    expected = move(v, **neutral(2, mirror=mirror, shift=shift))
-    torch.use_deterministic_algorithms(True)
-    assert torch.equal(move(v, **neutral(2, mirror=mirror, shift=shift)), expected)
 
 
 def test_outside_of_the_image_is_black():
@@ -417,21 +397,3 @@ def test_generator_learns_unaugmented_images_at_a_probability_below_the_limit():
 def test_generator_keeps_its_flip_at_probability_1():
     """At p = 1 augmented images do not tell the sides apart: the check of the test above can fail."""
     assert left_share(learn_bars(1.0, steps=250)) < 0.05
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The figure
-
-
-def test_strongest_takes_the_draw_that_changes_each_image_most():
-    images = torch.zeros(2, 1, 4, 4)
-    draws = torch.stack([images + 0.1, images - 0.5, images + 0.2])
-    draws[0, 1] = 0.9
-    assert strongest(draws, images)[:, 0, 0, 0].tolist() == pytest.approx([-0.5, 0.9])
-
-
-def test_command_draws_the_operations(slices_dir, tmp_path):
-    flags = ["--dataset_dir", slices_dir, "--output_dir", str(tmp_path / "new"), "--resolution", "32", "--rows", "2"]
-    assert main(flags) == 0
-    with Image.open(tmp_path / "new" / "augment.png") as picture:
-        assert picture.width > 1000 and len(picture.convert("L").getcolors()) > 50

@@ -68,7 +68,7 @@ def test_a_run_resumes_without_the_scans_that_it_left_out_whatever_is_found_now(
 @pytest.mark.parametrize("keep, count", [("False", 10), ("True", 12)])
 def test_held_out_slices_are_judged_likewise(data, keep, count, capsys):
     args = train.parse_args(["--dataset_dir", data, "--classes", "AD", "--resolution", "32", "--keep_damaged", keep])
-    assert len(train.load_held_out(args)) == count
+    assert len(train.load_held_out(args, args.keep_damaged)) == count
     assert ("note: held-out slices: 1 damaged scan: 302, black" in capsys.readouterr().err) == (keep == "False")
 
 

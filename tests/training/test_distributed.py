@@ -102,11 +102,11 @@ def test_two_processes_log_what_one_logs(three_steps, loss):
     alone, together = (of_run["terms"] for of_run in three_steps[loss])
     for ours, theirs in zip(together, alone, strict=True):
         assert ours.keys() == theirs.keys()
-        for name in ours.keys() - {"diversity", "lit"}:  # ratios, of each process's images
+        for name in ours.keys() - {"diversity", "foreground_fraction"}:  # ratios, of each process's images
             assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-7, abs=1e-9), name
 
 
-FLAGS = ["--augment", "ada", "--style_mixing", 0.5, "--path_length", 1, "--lr", 0.001, "--save_every", 2]
+FLAGS = ["--augment", "ada", "--set", "style_mixing=0.5", "path_length=1", "--lr", 0.001, "--save_every", 2]
 CONDITIONAL = ["--classes", "all", "--conditional", "--batch_size", 8]
 
 

@@ -16,35 +16,33 @@ from plain_options import plain_options
 from reference import direct_upsample
 
 import train
+from analysis.critic import load_critic
 from analysis.models import generate, load_model
 from analysis.style_space import history
 from modules import Discriminator, build_generator
 from ops import resample
 from report import figures
 from training import growth, validation
-from training.growth import Fade, Stage, enlarged, grow, resolution_at, set_fade, stage_shares
+from training import state as state_module
+from training.flags import choose_recipe, kept_sizes, parse_args
+from training.growth import Fade, Stage, grow, read_source, resolution_at, set_fade, stage_shares, upscaled
 from training.loss import LOSSES
-from training.source import read_source
 from training.step import Batch, TrainingState, train_step
-from training.validation import Validation, load_critic
+from training.validation import Validation
 from utils import UserError, load_tensors
 
 CPU = torch.device("cpu")
 SMALL, LARGE = NETWORK | {"resolution": 16}, NETWORK | {"resolution": 64}
-RUN = ["--resolution", 64, "--grow", "True", "--loss", "relativistic", "--gp_every", 2]
+RUN = ["--resolution", 64, "--grow", "True", "--loss", "relativistic", "--set", "gp_every=2"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The schedule
 
 
-def flags(resolution=64, grow=True):
-    return types.SimpleNamespace(resolution=resolution, grow=grow)
-
-
 @pytest.mark.parametrize("resolution, first", [(32, 16), (64, 16), (256, 16), (1024, 16), (256, 128), (64, 64)])
 def test_stages_double_in_resolution_and_take_growing_shares_of_the_whole_run(resolution, first):
-    shares = stage_shares(flags(resolution), first)
+    shares = stage_shares(first, resolution)
     sizes, ends = list(shares), list(shares.values())
     assert sizes[0] == first and sizes[-1] == resolution and all(b == 2 * a for a, b in zip(sizes, sizes[1:]))
     lengths = np.diff([0, *ends])
@@ -53,7 +51,7 @@ def test_stages_double_in_resolution_and_take_growing_shares_of_the_whole_run(re
 
 
 def test_a_run_without_growing_is_one_stage():
-    assert stage_shares(flags(grow=False), 16) == {64: 1.0} and growth.first_resolution(flags(grow=False)) == 64
+    assert stage_shares(16, 64, growing=False) == {64: 1.0} and growth.first_resolution(64, growing=False) == 64
 
 
 def test_resolution_rises_at_the_end_of_each_share_and_stays_at_the_last():
@@ -222,9 +220,9 @@ def test_new_weights_learn_from_the_first_step_on(grown):
 
 
 @pytest.mark.parametrize("size", [16, 64])
-def test_an_enlarged_generator_fits_the_network_and_draws_the_same_images(grown, size):
+def test_an_upscaled_generator_fits_the_network_and_draws_the_same_images(grown, size):
     small = grown[0].averaged
-    large = enlarged(small, SMALL | {"resolution": size})
+    large = upscaled(small, SMALL | {"resolution": size})
     build_generator(SMALL | {"resolution": size}).load_state_dict(large.state_dict())
     z = torch.randn(3, 16)
     w = small["mapping"](z)
@@ -232,7 +230,7 @@ def test_an_enlarged_generator_fits_the_network_and_draws_the_same_images(grown,
     expected = resample(small["generator"](w, "none"), size)
     torch.testing.assert_close(large["generator"](w, "none"), expected, rtol=1e-12, atol=1e-12)
     state = torch.random.get_rng_state()
-    enlarged(small, LARGE)
+    upscaled(small, LARGE)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -273,7 +271,7 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
     state.averaged["generator"].blocks[-1].image_bias.zero_()
     state.critic.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[-1]))
     small = figures.resize(validate.generate(state.averaged, 8), 64)
-    large = validate.generate(enlarged(state.averaged, LARGE), 8)
+    large = validate.generate(upscaled(state.averaged, LARGE), 8)
     assert np.abs(small.astype(int) - large).max() <= 1 and small.std() > 1
     row = validate(state.averaged, state.critic, 4)
     assert np.isfinite(row["kid"]) and np.isfinite(row["score_test"]) and set(sizes) == {16}
@@ -288,23 +286,23 @@ STEPS = 2 * [16] + 5 * [32] + 21 * [64]
 @pytest.fixture
 def every_step(monkeypatch, unplotted):
     """Every step is a row of losses.csv."""
-    monkeypatch.setattr(train, "LOG_STEPS", 1)
+    monkeypatch.setattr(state_module, "LOG_STEPS", 1)
 
 
 @pytest.fixture
 def stop_after(monkeypatch):
     """stop_after(n): the run gets a signal to stop in its n-th step from now."""
-    train_step = train.train_step
+    update_critic = train.update_critic
 
     def stop_after(steps):
         left = iter(range(steps - 1, -(10**9), -1))
 
-        def stopping(state, step, batch):
+        def stopping(*args):
             if next(left) == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return train_step(state, step, batch)
+            return update_critic(*args)
 
-        monkeypatch.setattr(train, "train_step", stopping)
+        monkeypatch.setattr(train, "update_critic", stopping)
 
     return stop_after
 
@@ -317,7 +315,7 @@ def run(tmp_path, slices_dir):
 
 @pytest.mark.slow
 def test_a_run_grows_in_one_folder(tmp_path, run, every_step):
-    assert run("a", "--save_every", 4, "--debug") == 0
+    assert run("a", "--save_every", 4) == 0
     folder = tmp_path / "a/AD"
     rows = read_table(folder / "losses.csv")
     assert [row["resolution"] for row in rows] == STEPS and [row["step"] for row in rows] == list(range(1, 29))
@@ -356,7 +354,7 @@ def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
     tmp_path, run, stop_after, unplotted, monkeypatch, stops
 ):
     monkeypatch.setattr(growth, "FADE", 2.0)  # over 4 of 5 steps and over 14 of 21
-    flags = "--augment fixed --augment_p 0.3 --path_length 1 --style_mixing 0.5 --lr_decay 0.5".split()
+    flags = "--augment ada --set path_length=1 style_mixing=0.5 lr_decay=0.5".split()
     assert run("whole", *flags) == 0
     before, fades = 0, []
     for steps in stops:
@@ -373,9 +371,7 @@ def test_a_run_stopped_within_and_between_stages_equals_one_that_never_stopped(
 
 
 @pytest.mark.slow
-def test_stages_by_time_end_at_their_share_of_the_minutes_and_never_come_back(tmp_path, slices_dir, every_step, monkeypatch):
-    seconds = iter(range(10**6))
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
+def test_stages_by_time_end_at_their_share_of_the_minutes_and_never_come_back(tmp_path, slices_dir, every_step, ticking):
     flags = [*RUN, "--epochs", 10**6, "--max_minutes", 1.5]
     assert start(slices_dir, tmp_path, *flags) == 0
     sizes = [row["resolution"] for row in read_table(tmp_path / "AD/losses.csv")]
@@ -388,9 +384,7 @@ def test_stages_by_time_end_at_their_share_of_the_minutes_and_never_come_back(tm
 
 
 @pytest.mark.slow
-def test_a_resumed_run_spreads_its_other_stages_over_its_minutes(tmp_path, slices_dir, every_step, stop_after, monkeypatch):
-    seconds = iter(range(10**6))
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: float(next(seconds))))
+def test_a_resumed_run_spreads_its_other_stages_over_its_minutes(tmp_path, slices_dir, every_step, stop_after, ticking):
     flags = [*RUN, "--epochs", 10**6, "--max_minutes", 1.5]
     stop_after(1)
     start(slices_dir, tmp_path, *flags)
@@ -404,28 +398,28 @@ def test_a_resumed_run_spreads_its_other_stages_over_its_minutes(tmp_path, slice
 
 @pytest.mark.slow
 def test_gradients_that_are_not_finite_after_growing_go_back_to_the_stage_before(tmp_path, run, every_step, monkeypatch):
-    count, step_of = iter(range(10**6)), train.train_step
+    count, split = iter(range(10**6)), train.split_batch
 
     def poisoned(state, step, batch):
         bad = 7 <= next(count) <= 7 + train.MAX_SKIPPED  # the first steps at 64x64
-        return step_of(state, step, batch._replace(images=batch.images * math.nan) if bad else batch)
+        return split(state, step, batch._replace(images=batch.images * math.nan) if bad else batch)
 
-    monkeypatch.setattr(train, "train_step", poisoned)
+    monkeypatch.setattr(train, "split_batch", poisoned)
     assert run("a", "--save_every", 14) == 0  # and when a stage ends
-    assert "went back" in (tmp_path / "a/AD/trouble.txt").read_text()
+    assert "went back" in (tmp_path / "a/AD/alerts.log").read_text()
     assert next(count) == len(STEPS) + train.MAX_SKIPPED + 1  # only steps at 64x64 are repeated
     assert [row["resolution"] for row in read_table(tmp_path / "a/AD/losses.csv")] == STEPS
 
 
 @pytest.mark.slow
 def test_a_run_grows_with_micro_batches(tmp_path, run, every_step, monkeypatch):
-    sizes, train_step = [], train.train_step
+    sizes, update_critic = [], train.update_critic
 
-    def recorded(state, step, batch):
-        sizes.append([len(part.images) for part in batch.split(state.options.grad_accum)])
-        return train_step(state, step, batch)
+    def recorded(state, step, micro_batches, shared):
+        sizes.append([len(part.images) for part in micro_batches])
+        return update_critic(state, step, micro_batches, shared)
 
-    monkeypatch.setattr(train, "train_step", recorded)
+    monkeypatch.setattr(train, "update_critic", recorded)
     assert run("a", "--batch_size", 8, "--grad_accum", 2, "--epochs", 7) == 0
     assert len(sizes) == 7 and all(parts == [4, 4] for parts in sizes)
 
@@ -468,7 +462,7 @@ def test_pictures_of_a_stage_have_its_own_size(tmp_path):
     fake, real = random_images(4, 16), np.random.default_rng(0).integers(0, 256, (8, 64, 64)).astype(np.uint8)
     figures.save_fake_and_real(fake, real, "epoch 1", tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width == 2 * (4 * (128 + figures.GAP) - figures.GAP) + 3 * figures.MARGIN  # 16x16, enlarged 8 times
+        assert picture.width == 2 * (4 * (128 + figures.GAP) - figures.GAP) + 3 * figures.MARGIN  # 16x16, magnified 8 times
 
 
 def test_dashboard_marks_where_stages_begin(monkeypatch, tmp_path):
@@ -559,17 +553,16 @@ def test_a_conditional_run_starts_from_an_unconditional_one(tmp_path, slices_dir
 
 @pytest.mark.slow
 def test_a_run_takes_its_channels_from_the_run_that_it_starts_from(source):
-    args = train.parse_args(["--dataset_dir", "x", "--start_from", source])
-    train.fill_defaults(args, CPU)
-    assert (args.channel_base, args.channel_max, args.batch_size) == (128, 8, 8)
+    _, _, recipe = choose_recipe(parse_args(["--dataset_dir", "x"]), CPU, kept_sizes(source))
+    assert (recipe.channel_base, recipe.channel_max, recipe.batch_size) == (128, 8, 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--channel_max", 4], "other sizes; --channel_base 128 --channel_max 8 --mapping_layers 8 would fit"),
-        (["--mapping_layers", 2], "other sizes; --channel_base 128 --channel_max 8 --mapping_layers 8 would fit"),
+        (["--channel_max", 4], "other sizes; --channel_base 128 --channel_max 8 --set mapping_layers=8 would fit"),
+        (["--set", "mapping_layers=2"], "other sizes; --channel_base 128 --channel_max 8 --set mapping_layers=8 would fit"),
         (["--resolution", 16], "--resolution"),
         (["--start_from", "nowhere"], "^--start_from nowhere: no run with a checkpoint.pt"),
     ],
@@ -591,12 +584,12 @@ def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, 
         read_source(conditional, larger)
     with pytest.raises(UserError, match="other sizes"):
         read_source(conditional, larger | {"resolution": 32, "w_dim": 128})
-    assert read_source(conditional, larger | {"resolution": 64})[1]["resolution"] == 32
+    assert read_source(conditional, larger | {"resolution": 64}).network["resolution"] == 32
 
 
 def test_a_damaged_checkpoint_to_start_from_is_refused(tmp_path, slices_dir):
     (tmp_path / "old").mkdir()
     (tmp_path / "old/checkpoint.pt").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="^--start_from: .*damaged") as refused:
+    with pytest.raises(UserError, match="damaged.*--start_from takes another run") as refused:
         read_source(str(tmp_path / "old"), SMALL)
     assert "--resume" not in str(refused.value)

@@ -14,7 +14,7 @@ THIN = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256,
 
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
-    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --gp_every 4 --n_critic 2 --augment ada --eval_every 1".split()
+    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --set gp_every=4 n_critic=2 --augment ada --eval_every 1".split()
     assert start(slices_dir, tmp_path / "model", *flags) == 0
     out = capsys.readouterr().out
     for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with", "(new)", "float32"):
