@@ -1,27 +1,28 @@
-"""The header of a NIfTI file by its specification: what ITK reads over in silence is refused here.
+"""NIfTI files by their specification: what ITK reads over in silence is refused here.
 
-    header = read_header("I218391.nii.gz")      # each raises a UserError in one line
-    check_transforms("I218391.nii.gz", header)
-    check_length("I218391.nii.gz", header)
+    image = read_nifti(["I218391.nii.gz"])      # a SimpleITK.Image, float32; a UserError in one line for what is no single volume
 
 ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say (with both, from
 the sform if its code is 1, the scanner, else from the qform), and fills up what lacks of a file.
 Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
 """
 
-import contextlib
 import functools
 import gzip
 import itertools
 import os
+import shutil
 import struct
+import tempfile
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from data.dicom import check_size, sitk
 from utils import UserError, printable
 
+PAIR = ".hdr", ".hdr.gz"  # headers of pairs, each with its .img
 GZIP = b"\x1f\x8b"
 OTHERS = {  # how files of other kinds begin
     b"PK\x03\x04": "a zip archive; unpack it",
@@ -81,6 +82,30 @@ class Header(NamedTuple):
     sform: np.ndarray | None
     codes: tuple[int, int]  # the spaces to which they lead: 1 the scanner, 2 another scan, 3 Talairach, 4 MNI, ...; 0: not given
     floats: str  # the voxels as NumPy names them, if they may be NaN or infinite; else ""
+
+
+def read_nifti(files):
+    """Read a NIfTI file, or a pair of header and voxels; the errors are those of `data.volumes.read_volume`."""
+    path, data = files[0], files[-1]
+    header = read_header(path)
+    if (count := int(np.prod(header.size[3:]))) > 1:
+        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
+    if header.components > 1:
+        raise UserError(f"{path}: {header.components} values a voxel (colour, vectors or complex numbers), which is no T1 scan")
+    check_size(path, header.size[:3])
+    check_transforms(path, header)
+    if path == data and path.lower().endswith(PAIR):
+        raise UserError(f"{path}: its voxels are missing, which a file .img beside it should hold")
+    check_length(data, header)
+    with tempfile.TemporaryDirectory() as folder:
+        if path == data and is_gzip(path) != path.lower().endswith(".gz"):  # ITK goes by the name
+            path = os.path.join(folder, "x.nii")
+            with open_content(data) as packed, open(path, "wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
+    while image.GetDimension() > 3:
+        image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
+    return keep_not_finite(image, header, data)
 
 
 def is_gzip(path):
@@ -213,16 +238,12 @@ def check_upright(path, header):
         )
 
 
-def check_length(path, header, data=None):
-    """UserError unless the file `data` (None: `path` itself) holds as many bytes as a Header says: ITK fills up what lacks."""
-    data = data or path
+def check_length(data, header):
+    """UserError unless the file `data` holds as many bytes as a Header says: ITK fills up what lacks."""
     size = int(np.prod(header.size)) * header.bits // 8
     try:
-        if not is_gzip(data):
-            there = os.path.getsize(data)
-        else:
-            with contextlib.closing(gzip.open(data)) as file:
-                there = sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
+        with open_content(data) as file:
+            there = sum(map(len, iter(functools.partial(file.read, 2**20), b""))) if is_gzip(data) else os.path.getsize(data)
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{data}: damaged ({printable(str(error))}); download it again") from None
     if there < header.offset + size:
@@ -235,12 +256,18 @@ def check_length(path, header, data=None):
         )
 
 
-def read_not_finite(header, data):
-    """(indices int [N], values float [N]) of the voxels in the file `data` that are NaN or infinite: ITK reads 0 there."""
+def keep_not_finite(image, header, data):
+    """The image with the voxels of the file `data` that are NaN or infinite: ITK reads 0 there."""
     if not header.floats:
-        return np.empty(0, int), np.empty(0)
+        return image
     with open_content(data) as file:
         file.seek(header.offset)
-        voxels = np.frombuffer(file.read(int(np.prod(header.size)) * header.bits // 8), header.floats)
-    where = np.flatnonzero(~np.isfinite(voxels))
-    return where, voxels[where]
+        stored = np.frombuffer(file.read(int(np.prod(header.size)) * header.bits // 8), header.floats)
+    where = np.flatnonzero(~np.isfinite(stored))
+    if not len(where):
+        return image
+    voxels = sitk.GetArrayFromImage(image)
+    voxels.flat[where] = stored[where]
+    whole = sitk.GetImageFromArray(voxels)
+    whole.CopyInformation(image)
+    return whole

@@ -10,18 +10,15 @@ the file or of a folder above it. Other formats are named, with what to do (UNRE
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
 from data.dicom import check_size, read_dicom, reason, sitk
-from data.nifti import check_length, check_transforms, is_gzip, open_content, read_header, read_not_finite
+from data.nifti import PAIR, read_nifti
 from utils import UserError, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
-PAIR = ".hdr", ".hdr.gz"  # of NIfTI, each with its .img
 NRRD = ".nrrd", ".nhdr"
 DICOM = ".dcm", ".ima"
 ARCHIVES = dict.fromkeys((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), ("an archive", "unpack it"))
@@ -179,6 +176,11 @@ def is_dicom(path):
 # Reading
 
 
+def read_path(path):
+    """The volume in a file, by `read_volume`; a NIfTI file may have any name."""
+    return read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
+
+
 def read_volume(volume):
     """The Volume as a SimpleITK.Image, float32, three-dimensional; what is NaN at its border becomes as dark as the darkest.
 
@@ -218,37 +220,6 @@ def fill_border(place, image):
     clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
     clean.CopyInformation(image)
     return clean
-
-
-def read_nifti(files):
-    """Read a NIfTI file, or a pair of header and voxels; the errors are those of `read_volume`."""
-    path, data = files[0], files[-1]
-    header = read_header(path)
-    if (count := int(np.prod(header.size[3:]))) > 1:
-        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
-    if header.components > 1:
-        raise UserError(f"{path}: {header.components} values a voxel (colour, vectors or complex numbers), which is no T1 scan")
-    check_size(path, header.size[:3])
-    check_transforms(path, header)
-    if path == data and ending(path).lower() in PAIR:
-        raise UserError(f"{path}: its voxels are missing, which a file .img beside it should hold")
-    check_length(path, header, data)
-    with tempfile.TemporaryDirectory() as folder:
-        if path == data and is_gzip(path) != path.lower().endswith(".gz"):  # ITK goes by the name
-            path = os.path.join(folder, "x.nii")
-            with open_content(data) as packed, open(path, "wb") as plain:
-                shutil.copyfileobj(packed, plain)
-        image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
-    while image.GetDimension() > 3:
-        image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
-    where, values = read_not_finite(header, data)
-    if len(where):
-        voxels = sitk.GetArrayFromImage(image)
-        voxels.flat[where] = values
-        whole = sitk.GetImageFromArray(voxels)
-        whole.CopyInformation(image)
-        image = whole
-    return image
 
 
 def read_nrrd(files):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow  # each runs the command, most of them twice
 from synthetic_volumes import head, write_dicom, write_download, write_nifti  # noqa: E402
 
 import prepare  # noqa: E402
-from data import preparation, volume_steps  # noqa: E402
+from data import preparation, volume_jobs  # noqa: E402
 from data.subjects import identify, read_subjects  # noqa: E402
 from data.volumes import file_checksum  # noqa: E402
 
@@ -39,7 +39,7 @@ def download(made, tmp_path, monkeypatch):
     """A copy of it, in the working folder; scans are prepared in this process."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preparation, "run_jobs", lambda jobs, _: (volume_steps.prepare_scan(job) for job in jobs))
+    monkeypatch.setattr(preparation, "run_jobs", lambda jobs, _, work: (work(job) for job in jobs))
     return tmp_path
 
 
@@ -424,7 +424,7 @@ def test_a_scan_that_failed_is_tried_again_and_leaves_no_slices(download):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_done(download, monkeypatch):
-    real, written = volume_steps.write_slices, []
+    real, written = volume_jobs.write_slices, []
 
     def write(job, *rest):
         if len(written) == 3:
@@ -432,7 +432,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(download, monkeypatch)
         written.append(job.volume.image)
         return real(job, *rest)
 
-    monkeypatch.setattr(volume_steps, "write_slices", write)
+    monkeypatch.setattr(volume_jobs, "write_slices", write)
     assert "No space left" in refusal(prepare.main, *flags())
     assert list(record()["scans"]) == written and len(written) == 3
     assert {row["image"] for row in rows_of("scans")} == set(written)

@@ -17,7 +17,9 @@ import phantom
 from data import phantom_anatomy, phantom_volumes, volume_steps
 from data.phantom_anatomy import VIEWS, draw_subject
 from data.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
-from data.volume_steps import Job, Settings, cut_slices, prepare_scan
+from data.volume_jobs import Job, prepare_scan
+from data.volume_masks import head_mask, move_mask
+from data.volume_steps import Settings, cut_slices
 from data.volumes import find_volumes, read_volume
 from utils import UserError
 
@@ -300,7 +302,7 @@ def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(
     voxels = map_coordinates(planes.astype(float), np.moveaxis(local[..., ::-1], -1, 0), order=3, mode="mirror")
     voxels = np.clip(voxels, 0, planes.max())
     oriented = sitk.DICOMOrient(image, "LPS")
-    mask = volume_steps.move_mask(volume_steps.head_mask(oriented), volume_steps.cubes(oriented, side))
+    mask = move_mask(head_mask(oriented), volume_steps.cubes(oriented, side))
     black, white = np.percentile(voxels.T[sitk.GetArrayFromImage(mask) > 0], settings.percentiles)
     expected = 65535 * np.clip((voxels - black) / (white - black), 0, 1)
     assert (white, black) == pytest.approx((200, 40), abs=60)

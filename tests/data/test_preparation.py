@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("SimpleITK")
 
-from data import preparation  # noqa: E402
-from data.preparation import assign_sides, find_masks, only_here, read_record  # noqa: E402
+from data.preparation import assign_sides, find_masks
+from data.preparation_record import only_here, read_record, write_json  # noqa: E402
 from data.subjects import Scan  # noqa: E402
 from utils import UserError  # noqa: E402
 
@@ -60,7 +60,7 @@ def test_read_record_gives_back_what_was_written(tmp_path):
     flags = {"n4": True, "slices": [-10.0, 28.0]}
     record = read_record(str(tmp_path), flags)
     record["people"]["p"] = "train"
-    preparation.write_json(str(tmp_path / "provenance.json"), record)
+    write_json(str(tmp_path / "provenance.json"), record)
     assert read_record(str(tmp_path), flags) == record == json.loads((tmp_path / "provenance.json").read_text())
     with pytest.raises(UserError, match="made with --slices -10.0 28.0;"):
         read_record(str(tmp_path), {**flags, "slices": [0.0, 28.0]})
