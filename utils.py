@@ -80,6 +80,11 @@ def printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def plural(count, noun):
+    """ "1 file", "2 files"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def reason(error):
     """What an OSError says, without its number and file; libraries raise some that have neither number nor text of their own."""
     return error.strerror or " ".join(map(str, error.args)).strip() or type(error).__name__

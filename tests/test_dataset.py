@@ -211,7 +211,7 @@ def test_slices_of_stacks_are_named(data, capsys):
     pages = [Image.fromarray(noise(32, 32, i)) for i in range(3)]
     pages[0].save(data / "AD/stack.tif", save_all=True, append_images=pages[1:])
     assert load(data).unreadable == ["AD/stack.tif"]
-    assert "left out: AD/stack.tif" in (error := capsys.readouterr().err) and "1 file holds several images" in error
+    assert "left out: AD/stack.tif" in (error := capsys.readouterr().err) and "1 file with several images cannot be used" in error
     for path in (data / "AD").glob("*.png"):
         path.unlink()
     assert "1 hold several images each: save each image as a file of its own" in refusal(data)

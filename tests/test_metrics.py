@@ -215,7 +215,7 @@ def test_an_export_of_one_class_says_which_flag_compares_it(tmp_path):
     assert len(metrics.load("--fake", str(tmp_path), "AD", 32)[0]) == 3
 
 
-def test_wrong_input_is_refused_by_name(folders, slices_dir, tmp_path):
+def test_wrong_input_is_rejected_with_the_flags_name(folders, slices_dir, tmp_path):
     real, fake = folders["real"], folders["fake"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
@@ -241,7 +241,7 @@ def test_command_refuses_in_one_line(folders, tmp_path, refused):
 
 
 @pytest.mark.slow  # imports torchvision
-def test_inception_without_its_weights_is_refused_by_name(slices_dir, tmp_path, monkeypatch):
+def test_inception_without_its_weights_is_rejected_with_the_flags_name(slices_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     flags = ["--real", slices_dir, "--fake", slices_dir, "--features", "inception", "--resolution", 32]

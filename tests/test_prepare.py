@@ -334,7 +334,7 @@ def test_slices_of_a_scan_no_longer_in_the_table_stay_and_are_named(download, ca
     assert slices() == before and "1 of these scans are of earlier runs" in capsys.readouterr().out
 
 
-def test_other_flags_are_refused_by_name(download):
+def test_other_flags_are_rejected_with_their_name(download):
     run()
     line = refusal(prepare.main, *flags("--resample", 2))
     assert line == "--output_dir out: its slices were made with --resample 4.0; choose a new folder, or the same flag"

@@ -195,8 +195,8 @@ def test_shared_text_counts_people_or_else_scans_in_both_and_says_when_people_ar
     assert shared_text([ann, bob], [Scan("9", "ann"), bob, bob, eve]).startswith("2 of 3 people of the test slices are")
     assert shared_text([ann, bob], [eve, eve]) == "No person of the test slices is in the training set."
     assert shared_text([Scan("7"), ann], [Scan("7"), Scan("8")]).startswith("1 of 2 scans of the test slices are")
-    for train, unseen in (([ann], [Scan("8")]), ([Scan("8")], [ann]), ([Scan()], [Scan()])):
-        assert "is not known" in shared_text(train, unseen)
+    for train, held_out in (([ann], [Scan("8")]), ([Scan("8")], [ann]), ([Scan()], [Scan()])):
+        assert "is not known" in shared_text(train, held_out)
 
 
 def test_identify_tells_people_by_bids_names_and_sessions_before_people():
@@ -258,6 +258,14 @@ def test_find_subjects_looks_beside_and_inside_but_no_higher_than_the_folder_abo
     metadata.rename(study.parent / metadata.name)
     assert find_subjects(None, str(study / "AD_NC/train")) is find_subjects(None, None) is find_subjects(None, "none") is None
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["AD_NC", "AD_NC/train", "."])
+def test_find_subjects_finds_the_table_of_phantoms_beside_or_above_the_slices(study, place, capsys):
+    (study / "meta_data_with_label.json").unlink()
+    (study / place / "subjects.csv").write_text("path,subject,class,age\ntrain/AD/1_7.png,ann,AD,70\n")
+    assert find_subjects(None, str(study / "AD_NC/train")) == {"1": Scan("1", "ann", "AD", age=70.0)}
+    assert f"note: {study / place / 'subjects.csv'} tells whose the slices are (1 people, 1 scans)" in capsys.readouterr().err
 
 
 def test_find_subjects_follows_a_link_to_the_data_set(study, tmp_path):
