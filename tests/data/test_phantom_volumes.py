@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (without SimpleITK nothing below can be imported)
 
 import datetime
+import io
 import itertools
 import locale
 import pathlib
@@ -10,11 +11,13 @@ import pathlib
 import numpy as np
 import pytest
 from conftest import read_image
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 sitk = pytest.importorskip("SimpleITK")
 import phantom
-from data import phantom_anatomy, phantom_volumes, volume_steps
+import prepare
+from data import phantom_anatomy, phantom_volumes, preparation, volume_steps
 from data.phantom_anatomy import VIEWS, draw_subject
 from data.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
 from data.volume_jobs import Job, prepare_scan
@@ -228,6 +231,36 @@ def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small,
         assert "error" not in done and len(done["slices"]) == 20
     own = contents(folder)
     assert {f"00000{name}": data for name, data in contents(tmp_path / "cut").items()} == own and len(own) == 40
+
+
+def jpeg(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_prepare_cuts_volumes_in_every_plane_to_the_bytes_of_slices_cut_directly(tmp_path, small, monkeypatch):
+    """Voxels [z upwards, y backwards, x to the right] cut by hand, against prepare.py with flags that leave them as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preparation, "run_jobs", lambda jobs, _, work: (work(job) for job in jobs))
+    params, places = draw_subject(np.random.default_rng(0), "AD"), 4.0 * np.arange(-22, 24)  # mm
+    sagittal = [phantom.render(params, phantom.slice_tissue(params, x), x, np.random.default_rng(0)) for x in places]
+    voxels, _ = phantom.volume_of(np.stack(sagittal), "sagittal")  # [64, 60, 46]
+    for subject in (0, 6):
+        phantom_volumes.write_scan(".", voxels, (4.0, 4.0, 4.0), subject, 0, subject, "F", datetime.date(2010, 1, 1))
+    assert [volume.format for (volume,) in find_volumes("volumes")[0].values()] == ["NIfTI", "DICOM"]  # the latter is oblique
+    (tmp_path / "table.csv").write_text("image,subject,group\n0,ann,AD\n6,bob,AD\n")
+    cuts = {
+        "sagittal": lambda i: sagittal[i],  # as it was drawn: front below, top of the head on the right
+        "axial": lambda i: np.pad(voxels[i], ((0, 0), (9, 9))),
+        "coronal": lambda i: np.pad(voxels[::-1, i][2:62], ((0, 0), (9, 9))),
+    }
+    for plane, first, last in (("sagittal", 14, 31), ("axial", 20, 45), ("coronal", 15, 45)):
+        flags = f"--volumes volumes --masks masks --subjects table.csv --output_dir {plane} --plane {plane} --n4 False --resample 0"
+        flags += f" --slices_in index --slices {first} {last} --num_slices {last - first + 1} --centre volume --scale False"
+        assert prepare.main([*flags.split(), "--test_share", "0", "--pictures", "0"]) == 0
+        assert contents(plane) == {f"{n}_{i}.jpeg": jpeg(cuts[plane](i)) for n in (0, 6) for i in range(first, last + 1)}
 
 
 @pytest.mark.slow
