@@ -134,11 +134,8 @@ def is_running(pid):
 
 
 def is_left_behind(text):
-    """Whether the process that the text of a lock names has ended, as far as it can be told: False for another machine's.
-
-    Earlier versions wrote no second line, and the package filelock, which they used, the number and the machine in a line each.
-    """
-    match = re.match(r"(?:process )?(\d+)(?: on |\r?\n)(\S+)\s*(?:(\S+) (\S+) \d+\n)?", text)
+    """Whether the process that the text of a lock names has ended, as far as it can be told: False for another machine's."""
+    match = re.match(r"process (\d+) on (\S+)\n(?:(\S+) (\S+) \d+\n)?", text)
     if not match or match[2] != socket.gethostname() or sys.platform == "win32":
         return False
     pid, here = int(match[1]), identity(os.getpid()).split()

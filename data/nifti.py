@@ -24,43 +24,20 @@ from utils import UserError, printable
 
 PAIR = ".hdr", ".hdr.gz"  # headers of pairs, each with its .img
 GZIP = b"\x1f\x8b"
-OTHERS = {  # how files of other kinds begin
-    b"PK\x03\x04": "a zip archive; unpack it",
-    b"BZh": "compressed by bzip2; unpack it",
-    b"\xfd7zXZ": "compressed by xz; unpack it",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; download that",
-    b"NRRD": "an NRRD file; call it .nrrd",
-    b"\x89HDF": "an HDF5 file (such as MINC); convert it to NIfTI",
-    b"<": "a page of the web or XML, not the file itself; download it again",
-}
-# Offsets of the fields in the two versions of the format: (offset, how struct reads them).
+# Fields of the header: (offset, how struct reads it) in version 1, of 348 bytes, and in version 2, of 540.
 FIELDS = {
-    348: {
-        "dim": (40, "8h"),
-        "type": (70, "2h"),
-        "pixdim": (76, "8f"),
-        "offset": (108, "f"),
-        "units": (123, "b"),
-        "codes": (252, "2h"),
-        "quaternion": (256, "3f"),
-        "shift": (268, "3f"),
-        "rows": (280, "12f"),
-        "magic": (344, "4s"),
-    },
-    540: {
-        "dim": (16, "8q"),
-        "type": (12, "2h"),
-        "pixdim": (104, "8d"),
-        "offset": (168, "q"),
-        "units": (500, "i"),
-        "codes": (344, "2i"),
-        "quaternion": (352, "3d"),
-        "shift": (376, "3d"),
-        "rows": (400, "12d"),
-        "magic": (4, "4s"),
-    },
+    "dim": ((40, "8h"), (16, "8q")),
+    "type": ((70, "2h"), (12, "2h")),
+    "pixdim": ((76, "8f"), (104, "8d")),
+    "offset": ((108, "f"), (168, "q")),
+    "units": ((123, "b"), (500, "i")),
+    "codes": ((252, "2h"), (344, "2i")),
+    "quaternion": ((256, "3f"), (352, "3d")),
+    "shift": ((268, "3f"), (376, "3d")),
+    "rows": ((280, "12f"), (400, "12d")),
+    "magic": ((344, "4s"), (4, "4s")),
 }
+LENGTHS = 348, 540
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 1536: 128, 1792: 128}
 BITS |= {2048: 256, 2304: 32}
 COMPONENTS = {32: 2, 128: 3, 1792: 2, 2048: 2, 2304: 4}  # complex numbers and colours: values a voxel
@@ -126,21 +103,16 @@ def read_header(path):
             content = file.read(540)
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path}: cannot be read ({printable(str(error))})") from None
-    for start, text in OTHERS.items():
-        if content.startswith(start):
-            raise UserError(f"{path}: cannot be read: it is {text}")
-    if content[:2] == GZIP:
-        raise UserError(f"{path}: cannot be read: it was compressed twice; unpack it once")
-    if content[128:132] == b"DICM":
-        raise UserError(f"{path}: cannot be read: it is a DICOM file; call it .dcm")
     order, length = "<", 0
     for order in "<", ">":
         length = struct.unpack(f"{order}i", content[:4].ljust(4, b"\0"))[0]
-        if length in FIELDS:
+        if length in LENGTHS:
             break
-    if length not in FIELDS or len(content) < length:
-        raise UserError(f"{path}: cannot be read (it does not begin with the header of a NIfTI file)")
-    field = {name: struct.unpack_from(order + kind, content, at) for name, (at, kind) in FIELDS[length].items()}
+    if length not in LENGTHS or len(content) < length:
+        start = printable(content[:12].decode("latin-1"))
+        raise UserError(f"{path}: cannot be read: it begins with {start!r}, not as a NIfTI file does; download or convert it again")
+    version = LENGTHS.index(length)
+    field = {name: struct.unpack_from(order + places[version][1], content, places[version][0]) for name, places in FIELDS.items()}
     if field["magic"][0][:2] not in (b"n+", b"ni"):
         raise UserError(f"{path}: no orientation: an Analyze file does not tell left from right; convert the original to NIfTI")
     dimensions, *size = field["dim"]

@@ -22,20 +22,7 @@ import PIL
 from tqdm import tqdm
 
 from data.folders import some_of
-from data.preparation_record import (
-    FOLDERS,
-    RECORD,
-    folder_of,
-    follow_table,
-    forget,
-    is_done,
-    label_of,
-    only_here,
-    read_record,
-    remove_unrecorded,
-    write_json,
-    write_scans,
-)
+from data.preparation_record import FOLDERS, Record, label_of, only_here
 from data.split import SPLITS, File, draw_test, strata_of
 from data.subjects import image_order, read_subjects
 from data.volume_jobs import Job, prepare_scan, run_jobs
@@ -87,11 +74,11 @@ def prepare(request, draw=None):
     if not found:
         raise UserError(why_none(request, table, skipped, counts))
     make_folder(request.output_dir, "--output_dir")
-    read_record(request.output_dir, flags)  # refuses a folder of something else before anything is written there
+    Record(request.output_dir, flags)  # raises for a folder of something else before anything is written there
     with only_here(request.output_dir):
-        record = read_record(request.output_dir, flags)
-        known = [table[image] for image in {**found, **record["scans"]} if image in table and label_of(table[image])]
-        assign_sides(record["people"], known, request.test_share, request.seed)
+        record = Record(request.output_dir, flags)
+        known = [table[image] for image in {**found, **record.scans} if image in table and label_of(table[image])]
+        assign_sides(record.people, known, request.test_share, request.seed)
         jobs, done = plan(request, table, found, record)
         wanted = len(found) + sum(row.wanted for row in skipped)
         print(f"{wanted} AD and CN scans in the table: {done} done before, {len(jobs)} to do")
@@ -100,11 +87,11 @@ def prepare(request, draw=None):
         try:
             failed = work(request, table, record, jobs, done, draw)
         finally:
-            write_scans(request.output_dir, record)
+            record.write_scans()
         for image, reason in failed.items():
             scan = table[image]
             skipped.append(Skipped(image, scan.person, scan.group, found[image][0].place, reason, True))
-        skipped = [row._replace(reason=row.reason + STAY) if row.image in record["scans"] else row for row in skipped]
+        skipped = [row._replace(reason=row.reason + STAY) if row.image in record.scans else row for row in skipped]
         write_skipped(os.path.join(request.output_dir, "skipped.csv"), skipped)
     return conclude(request.output_dir, record, found, skipped)
 
@@ -191,20 +178,19 @@ def plan(request, table, found, record):
     images, jobs, done = list(found), [], 0
     shown = {images[i] for i in np.linspace(0, len(images) - 1, min(request.pictures, len(images))).astype(int)}
     make_folders(request.output_dir, shown)
-    for image in [image for image in record["scans"] if image in table and image not in found]:
-        follow_table(request.output_dir, record, image, table[image])
+    for image in [image for image in record.scans if image in table and image not in found]:
+        record.follow_table(image, table[image])
     for image in sorted(images, key=lambda image: image not in shown):
-        (volume, mask), scan, old = found[image], table[image], record["scans"].get(image)
-        folder = folder_of(record, scan)
+        (volume, mask), scan = found[image], table[image]
         picture = os.path.join(request.output_dir, "steps", f"{image}.png") if image in shown else None
-        if old and is_done(old, request.output_dir, folder, volume, mask) and (not picture or os.path.isfile(picture)):
-            old["scan"] = scan._asdict()
-            done += 1
-            continue
-        if old:
-            forget(request.output_dir, record, image)
-        jobs.append(Job(volume, mask, os.path.join(request.output_dir, folder), picture, request.settings))
-    remove_unrecorded(request.output_dir, table, record)
+        if image in record.scans:
+            if record.is_done(image, scan, volume, mask) and (not picture or os.path.isfile(picture)):
+                record.scans[image]["scan"] = scan._asdict()
+                done += 1
+                continue
+            record.forget(image)
+        jobs.append(Job(volume, mask, os.path.join(request.output_dir, record.place(scan)), picture, request.settings))
+    record.remove_unrecorded(table)
     return jobs, done
 
 
@@ -226,11 +212,11 @@ def work(request, table, record, jobs, done, draw):
     started, failed = time.monotonic(), {}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     run = {"command": request.command, "started": now, "versions": versions(), "prepared": 0, "failed": 0, "seconds": 0.0}
-    record["runs"].append(run)
+    record.runs.append(run)
 
     def save():
         run["seconds"] = round(time.monotonic() - started, 1)
-        write_json(os.path.join(request.output_dir, RECORD), record)
+        record.save()
         return time.monotonic()
 
     saved = save()
@@ -246,8 +232,8 @@ def work(request, table, record, jobs, done, draw):
                     failed[image] = result["error"]
                     tqdm.write(f"skipped {image}: {failed[image]}", file=sys.stderr)
                 else:
-                    place = {"scan": table[image]._asdict(), "folder": folder_of(record, table[image])}
-                    record["scans"][image] = place | result | {"run": len(record["runs"]) - 1}
+                    place = {"scan": table[image]._asdict(), "folder": record.place(table[image])}
+                    record.scans[image] = place | result | {"run": len(record.runs) - 1}
                     run["prepared"] += 1
                 run["failed"] = len(failed)
                 show(bar, run)
@@ -300,7 +286,7 @@ def conclude(output_dir, record, found, skipped):
     """Print what there is now; returns the exit status."""
     empty = []
     for folder in FOLDERS:
-        entries = [entry for entry in record["scans"].values() if entry["folder"] == folder]
+        entries = [entry for entry in record.scans.values() if entry["folder"] == folder]
         people = {entry["scan"]["person"] for entry in entries}
         slices = sum(len(entry["slices"]) for entry in entries)
         print(f"{folder.replace('/', ' ')}: {len(people)} people, {len(entries)} scans, {slices} slices")
@@ -308,7 +294,7 @@ def conclude(output_dir, record, found, skipped):
             empty.append(folder)
     if empty:
         print(f"note: nothing in {', '.join(empty)}; with few people, try another --seed or --test_share in a new folder")
-    if earlier := set(record["scans"]) - set(found):
+    if earlier := set(record.scans) - set(found):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
     print(os.path.join(output_dir, "scans.csv"))
     path = os.path.join(output_dir, "skipped.csv")
@@ -316,6 +302,6 @@ def conclude(output_dir, record, found, skipped):
         print(path)
     missing = [row.image for row in skipped if row.wanted]
     for stale, text in ((False, "have no slices"), (True, "cannot be prepared now and have slices of an earlier run")):
-        if images := [image for image in missing if (image in record["scans"]) == stale]:
+        if images := [image for image in missing if (image in record.scans) == stale]:
             print(f"warning: {len(images)} AD and CN scans {text} ({some_of(images, 5)}): see {path}", file=sys.stderr)
     return 3 if missing else 0

@@ -27,11 +27,6 @@ def label_of(scan):
     return CLASS_OF.get((scan.group or "").upper())
 
 
-def folder_of(record, scan):
-    """Where the slices of a Scan belong, below the output folder: one of FOLDERS."""
-    return f"{record['people'][scan.person]}/{label_of(scan)}"
-
-
 @contextlib.contextmanager
 def only_here(folder):
     """A context in which no other prepare.py writes into `folder`; UserError if one does."""
@@ -46,30 +41,102 @@ def only_here(folder):
         lock.release()
 
 
-def read_record(folder, flags):
-    """The record in `folder`, or a new one if it is empty; UserError if it holds anything else, or slices of other flags."""
-    path = os.path.join(folder, RECORD)
-    try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
-        check_record(record)
-    except FileNotFoundError:
-        if names := sorted(name for name in os.listdir(folder) if not name.startswith(".")):
-            text = f"holds other files ({names[0]}, ...) and is left as it is; choose a new folder"
-            raise UserError(f"--output_dir {folder}: {text}") from None
-        return {"format": FORMAT, "flags": flags, "people": {}, "runs": [], "scans": {}}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        text = f"cannot be read ({printable(str(error))[:100]}), so nothing can be resumed; choose a new --output_dir"
-        raise UserError(f"{path}: {text}") from None
-    for name, value in flags.items():
-        if (before := record["flags"].get(name)) != value:
-            shown = " ".join(map(str, before)) if isinstance(before, list) else str(before)
-            flag = f"another --{name}, or without" if name in ("masks", "template") else f"--{name} {shown}"
-            raise UserError(f"--output_dir {folder}: its slices were made with {flag}; choose a new folder, or the same flag")
-    return record
+class Record:
+    """The record in `folder`, or a new one if that is empty; UserError if it holds anything else, or slices of other `flags`.
+
+    people {person: "train" or "test"}, runs and scans {image: entry} are those of the file.
+    """
+
+    def __init__(self, folder, flags):
+        self.folder, self.path = folder, os.path.join(folder, RECORD)
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                self.content = json.load(file)
+            check_content(self.content)
+        except FileNotFoundError:
+            if names := sorted(name for name in os.listdir(folder) if not name.startswith(".")):
+                text = f"holds other files ({names[0]}, ...) and is left as it is; choose a new folder"
+                raise UserError(f"--output_dir {folder}: {text}") from None
+            self.content = {"format": FORMAT, "flags": flags, "people": {}, "runs": [], "scans": {}}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            text = f"cannot be read ({printable(str(error))[:100]}), so nothing can be resumed; choose a new --output_dir"
+            raise UserError(f"{self.path}: {text}") from None
+        self.people, self.runs, self.scans = (self.content[name] for name in ("people", "runs", "scans"))
+        for name, value in flags.items():
+            if (before := self.content["flags"].get(name)) != value:
+                shown = " ".join(map(str, before)) if isinstance(before, list) else str(before)
+                flag = f"another --{name}, or without" if name in ("masks", "template") else f"--{name} {shown}"
+                raise UserError(f"--output_dir {folder}: its slices were made with {flag}; choose a new folder, or the same flag")
+
+    def save(self):
+        """Write the file."""
+        with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump(self.content, file, indent=1)
+
+    def write_scans(self):
+        """Write scans.csv: a row for each scan that has slices."""
+        files, split_of = [], {}
+        for entry in self.scans.values():
+            split, label = entry["folder"].split("/")
+            for name in entry["slices"]:
+                file = File("", f"{label}/{name}", Scan(**entry["scan"]))
+                files.append(file)
+                split_of[file.name] = split
+        write_table(os.path.join(self.folder, "scans.csv"), files, split_of)
+
+    def place(self, scan):
+        """Where the slices of a Scan belong, below the folder: one of FOLDERS."""
+        return f"{self.people[scan.person]}/{label_of(scan)}"
+
+    def is_done(self, image, scan, volume, mask):
+        """Whether the recorded slices of a scan are still those of its volume, mask and class, and as they were written.
+
+        The volume is read again where its files have other names, sizes or times: the entry then gets their new stamp.
+        """
+        old = self.scans[image]
+        try:
+            if old["folder"] != self.place(scan) or old["mask"] != (mask and file_checksum(mask)):
+                return False
+            if old["stamp"] != (stamp := volume.stamp()):
+                if old["sha256"] != volume.checksum():
+                    return False
+                old["stamp"] = stamp
+            folder = os.path.join(self.folder, old["folder"])
+            return all(file_checksum(os.path.join(folder, name)) == sha for name, sha in old["slices"].items())
+        except FileNotFoundError:
+            return False
+
+    def follow_table(self, image, scan):
+        """Move the slices of a scan whose volume is gone to where its row in the table says; remove those of another group now."""
+        entry = self.scans[image]
+        if label_of(scan) is None:
+            print(f"{image}: its slices are removed: its group in the table is {printable(scan.group or 'unknown')} now")
+            self.forget(image)
+            return
+        folder = self.place(scan)
+        for name in entry["slices"] if entry["folder"] != folder else ():
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(os.path.join(self.folder, entry["folder"], name), os.path.join(self.folder, folder, name))
+        entry |= {"scan": scan._asdict(), "folder": folder}
+
+    def forget(self, image):
+        """Remove a scan from the record, and its slices."""
+        old = self.scans.pop(image)
+        for name in old["slices"]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.folder, old["folder"], name))
+
+    def remove_unrecorded(self, table):
+        """Remove slices of scans in the table that are not recorded: a killed run wrote them, maybe as of another class."""
+        for folder in FOLDERS:
+            for name in os.listdir(os.path.join(self.folder, folder)):
+                image = scan_id(name)
+                entry = self.scans.get(image, {"folder": "", "slices": ()})
+                if image in table and (entry["folder"] != folder or name not in entry["slices"]):
+                    os.unlink(os.path.join(self.folder, folder, name))
 
 
-def check_record(record):
+def check_content(record):
     """Any of several errors unless a record is one that this file writes: files that it names would be deleted."""
     if record["format"] != FORMAT:
         raise ValueError("of another version of prepare.py")
@@ -81,69 +148,3 @@ def check_record(record):
         named = all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"])
         if entry["folder"] not in FOLDERS or not named:
             raise ValueError("damaged")
-
-
-def write_json(path, value):
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-
-
-def write_scans(folder, record):
-    """Write scans.csv: a row for each scan that has slices."""
-    files, split_of = [], {}
-    for entry in record["scans"].values():
-        split, label = entry["folder"].split("/")
-        for name in entry["slices"]:
-            file = File("", f"{label}/{name}", Scan(**entry["scan"]))
-            files.append(file)
-            split_of[file.name] = split
-    write_table(os.path.join(folder, "scans.csv"), files, split_of)
-
-
-def is_done(old, output_dir, folder, volume, mask):
-    """Whether the slices of an entry of the record are still those of its volume and mask, and as they were written.
-
-    The volume is read again where its files have other names, sizes or times: the entry then gets their new stamp.
-    """
-    try:
-        if old["folder"] != folder or old["mask"] != (mask and file_checksum(mask)):
-            return False
-        if old["stamp"] != (stamp := volume.stamp()):
-            if old["sha256"] != volume.checksum():
-                return False
-            old["stamp"] = stamp
-        return all(file_checksum(os.path.join(output_dir, folder, name)) == sha for name, sha in old["slices"].items())
-    except FileNotFoundError:
-        return False
-
-
-def follow_table(output_dir, record, image, scan):
-    """Move the slices of a scan whose volume is gone to where its row in the table says; remove those of another group now."""
-    entry = record["scans"][image]
-    if label_of(scan) is None:
-        print(f"{image}: its slices are removed, since the table says now that its group is {printable(scan.group or 'unknown')}")
-        forget(output_dir, record, image)
-        return
-    folder = folder_of(record, scan)
-    for name in entry["slices"] if entry["folder"] != folder else ():
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(os.path.join(output_dir, entry["folder"], name), os.path.join(output_dir, folder, name))
-    entry |= {"scan": scan._asdict(), "folder": folder}
-
-
-def forget(output_dir, record, image):
-    """Remove a scan from the record, and its slices."""
-    old = record["scans"].pop(image)
-    for name in old["slices"]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(output_dir, old["folder"], name))
-
-
-def remove_unrecorded(output_dir, table, record):
-    """Remove slices of scans in the table that the record does not have: a killed run wrote them, maybe as of another class."""
-    for folder in FOLDERS:
-        for name in os.listdir(os.path.join(output_dir, folder)):
-            image = scan_id(name)
-            entry = record["scans"].get(image, {"folder": "", "slices": ()})
-            if image in table and (entry["folder"] != folder or name not in entry["slices"]):
-                os.unlink(os.path.join(output_dir, folder, name))

@@ -44,18 +44,6 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-OTHER_FILES = {  # how files begin that hold no text
-    b"PK\x03\x04": "an Excel workbook, or another zipped file",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook",
-    b"%PDF": "a PDF",
-    b"{\\rtf": "a text document",
-    b"\x1f\x8b": "a gzip file",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"GIF8": "a picture",
-    b"II*\0": "a picture",
-    b"MM\0*": "a picture",
-}
 MONTHS = {month: i + 1 for i, month in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split())}
 
 
@@ -194,8 +182,6 @@ def read_text(where, path):
         data = file.read(MAX_TABLE)
         if file.read(1):
             raise UserError(f"{where}: too large for a table of scans (more than {MAX_TABLE} bytes)")
-    if kind := next((kind for start, kind in OTHER_FILES.items() if data.startswith(start)), None):
-        raise UserError(f"{where}: {kind}, which is not read; save the table as CSV, and give that")
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
     if not encoding:
         even, odd = (data[i:4096:2].count(0) / max(len(data[i:4096:2]), 1) for i in (0, 1))
@@ -206,7 +192,7 @@ def read_text(where, path):
         text = data.decode("cp1252", "replace")
     text = text.replace("\0", "").replace("\ufeff", "")  # files that were put together have marks in the middle
     if sum(not (c.isprintable() or c.isspace()) for c in text[:4096]) > len(text[:4096]) / 20:
-        raise UserError(f"{where}: not a text file; save the table as CSV, and give that")
+        raise UserError(f"{where}: not a text file (a workbook, a picture?); save the table as CSV, and give that")
     return text
 
 

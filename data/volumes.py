@@ -21,16 +21,13 @@ from utils import UserError, printable, walk
 NIFTI = ".nii", ".nii.gz"
 NRRD = ".nrrd", ".nhdr"
 DICOM = ".dcm", ".ima"
-ARCHIVES = dict.fromkeys((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), ("an archive", "unpack it"))
-UNREAD = {  # endings of volumes that are named but not read: (what they are, what to do)
-    **dict.fromkeys((".mgz", ".mgh"), ("a FreeSurfer volume", "convert it: mri_convert IN OUT.nii.gz")),
-    **dict.fromkeys((".mnc", ".mnc.gz"), ("a MINC volume", "convert it: mnc2nii IN OUT.nii, or mri_convert")),
-    **dict.fromkeys((".mha", ".mhd", ".gipl", ".vtk"), ("of a format that need not tell left from right", "convert it to NIfTI")),
-    **dict.fromkeys((".head", ".brik", ".brik.gz"), ("an AFNI volume", "convert it: 3dAFNItoNIFTI")),
-    **dict.fromkeys((".par", ".rec"), ("a Philips PAR/REC file", "convert it, such as with dcm2niix")),
-    **dict.fromkeys((".mif", ".mif.gz"), ("an MRtrix volume", "convert it: mrconvert IN OUT.nii.gz")),
-    **dict.fromkeys((".img", ".img.gz"), ("a file of voxels without its header", "put its .hdr beside it")),
-    **ARCHIVES,
+ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"
+UNREAD = {  # endings of volumes that are named but not read: what to do
+    **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
+    **dict.fromkeys((".mha", ".mhd", ".gipl", ".vtk"), "its format need not tell left from right; convert the original to NIfTI"),
+    **dict.fromkeys((".head", ".brik", ".brik.gz", ".par", ".rec"), "convert it to NIfTI (3dAFNItoNIFTI, dcm2niix)"),
+    **dict.fromkeys((".img", ".img.gz"), "put its .hdr beside it"),
+    **dict.fromkeys(ARCHIVES, "unpack it"),
 }
 
 
@@ -189,8 +186,7 @@ def read_volume(volume):
     """
     try:
         if not volume.format:
-            what, remedy = UNREAD[ending(volume.place).lower()]
-            raise UserError(f"{volume.place}: {what}, which is not read; {remedy}")
+            raise UserError(f"{volume.place}: not read as it is; {UNREAD[ending(volume.place).lower()]}")
         read = {"NIfTI": read_nifti, "NRRD": read_nrrd, "DICOM": read_dicom}[volume.format]
         image = read(volume.files)
     except RuntimeError as error:  # SimpleITK's

@@ -335,20 +335,6 @@ def test_cache_on_a_full_disk_falls_back_to_memory_and_leaves_no_file(data, cach
     assert not list(cache.iterdir())
 
 
-def test_cache_above_the_file_size_limit_falls_back_to_memory(data, capsys):
-    resource = pytest.importorskip("resource")
-    for i in range(300):
-        save(data / f"AD/9{i:03}_1.bmp", noise(32, 32, i))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        slices = load(data)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "no cache" in capsys.readouterr().err
-    assert (slices[[304]][0] == noise(32, 32, 299)).all()
-
-
 def test_slices_do_not_write_into_the_data_folder(data):
     before = sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*"))
     load(data)

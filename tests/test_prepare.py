@@ -311,18 +311,6 @@ def test_new_scans_are_added_and_nobody_changes_sides(download):
     assert record()["scans"]["920"]["folder"] == f"{sides['001_S_0001']}/NC"
 
 
-def test_a_scan_whose_group_was_corrected_moves(download):
-    run()
-    old = record()["scans"]["100"]["folder"]
-    with open("adni.csv") as file:
-        text = file.read()
-    with open("adni.csv", "w") as file:
-        file.write(text.replace("I100,000_S_0000,AD", "I100,000_S_0000,CN"))
-    run()
-    assert record()["scans"]["100"]["folder"] == old.replace("/AD", "/NC")
-    assert len([path for path in slices() if "/100_" in path]) == 3
-
-
 def test_slices_of_a_scan_no_longer_in_the_table_stay_and_are_named(download, capsys):
     run()
     before = slices()
@@ -398,9 +386,10 @@ def test_scans_that_fail_are_named_and_the_others_done(download, capsys):
     write_nifti(download / "ADNI" / "again_I112.nii", head())
     add_scan(113, "p4", "")
     write_nifti(download / "ADNI" / "I114.nii", head())
-    write_nifti(download / "ADNI" / "brain.nii", head())
+    write_dicom(download / "ADNI" / "unknown", head())
     assert run() == 3
     reasons = {row["image"]: row["reason"] for row in rows_of("skipped")}
+    assert [row["where"] for row in rows_of("skipped") if not row["image"]] == ["ADNI/unknown"]
     assert set(reasons) == {"102", "111", "112", "114", ""}
     assert "no volume" in reasons["102"] and "cannot be read" in reasons["111"] and "2 volumes" in reasons["112"]
     assert "--subjects" in reasons["114"] and "no Image Data ID" in reasons[""]
@@ -529,17 +518,7 @@ def test_a_stopped_run_is_resumed_and_ends_as_one_that_was_not(download, signum)
     assert len(rows_of("scans")) == 8
 
 
-def test_a_second_run_at_the_same_time_is_refused(download):
-    with preparation_lock():
-        assert "another prepare.py" in refusal(prepare.main, *flags())
-
-
-def preparation_lock():
+def test_a_second_run_at_the_same_time_is_rejected(download):
     os.mkdir("out")
-    return preparation.only_here("out")
-
-
-def test_dicom_without_an_id_is_skipped_by_its_folder(download):
-    write_dicom(download / "ADNI" / "unknown", head())
-    assert run() == 0
-    assert [row["where"] for row in rows_of("skipped")] == ["ADNI/unknown"]
+    with preparation.only_here("out"):
+        assert "another prepare.py" in refusal(prepare.main, *flags())

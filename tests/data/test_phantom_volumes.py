@@ -20,7 +20,6 @@ import prepare
 from data import phantom_anatomy, phantom_volumes, preparation, volume_steps
 from data.phantom_anatomy import VIEWS, draw_subject
 from data.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
-from data.volume_jobs import Job, prepare_scan
 from data.volume_masks import head_mask, move_mask
 from data.volume_steps import Settings, cut_slices
 from data.volumes import find_volumes, read_volume
@@ -98,20 +97,6 @@ def test_slices_equal_those_of_the_volume_exactly_without_resampling(tmp_path, k
     assert (np.delete(np.delete(pixels, np.s_[98:142], 1), np.s_[108:148], 2) == 0).all()
 
 
-@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
-def test_sagittal_and_coronal_slices_equal_those_of_the_volume_exactly(tmp_path, kind, orientation, turned):
-    planes = np.uint16(np.random.default_rng(0).integers(1, 65536, SIZE[::-1]))  # [z upwards, y backwards, x to the right]
-    planes[20:30, 10:20, 30:] = 65535
-    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
-    sagittal, numbers = cut_slices(image, AS_STORED._replace(plane="sagittal", slices=(0, 39), num_slices=40))
-    assert numbers == list(range(40))
-    for number, pixels in zip(numbers, sagittal):  # rows forwards, columns upwards
-        assert (pixels[98:142, 104:152] == planes[:, ::-1, number].T).all() and pixels.astype(bool).sum() == 44 * 48
-    coronal, numbers = cut_slices(image, AS_STORED._replace(plane="coronal", slices=(0, 43), num_slices=44))
-    for number, pixels in zip(numbers, coronal):  # rows downwards, columns to the right
-        assert (pixels[96:144, 108:148] == planes[::-1, number]).all() and pixels.astype(bool).sum() == 40 * 48
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
 def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_of_cubic_splines(
@@ -132,14 +117,6 @@ def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_o
     assert well_inside.sum() > 2_000 and bound < 0.001 * total
     assert np.abs(pixels - brightness(wanted))[well_inside].max() < bound
     assert pixels[..., 128:].max() > 29_000 > 20_000 > pixels[..., :128].max()  # the marker is on the right
-
-
-@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY[:2], ids=NAMES[:2])
-def test_the_marker_is_on_the_left_of_radiological_slices(tmp_path, kind, orientation, turned):
-    planes = np.uint16(np.round(brightness(voxel_points(turned))))
-    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
-    right, left = (cut_slices(image, AS_STORED._replace(view=view))[0] for view in ("neurological", "radiological"))
-    assert (left == right[..., ::-1]).all() and right[..., 128:].max() > right[..., :128].max()
 
 
 def test_dicom_files_are_one_series_that_the_reader_of_itk_puts_to_the_same_place(tmp_path):
@@ -214,23 +191,6 @@ def write_subject(folder, view, write_volume=None):
     settings = phantom.Settings(4, 0, scans=2, view=view)
     make_folders(folder)
     phantom.write_subject(str(folder), settings, 3, phantom.plan_scans(settings)[3], write_volume)
-
-
-@pytest.mark.slow
-def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small, monkeypatch):
-    monkeypatch.setitem(VIEWS, "axial", VIEWS["axial"]._replace(volume_slices=97))  # enough for the 20 that are stored as slices
-    folder = tmp_path / "AD_NC"
-    write_subject(folder, "axial", phantom_volumes.write_scan)
-    found, nameless = find_volumes(f"{folder}/volumes")
-    assert sorted(found) == ["6", "7"] and nameless == []
-    settings = Settings(n4=False, resample=0, scale=False, plane="axial", centre="volume", slices=(75, 94), slices_in="index")
-    (tmp_path / "cut").mkdir()
-    for number, (volume,) in found.items():
-        assert f"{volume.format} {number}" in ("DICOM 6", "NIfTI 7") and "/000_S_0003/MPRAGE/" in volume.place
-        done = prepare_scan(Job(volume, None, str(tmp_path / "cut"), None, settings))
-        assert "error" not in done and len(done["slices"]) == 20
-    own = contents(folder)
-    assert {f"00000{name}": data for name, data in contents(tmp_path / "cut").items()} == own and len(own) == 40
 
 
 def jpeg(pixels):

@@ -248,14 +248,6 @@ def test_numbers_below_0_are_refused():
         cut_slices(image, Settings(n4=False, resample=0, slices=(-76, 0), num_slices=2, plane="coronal"))
 
 
-def test_unscaled_slices_are_the_voxels_of_the_volume():
-    image = sitk.Cast(head(), sitk.sitkFloat32)
-    pixels, indices = cut_slices(image, PLAIN._replace(scale=False, centre="volume", view="radiological", format="png"))
-    assert indices == [88, 90, 92]
-    np.testing.assert_array_equal(pixels[:, 100:140, 108:148], array(image)[[18, 20, 22]])
-    assert pixels.sum() == array(image)[[18, 20, 22]].sum()
-
-
 def test_voxels_that_are_not_square_are_refused_unless_resampled():
     image = sitk.Cast(head(), sitk.sitkFloat32)
     image.SetSpacing((4, 5, 4))
