@@ -218,8 +218,7 @@ def make_folder(path, flag):
 def random_stream(purpose, seed, device="cpu"):
     """A torch.Generator on `device` whose numbers depend on the seed and on a purpose such as "latents".
 
-    With the same numbers for weights and latents, the first latents would equal rows of the mapping network's first layer,
-    and their w would be twice as far from the mean as others.
+    With one stream for weights and latents, the first latents would equal rows of the mapping network's first layer.
     """
     import torch
 
@@ -266,8 +265,7 @@ def pick_device(name, deterministic=False):
 def keep_freed_memory():
     """Make glibc keep freed memory for the next allocation instead of returning it to the system; no effect elsewhere.
 
-    By default it returns every block from 32 MiB on, and training faults the next one in page by page: a sixth of a step at
-    256x256.
+    By default it returns every block from 32 MiB on, and training faults the next one in page by page.
     """
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
@@ -338,7 +336,6 @@ def read_network(folder):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags
-
 
 DASHES = "-", "\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}"  # word processors replace the first by one of the others
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.checks import warn_once
 from data.subject_tables import scan_id
-from utils import UserError, printable
+from utils import UserError, plural, printable
 
 SIDE = 32  # pixels at which slices are judged
 PER_SCAN = 8  # slices of each scan, at most, evenly spaced
@@ -72,7 +72,7 @@ def damaged_text(reasons, limit=10):
     """Text that names the scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
     named = "; ".join(f"{scan}, {reason}" for scan, reason in list(reasons.items())[:limit])
     more = f"; and {len(reasons) - limit} more" if len(reasons) > limit else ""
-    return printable(f"{len(reasons)} damaged scan{'s' * (len(reasons) > 1)}: {named}{more}")
+    return printable(f"{plural(len(reasons), 'damaged scan')}: {named}{more}")
 
 
 def leave_out_damaged(slices, flag="--dataset_dir"):

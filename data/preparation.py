@@ -28,7 +28,7 @@ from data.subjects import image_order, read_subjects
 from data.volume_jobs import Job, prepare_scan, run_jobs
 from data.volume_steps import Settings, load_template
 from data.volumes import file_checksum, find_volumes, sitk
-from utils import UserError, atomic_path, make_folder, printable, usable_cores
+from utils import UserError, atomic_path, make_folder, plural, printable, usable_cores
 
 SAVE_EVERY = 10  # seconds, of the record
 STAY = "; its slices of an earlier run stay"
@@ -143,9 +143,9 @@ def choose(request, table):
             skipped.append(row._replace(reason=f"{number} masks in --masks {request.masks} have this Image Data ID"))
         else:
             found[image] = there[0], masks[image][0] if masks else None
-    counts = [f"{count} scan{'s' if count > 1 else ''} {group}" for group, count in sorted(groups.items())]
+    counts = [f"{plural(count, 'scan')} {group}" for group, count in sorted(groups.items())]
     if unmatched:
-        counts.append(f"{unmatched} volume{'s' if unmatched > 1 else ''} that --subjects lacks (skipped.csv)")
+        counts.append(f"{plural(unmatched, 'volume')} that --subjects lacks (skipped.csv)")
     if nameless:
         counts.append(f"{len(nameless)} file(s) or folder(s) without an Image Data ID (skipped.csv)")
     return found, skipped, counts

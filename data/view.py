@@ -6,8 +6,8 @@
 An axial or coronal slice of a head is like its left-right mirror image; a sagittal one, which shows front and back, is like none.
 These two kinds are what can be told apart: "axial" means axial or coronal.
 
-The *likeness* of a slice is the correlation of its pixels with those of its mirror image, over the brain, after the head was brought
-to one place and size and divided by its local mean: the greatest over tilts, shifts, and two axes (heads may lie on their side).
+The *likeness* of a slice is the correlation of its pixels with those of its mirror image, over the brain, after the head was
+brought to one place and size and divided by its local mean: the greatest over tilts, shifts and two axes (heads on their side).
 
 Measured at 64x64, as median (2% to 98% of the slices): sagittal slices of 58 people 0.54 (0.36 to 0.75), sagittal phantoms 0.54
 (0.39 to 0.72); axial slices of 161 people 0.93 (0.88 to 0.97), axial phantoms 0.91 (0.85 to 0.95); axial and coronal slices of six

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.dicom import check_size, read_dicom, reason, sitk
 from data.nifti import PAIR, read_nifti
-from utils import UserError, printable, walk
+from utils import UserError, plural, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
 NRRD = ".nrrd", ".nhdr"
@@ -211,7 +211,7 @@ def fill_border(place, image):
     border = {label for axis in range(3) for end in (0, -1) for label in np.unique(labels.take(end, axis))} - {0}
     outside = np.isin(labels, sorted(border))
     if count := int((~finite & ~outside).sum()):
-        raise UserError(f"{place}: {count} voxel{'s' * (count > 1)} inside it not finite (NaN or infinite); make it again")
+        raise UserError(f"{place}: {plural(count, 'voxel')} inside it not finite (NaN or infinite); make it again")
     darkest = min(0.0, float(voxels[finite].min(initial=0.0)))
     clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
     clean.CopyInformation(image)
