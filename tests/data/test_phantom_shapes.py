@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from data.phantom_shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field
 
 POINTS = np.random.default_rng(0).uniform(-30, 30, (3, 2000))
