@@ -43,8 +43,7 @@ def add_data_flags(parser):
 
 
 def add_step_flags(parser):
-    steps = Group(parser, "steps, in this order")
-    steps.add_bool("--orient", True, "swap and flip the axes to --plane; False: slices along the third axis as it is stored")
+    steps = Group(parser, "steps after the axes were swapped and flipped to those of a head, in this order")
     text = "brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
     steps.add("--masks", metavar="DIR", help=text + "becomes black; without them, the head stays")
     steps.add_bool("--n4", True, "correct the coil's bias field (N4): most of the time that a scan takes")
@@ -58,8 +57,8 @@ def add_step_flags(parser):
 
 def add_slice_flags(parser):
     slices = Group(parser, "slices")
-    text = "of the slices, sagittal by default: turned as in AD_NC, the top of the head on the right, the face below"
-    slices.add("--plane", choices=tuple(SLICES), help=text)
+    text = "of the slices; sagittal ones are turned as in AD_NC, the top of the head on the right, the face below"
+    slices.add("--plane", choices=tuple(SLICES), default="sagittal", help=text)
     text = "first and last: mm from the middle plane (to the right, upwards, backwards), or indices in the volume; default: "
     defaults = ", ".join(f"{low:g} {high:g} ({plane})" for plane, (low, high) in SLICES.items())
     slices.add("--slices", type=number(float, -1000, 10**5), nargs=2, metavar=("FROM", "TO"), help=text + defaults)
@@ -88,12 +87,9 @@ def parse_args(argv=None):
     text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166"
     run.add("--num_workers", type=number(int, 1), default=usable_cores(), help=text)
     args = parser.parse_args(argv)
-    if args.plane and not args.orient:
-        raise UserError(f"--plane {args.plane}: only with --orient True; without, slices lie along the third axis as it is stored")
-    args.plane = (args.plane or "sagittal") if args.orient else None
     if args.slices_in == "index" and not args.slices:
         raise UserError("--slices_in index: give --slices too, the first and the last index")
-    args.slices = args.slices or list(SLICES[args.plane or "sagittal"])
+    args.slices = args.slices or list(SLICES[args.plane])
     for flag in "slices", "percentiles":
         low, high = getattr(args, flag)
         if low > high or (low == high and (flag == "percentiles" or args.num_slices > 1)):

@@ -82,8 +82,8 @@ def write_scan(job, draw):
     pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
     slices = write_slices(job, pixels, numbers)
     if job.picture:
-        title = f"image {job.volume.image}, {job.settings.plane or 'stored'} slices {numbers[0]} to {numbers[-1]}"
-        draw(panels, pixels, title, job.settings.view if job.settings.orient else None, job.picture)
+        title = f"image {job.volume.image}, {job.settings.plane} slices {numbers[0]} to {numbers[-1]}"
+        draw(panels, pixels, title, job.settings.view, job.picture)
     return {
         "format": job.volume.format,
         "stamp": stamp,

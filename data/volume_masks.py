@@ -2,7 +2,7 @@
 
     mask = head_mask(image)                         # a SimpleITK.Image, uint8, 0 or 1, of a volume with axes LPS
     mask = read_mask("I218391_mask.nii.gz", image)  # likewise, from a file of any grid
-    check_found(image, mask, None, oriented=True, centred=True)
+    check_found(image, mask, None, centred=True)
 
 A header that is wrong although no field contradicts another, a mask of another scan, or a cut beside the brain would otherwise end
 in slices that are black, small or turned, of a scan that counts as done. The limits are far outside of what adults have: 1.1 to
@@ -47,12 +47,12 @@ def like(array, image):
     return result
 
 
-def head_mask(image, oriented=True):
+def head_mask(image, with_neck=False):
     """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
 
     A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the
-    background has one value throughout, as after the removal of the skull, all other voxels are above it. oriented: the third axis
-    points upwards, so that all below HEAD_MM from the top can be left out.
+    background has one value throughout, as after the removal of the skull, all other voxels are above it. What is more than HEAD_MM
+    below the top is left out, unless `with_neck`.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
     background, around = background_of(image)
@@ -69,8 +69,8 @@ def head_mask(image, oriented=True):
     mask = sitk.BinaryFillhole(parts == int(np.bincount(labels.ravel())[1:].argmax() + 1))
     found, rest = sitk.GetArrayViewFromImage(mask) > 0, voxels[sitk.GetArrayViewFromImage(bright) == 0]
     if found.sum() < HOLLOW * between(found).sum() and rest.max() > rest.min():
-        return head_mask(sitk.Clamp(image, upperBound=float(rest.max())), oriented)  # fat becomes as bright as the rest
-    if not oriented:
+        return head_mask(sitk.Clamp(image, upperBound=float(rest.max())), with_neck)  # fat becomes as bright as the rest
+    if with_neck:
         return mask
     voxels = sitk.GetArrayFromImage(mask)
     top = np.flatnonzero(voxels.any(axis=(1, 2)))[-1]
@@ -184,17 +184,17 @@ def middle(mask):
 # Plausible?
 
 
-def check_found(image, mask, mask_path, oriented, centred):
+def check_found(image, mask, mask_path, centred):
     """UserError unless the mask may be that of the brain in a volume, or, without `mask_path`, of the head.
 
-    oriented: the axes lead upwards, backwards and to the left; centred: slices are counted from the middle of the mask.
+    centred: slices are counted from the middle of the mask.
     """
     inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
     check_grey(sitk.GetArrayViewFromImage(image), inside)
-    check_head(inside, image.GetSpacing()[::-1], is_brain, oriented)
+    check_head(inside, image.GetSpacing()[::-1], is_brain)
     if is_brain:
-        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)
-    if oriented and centred:
+        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, True)) > 0, image)
+    if centred:
         check_whole_head(inside, is_brain)
 
 
@@ -206,10 +206,10 @@ def check_grey(voxels, mask):
         raise UserError(f"implausible: it has {values} values in large patches, as a mask or a segmentation; the scan is needed")
 
 
-def check_head(mask, spacing, is_brain, oriented):
+def check_head(mask, spacing, is_brain):
     """UserError unless a mask, bool [z, y, x], may be a head, or, is_brain, a brain.
 
-    spacing: (z, y, x) mm. oriented: the axes lead upwards, backwards and to the left.
+    spacing: (z, y, x) mm.
     """
     what, limits, sides = ("brain mask", BRAIN_ML, BRAIN_SIDES) if is_brain else ("head", HEAD_ML, HEAD_SIDES)
     if is_brain and mask[:: mask.shape[0] - 1, :: mask.shape[1] - 1, :: mask.shape[2] - 1].sum() >= 4:
@@ -223,11 +223,11 @@ def check_head(mask, spacing, is_brain, oriented):
     if not (sides[0] <= min(height, length, width) and max(height, length, width) <= sides[1]):
         text = f"{width:.0f} x {length:.0f} x {height:.0f}"
         raise UserError(f"implausible: the {what} is {text} mm, and each side should be {sides[0]} to {sides[1]}")
-    if oriented and width > 1.15 * length:
+    if width > 1.15 * length:
         raise UserError(
             f"implausible: the {what} is {width:.0f} mm wide and {length:.0f} mm long; are the axes in its header right?"
         )
-    if oriented and height < 0.5 * length:
+    if height < 0.5 * length:
         raise UserError(f"implausible: the {what} is {height:.0f} mm high and {length:.0f} mm long; is it whole?")
 
 

@@ -41,13 +41,12 @@ MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has 
 class Settings(NamedTuple):
     """The flags of prepare.py that change slices."""
 
-    orient: bool = True
     n4: bool = True
     template: str | None = None
     resample: float = 1.0  # mm; 0: the voxels stay (with a template, become the template's)
     scale: bool = True
     percentiles: tuple[float, float] = (0.5, 99.5)
-    plane: str | None = "sagittal"  # of PLANES; None without orient: slices lie along the third axis as it is stored
+    plane: str = "sagittal"  # of PLANES
     slices: tuple[float, float] = (-9, 10)
     slices_in: str = "mm"  # from the middle plane, or "index"
     num_slices: int = 20
@@ -130,22 +129,20 @@ def align(image, mask, template, template_mask):
     return motion
 
 
-def cubes(image, side, axial=True):
-    """An empty image over the same part of space with cubic voxels of `side` mm, along the scanner's axes or (not axial) its own.
+def cubes(image, side):
+    """An empty image over the same part of space with cubic voxels of `side` mm along the scanner's axes.
 
     Its first voxel lies where the lowest corner of `image` does, so nothing moves where nothing has to.
     """
-    axes = np.eye(3) if axial else np.reshape(image.GetDirection(), (3, 3))
     ends = itertools.product(*((0, n - 1) for n in image.GetSize()))
-    corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends]) @ axes
+    corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends])
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = np.floor((high - low) / side + 1e-3).astype(int) + 1
     if np.prod(size, dtype=float) > MAX_VOXELS:
         raise UserError(f"{' x '.join(f'{n * side:g}' for n in size)} mm, as its header says, are too many cubes of {side:g} mm")
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([side] * 3)
-    grid.SetOrigin((axes @ low).tolist())
-    grid.SetDirection(axes.ravel().tolist())
+    grid.SetOrigin(low.tolist())
     return grid
 
 
@@ -187,8 +184,6 @@ def nearest(index):
 
 def turn(voxels, settings):
     """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns that Settings ask for."""
-    if not settings.orient:
-        return voxels
     axes, reverse = PLANES[settings.plane]
     if settings.plane == "sagittal" and settings.view == "neurological":
         voxels = voxels[..., ::-1]
@@ -244,13 +239,12 @@ def cut_slices(image, settings, mask_path=None, show=None, check=False):
 def correct(image, settings, mask_path, show, check):
     """Orient, mask, N4: (image, mask), the voxels where they were."""
     show("as stored", image, None)
-    if settings.orient:
-        image = sitk.DICOMOrient(image, "LPS")
-        show("orient", image, None)
-    mask = read_mask(mask_path, image) if mask_path else head_mask(image, settings.orient)
+    image = sitk.DICOMOrient(image, "LPS")
+    show("orient", image, None)
+    mask = read_mask(mask_path, image) if mask_path else head_mask(image)
     show("mask" if mask_path else "head (no mask)", image, mask)
     if check:
-        check_found(image, mask, mask_path, settings.orient, settings.centre == "brain" and settings.slices_in == "mm")
+        check_found(image, mask, mask_path, settings.centre == "brain" and settings.slices_in == "mm")
     if settings.scale:
         image = tame(image, mask)
     if settings.n4:
@@ -273,7 +267,7 @@ def resample(image, mask, settings, is_brain, show):
         grid = cubes(template, settings.resample) if settings.resample else template
         target = move_mask(target, grid)
     elif settings.resample:
-        grid = cubes(image, settings.resample, settings.orient)
+        grid = cubes(image, settings.resample)
     else:
         return image, mask, mask
     image, mask = interpolate(image, grid, motion), move_mask(mask, grid, motion)
@@ -291,7 +285,7 @@ def take_slices(image, mask, frame, settings, check):
     if settings.scale:
         voxels = scale(voxels, inside, settings.percentiles)
     voxels, inside, frame = (turn(part, settings) for part in (voxels, inside, sitk.GetArrayViewFromImage(frame) > 0))
-    axes = PLANES[settings.plane][0] if settings.orient else (0, 1, 2)
+    axes = PLANES[settings.plane][0]
     depth, height, width = (image.GetSpacing()[2 - axis] for axis in axes)
     if abs(width - height) > 1e-3 * width:
         raise UserError(f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size")

@@ -14,17 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.dicom import check_size, read_dicom, reason, sitk
+from data.dicom import read_dicom, reason, sitk
 from data.nifti import PAIR, read_nifti
 from utils import UserError, plural, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
-NRRD = ".nrrd", ".nhdr"
 DICOM = ".dcm", ".ima"
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"
 UNREAD = {  # endings of volumes that are named but not read: what to do
     **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
-    **dict.fromkeys((".mha", ".mhd", ".gipl", ".vtk"), "its format need not tell left from right; convert the original to NIfTI"),
+    **dict.fromkeys(
+        (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), "its format need not tell left from right; convert it to NIfTI"
+    ),
     **dict.fromkeys((".head", ".brik", ".brik.gz", ".par", ".rec"), "convert it to NIfTI (3dAFNItoNIFTI, dcm2niix)"),
     **dict.fromkeys((".img", ".img.gz"), "put its .hdr beside it"),
     **dict.fromkeys(ARCHIVES, "unpack it"),
@@ -35,7 +36,7 @@ class Volume(NamedTuple):
     """The files of one scan."""
 
     image: str  # Image Data ID without the leading I and zeros
-    format: str  # "NIfTI", "NRRD", "DICOM", or "" for one of UNREAD
+    format: str  # "NIfTI", "DICOM", or "" for one of UNREAD
     files: tuple[str, ...]
 
     @property
@@ -89,7 +90,7 @@ def image_id(path, is_dicom=False):
 
 def ending(path):
     """The part of a path that tells its format, such as ".nii.gz"; "" for one that is not known."""
-    known = (*NIFTI, *PAIR, *NRRD, *DICOM, *UNREAD)
+    known = (*NIFTI, *PAIR, *DICOM, *UNREAD)
     return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
 
 
@@ -147,8 +148,6 @@ def open_volume(path, beside=None):
             return None  # its header is the Volume
         if header:
             return Volume("", "NIfTI", (path, partner or path))
-    if end in NRRD:
-        return Volume("", "NRRD", (path,))
     if is_dicom(path):
         return Volume("", "DICOM", (path,))
     return Volume("", "", (path,)) if end in UNREAD else None
@@ -187,8 +186,7 @@ def read_volume(volume):
     try:
         if not volume.format:
             raise UserError(f"{volume.place}: not read as it is; {UNREAD[ending(volume.place).lower()]}")
-        read = {"NIfTI": read_nifti, "NRRD": read_nrrd, "DICOM": read_dicom}[volume.format]
-        image = read(volume.files)
+        image = (read_nifti if volume.format == "NIfTI" else read_dicom)(volume.files)
     except RuntimeError as error:  # SimpleITK's
         raise UserError(f"{volume.place}: cannot be read ({reason(error)})") from None
     except OSError as error:
@@ -216,26 +214,3 @@ def fill_border(place, image):
     clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
     clean.CopyInformation(image)
     return clean
-
-
-def read_nrrd(files):
-    """Read an NRRD file that says where its axes lead; the errors are those of `read_volume`."""
-    path = files[0]
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO")
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
-    with open(path, "rb") as file:
-        header = file.read(2**16).partition(b"\n\n")[0].replace(b"\r", b"")
-    if reader.GetNumberOfComponents() > 1 or reader.GetDimension() > 3:
-        raise UserError(f"{path}: a series, colour or vectors; only single volumes can be used")
-    check_size(path, (*reader.GetSize(), 1)[:3])
-    if not re.fullmatch(r"(left|right)-(anterior|posterior)-superior|[LR][AP]S", space, re.IGNORECASE) or not re.search(
-        rb"(?im)^space directions:", header
-    ):
-        raise UserError(f"{path}: no orientation (space and space directions): nobody could tell left from right; convert it again")
-    spacing = np.array(reader.GetSpacing())
-    if not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise UserError(f"{path}: its header says voxels of {' x '.join(f'{side:g}' for side in spacing)} mm; convert it again")
-    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)

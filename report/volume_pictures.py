@@ -15,7 +15,7 @@ INCHES, TITLE = 1.75, 0.5  # of a plane, and above them all
 def save(panels, pixels, title, view, path):
     """Draw Panels (data/volume_steps.py), a column each, and the slices uint8 or uint16 [N, 240, 256], into the PNG at `path`.
 
-    view: "neurological" or "radiological"; None: the volume was not oriented, so nobody knows which side is which.
+    view: "neurological" or "radiological".
     """
     strip_columns = min(max(len(pixels), 4), MAX_COLUMNS)
     rows, width = -(-len(pixels) // strip_columns), INCHES * max(len(panels), 4)
@@ -33,7 +33,7 @@ def save(panels, pixels, title, view, path):
         axes = figure.add_subplot(strip[divmod(i, strip_columns)])
         axes.set_axis_off()
         axes.imshow(plane, cmap="gray", vmin=0, vmax=np.iinfo(pixels.dtype).max)
-    title += {None: "", "neurological": "   L: the person's left", "radiological": "   R: the person's right"}[view]
+    title += {"neurological": "   L: the person's left", "radiological": "   R: the person's right"}[view]
     figure.text(0.005, 1 - 0.1 / figure.get_figheight(), title, color="white", fontsize=8, va="top")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png", facecolor="black")
@@ -52,7 +52,7 @@ def draw_panel(figure, cells, panel, view):
     for name, cell, plane in zip(PLANES, cells, planes):
         axes = figure.add_subplot(cell)
         axes.set_axis_off()
-        side_by_side = name != "sagittal" and view and panel.title != "as stored"  # columns run from side to side
+        side_by_side = name != "sagittal" and panel.title != "as stored"  # columns run from side to side
         step = -1 if side_by_side and view == "neurological" else 1
         axes.imshow(plane.pixels[:, ::step], cmap=colours, vmin=limits[0], vmax=limits[1], aspect=plane.aspect)
         if plane.outline is not None and 0 < plane.outline.mean() < 1:

@@ -160,7 +160,7 @@ def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--dataset_dir", data, "--device", "cpu", *tools.split()]
     assert predict.main([*flags, "--project", os.path.join(data, "AD/100_0.png")]) == 0
     slices, pictures = metrics.slice_paths("--fake", str(tmp_path), "all")
-    assert [os.path.relpath(path, tmp_path) for of_class in slices.values() for path in of_class] == [
+    assert [os.path.relpath(path, tmp_path) for paths in slices.values() for path in paths] == [
         os.path.join("all-conditional", name, f"{i:06d}.png") for name in ("AD", "NC") for i in range(6)
     ]
     assert len(pictures) > 20
@@ -169,8 +169,8 @@ def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path
 @pytest.mark.parametrize("above", ["", "AD"])
 def test_a_run_is_no_set_of_slices(tmp_path, above):
     for name in RUN:
-        for of_class in ("AD", "NC") if above else ("",):
-            save_picture(tmp_path / of_class / name)
+        for label in ("AD", "NC") if above else ("",):
+            save_picture(tmp_path / label / name)
     with pytest.raises(UserError, match="--fake .*no slice in it, only pictures .*losses.png.*--export N writes generated slices"):
         metrics.load("--fake", str(tmp_path), "all", 32)
     with pytest.raises(UserError, match="no slice in it, only pictures .*32x32.png, epoch_0005.png"):

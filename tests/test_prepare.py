@@ -467,7 +467,6 @@ def test_tables_that_cannot_be_used_are_refused(download, table, part):
         (["--resample", "-1"], "--resample"),
         (["--format", "tiff"], "--format"),
         (["--plane", "oblique"], "--plane"),
-        (["--plane", "axial", "--orient", "False"], "--plane axial: only with --orient True"),
         (["--output_dir", "adni.csv"], "adni.csv"),
         (["--test_share", 0.95], "--test_share"),
     ],

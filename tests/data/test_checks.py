@@ -15,7 +15,7 @@ def forget():
 
 def check(values):
     """values: {class: its slices' brightest grey levels}."""
-    check_brightness("data", {name: [Light(value, value, 0) for value in of_class] for name, of_class in values.items()})
+    check_brightness("data", {name: [Light(value, value, 0) for value in brightest] for name, brightest in values.items()})
 
 
 def said(capsys, values):

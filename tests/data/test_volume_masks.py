@@ -52,16 +52,15 @@ def test_the_largest_piece_and_its_share():
 )
 def test_what_is_no_head_is_refused_with_its_size(mask, spacing, part):
     with pytest.raises(UserError, match=f"implausible: the head {part}"):
-        check_head(mask, spacing, False, True)
+        check_head(mask, spacing, False)
 
 
 def test_heads_and_brains_pass_and_an_inverted_mask_does_not():
-    check_head(ball(0.8, 0.85, 0.7), SIDES, False, True)
-    check_head(ball(), SIDES, True, True)
-    check_head(ball(0.6, 0.5, 0.9), SIDES, False, False)  # nobody knows which axis is which
+    check_head(ball(0.8, 0.85, 0.7), SIDES, False)
+    check_head(ball(), SIDES, True)
     for is_brain, part in ((True, "the brain mask is inverted"), (False, "the head has")):
         with pytest.raises(UserError, match=part):
-            check_head(~ball(), (8.0,) * 3, is_brain, True)
+            check_head(~ball(), (8.0,) * 3, is_brain)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +96,9 @@ def test_a_mask_is_within_a_head_that_is_found_with_its_holes_open_to_the_outsid
 
 
 def test_a_hollow_mask_is_no_brain():
-    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, True, True)
+    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, True)
     with pytest.raises(UserError, match="hollow"):
-        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, True, True)
+        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, True)
 
 
 @pytest.mark.parametrize("values, part", [([0, 1], "2 values"), ([0, 255], "2 values"), ([0, 2, 3, 41, 42], "5 values")])
@@ -162,8 +161,8 @@ def test_head_mask_is_the_largest_bright_part_with_its_holes_filled_and_no_neck(
     expected = ball | neck
     expected[: top + 1 - 15] = False  # 150 mm
     np.testing.assert_array_equal(mask, expected)
-    unoriented = array(volume_masks.head_mask(volume_masks.like(voxels.astype("f4"), image), oriented=False))
-    np.testing.assert_array_equal(unoriented, ball | neck)
+    whole = array(volume_masks.head_mask(volume_masks.like(voxels.astype("f4"), image), with_neck=True))
+    np.testing.assert_array_equal(whole, ball | neck)
 
 
 def test_move_mask_keeps_a_mask_on_its_own_grid_and_halves_follow_the_nearer_voxel():
