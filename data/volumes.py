@@ -23,9 +23,7 @@ DICOM = ".dcm", ".ima"
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"
 UNREAD = {  # endings of volumes that are named but not read: what to do
     **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
-    **dict.fromkeys(
-        (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), "its format need not tell left from right; convert it to NIfTI"
-    ),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), "its format need not tell left from right; convert it to NIfTI"),
     **dict.fromkeys((".head", ".brik", ".brik.gz", ".par", ".rec"), "convert it to NIfTI (3dAFNItoNIFTI, dcm2niix)"),
     **dict.fromkeys((".img", ".img.gz"), "put its .hdr beside it"),
     **dict.fromkeys(ARCHIVES, "unpack it"),

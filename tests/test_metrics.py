@@ -224,7 +224,7 @@ def test_wrong_input_is_rejected_with_the_flags_name(folders, slices_dir, tmp_pa
     five, above = write(tmp_path / "five", brains(5, 0)), os.path.dirname(slices_dir)
     for expected, more in {
         "--real: no slices in": ["--real", tmp_path / "empty", "--fake", fake],
-        "--fake .*no readable slice": ["--real", real, "--fake", tmp_path / "bad"],
+        "--fake: no readable slice": ["--real", real, "--fake", tmp_path / "bad"],
         "5 generated slices are too few": ["--real", real, "--fake", five],
         "--resolution 32": ["--real", real, "--fake", fake, "--resolution", "64"],
         "--train .*did you mean": ["--real", real, "--fake", fake, "--train", above],
