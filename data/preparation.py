@@ -221,7 +221,9 @@ def work(request, table, record, jobs, done, draw):
 
     saved = save()
     results = run_jobs(jobs, request.num_workers, functools.partial(prepare_scan, draw=draw))
-    with progress_bar(len(jobs) + done, done) as bar, contextlib.closing(results):
+    slow = 0.1 if sys.stderr.isatty() else 60  # a log gets a line a minute
+    bar = tqdm(total=len(jobs) + done, initial=done, desc="preparing", unit=" scans", mininterval=slow, disable=not jobs)
+    with bar, contextlib.closing(results):
         try:
             for result in results:
                 image = result.pop("image")
@@ -236,32 +238,13 @@ def work(request, table, record, jobs, done, draw):
                     record.scans[image] = place | result | {"run": len(record.runs) - 1}
                     run["prepared"] += 1
                 run["failed"] = len(failed)
-                show(bar, run)
+                bar.set_postfix(failed=len(failed), refresh=False)
+                bar.update()
                 if time.monotonic() > saved + SAVE_EVERY:
                     saved = save()
         finally:
             save()
     return failed
-
-
-def progress_bar(total, initial):
-    """A bar over scans; on no terminal a line a minute."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc="preparing",
-        mininterval=0.1 if sys.stderr.isatty() else 60,
-        smoothing=0.05,
-        disable=total == initial,
-        bar_format="{desc} {percentage:3.0f}%|{bar:16}| {n_fmt}/{total_fmt} scans [{elapsed}<{remaining}{postfix}]",
-    )
-
-
-def show(bar, run):
-    """Count a scan in the bar."""
-    minutes = max(1e-9, bar.format_dict["elapsed"]) / 60
-    bar.set_postfix_str(f"{(run['prepared'] + run['failed']) / minutes:.1f} scans/min, {run['failed']} failed", refresh=False)
-    bar.update()
 
 
 def versions():
