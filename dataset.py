@@ -42,7 +42,8 @@ class Slices:
     """All readable slices of the chosen classes, uint8, decoded at first use and read from the cache after that.
 
     dataset_dir: the folder that holds AD and NC; classes: "all", "AD" or "NC"; resolution: side of the square, one of
-    RESOLUTIONS; num_workers: decoding threads (None: one per core, up to 16); progress: show a bar on a terminal.
+    RESOLUTIONS; num_workers: decoding threads (None: one per core, up to 16); progress: show a bar on a terminal; flag: that
+    gave `dataset_dir`, for errors.
 
     labels       int64 [N], the index of each slice's class in CLASSES
     names        file names [N], such as "AD/218391_78.jpeg"
@@ -53,19 +54,21 @@ class Slices:
     UserError if a folder is missing, or a class has no readable slice or is nearly black.
     """
 
-    def __init__(self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True):
+    def __init__(self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True, flag="--dataset_dir"):
         self.resolution, self.unreadable, self.counts = resolution, [], {}
         self._pixels, labels, rows, identities, notes = {}, [], [], [], set()
         status, levels, bright = {}, {}, {}
-        files_of = {name: (folder, find_slices(folder)) for name, folder in class_folders(dataset_dir, classes).items()}
-        for name, (folder, files) in files_of.items():
+        folders = class_folders(dataset_dir, classes, flag)
+        files_of = {name: find_slices(folder, flag) for name, folder in folders.items()}  # of all, before the first is decoded
+        for name, files in files_of.items():
+            folder = folders[name]
             label = CLASSES.index(name)
             bar = f"decoding {name}" if progress else None
             pixels, status[name], levels[name], note = load_folder(folder, files, resolution, num_workers, bar)
             self._pixels[label] = pixels
             notes.add(note)
             readable_rows = np.flatnonzero(status[name] >= FIRST_KIND)
-            require_readable(dataset_dir, folder, status[name], [file for file, *_ in files])
+            require_readable(folder, status[name], [file for file, *_ in files], flag)
             bright[name] = [light_of(pixels[i]) for i in readable_rows[:: -(-len(readable_rows) // SAMPLED)]]
             self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(status[name] < FIRST_KIND)]
             self.counts[name] = len(readable_rows)
@@ -81,7 +84,7 @@ class Slices:
             warn(f"note: {note}")
         warn_of_unreadable(self.unreadable)
         warn_of_kinds(dataset_dir, status, levels)
-        check_brightness(dataset_dir, bright)
+        check_brightness(dataset_dir, bright, flag)
 
     def only(self, chosen):
         """The slices where `chosen`, bool [N], is True, as new Slices with the names, counts and fingerprint of these alone."""

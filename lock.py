@@ -64,19 +64,19 @@ class Lock:
         os.write(handle, self.text.encode())
 
     def _take_by_name(self):
-        """Make the file anew, which only one process can; one that a killed process has left is renamed first, likewise."""
-        aside = os.path.join(os.path.dirname(self.path), f".tmp-lock-{os.getpid()}")
+        """Create the file, which only one process can; one that a killed process has left is renamed first, likewise."""
+        renamed = os.path.join(os.path.dirname(self.path), f".tmp-lock-{os.getpid()}")
         for _ in range(9):
             found = read(self.path)
             if found and not is_left_behind(found):
                 remedy = f"; this disk cannot lock files: if that process was killed, remove {self.path}"
                 raise Held(found.partition("\n")[0], remedy)
             with contextlib.suppress(FileNotFoundError):
-                os.rename(self.path, aside)
-                if read(aside) != found:  # that of a process which was quicker
-                    os.rename(aside, self.path)
+                os.rename(self.path, renamed)
+                if read(renamed) != found:  # that of a process which was faster
+                    os.rename(renamed, self.path)
                     continue
-                os.unlink(aside)
+                os.unlink(renamed)
             with contextlib.suppress(FileExistsError):
                 handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 try:
@@ -134,11 +134,8 @@ def is_running(pid):
 
 
 def is_left_behind(text):
-    """Whether the process that the text of a lock names has ended, as far as it can be told: False for another machine's.
-
-    Earlier versions wrote no second line, and the package filelock, which they used, the number and the machine in a line each.
-    """
-    match = re.match(r"(?:process )?(\d+)(?: on |\r?\n)(\S+)\s*(?:(\S+) (\S+) \d+\n)?", text)
+    """Whether the process that the text of a lock names has ended, as far as it can be told: False for another machine's."""
+    match = re.match(r"process (\d+) on (\S+)\n(?:(\S+) (\S+) \d+\n)?", text)
     if not match or match[2] != socket.gethostname() or sys.platform == "win32":
         return False
     pid, here = int(match[1]), identity(os.getpid()).split()

@@ -1,7 +1,7 @@
 """How good generated images are, in numbers that need no download: compared with real images and with the training set.
 
     python metrics.py --real AD_NC/test --fake predictions/AD --classes AD --train AD_NC/train
-    python metrics.py --real AD_NC/test --fake predictions/all-conditional --map True
+    python metrics.py --real AD_NC/test --fake predictions/all-conditional --map umap
 
 --fake is a folder of images, such as `predict.py --export` writes; --real should hold images that no model was trained on.
 Every value comes with its floor, which a perfect generator would reach: the same measure of as many training slices in place of
@@ -42,41 +42,26 @@ def parse_args(argv=None):
         "metrics.py --real AD_NC/test --fake out --train AD_NC/train --resolution 64",
     )
     images = Group(parser, "images")
-    images.add(
-        "--real",
-        required=True,
-        help="real images, best those that no model was trained on: a folder of images at any depth, or one that holds AD/ and NC/",
-    )
+    text = "real images, best those that no model was trained on: a folder of images at any depth, or one that holds AD/ and NC/"
+    images.add("--real", required=True, help=text)
     images.add("--fake", required=True, help="generated images, likewise")
     images.add("--train", help="the training set, likewise: also look for copies of it")
-    images.add(
-        "--classes",
-        type=class_name,
-        choices=("all", *CLASSES),
-        default="all",
-        help="which class to read from folders that hold AD/ and NC/",
-    )
+    classes = {"type": class_name, "choices": ("all", *CLASSES), "default": "all"}
+    images.add("--classes", help="which class to read from folders that hold AD/ and NC/", **classes)
     images.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the people of --real (docs/data.md)")
     images.add("--num_images", type=number(int, 6), default=2000, help="at most this many real and generated images")
 
     comparison = Group(parser, "comparison")
     comparison.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="size to compare at; larger images are reduced")
-    comparison.add(
-        "--features",
-        choices=("vgg16", "inception"),
-        default="vgg16",
-        help="random VGG16, or Inception v3 trained on ImageNet, which has to be downloaded",
-    )
-    comparison.add_bool(
-        "--mirror", False, "for a model of train.py --mirror True: mirror half of the real images, and look for mirrored copies"
-    )
+    text = "random VGG16, or Inception v3 trained on ImageNet, which has to be downloaded"
+    comparison.add("--features", choices=("vgg16", "inception"), default="vgg16", help=text)
+    text = "for a model of train.py --mirror True: mirror half of the real images, and look for mirrored copies"
+    comparison.add_bool("--mirror", False, text)
     comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
 
-    maps = Group(parser, "map")
-    maps.add_bool("--map", False, "also write atlas.html: a map of the features in which every point shows its slice")
-    maps.add("--method", choices=("umap", "tsne", "pca"), default="umap", help="method of the map")
-
     other = Group(parser, "output and device")
+    text = "also write atlas.html: a map of the features, by this method, in which every point shows its slice"
+    other.add("--map", choices=("umap", "tsne", "pca"), nargs="?", const="umap", help=text)
     other.add("--output_dir", default="metrics", help="folder for metrics.json, metrics.png, nearest.png and atlas.html")
     other.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
@@ -91,7 +76,7 @@ from analysis.quality import measure_quality
 from data.checks import check_brightness, warn_of_kinds
 from data.damage import note_damaged
 from data.decode import light_of, open_slice, pad_and_resize, read_files
-from data.folders import class_folders, find_slices, holds_classes, require_readable, some_of
+from data.folders import class_folders, find_slices, holds_classes, missing_text, require_readable, some_of
 from data.subjects import find_subjects, identify, resampled_text, resampling_groups, shared_text
 from dataset import Slices
 from report.atlas import write_quality_atlas
@@ -131,15 +116,16 @@ def slice_paths(flag, folder, classes):
     """
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder")
-    try:
-        folders = class_folders(folder, classes) if holds_class(folder) else {os.path.basename(os.path.abspath(folder)): folder}
-        paths = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent)] for name, parent in folders.items()}
-    except UserError as error:
+    folders = {os.path.basename(os.path.abspath(folder)): folder}
+    if holds_class(folder):
         only = [name for name in CLASSES if classes == "all" and holds_classes(folder, name)]
-        hint = f"; --classes {only[0]} compares this class alone" if len(only) == 1 else ""
-        raise UserError(str(error).replace("--dataset_dir", flag) + hint) from None
-    pictures = [path for of_class in paths.values() for path in of_class if is_picture(path, folder)]
-    return {name: sorted(set(of_class).difference(pictures)) for name, of_class in paths.items()}, pictures
+        if len(only) == 1:
+            missing = missing_text(folder, "all")
+            raise UserError(f"{flag} {folder}: {missing}; --classes {only[0]} compares this class alone")
+        folders = class_folders(folder, classes, flag)
+    paths = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent, flag)] for name, parent in folders.items()}
+    pictures = {path for there in paths.values() for path in there if is_picture(path, folder)}
+    return {name: sorted(set(there) - pictures) for name, there in paths.items()}, sorted(pictures)
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
@@ -147,15 +133,15 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
 
     If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all at any depth are. Pictures of
     predict.py and train.py are left out. At most `count` are read, drawn with `seed`. UserError, which names `flag`: there is
-    nothing to read, or --fake holds images of a generator with a resolution below `resolution` (other small images are enlarged,
+    nothing to read, or --fake holds images of a generator with a resolution below `resolution` (other small images are upscaled,
     as for training).
     """
 
     def read(_, image, grey):
         return image.size, np.asarray(pad_and_resize(grey, resolution))
 
-    paths_of, pictures = slice_paths(flag, folder, classes)
-    paths = [path for of_class in paths_of.values() for path in of_class]
+    paths_in, pictures = slice_paths(flag, folder, classes)
+    paths = [path for there in paths_in.values() for path in there]
     left_out = some_of([os.path.relpath(path, folder) for path in pictures])
     if not paths:
         hint = "; predict.py --export N writes generated slices" if flag == "--fake" else ""
@@ -164,43 +150,42 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
         note = f"note: {flag} {folder}: {len(pictures)} pictures of many slices or diagrams left out: {left_out}"
         print(printable(note), file=sys.stderr)
     paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
-    results, status, levels, bright = {}, {}, {}, {}
-    try:
-        for name, of_class in paths_of.items():
-            chosen = sorted(set(paths).intersection(of_class))
-            found = read_files(chosen, read, label=f"reading {flag}", folder=of_class)
-            results |= dict(zip(chosen, found.results))
-            status[name], levels[name] = found.status, found.levels
-            bright[name] = [light_of(result[1]) for result in found.results if result]
-            if chosen:
-                require_readable(folder, os.path.dirname(chosen[0]), found.status, list(map(os.path.basename, chosen)))
-        if flag != "--fake":  # a poor generator's images may well be dark
-            check_brightness(folder, {name: values for name, values in bright.items() if values})
-    except UserError as error:
-        raise UserError(str(error).replace("--dataset_dir", flag)) from None
+    results, status, levels, lights = {}, {}, {}, {}
+    for name, there in paths_in.items():
+        chosen = sorted(set(paths).intersection(there))
+        found = read_files(chosen, read, label=f"reading {flag}", folder=there)
+        results |= dict(zip(chosen, found.results))
+        status[name], levels[name] = found.status, found.levels
+        if chosen:
+            require_readable(os.path.dirname(chosen[0]), found.status, list(map(os.path.basename, chosen)), flag)
+            lights[name] = [light_of(result[1]) for result in found.results if result]
+    if flag != "--fake":  # a poor generator's images may well be dark
+        check_brightness(folder, lights, flag)
     if damaged := [os.path.basename(path) for path in paths if results[path] is None]:
         print(f"warning: {flag} {folder}: {len(damaged)} unreadable left out: {some_of(damaged)}", file=sys.stderr)
     warn_of_kinds(f"{flag} {folder}", status, levels)
     paths = [path for path in paths if results[path]]
-    images = [results[path] for path in paths]
-    width, height = min(size for size, _ in images)
-    usual = Counter(size for size, _ in images).most_common(1)[0][0]
-    if flag == "--fake" and (odd := [os.path.relpath(path, folder) for path, (size, _) in zip(paths, images) if size != usual]):
-        text = f"{len(odd)} of {len(paths)} images are not of {usual[0]}x{usual[1]} pixels, so perhaps no slices: {some_of(odd)}"
-        print(printable(f"warning: {flag} {folder}: {text}"), file=sys.stderr)
-    if flag == "--fake" and width == height in RESOLUTIONS and width < resolution:
+    if flag == "--fake":
+        check_sizes(folder, resolution, {os.path.relpath(path, folder): results[path][0] for path in paths})
+    return np.stack([results[path][1] for path in paths]), paths
+
+
+def check_sizes(folder, resolution, sizes):
+    """Name generated images of other sizes than most, {name: (width, height)}; UserError if all are smaller than `resolution`."""
+    usual = Counter(sizes.values()).most_common(1)[0][0]
+    if odd := [name for name, size in sizes.items() if size != usual]:
+        text = f"{len(odd)} of {len(sizes)} images are not of {usual[0]}x{usual[1]} pixels, so perhaps no slices: {some_of(odd)}"
+        print(printable(f"warning: --fake {folder}: {text}"), file=sys.stderr)
+    width, height = min(sizes.values())
+    if width == height in RESOLUTIONS and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")
-    return np.stack([pixels for _, pixels in images]), paths
 
 
 def load_train(folder, classes, resolution):
     """(the whole training set, its names): `Slices`, which use the cache that training made, or another folder's as an array."""
     if not holds_class(folder) or slice_paths("--train", folder, classes)[1]:
         return load("--train", folder, classes, resolution)
-    try:
-        slices = Slices(folder, classes, resolution)
-    except UserError as error:
-        raise UserError(str(error).replace("--dataset_dir", "--train")) from None
+    slices = Slices(folder, classes, resolution, flag="--train")
     note_damaged(slices, slices.names, folder)
     return slices, slices.names
 
@@ -246,7 +231,7 @@ def main(argv=None):
         print(nearest_path)
     if args.map:
         page = os.path.join(args.output_dir, "atlas.html")
-        write_quality_atlas(page, quality, real, fake, names, fake_names, args.method, args.seed, table)
+        write_quality_atlas(page, quality, real, fake, names, fake_names, args.map, args.seed, table)
         print(page)
     return 0
 

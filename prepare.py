@@ -10,7 +10,7 @@
 
 The table says whose scan a volume is and its Group: AD, and CN or NC; scans of other groups, such as MCI, are left out. The
 Image Data ID is in the name of a file or of a folder above it, as LONI's downloads have it. The steps are described in
-data/volume_steps.py, what is read and refused in data/volumes.py.
+data/volume_steps.py, what is read and rejected in data/volumes.py.
 
 Slices are sagittal and turned as those of AD_NC, or axial or coronal (--plane). Slice 90 is in the middle of the brain, and the
 others are numbered from there by voxels: sagittal ones to the person's right, axial ones upwards, coronal ones backwards.
@@ -32,6 +32,45 @@ from utils import ArgumentParser, Group, UserError, number, run_cli, usable_core
 SLICES = {"sagittal": (-9.0, 10.0), "axial": (-10.0, 28.0), "coronal": (-19.0, 19.0)}  # mm from the middle; 20 slices each
 
 
+def add_data_flags(parser):
+    data = Group(parser, "data")
+    data.add("--volumes", metavar="DIR", required=True, help="the download: .nii, .nii.gz or DICOM files at any depth")
+    text = "LONI's table, or one with the columns image, subject and group; groups other than AD, CN and NC are left out"
+    data.add("--subjects", metavar="CSV", required=True, help=text)
+    data.add("--output_dir", default="AD_NC", help="where train/ and test/ go: new, empty, or of an earlier run of the same flags")
+    data.add("--test_share", type=number(float, 0, 0.9), default=0.3, help="share of the people who go to test/")
+    data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
+
+
+def add_step_flags(parser):
+    steps = Group(parser, "steps after the axes were swapped and flipped to those of a head, in this order")
+    text = "brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
+    steps.add("--masks", metavar="DIR", help=text + "becomes black; without them, the head stays")
+    steps.add_bool("--n4", True, "correct the coil's bias field (N4): most of the time that a scan takes")
+    text = "NIfTI volume, of a brain with --masks, else of a head: turn and shift each scan onto it (a rigid motion)"
+    steps.add("--template", metavar="FILE", help=text)
+    steps.add("--resample", type=number(float, 0, 20), default=1.0, metavar="MM", help="to cubes of this side; 0: voxels stay")
+    steps.add_bool("--scale", True, "make the --percentiles of brightness inside the brain (or head) black and white")
+    levels = {"type": number(float, 0, 100), "nargs": 2, "metavar": ("LOW", "HIGH")}
+    steps.add("--percentiles", default=[0.5, 99.5], help="for --scale", **levels)
+
+
+def add_slice_flags(parser):
+    slices = Group(parser, "slices")
+    text = "of the slices; sagittal ones are turned as in AD_NC, the top of the head on the right, the face below"
+    slices.add("--plane", choices=tuple(SLICES), default="sagittal", help=text)
+    text = "first and last: mm from the middle plane (to the right, upwards, backwards), or indices in the volume; default: "
+    defaults = ", ".join(f"{low:g} {high:g} ({plane})" for plane, (low, high) in SLICES.items())
+    slices.add("--slices", type=number(float, -1000, 10**5), nargs=2, metavar=("FROM", "TO"), help=text + defaults)
+    slices.add("--slices_in", choices=("mm", "index"), default="mm", help="the unit of --slices")
+    slices.add("--num_slices", type=number(int, 1, 1000), default=20, help="of each scan, at even distances")
+    text = "where the middle is: of the --masks or the head, or of the volume"
+    slices.add("--centre", choices=("brain", "volume"), default="brain", help=text)
+    text = "the person's right is on the right (neurological) or left; of sagittal slices, to the right the numbers rise or fall"
+    slices.add("--view", choices=("neurological", "radiological"), default="neurological", help=text)
+    slices.add("--format", choices=("jpeg", "png"), default="jpeg", help="8-bit JPEG or 16-bit PNG")
+
+
 def parse_args(argv=None):
     parser = ArgumentParser(
         "Cut the volumes of an ADNI download (NIfTI, DICOM) into slices, split by person: the data set that train.py reads.\n"
@@ -41,84 +80,16 @@ def parse_args(argv=None):
         "prepare.py --volumes ADNI --subjects ADNI.csv --masks brain_masks --template MNI152_brain.nii.gz",
         "prepare.py --volumes ADNI --subjects ADNI.csv --plane axial --slices -10 28 --n4 False --format png",
     )
-    data = Group(parser, "data")
-    data.add("--volumes", metavar="DIR", required=True, help="the download: .nii, .nii.gz or DICOM files at any depth")
-    data.add(
-        "--subjects",
-        metavar="CSV",
-        required=True,
-        help="LONI's table, or one with the columns image, subject and group; groups other than AD, CN and NC are left out",
-    )
-    data.add("--output_dir", default="AD_NC", help="where train/ and test/ go: new, empty, or of an earlier run of the same flags")
-    data.add("--test_share", type=number(float, 0, 0.9), default=0.3, help="share of the people who go to test/")
-    data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
-
-    steps = Group(parser, "steps, in this order")
-    steps.add_bool("--orient", True, "swap and flip the axes to --plane; False: slices along the third axis as it is stored")
-    steps.add(
-        "--masks",
-        metavar="DIR",
-        help="brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
-        "becomes black; without them, the head stays",
-    )
-    steps.add_bool("--n4", True, "correct the coil's bias field (N4): most of the time that a scan takes")
-    steps.add(
-        "--template",
-        metavar="FILE",
-        help="NIfTI volume, of a brain with --masks, else of a head: turn and shift each scan onto it (a rigid motion)",
-    )
-    steps.add("--resample", type=number(float, 0, 20), default=1.0, metavar="MM", help="to cubes of this side; 0: voxels stay")
-    steps.add_bool("--scale", True, "make the --percentiles of brightness inside the brain (or head) black and white")
-    steps.add(
-        "--percentiles", type=number(float, 0, 100), nargs=2, default=[0.5, 99.5], metavar=("LOW", "HIGH"), help="for --scale"
-    )
-
-    slices = Group(parser, "slices")
-    slices.add(
-        "--plane",
-        choices=tuple(SLICES),
-        help="of the slices, sagittal by default: turned as in AD_NC, the top of the head on the right, the face below",
-    )
-    slices.add(
-        "--slices",
-        type=number(float, -1000, 10**5),
-        nargs=2,
-        metavar=("FROM", "TO"),
-        help="first and last: mm from the middle plane (to the right, upwards, backwards), or indices in the volume; default: "
-        + ", ".join(f"{low:g} {high:g} ({plane})" for plane, (low, high) in SLICES.items()),
-    )
-    slices.add("--slices_in", choices=("mm", "index"), default="mm", help="the unit of --slices")
-    slices.add("--num_slices", type=number(int, 1, 1000), default=20, help="of each scan, at even distances")
-    slices.add(
-        "--centre",
-        choices=("brain", "volume"),
-        default="brain",
-        help="where the middle is: of the --masks or the head, or of the volume",
-    )
-    slices.add(
-        "--view",
-        choices=("neurological", "radiological"),
-        default="neurological",
-        help="the person's right is on the right (neurological) or on the left; of sagittal slices, to the right the numbers rise "
-        "or fall",
-    )
-    slices.add("--format", choices=("jpeg", "png"), default="jpeg", help="8-bit JPEG or 16-bit PNG")
-
+    for add_flags in add_data_flags, add_step_flags, add_slice_flags:
+        add_flags(parser)
     run = Group(parser, "run")
     run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
-    run.add(
-        "--num_workers",
-        type=number(int, 1),
-        default=usable_cores(),
-        help="processes; each takes 0.6 GB of memory for a scan of 256x256x166",
-    )
+    text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166"
+    run.add("--num_workers", type=number(int, 1), default=usable_cores(), help=text)
     args = parser.parse_args(argv)
-    if args.plane and not args.orient:
-        raise UserError(f"--plane {args.plane}: only with --orient True; without, slices lie along the third axis as it is stored")
-    args.plane = (args.plane or "sagittal") if args.orient else None
     if args.slices_in == "index" and not args.slices:
         raise UserError("--slices_in index: give --slices too, the first and the last index")
-    args.slices = args.slices or list(SLICES[args.plane or "sagittal"])
+    args.slices = args.slices or list(SLICES[args.plane])
     for flag in "slices", "percentiles":
         low, high = getattr(args, flag)
         if low > high or (low == high and (flag == "percentiles" or args.num_slices > 1)):
@@ -127,11 +98,14 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    from data.preparation import prepare  # here: where SimpleITK is missing, that has to reach run_cli
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parse_args(argv)).items()}
+    from data.preparation import Request, prepare  # here: where SimpleITK is missing, that has to reach run_cli
+    from data.volume_steps import Settings
+    from report.volume_pictures import save
 
+    settings = Settings(**{name: flags.pop(name) for name in Settings._fields})
     command = shlex.join(["prepare.py", *map(str, sys.argv[1:] if argv is None else argv)])
-    return prepare(args, command)
+    return prepare(Request(**flags, settings=settings, command=command), save)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,11 @@ def printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def plural(count, noun):
+    """ "1 file", "2 files"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def reason(error):
     """What an OSError says, without its number and file; libraries raise some that have neither number nor text of their own."""
     return error.strerror or " ".join(map(str, error.args)).strip() or type(error).__name__
@@ -213,8 +218,7 @@ def make_folder(path, flag):
 def random_stream(purpose, seed, device="cpu"):
     """A torch.Generator on `device` whose numbers depend on the seed and on a purpose such as "latents".
 
-    With the same numbers for weights and latents, the first latents would equal rows of the mapping network's first layer,
-    and their w would be twice as far from the mean as others.
+    With one stream for weights and latents, the first latents would equal rows of the mapping network's first layer.
     """
     import torch
 
@@ -252,8 +256,7 @@ def pick_device(name):
 def keep_freed_memory():
     """Make glibc keep freed memory for the next allocation instead of returning it to the system; no effect elsewhere.
 
-    By default it returns every block from 32 MiB on, and training faults the next one in page by page: a sixth of a step at
-    256x256.
+    By default it returns every block from 32 MiB on, and training faults the next one in page by page.
     """
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
@@ -324,7 +327,6 @@ def read_network(folder):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags
-
 
 DASHES = "-", "\N{EN DASH}", "\N{EM DASH}", "\N{MINUS SIGN}"  # word processors replace the first by one of the others
 

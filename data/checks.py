@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from data.decode import FULL_RANGE, KINDS, MOST, PAGES, Light, code_of
-from utils import UserError, printable
+from utils import UserError, plural, printable
 
 DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
 PALE = 32  # grey level from which on a background does not look black
@@ -40,29 +40,30 @@ def warn_of_kinds(place, status, levels):
     ]
     if chosen:
         warn_once(f"warning: {place}: values read as black and white, decided for each folder: {'; '.join(chosen)}")
-    counts = {name: [(kind, (of_class == code_of(kind)).sum()) for kind in KINDS] for name, of_class in status.items()}
-    if len({kind for of_class in counts.values() for kind, count in of_class if count}) > 1:
-        text = "; ".join(f"{name} {', '.join(f'{n} {kind}' for kind, n in of_class if n)}" for name, of_class in counts.items())
+    counts = {name: {kind: n for kind in KINDS if (n := (codes == code_of(kind)).sum())} for name, codes in status.items()}
+    if len({kind for by_kind in counts.values() for kind in by_kind}) > 1:
+        text = "; ".join(f"{name} {', '.join(f'{n} {kind}' for kind, n in by_kind.items())}" for name, by_kind in counts.items())
         warn_once(f"warning: {place}: files of several kinds, which may differ in brightness: {text}")
-    if pages := sum((of_class == PAGES).sum() for of_class in status.values()):
-        text = f"{pages} file{'s hold' if pages > 1 else ' holds'} several images and cannot be used"
+    if pages := sum((codes == PAGES).sum() for codes in status.values()):
+        text = f"{plural(pages, 'file')} with several images cannot be used"
         warn_once(f"warning: {place}: {text}: save each image as a file of its own")
 
 
-def check_brightness(place, values):
+def check_brightness(place, lights, flag="--dataset_dir"):
     """Look at the `Light` of slices below `place`, {class: [Light] * n}.
 
-    UserError if most slices of a class are nearly black; a line on stderr if it is dark (but for logos or text), if some of its
-    slices are far darker than others or have a background that is not black, or if brightness alone tells the classes apart.
+    UserError, which names `flag`, if most slices of a class are nearly black; a line on stderr if it is dark (but for logos or
+    text), if some of its slices are far darker than others or have a background that is not black, or if brightness alone tells
+    the classes apart.
     """
-    lights = {name: Light(*np.array(of_class).T) for name, of_class in values.items()}
+    lights = {name: Light(*np.array(values).T) for name, values in lights.items()}
     for name, (bright, most, edges) in lights.items():
         if (level := int(np.median(bright))) < DARK:
             raise UserError(
-                f"--dataset_dir {place}: {name} is nearly black: the brightest parts of most of its slices are at {level} of 255; "
+                f"{flag} {place}: {name} is nearly black: the brightest parts of most of its slices are at {level} of 255; "
                 "save them again, scaled to 0 to 255"
             )
-        level, level_of_most = (int(np.quantile(of_class, 0.9, method="higher")) for of_class in (bright, most))
+        level, level_of_most = (int(np.quantile(values, 0.9, method="higher")) for values in (bright, most))
         if level < DIM:
             warn_once(f"warning: {place}: {name} is dark: the brightest parts of its slices are at {level} of 255")
         elif level_of_most < min(DIM, level / 2):
@@ -73,9 +74,8 @@ def check_brightness(place, values):
         if (pale := (edges >= PALE).mean()) >= SHARE:
             text = "have a background that is not black: inverted, or not scaled from 0?"
             warn_once(f"warning: {place}: {pale:.0%} of the slices of {name} {text}")
-    values = {name: light.bright for name, light in lights.items()}
-    if len(values) == 2 and min(map(len, values.values())) >= 5:
-        (first, a), (second, b) = values.items()
+    if len(lights) == 2 and min(len(light.bright) for light in lights.values()) >= 5:
+        (first, a), (second, b) = ((name, light.bright) for name, light in lights.items())
         auc = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2
         medians = np.median(a), np.median(b)
         if max(auc, 1 - auc) >= SEPARATED and max(medians) >= APART * min(medians):

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.checks import warn_once
 from data.subject_tables import scan_id
-from utils import UserError, printable
+from utils import UserError, plural, printable
 
 SIDE = 32  # pixels at which slices are judged
 PER_SCAN = 8  # slices of each scan, at most, evenly spaced
@@ -20,6 +20,7 @@ DARK, MANY_DEVIATIONS = 1 / 3, 5  # of the median scan's mean grey level; and th
 BLACK = 0.05  # of the same, for the words
 NOISE, STRUCTURE = 0.4, 0.35  # of the median scan's correlation of neighbouring pixels, if that is at least STRUCTURE
 FEW_PAIRS = 100  # of neighbouring pixels, of 1984, below which their correlation says nothing
+TOP = 0.02, 0.6  # share of the uppermost row that a head fills where it touches the edge; a background that is bright fills more
 SEVERAL = 5  # slices of a scan from which a low mean is not for showing the tip of the brain alone
 
 
@@ -71,7 +72,7 @@ def damaged_text(reasons, limit=10):
     """Text that names the scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
     named = "; ".join(f"{scan}, {reason}" for scan, reason in list(reasons.items())[:limit])
     more = f"; and {len(reasons) - limit} more" if len(reasons) > limit else ""
-    return printable(f"{len(reasons)} damaged scan{'s' * (len(reasons) > 1)}: {named}{more}")
+    return printable(f"{plural(len(reasons), 'damaged scan')}: {named}{more}")
 
 
 def leave_out_damaged(slices, flag="--dataset_dir"):
@@ -96,6 +97,15 @@ def note_damaged(pixels, names, place):
     """Name the damaged scans among slices uint8 [N, R, R] of these file names, read from `place`, on stderr, once."""
     if reasons := find_damaged(pixels, scans_of(names)):
         warn_once(f"note: {place} holds {damaged_text(reasons)}")
+
+
+def touches_upper_edge(pixels):
+    """Whether the head in a slice uint8 [H, W], as it is stored, reaches the upper edge, where it may be cut off.
+
+    Foreground is what is above a fifth of the slice's 98th percentile: twice as much as in `slice_statistics`, for JPEG's ringing.
+    """
+    share = (pixels[0] > max(0.2 * np.quantile(pixels, 0.98), 8)).mean()
+    return bool(TOP[0] <= share <= TOP[1])
 
 
 def slice_statistics(pixels):

@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from utils import UserError, printable
+from utils import UserError, plural, printable
 
 try:
     import SimpleITK as sitk
@@ -218,7 +218,7 @@ def check_spacing(place, heights):
         )
     step = float(np.median(gaps))
     if missing := int(np.round(gaps / step - 1).sum()):
-        raise UserError(f"{place}: {missing} missing slice{'s' * (missing > 1)}: gaps up to {gaps.max():g} mm, others {step:g} mm")
+        raise UserError(f"{place}: {plural(missing, 'missing slice')}: gaps up to {gaps.max():g} mm, others {step:g} mm")
     if np.abs(gaps - step).max() > 0.1 * step:
         raise UserError(f"{place}: slices are unevenly spaced, {gaps.min():g} to {gaps.max():g} mm")
     return float(gaps.mean())

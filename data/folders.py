@@ -4,7 +4,7 @@ import os
 
 from data.checks import warn, warn_once
 from data.decode import FIRST_KIND, PAGES
-from utils import CLASSES, UserError, printable, walk
+from utils import CLASSES, UserError, plural, printable, walk
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 NAMES = {"AD": ("AD",), "NC": ("NC", "CN")}  # of the folders of each of CLASSES, in any letter case; CN is ADNI's name
@@ -44,28 +44,28 @@ def missing_text(dataset_dir, classes):
     return f"no folder {' or '.join(missing)} in it" + (f", but {some_of(there)}" if there else "")
 
 
-def class_folders(dataset_dir, classes="all"):
+def class_folders(dataset_dir, classes="all", flag="--dataset_dir"):
     """{class: folder} of `classes`, "all" or one of CLASSES; a line on stderr names folders whose name is not the class's.
 
-    UserError if a folder is missing, a class has two, or two classes have one.
+    UserError, which names `flag`, if a folder is missing, a class has two, or two classes have one.
     """
     if not os.path.isdir(dataset_dir):
-        raise UserError(f"--dataset_dir {dataset_dir}: no such folder; it should hold {' and '.join(CLASSES)}")
+        raise UserError(f"{flag} {dataset_dir}: no such folder; it should hold {' and '.join(CLASSES)}")
     if not os.access(dataset_dir, os.R_OK | os.X_OK):
-        raise UserError(f"--dataset_dir {dataset_dir}: cannot look into this folder (Permission denied)")
+        raise UserError(f"{flag} {dataset_dir}: cannot look into this folder (Permission denied)")
     if missing := missing_text(dataset_dir, classes):
         nearby = os.path.join(dataset_dir, "train"), os.path.dirname(os.path.abspath(dataset_dir))
-        hint = next((f"; did you mean --dataset_dir {other}?" for other in nearby if holds_classes(other, classes)), "")
-        raise UserError(f"--dataset_dir {dataset_dir}: {missing}{hint}")
+        hint = next((f"; did you mean {flag} {other}?" for other in nearby if holds_classes(other, classes)), "")
+        raise UserError(f"{flag} {dataset_dir}: {missing}{hint}")
     result = {}
     for name, folders in find_classes(dataset_dir, classes).items():
         if len(folders) > 1:
-            raise UserError(f"--dataset_dir {dataset_dir}: {' and '.join(folders)} both stand for class {name}; keep one of them")
+            raise UserError(f"{flag} {dataset_dir}: {' and '.join(folders)} both stand for class {name}; keep one of them")
         if folders != [name]:
             warn_once(f"note: {os.path.join(dataset_dir, *folders)} is read as class {name}")
         result[name] = os.path.join(dataset_dir, *folders)
     if len(set(map(os.path.realpath, result.values()))) < len(result):
-        raise UserError(f"--dataset_dir {dataset_dir}: {' and '.join(result)} are one folder, by a link")
+        raise UserError(f"{flag} {dataset_dir}: {' and '.join(result)} are one folder, by a link")
     return result
 
 
@@ -94,15 +94,16 @@ def find_splits(dataset_dir, classes="all"):
     return {name: dataset_dir}
 
 
-def find_slices(folder):
-    """Sorted [(path below `folder` with /, bytes, mtime, ctime in ns)] of the slices in a folder, at any depth; UserError if none.
+def find_slices(folder, flag="--dataset_dir"):
+    """Sorted [(path below `folder` with /, bytes, mtime, ctime in ns)] of the slices in a folder, at any depth; UserError, which
+    names `flag`, if none.
 
     Hidden files and folders are left out, and other files, which a line on stderr counts and names.
     """
-    files, others, strange = [], [], []
+    files, others, misplaced, own = [], [], [], class_named(os.path.basename(os.path.abspath(folder)))
     for root, names in walk(folder):
-        if class_named(os.path.basename(root)) not in (None, class_named(os.path.basename(os.path.abspath(folder)))):
-            strange.append(os.path.relpath(root, folder))
+        if class_named(os.path.basename(root)) not in (None, own):
+            misplaced.append(os.path.relpath(root, folder))
         below = (os.path.relpath(root, folder).replace(os.sep, "/") + "/").removeprefix("./")
         for name in names:
             if name.lower().endswith(EXTENSIONS):
@@ -116,11 +117,11 @@ def find_slices(folder):
                 others.append(below + name)
     if not files:
         there = f"; there is {some_of(sorted(others))}" if others else ""
-        raise UserError(f"--dataset_dir: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth{there})")
-    if strange and class_named(os.path.basename(os.path.abspath(folder))):
-        warn_once(f"warning: {folder}: slices in folders of another class's name are read as of this class: {some_of(strange)}")
+        raise UserError(f"{flag}: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth{there})")
+    if misplaced and own:
+        warn_once(f"warning: {folder}: slices in folders of another class's name are read as of this class: {some_of(misplaced)}")
     if others:
-        kinds = f"{len(others)} file{'s' * (len(others) > 1)} of kinds that are not read"
+        kinds = f"{plural(len(others), 'file')} of kinds that are not read"
         warn_once(f"warning: {folder}: {kinds} left out: {some_of(sorted(others))}")
     return sorted(files)
 
@@ -134,13 +135,13 @@ def some_of(names, limit=10):
 def warn_of_unreadable(names):
     """Print one line on stderr that names the unreadable files that were left out, if there are any."""
     if names:
-        warn(f"warning: {len(names)} unreadable file{'s' * (len(names) > 1)} left out: {some_of(names)}")
+        warn(f"warning: {plural(len(names), 'unreadable file')} left out: {some_of(names)}")
 
 
-def require_readable(dataset_dir, folder, status, files):
-    """UserError if none of `files` of `folder`, of this status (see `decode.Files`), was read."""
+def require_readable(folder, status, files, flag="--dataset_dir"):
+    """UserError, which names `flag`, if none of `files` of `folder`, of this status (see `decode.Files`), was read."""
     if not (status >= FIRST_KIND).any():
-        pages = (status == PAGES).sum()
         reason = "damaged, or of a kind that Pillow does not read, such as TIFFs of 64-bit floats"
-        reason = f"{pages} hold several images each: save each image as a file of its own" if pages else reason
-        raise UserError(f"--dataset_dir {dataset_dir}: no readable slice in {folder}, tried {some_of(files)} ({reason})")
+        if pages := (status == PAGES).sum():
+            reason = f"{pages} hold several images each: save each image as a file of its own"
+        raise UserError(f"{flag}: no readable slice in {folder}, tried {some_of(files)} ({reason})")

@@ -1,65 +1,43 @@
-"""The header of a NIfTI file by its specification: what ITK reads over in silence is refused here.
+"""NIfTI files by their specification: what ITK reads over in silence is refused here.
 
-    header = read_header("I218391.nii.gz")      # each raises a UserError in one line
-    check_transforms("I218391.nii.gz", header)
-    check_length("I218391.nii.gz", header)
+    image = read_nifti(["I218391.nii.gz"])      # a SimpleITK.Image, float32; a UserError in one line for what is no single volume
 
 ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say (with both, from
 the sform if its code is 1, the scanner, else from the qform), and fills up what lacks of a file.
 Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h (and nifti2.h).
 """
 
-import contextlib
 import functools
 import gzip
 import itertools
 import os
+import shutil
 import struct
+import tempfile
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from data.dicom import check_size, sitk
 from utils import UserError, printable
 
+PAIR = ".hdr", ".hdr.gz"  # headers of pairs, each with its .img
 GZIP = b"\x1f\x8b"
-OTHERS = {  # how files of other kinds begin
-    b"PK\x03\x04": "a zip archive; unpack it",
-    b"BZh": "compressed by bzip2; unpack it",
-    b"\xfd7zXZ": "compressed by xz; unpack it",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; download that",
-    b"NRRD": "an NRRD file; call it .nrrd",
-    b"\x89HDF": "an HDF5 file (such as MINC); convert it to NIfTI",
-    b"<": "a page of the web or XML, not the file itself; download it again",
-}
-# Offsets of the fields in the two versions of the format: (offset, how struct reads them).
+# Fields of the header: (offset, how struct reads it) in version 1, of 348 bytes, and in version 2, of 540.
 FIELDS = {
-    348: {
-        "dim": (40, "8h"),
-        "type": (70, "2h"),
-        "pixdim": (76, "8f"),
-        "offset": (108, "f"),
-        "units": (123, "b"),
-        "codes": (252, "2h"),
-        "quaternion": (256, "3f"),
-        "shift": (268, "3f"),
-        "rows": (280, "12f"),
-        "magic": (344, "4s"),
-    },
-    540: {
-        "dim": (16, "8q"),
-        "type": (12, "2h"),
-        "pixdim": (104, "8d"),
-        "offset": (168, "q"),
-        "units": (500, "i"),
-        "codes": (344, "2i"),
-        "quaternion": (352, "3d"),
-        "shift": (376, "3d"),
-        "rows": (400, "12d"),
-        "magic": (4, "4s"),
-    },
+    "dim": ((40, "8h"), (16, "8q")),
+    "type": ((70, "2h"), (12, "2h")),
+    "pixdim": ((76, "8f"), (104, "8d")),
+    "offset": ((108, "f"), (168, "q")),
+    "units": ((123, "b"), (500, "i")),
+    "codes": ((252, "2h"), (344, "2i")),
+    "quaternion": ((256, "3f"), (352, "3d")),
+    "shift": ((268, "3f"), (376, "3d")),
+    "rows": ((280, "12f"), (400, "12d")),
+    "magic": ((344, "4s"), (4, "4s")),
 }
+LENGTHS = 348, 540
 BITS = {2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64, 1536: 128, 1792: 128}
 BITS |= {2048: 256, 2304: 32}
 COMPONENTS = {32: 2, 128: 3, 1792: 2, 2048: 2, 2304: 4}  # complex numbers and colours: values a voxel
@@ -83,6 +61,30 @@ class Header(NamedTuple):
     floats: str  # the voxels as NumPy names them, if they may be NaN or infinite; else ""
 
 
+def read_nifti(files):
+    """Read a NIfTI file, or a pair of header and voxels; the errors are those of `data.volumes.read_volume`."""
+    path, data = files[0], files[-1]
+    header = read_header(path)
+    if (count := int(np.prod(header.size[3:]))) > 1:
+        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
+    if header.components > 1:
+        raise UserError(f"{path}: {header.components} values a voxel (colour, vectors or complex numbers), which is no T1 scan")
+    check_size(path, header.size[:3])
+    check_transforms(path, header)
+    if path == data and path.lower().endswith(PAIR):
+        raise UserError(f"{path}: its voxels are missing, which a file .img beside it should hold")
+    check_length(data, header)
+    with tempfile.TemporaryDirectory() as folder:
+        if path == data and is_gzip(path) != path.lower().endswith(".gz"):  # ITK goes by the name
+            path = os.path.join(folder, "x.nii")
+            with open_content(data) as packed, open(path, "wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
+    while image.GetDimension() > 3:
+        image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
+    return keep_not_finite(image, header, data)
+
+
 def is_gzip(path):
     """Whether a file is compressed by gzip, whatever it is called."""
     with open(path, "rb") as file:
@@ -101,21 +103,16 @@ def read_header(path):
             content = file.read(540)
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path}: cannot be read ({printable(str(error))})") from None
-    for start, text in OTHERS.items():
-        if content.startswith(start):
-            raise UserError(f"{path}: cannot be read: it is {text}")
-    if content[:2] == GZIP:
-        raise UserError(f"{path}: cannot be read: it was compressed twice; unpack it once")
-    if content[128:132] == b"DICM":
-        raise UserError(f"{path}: cannot be read: it is a DICOM file; call it .dcm")
     order, length = "<", 0
     for order in "<", ">":
         length = struct.unpack(f"{order}i", content[:4].ljust(4, b"\0"))[0]
-        if length in FIELDS:
+        if length in LENGTHS:
             break
-    if length not in FIELDS or len(content) < length:
-        raise UserError(f"{path}: cannot be read (it does not begin with the header of a NIfTI file)")
-    field = {name: struct.unpack_from(order + kind, content, at) for name, (at, kind) in FIELDS[length].items()}
+    if length not in LENGTHS or len(content) < length:
+        start = printable(content[:12].decode("latin-1"))
+        raise UserError(f"{path}: cannot be read: it begins with {start!r}, not as a NIfTI file does; download or convert it again")
+    version = LENGTHS.index(length)
+    field = {name: struct.unpack_from(order + places[version][1], content, places[version][0]) for name, places in FIELDS.items()}
     if field["magic"][0][:2] not in (b"n+", b"ni"):
         raise UserError(f"{path}: no orientation: an Analyze file does not tell left from right; convert the original to NIfTI")
     dimensions, *size = field["dim"]
@@ -213,16 +210,12 @@ def check_upright(path, header):
         )
 
 
-def check_length(path, header, data=None):
-    """UserError unless the file `data` (None: `path` itself) holds as many bytes as a Header says: ITK fills up what lacks."""
-    data = data or path
+def check_length(data, header):
+    """UserError unless the file `data` holds as many bytes as a Header says: ITK fills up what lacks."""
     size = int(np.prod(header.size)) * header.bits // 8
     try:
-        if not is_gzip(data):
-            there = os.path.getsize(data)
-        else:
-            with contextlib.closing(gzip.open(data)) as file:
-                there = sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
+        with open_content(data) as file:
+            there = sum(map(len, iter(functools.partial(file.read, 2**20), b""))) if is_gzip(data) else os.path.getsize(data)
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{data}: damaged ({printable(str(error))}); download it again") from None
     if there < header.offset + size:
@@ -235,12 +228,18 @@ def check_length(path, header, data=None):
         )
 
 
-def read_not_finite(header, data):
-    """(indices int [N], values float [N]) of the voxels in the file `data` that are NaN or infinite: ITK reads 0 there."""
+def keep_not_finite(image, header, data):
+    """The image with the voxels of the file `data` that are NaN or infinite: ITK reads 0 there."""
     if not header.floats:
-        return np.empty(0, int), np.empty(0)
+        return image
     with open_content(data) as file:
         file.seek(header.offset)
-        voxels = np.frombuffer(file.read(int(np.prod(header.size)) * header.bits // 8), header.floats)
-    where = np.flatnonzero(~np.isfinite(voxels))
-    return where, voxels[where]
+        stored = np.frombuffer(file.read(int(np.prod(header.size)) * header.bits // 8), header.floats)
+    where = np.flatnonzero(~np.isfinite(stored))
+    if not len(where):
+        return image
+    voxels = sitk.GetArrayFromImage(image)
+    voxels.flat[where] = stored[where]
+    whole = sitk.GetImageFromArray(voxels)
+    whole.CopyInformation(image)
+    return whole

@@ -7,8 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.phantom_midline import CENTRE_Y, base_height, cerebellum, medial_cortex, midline_structures, outer_depth
-from data.shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field, wave_phases
+from data.phantom_shapes import (
+    CENTRE_Y,
+    base_height,
+    cerebellum,
+    draw_fold_waves,
+    draw_waves,
+    inside,
+    medial_cortex,
+    midline_structures,
+    outer_depth,
+    smooth_min,
+    tube,
+    wave_field,
+    wave_phases,
+)
 
 HEIGHT, WIDTH = 240, 256
 CENTRE_ROW, CENTRE_COLUMN = 103, 121  # of a sagittal slice: where the middle of the brain and the height of z = 0 lie
@@ -111,9 +124,7 @@ def draw_subject(rng, label, disease=1.0):
 
     params = draw(rng, {**{name: between(by_class, label, disease) for name, by_class in DISEASE.items()}, **SHARED})
     params["anatomy_seed"] = int(rng.integers(2**31))
-    own = np.random.default_rng(
-        [params["anatomy_seed"], 2]
-    )  # so that axial slices stay as they were before there were sagittal ones
+    own = np.random.default_rng([params["anatomy_seed"], 2])  # axial slices do not depend on the midline
     midline = {name: between(by_class, label, disease) for name, by_class in MIDLINE_DISEASE.items()}
     return params | draw(own, midline | MIDLINE)
 
@@ -312,7 +323,7 @@ def nuclei(distance):
 
 
 def sagittal_layers(params, point, depth, rng):
-    """As `axial_layers`, with what phantom_midline.py adds."""
+    """As `axial_layers`, with the midline structures."""
     near = np.maximum(depth, 3 - np.maximum(np.abs(point[1] + 52) - 45, np.abs(point[2] + 30) - 40)) > -4
     point, depth = [part[near] for part in point], depth[near]
     side = np.tanh(point[0] / 2)

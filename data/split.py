@@ -94,8 +94,8 @@ def match_classes(files, strata, split_of, match, seed=0):
     rng, kept = np.random.default_rng(seed), set()
     for cell in cells.values():
         count = min(map(len, cell.values()))
-        for of_class in cell.values():
-            kept |= {file.name for file in draw_over_people(of_class, count, rng)}
+        for available in cell.values():
+            kept |= {file.name for file in draw_over_people(available, count, rng)}
     for split in SPLITS:
         if not any(split_of[name] == split for name in kept):
             raise UserError(f"--match {','.join(match)}: no AD slice in {split}/ has an NC slice that is equal; match by fewer")

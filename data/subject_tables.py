@@ -2,7 +2,7 @@
 
     table = read_subjects("idaSearch.csv")      # {"218391": Scan("218391", "037_S_4001", "AD", "M", 71.5, "2011-05-03"), ...}
 
-What cannot be told is None, with one warning; what could give a scan to another person is refused, in one line.
+What cannot be told is None, with one warning; what could give a scan to another person is rejected, in one line.
 """
 
 import codecs
@@ -43,18 +43,6 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
-}
-OTHER_FILES = {  # how files begin that hold no text
-    b"PK\x03\x04": "an Excel workbook, or another zipped file",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook",
-    b"%PDF": "a PDF",
-    b"{\\rtf": "a text document",
-    b"\x1f\x8b": "a gzip file",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"GIF8": "a picture",
-    b"II*\0": "a picture",
-    b"MM\0*": "a picture",
 }
 MONTHS = {month: i + 1 for i, month in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split())}
 
@@ -141,7 +129,15 @@ def iso_date(text, day_first=False):
 # Reading a table
 
 
-def read_subjects(path, quiet=False):
+class Notes(NamedTuple):
+    """What is doubtful in the tables that are read together, as texts for `first_of`."""
+
+    nameless: list[str]  # rows, or entries of JSON, that are left out
+    ages: list[str]  # that are no number of years
+    labels: list[str]  # of JSON, that are unknown
+
+
+def read_subjects(path, quiet=False, flag="--subjects"):
     """{image: Scan} of a table; its warnings go to stderr, unless `quiet`.
 
     CSV with a header, LONI's or `image,subject`, separated by , ; | or tabs, in UTF-8, UTF-16 or Windows-1252; lines above the
@@ -150,26 +146,28 @@ def read_subjects(path, quiet=False):
     sub-01 and sub-01_ses-02; tables of sessions beside participants.tsv are read with it. Rows that name no image are left out. An
     age that is no number of years is unknown.
 
-    UserError: unreadable, empty or no text; no column of images or subjects; a row whose image is none, that has no subject, or
-    more cells than the header; rows of one image, or columns of one name, that contradict each other; quotation marks that do not
-    match.
+    UserError, which begins with `flag` and the path: unreadable, empty or no text; no column of images or subjects; a row whose
+    image is none, that has no subject, or more cells than the header; rows of one image, or columns of one name, that contradict
+    each other; quotation marks that do not match.
     """
-    warnings, odd = [], []
+    where, notes = f"{flag} {path}".lstrip(), Notes([], [], [])
     try:
-        text = read_text(path)
+        text = read_text(where, path)
         if text.lstrip()[:1] in ("{", "["):
-            table = read_metadata(path, text, warnings)
+            table, nameless = read_metadata(where, text, notes), "entries without an image ID, or a person in raw,"
         else:
-            table = read_rows(path, text, warnings, odd)
+            table, nameless = read_rows(where, path, text, notes), "rows that name no image"
             for sessions in session_files(path):
-                more = read_rows(sessions, read_text(sessions), warnings, odd)
+                of_sessions = f"{flag} {sessions}".lstrip()
+                more = read_rows(of_sessions, sessions, read_text(of_sessions, sessions), notes)
                 table |= {image: fill(scan, table.get(scan.person, Scan())) for image, scan in more.items()}
     except OSError as error:
-        raise UserError(f"--subjects {path}: cannot be read ({error.strerror or error})") from None
-    if odd:
-        warnings.append(f"ages that are not a number of years count as unknown ({len(odd)}): {first_of(odd)}")
-    for warning in warnings if not quiet else ():
-        print(f"warning: --subjects {path}: {warning}", file=sys.stderr)
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
+    ages = "ages that are not a number of years count as unknown"
+    texts = f"{nameless} are left out", ages, "labels other than 0, 1 and 2 count as unknown"
+    for text, found in zip(texts, notes):
+        if found and not quiet:
+            print(f"warning: {where}: {text} ({len(found)}): {first_of(found)}", file=sys.stderr)
     return table
 
 
@@ -178,14 +176,12 @@ def first_of(names, limit=5):
     return printable(", ".join(names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def read_text(path):
+def read_text(where, path):
     """The text of a table, by its byte order mark, by zeros in every second byte (UTF-16), as UTF-8, or else as Windows-1252."""
     with open(path, "rb") as file:
         data = file.read(MAX_TABLE)
         if file.read(1):
-            raise UserError(f"--subjects {path}: too large for a table of scans (more than {MAX_TABLE} bytes)")
-    if kind := next((kind for start, kind in OTHER_FILES.items() if data.startswith(start)), None):
-        raise UserError(f"--subjects {path}: {kind}, which is not read; save the table as CSV, and give that")
+            raise UserError(f"{where}: too large for a table of scans (more than {MAX_TABLE} bytes)")
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
     if not encoding:
         even, odd = (data[i:4096:2].count(0) / max(len(data[i:4096:2]), 1) for i in (0, 1))
@@ -196,7 +192,7 @@ def read_text(path):
         text = data.decode("cp1252", "replace")
     text = text.replace("\0", "").replace("\ufeff", "")  # files that were put together have marks in the middle
     if sum(not (c.isprintable() or c.isspace()) for c in text[:4096]) > len(text[:4096]) / 20:
-        raise UserError(f"--subjects {path}: not a text file; save the table as CSV, and give that")
+        raise UserError(f"{where}: not a text file (a workbook, a picture?); save the table as CSV, and give that")
     return text
 
 
@@ -217,9 +213,12 @@ def split_rows(text, delimiter):
         line = rows.line_num + 1
 
 
-def find_header(path, text):
-    """(header, {field of COLUMNS: [numbers of its columns]}, delimiter, where the header starts in `text`); UserError if none."""
-    owner, best = owner_of(path), None
+def find_header(where, text, owner):
+    """(header, {field of COLUMNS: [numbers of its columns]}, delimiter, where the header starts in `text`); UserError if none.
+
+    owner: whom a table of sessions is about.
+    """
+    best = None
     for line in itertools.islice(re.finditer(r"[^\r\n]+", text), HEADER_WITHIN):
         for delimiter in DELIMITERS:
             try:
@@ -238,48 +237,51 @@ def find_header(path, text):
         if best and not best[1]:
             return best[2]
     if best is None:
-        raise UserError(f"--subjects {path}: empty; it should be a CSV with the columns {' and '.join(NEEDED.values())}")
+        raise UserError(f"{where}: empty; it should be a CSV with the columns {' and '.join(NEEDED.values())}")
     titles, shown = " and no column ".join(NEEDED[field] for field in best[1]), printable(", ".join(best[2][0]))[:200]
-    raise UserError(f"--subjects {path}: no column {titles}; its first line is {shown}")
+    raise UserError(f"{where}: no column {titles}; its first line is {shown}")
 
 
-def read_rows(path, text, warnings, odd):
-    """{image: Scan} of the text of a CSV or TSV; rows without an image are left out, with one of `warnings`; ages that are none are
-    added to `odd`, as text that names their line."""
-    header, columns, delimiter, start = find_header(path, text)
-    above, rows = len(re.findall(r"\r\n|\r|\n", text[:start])), []
-    try:
-        for line, row in split_rows(text[start:], delimiter):
-            where = f"--subjects {path}: line {line + above}"
-            if any(delimiter in cell and re.search(r"[\r\n]", cell) for cell in row):
-                raise UserError(f"{where}: a quotation mark is not closed, so that lines run together; correct it")
-            if len(row) > len(header):
-                raise UserError(
-                    f"{where}: {len(row)} cells, but the header has {len(header)}; a cell with {delimiter!r} needs quotes"
-                )
-            if row != header:
-                rows.append((line + above, {field: read_cell(where, header, row, of) for field, of in columns.items()}))
-    except csv.Error as error:
-        raise UserError(f"--subjects {path}: not a CSV file, or its quotation marks do not match ({error})") from None
-    place = f"{os.path.basename(path)} line" if owner_of(path) else "line"
-    needed = "image" if "image" in columns else "session" if owner_of(path) else "person"
-    without = [f"{place} {line}" for line, cells in rows if cells[needed].casefold() in UNKNOWN]
+def read_rows(where, path, text, notes):
+    """{image: Scan} of the text of a CSV or TSV; rows without an image are left out, and named in `notes` as odd ages are."""
+    owner = owner_of(path)
+    header, columns, delimiter, start = find_header(where, text, owner)
+    rows = list(cells_of(where, text, header, columns, delimiter, start))
+    place = f"{os.path.basename(path)} line" if owner else "line"
+    needed = "image" if "image" in columns else "session" if owner else "person"
+    nameless = [f"{place} {line}" for line, cells in rows if cells[needed].casefold() in UNKNOWN]
     rows = [(line, cells) for line, cells in rows if cells[needed].casefold() not in UNKNOWN]
     if not rows:
-        raise UserError(f"--subjects {path}: there are no rows below its header" + " that name an image" * bool(without))
-    if without:
-        warnings.append(f"rows that name no image are left out ({len(without)}): {first_of(without)}")
+        raise UserError(f"{where}: there are no rows below its header{' that name an image' if nameless else ''}")
+    notes.nameless.extend(nameless)
     slashed = [re.match(r"([0-9]{1,2})[/-]([0-9]{1,2})[/-]", cells.get("date", "")) for _, cells in rows]
     day_first = any(date and int(date[1]) > 12 for date in slashed)
     table, lines = {}, {}
     for line, cells in rows:
-        scan = read_scan(f"--subjects {path}: line {line}", cells, owner_of(path), day_first)
+        scan = read_scan(f"{where}: line {line}", cells, owner, day_first)
         if scan.age is None and cells.get("age", "").casefold() not in UNKNOWN:
-            odd.append(f"{place} {line} {cells['age'][:20]!r}")
+            notes.ages.append(f"{place} {line} {cells['age'][:20]!r}")
         if before := table.get(scan.image):
-            scan = merge(f"--subjects {path}: lines {lines[scan.image]} and {line}", before, scan)
+            scan = merge(f"{where}: lines {lines[scan.image]} and {line}", before, scan)
         table[scan.image], lines[scan.image] = scan, line
     return table
+
+
+def cells_of(where, text, header, columns, delimiter, start):
+    """Yield (line number, {field: text}) of the rows below the header that `find_header` found; UserError if they do not fit it."""
+    above = len(re.findall(r"\r\n|\r|\n", text[:start]))
+    try:
+        for line, row in split_rows(text[start:], delimiter):
+            line_of = f"{where}: line {line + above}"
+            if any(delimiter in cell and re.search(r"[\r\n]", cell) for cell in row):
+                raise UserError(f"{line_of}: a quotation mark is not closed, so that lines run together; correct it")
+            if len(row) > len(header):
+                text = f"{len(row)} cells, but the header has {len(header)}; a cell with {delimiter!r} needs quotes"
+                raise UserError(f"{line_of}: {text}")
+            if row != header:
+                yield line + above, {field: read_cell(line_of, header, row, numbers) for field, numbers in columns.items()}
+    except csv.Error as error:
+        raise UserError(f"{where}: not a CSV file, or its quotation marks do not match ({error})") from None
 
 
 def read_cell(where, header, row, columns):
@@ -345,37 +347,32 @@ def session_files(path):
     return [file for file in files if owner_of(file) or os.path.basename(file).casefold() == "sessions.tsv"]
 
 
-def read_metadata(path, text, warnings):
+def read_metadata(where, text, notes):
     """{image: Scan} of ADNI's meta_data_with_label.json, {image ID: {"raw": path with the person and the date, "label": 0 to 2}}.
 
-    Entries that tell no person are left out and counted in `warnings`. UserError if nothing is left.
+    Entries that tell no person are left out and named in `notes`. UserError if nothing is left.
     """
     try:
         entries = json.loads(text, object_pairs_hook=dictionary)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--subjects {path}: not a JSON file ({printable(str(error))[:100]})") from None
-    table, left_out, odd = {}, [], []
+        raise UserError(f"{where}: not a JSON file ({printable(str(error))[:100]})") from None
+    table = {}
     for key, entry in entries.items() if isinstance(entries, dict) else ():
         raw = str(entry.get("raw", "")) if isinstance(entry, dict) else ""
         image, person = image_id(key), ADNI_PERSON.search(re.split(r"[/\\]", raw)[-1]) or ADNI_PERSON.search(raw)
         if not image or not person:
-            left_out.append(key[:40])
+            notes.nameless.append(key[:40])
             continue
         label = str(entry.get("label", "")).strip().removesuffix(".0")
         word = isinstance(entry.get("label"), str) and label.isalpha() and label.casefold() not in UNKNOWN
         group = LABELS.get(label) or (label if word else None)
         if not group:
-            odd.append(f"{label[:20]!r} of {key[:40]}")
+            notes.labels.append(f"{label[:20]!r} of {key[:40]}")
         scan = Scan(image, person[0].upper(), group, date=date_in(raw))
-        table[image] = merge(f"--subjects {path}: entries of one image", table[image], scan) if image in table else scan
+        table[image] = merge(f"{where}: entries of one image", table[image], scan) if image in table else scan
     if not table:
-        raise UserError(
-            f'--subjects {path}: no entry such as "218391": {{"raw": "ADNI_037_S_4001_...", "label": 2}}; give such a file or a CSV'
-        )
-    if left_out:
-        warnings.append(f"entries without an image ID, or a person in raw, are left out ({len(left_out)}): {first_of(left_out)}")
-    if odd:
-        warnings.append(f"labels other than 0, 1 and 2 count as unknown ({len(odd)}): {first_of(odd)}")
+        example = '"218391": {"raw": "ADNI_037_S_4001_...", "label": 2}'
+        raise UserError(f"{where}: no entry such as {example}; give such a file or a CSV")
     return table
 
 

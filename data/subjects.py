@@ -19,7 +19,7 @@ from data.folders import EXTENSIONS, some_of
 from data.subject_tables import Scan, first_of, read_subjects, scan_id
 from utils import CLASSES, UserError, walk
 
-FOUND_BY_NAME = "meta_data_with_label.json", "participants.tsv"
+FOUND_BY_NAME = "meta_data_with_label.json", "participants.tsv", "subjects.csv"  # of ADNI, BIDS, and phantom.py
 CLASS_OF = {"AD": "AD", "DEMENTIA": "AD", "CN": "NC", "NC": "NC", "HC": "NC", "CONTROL": "NC", "NORMAL": "NC"}  # of a group
 NEITHER = "MCI", "EMCI", "LMCI"  # groups of no class
 
@@ -74,14 +74,14 @@ def resampled_text(unit):
     return text + "."
 
 
-def shared_text(train, unseen):
-    """A sentence: how many people, or scans where people are unknown, of the unseen slices' Scans are among `train`'s."""
+def shared_text(train, held_out):
+    """A sentence: how many people, or scans where people are unknown, of the held-out slices' Scans are among `train`'s."""
     text = ""
     for unit, field in (("people", "person"), ("scans", "image")):
-        seen, of_unseen = ({getattr(scan, field) for scan in scans} - {None} for scans in (train, unseen))
-        if shared := len(seen & of_unseen):
-            return f"{shared} of {len(of_unseen)} {unit} of the test slices are in the training set too: results are too good."
-        if not all(scan.person for scan in (*train, *unseen)):
+        known, tested = ({getattr(scan, field) for scan in scans} - {None} for scans in (train, held_out))
+        if shared := len(known & tested):
+            return f"{shared} of {len(tested)} {unit} of the test slices are in the training set too: results are too good."
+        if not all(scan.person for scan in (*train, *held_out)):
             text = "Whether the people of the test slices are in the training set too is not known; results are too good if so."
     return text or "No person of the test slices is in the training set."
 
@@ -108,15 +108,15 @@ def find_subjects(path, dataset_dir, quiet=False):
     if not (path or found):
         return {image: scan for image in places if (scan := look_up(image, {})).person} or None
     try:
-        table = read_subjects(path or found, quiet)
+        table = read_subjects(path, quiet) if path else read_subjects(found, quiet, flag="")
     except UserError as error:
         if path:
             raise
-        say(f"warning: {str(error).removeprefix('--subjects ')}; so it is not used; --subjects names another table")
+        say(f"warning: {error}; so it is not used; --subjects names another table")
         return None
     if places and all(look_up(image, table) == look_up(image, {}) for image in places):
-        of_folder = f"none of the {len(places)} scans in {dataset_dir}"
-        say(f"warning: --subjects {path} has {of_folder}" if path else f"note: {found} has {of_folder}, so it is not used")
+        none = f"none of the {len(places)} scans in {dataset_dir}"
+        say(f"warning: --subjects {path} has {none}" if path else f"note: {found} has {none}, so it is not used")
         return table if path else None
     if found:
         people = len({scan.person for scan in table.values()})

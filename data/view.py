@@ -6,20 +6,15 @@
 An axial or coronal slice of a head is like its left-right mirror image; a sagittal one, which shows front and back, is like none.
 These two kinds are what can be told apart: "axial" means axial or coronal.
 
-The statistic is the *likeness* of a slice: the correlation of its pixels with those of its mirror image, over the brain. First the
-head is brought to the middle of 32x32 pixels at one size, by the mean and the spread of its foreground, and divided by its local
-mean, so that neither place, size, brightness nor shading matters. Then the likeness is the greatest over tilts up to TILT degrees
-and shifts of SHIFT pixels, and over two axes: the vertical one, and the horizontal one of heads that lie on their side.
+The *likeness* of a slice is the correlation of its pixels with those of its mirror image, over the brain, after the head was
+brought to one place and size and divided by its local mean: the greatest over tilts, shifts and two axes (heads on their side).
 
-Measured at 64x64, as median (2% to 98% of the slices): sagittal slices of 58 people, cut and turned as in AD_NC, 0.54 (0.36 to
-0.75); sagittal phantoms 0.54 (0.39 to 0.72); axial slices of 161 people 0.93 (0.88 to 0.97); axial phantoms 0.91 (0.85 to 0.95);
-axial and coronal slices of six volumes, most of the brain's height and depth, 0.94 (0.77 to 0.97) and 0.93 (0.83 to 0.97); sagittal
-ones 20 to 60 mm beside the middle 0.65 (0.48 to 0.81). SYMMETRIC = 0.8 lies between; of half sagittal, half axial slices 50% reach
-it. The mean slice: 0.61 and 0.60 sagittal, 0.99 axial, 0.87 mixed.
+Measured at 64x64, as median (2% to 98% of the slices): sagittal slices of 58 people 0.54 (0.36 to 0.75), sagittal phantoms 0.54
+(0.39 to 0.72); axial slices of 161 people 0.93 (0.88 to 0.97), axial phantoms 0.91 (0.85 to 0.95); axial and coronal slices of six
+volumes 0.94 (0.77 to 0.97) and 0.93 (0.83 to 0.97), sagittal ones 20 to 60 mm beside the middle 0.65 (0.48 to 0.81).
 
-Three conditions keep what is no head from being called one: there is a dark background; slices resemble others of the set (ALIKE:
-brains 0.81 to 0.92 in the median, noise 0); and symmetric slices are more so about one axis than about the other (ONE_AXIS: axial
-0.07 to 0.22, discs 0.01). So five neighbouring slices of one axial scan may stay "unknown"; so do pictures as noisy as bright.
+What is no head is not called one: there is a dark background, slices resemble others of the set, and symmetric ones are more so
+about one axis than about the other. So a few neighbouring axial slices may stay "unknown", and so do pictures as noisy as bright.
 """
 
 from typing import NamedTuple
@@ -32,9 +27,9 @@ SIDE = 32  # pixels at which slices are compared
 EXAMINED = 400  # slices, at most, drawn at random
 NEIGHBOURS = 8  # slices with which each is compared
 TILT, SHIFT = 12, 3  # degrees and pixels by which the axis may be off
-SYMMETRIC = 0.8  # likeness from which a slice is called symmetric
-ALIKE = 0.7  # median correlation with the most similar other slice, from which slices show one kind of thing
-ONE_AXIS = 0.06  # median difference of the likeness about the two axes, from which there is one axis of symmetry
+SYMMETRIC = 0.8  # likeness from which a slice is called symmetric: between those of sagittal and axial slices
+ALIKE = 0.7  # median correlation with the most similar other slice from which a set shows one thing: brains 0.81 to 0.92, noise 0
+ONE_AXIS = 0.06  # median difference of the likeness about both axes from which one counts: axial slices 0.07 to 0.22, discs 0.01
 CLEAR = 0.15  # difference of the median likeness of two groups, below which they are one, some of them noisy
 SOME = 0.15  # share of the slices from which a second view makes a set mixed
 

@@ -1,26 +1,114 @@
 """Scans prepared by several processes, none of which can stop the others.
 
-for result in run_jobs(jobs, num_workers=8):        # jobs: of volume_steps.prepare_scan
+for result in run_jobs(jobs, 8, functools.partial(prepare_scan, draw=report.volume_pictures.save)):
     print(result["image"], result.get("error"))
 """
 
+import contextlib
+import errno
 import functools
+import glob
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
-from data.volume_steps import prepare_scan
+from data.dicom import reason, sitk
+from data.volume_steps import Settings, cut_slices, panel_of
+from data.volumes import Volume, file_checksum, read_volume
 from startup import start_workers
+from utils import UserError, atomic_path, printable
 
 MAX_PROCESSES = 61  # the most that Windows can wait for
 DIED = "its process died, most likely for lack of memory: try fewer --num_workers"
+
+
+class Job(NamedTuple):
+    """A scan to prepare."""
+
+    volume: Volume
+    mask: str | None  # a NIfTI file
+    folder: str  # for its slices
+    picture: str | None  # where to show its steps
+    settings: Settings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One scan
+
+
+def prepare_scan(job, draw=None):
+    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception.
+
+    draw(panels, pixels, title, view, path): draws the picture of a Job that has one. A disk that is full adds {"full": True},
+    since the next scan would fail likewise.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
+    try:
+        remove_slices(job)  # of an earlier run that was cut off
+        return {"image": job.volume.image, **write_scan(job, draw)}
+    except Exception as error:  # whatever is wrong with one scan, the others go on
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        text = reason(error) if isinstance(error, RuntimeError) else text  # SimpleITK's
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    with contextlib.suppress(OSError):
+        remove_slices(job)
+    return {"image": job.volume.image, "error": printable(text)[:300]} | ({"full": True} if full else {})
+
+
+def remove_slices(job):
+    """Remove the slices that a Job would write."""
+    for old in glob.glob(os.path.join(glob.escape(job.folder), f"{job.volume.image}_*")):
+        os.unlink(old)
+
+
+def write_scan(job, draw):
+    """Write the slices and the picture of a Job; returns what is recorded of it."""
+    start = time.monotonic()
+    stamp, source = job.volume.stamp(), job.volume.checksum()
+    image = read_volume(job.volume)
+    shape, spacing = image.GetSize(), image.GetSpacing()
+    panels = []
+    show = (lambda *step: panels.append(panel_of(*step))) if job.picture else None
+    pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
+    slices = write_slices(job, pixels, numbers)
+    if job.picture:
+        title = f"image {job.volume.image}, {job.settings.plane} slices {numbers[0]} to {numbers[-1]}"
+        draw(panels, pixels, title, job.settings.view, job.picture)
+    return {
+        "format": job.volume.format,
+        "stamp": stamp,
+        "sha256": source,
+        "mask": job.mask and file_checksum(job.mask),
+        "voxels": shape,
+        "spacing": [round(side, 5) for side in spacing],
+        "slices": slices,
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def write_slices(job, pixels, numbers):
+    """Write <image>_<number>.jpeg or .png for each slice; returns {name: SHA-256}."""
+    written = {}
+    for plane, number in zip(pixels, numbers):
+        name = f"{job.volume.image}_{number}.{job.settings.format}"
+        with atomic_path(os.path.join(job.folder, name)) as temporary:
+            Image.fromarray(plane).save(temporary, quality=95)  # quality: of JPEG
+            written[name] = file_checksum(temporary)
+    return written
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All scans
 
 
 def start_worker():

@@ -1,16 +1,18 @@
-"""Where the head is in a volume, and where a given brain mask lies in it.
+"""Where the head is in a volume, where a given brain mask lies in it, and whether they look like a head and its brain.
 
     mask = head_mask(image)                         # a SimpleITK.Image, uint8, 0 or 1, of a volume with axes LPS
     mask = read_mask("I218391_mask.nii.gz", image)  # likewise, from a file of any grid
+    check_found(image, mask, None, centred=True)
 
-Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
+A header that is wrong although no field contradicts another, a mask of another scan, or a cut beside the brain would otherwise end
+in slices that are black, small or turned, of a scan that counts as done. The limits are far outside of what adults have: 1.1 to
+1.8 l within the skull, and 3 to 5 l in a head without its neck. Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
 import numpy as np
 
 from data.dicom import sitk
-from data.volume_checks import HOLLOW, between, largest_piece
-from data.volumes import Volume, open_volume, read_volume
+from data.volumes import read_path
 from utils import UserError
 
 HEAD_MM = 150  # a brain is within these from the top of the head; what is below is neck
@@ -21,6 +23,22 @@ CONSTANT = 0.8  # of the background has one value: the skull was removed, or wha
 OUTLIER = 3.0  # times the 99.5th percentile inside the head: no tissue or vessel is as bright
 FEWEST_BRIGHT = 0.03  # of a volume is above the threshold, where there is a head and not some voxels far brighter than it
 
+HEAD_ML, HEAD_SIDES = (500, 6500), (80, 280)  # volume, and the sides of the box around it, mm
+BRAIN_ML, BRAIN_SIDES = (300, 2500), (70, 230)
+HOLLOW = 0.5  # of what a head or a brain mask encloses belongs to it at least
+WITHIN = 0.85  # of a brain mask is inside the head
+SHIFT_MM = 4.0  # voxels of about this size tell whether a mask is shifted
+FITS = 0.3  # of the brain's brightness: the step at the edge of a mask that fits
+CUT_OFF = {"top": 0.3, "left": 0.5, "right": 0.5, "front": 0.5, "back": 0.5}  # of the largest section, in the outermost slice
+BRAIN_CUT_OFF = 0.15  # the same for each end of a brain mask
+MIN_CM2 = 1.0  # of brain in a slice
+# A volume of fewer values than LABELS, of which so many voxels in the head equal their neighbours, is a mask or a segmentation
+LABELS, ALIKE = 64, 0.65
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masks
+
 
 def like(array, image):
     """The array [z, y, x] as a SimpleITK.Image that lies where `image` does."""
@@ -29,12 +47,12 @@ def like(array, image):
     return result
 
 
-def head_mask(image, oriented=True):
+def head_mask(image, with_neck=False):
     """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
 
     A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the
-    background has one value throughout, as after the removal of the skull, all other voxels are above it. oriented: the third axis
-    points upwards, so that all below HEAD_MM from the top can be left out.
+    background has one value throughout, as after the removal of the skull, all other voxels are above it. What is more than HEAD_MM
+    below the top is left out, unless `with_neck`.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
     background, around = background_of(image)
@@ -51,10 +69,8 @@ def head_mask(image, oriented=True):
     mask = sitk.BinaryFillhole(parts == int(np.bincount(labels.ravel())[1:].argmax() + 1))
     found, rest = sitk.GetArrayViewFromImage(mask) > 0, voxels[sitk.GetArrayViewFromImage(bright) == 0]
     if found.sum() < HOLLOW * between(found).sum() and rest.max() > rest.min():
-        return head_mask(
-            sitk.Clamp(image, upperBound=float(rest.max())), oriented
-        )  # fat becomes as bright as the brightest of the rest
-    if not oriented:
+        return head_mask(sitk.Clamp(image, upperBound=float(rest.max())), with_neck)  # fat becomes as bright as the rest
+    if with_neck:
         return mask
     voxels = sitk.GetArrayFromImage(mask)
     top = np.flatnonzero(voxels.any(axis=(1, 2)))[-1]
@@ -112,7 +128,7 @@ def move_mask(mask, grid, transform=None):
 
 def read_mask(path, image):
     """The brain mask in a file, its largest piece, on the grid of `image`; UserError where it is no mask, empty or elsewhere."""
-    stored = read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
+    stored = read_path(path)
     voxels = sitk.GetArrayViewFromImage(stored)
     fractions = np.abs(voxels - np.round(voxels)).max() > 1e-3
     values = len(np.unique(voxels[::3, ::3, ::3] if fractions else np.round(voxels[voxels > 0.5])))
@@ -134,3 +150,143 @@ def read_mask(path, image):
     if share < ONE_PIECE:
         raise UserError(f"{path}: this mask is in pieces, the largest {share:.0%} of it; is it of another scan?")
     return like(piece.astype(np.uint8), mask)
+
+
+def largest_piece(mask):
+    """(bool array of the largest connected piece of a mask [z, y, x], its share of all); zeros and 0.0 of an empty one."""
+    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)))
+    sizes = np.bincount(sitk.GetArrayViewFromImage(parts).ravel())[1:]
+    if not len(sizes):
+        return np.zeros_like(mask), 0.0
+    return sitk.GetArrayViewFromImage(parts) == sizes.argmax() + 1, sizes.max() / sizes.sum()
+
+
+def between(mask):
+    """Where a mask lies on both sides along two axes: the mask with its holes, also those that lead outside, as sinuses do."""
+    axes = np.zeros(mask.shape, np.uint8)
+    for axis in range(3):
+        after = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
+        axes += np.logical_or.accumulate(mask, axis) & after
+    return axes >= 2
+
+
+def box(mask):
+    """The first and last index of a mask along z, y and x: int [3, 2]."""
+    return np.array([np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)])
+
+
+def middle(mask):
+    """The centre z, y, x (indices, float) of the box around a mask."""
+    return box(mask).mean(axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plausible?
+
+
+def check_found(image, mask, mask_path, centred):
+    """UserError unless the mask may be that of the brain in a volume, or, without `mask_path`, of the head.
+
+    centred: slices are counted from the middle of the mask.
+    """
+    inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
+    check_grey(sitk.GetArrayViewFromImage(image), inside)
+    check_head(inside, image.GetSpacing()[::-1], is_brain)
+    if is_brain:
+        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, True)) > 0, image)
+    if centred:
+        check_whole_head(inside, is_brain)
+
+
+def check_grey(voxels, mask):
+    """UserError where a volume [z, y, x] is a mask or a segmentation: few values, and the same one in most neighbours in `mask`."""
+    values = len(np.unique(voxels))
+    alike = (voxels[..., 1:] == voxels[..., :-1])[mask[..., 1:]].mean()
+    if values < LABELS and alike > ALIKE:
+        raise UserError(f"implausible: it has {values} values in large patches, as a mask or a segmentation; the scan is needed")
+
+
+def check_head(mask, spacing, is_brain):
+    """UserError unless a mask, bool [z, y, x], may be a head, or, is_brain, a brain.
+
+    spacing: (z, y, x) mm.
+    """
+    what, limits, sides = ("brain mask", BRAIN_ML, BRAIN_SIDES) if is_brain else ("head", HEAD_ML, HEAD_SIDES)
+    if is_brain and mask[:: mask.shape[0] - 1, :: mask.shape[1] - 1, :: mask.shape[2] - 1].sum() >= 4:
+        raise UserError("implausible: the brain mask is inverted: the corners of the volume are inside it, and 0 should be outside")
+    if is_brain and mask.sum() < HOLLOW * between(mask).sum():
+        raise UserError("implausible: the brain mask is hollow: it is of what is around the brain, or of parts of it")
+    ml = mask.sum() * np.prod(spacing) / 1000
+    if not limits[0] <= ml <= limits[1]:
+        raise UserError(f"implausible: the {what} has {ml:.0f} ml, not {limits[0]} to {limits[1]}")
+    height, length, width = map(float, (np.ptp(box(mask), axis=1) + 1) * spacing)
+    if not (sides[0] <= min(height, length, width) and max(height, length, width) <= sides[1]):
+        text = f"{width:.0f} x {length:.0f} x {height:.0f}"
+        raise UserError(f"implausible: the {what} is {text} mm, and each side should be {sides[0]} to {sides[1]}")
+    if width > 1.15 * length:
+        raise UserError(
+            f"implausible: the {what} is {width:.0f} mm wide and {length:.0f} mm long; are the axes in its header right?"
+        )
+    if height < 0.5 * length:
+        raise UserError(f"implausible: the {what} is {height:.0f} mm high and {length:.0f} mm long; is it whole?")
+
+
+def check_whole_head(mask, is_brain):
+    """UserError where a mask [z upwards, y backwards, x to the left] is cut off by the edge of its volume.
+
+    Its middle, from which slices are counted, would lie elsewhere.
+    """
+    for axis, names in enumerate((("bottom", "top"), ("front", "back"), ("right", "left"))):
+        sections = mask.sum(axis=tuple({0, 1, 2} - {axis}))
+        for name, section in zip(names, sections[[0, -1]]):
+            if section > (BRAIN_CUT_OFF if is_brain else CUT_OFF.get(name, 1.0)) * sections.max():
+                what = "brain mask" if is_brain else "head"
+                raise UserError(f"implausible: the {what} is cut off by the edge of the volume at its {name}")
+
+
+def check_mask(path, mask, head, image):
+    """UserError unless a brain mask fits the head: both bool [z, y, x], on the grid of `image`, a SimpleITK.Image."""
+    within = (mask & between(head)).sum() / mask.sum()
+    if within < WITHIN:
+        raise UserError(f"{path}: {1 - within:.0%} of this mask lies outside of the head: shifted, or of another scan")
+    factors = [max(1, round(SHIFT_MM / side)) for side in image.GetSpacing()]
+    small = sitk.GetArrayFromImage(sitk.BinShrink(image, factors))
+    inside = sitk.GetArrayFromImage(sitk.BinShrink(sitk.GetImageFromArray(mask.astype(np.float32)), factors)) > 0.5
+    small = np.minimum(small, np.percentile(small[inside], 90))  # fat may be brighter than the brain
+    bright = small[inside].mean() - np.percentile(small, 1)
+
+    def contrast(rim, axis=0, steps=0):
+        """By how much the volume is brighter just inside of the mask's edge than outside, with the mask moved along an axis."""
+        edge, around = (np.roll(part, steps, axis) for part in rim)
+        return float(small[edge].mean() - small[around].mean())
+
+    margins = [inside]  # a mask may have a wide margin, of bone
+    while len(margins) < 4 and (smaller := eroded(margins[-1])).any():
+        margins.append(smaller)
+    here, elsewhere = max(contrast(rim_of(part)) for part in margins), {}
+    rim = rim_of(inside)
+    for axis, factor in enumerate(factors[::-1]):
+        side = factor * image.GetSpacing()[2 - axis]
+        for steps in (-12, -10, -8, -6, -5, -4, -3, -2, 2, 3, 4, 5, 6, 8, 10, 12):
+            elsewhere[contrast(rim, axis, steps)] = abs(steps) * side
+    best = max(elsewhere)
+    if best > FITS * bright and best - here > FITS / 2 * bright:
+        raise UserError(f"{path}: this mask would fit better {elsewhere[best]:.0f} mm away: shifted, or of another scan")
+
+
+def eroded(mask):
+    """A mask, bool [z, y, x], without its outermost voxels."""
+    return sitk.GetArrayFromImage(sitk.BinaryErode(sitk.GetImageFromArray(mask.astype(np.uint8)), [1] * 3)) > 0
+
+
+def rim_of(mask):
+    """The voxels of a mask at its edge and those next to it outside: two bool arrays [z, y, x]."""
+    return mask & ~eroded(mask), ~mask & ~eroded(~mask)
+
+
+def check_slices(planes, inside, pixel_mm, names):
+    """UserError where slices, pixels [N, height, width] and the same parts of the mask (bool), show no brain."""
+    areas = inside.sum(axis=(1, 2)) * pixel_mm**2 / 100
+    black = [str(name) for name, area, plane in zip(names, areas, planes) if area < MIN_CM2 or not plane.any()]
+    if black:
+        raise UserError(f"--slices: {len(black)} of {len(names)} slices would show no brain: {', '.join(black[:5])}")

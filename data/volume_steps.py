@@ -13,24 +13,16 @@ right.
 Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
-import contextlib
-import errno
 import functools
-import glob
 import itertools
-import os
-import time
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from data.dicom import MAX_VOXELS, reason, sitk
-from data.volume_checks import check_grey, check_head, check_mask, check_slices, check_whole_head
-from data.volume_masks import head_mask, like, move_mask, read_mask, tame
-from data.volumes import Volume, file_checksum, open_volume, read_volume
-from report import volume_pictures
-from utils import UserError, atomic_path, printable
+from data.dicom import MAX_VOXELS, sitk
+from data.volume_masks import check_found, check_slices, head_mask, like, middle, move_mask, read_mask, tame
+from data.volumes import read_path
+from utils import UserError
 
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
 MIDDLE = 90  # number of the slice in the middle of the brain, about that of AD_NC's sagittal slices
@@ -49,14 +41,12 @@ MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has 
 class Settings(NamedTuple):
     """The flags of prepare.py that change slices."""
 
-    orient: bool = True
     n4: bool = True
-    masks: str | None = None
     template: str | None = None
     resample: float = 1.0  # mm; 0: the voxels stay (with a template, become the template's)
     scale: bool = True
     percentiles: tuple[float, float] = (0.5, 99.5)
-    plane: str | None = "sagittal"  # of PLANES; None without orient: slices lie along the third axis as it is stored
+    plane: str = "sagittal"  # of PLANES
     slices: tuple[float, float] = (-9, 10)
     slices_in: str = "mm"  # from the middle plane, or "index"
     num_slices: int = 20
@@ -65,14 +55,32 @@ class Settings(NamedTuple):
     format: str = "jpeg"  # or "png", of 16 bits
 
 
-class Job(NamedTuple):
-    """A scan to prepare."""
+FIELD = "bias field"  # title of the panel that shows the field itself
 
-    volume: Volume
-    mask: str | None  # a NIfTI file
-    folder: str  # for its slices
-    picture: str | None  # where to show its steps
-    settings: Settings
+
+class Plane(NamedTuple):
+    """A plane through the middle of a volume, as a picture shows it."""
+
+    pixels: np.ndarray  # float [H, W]; rows run downwards from front or top, as after `orient`
+    outline: np.ndarray | None  # of a mask, the same shape
+    aspect: float  # height / width of a pixel
+
+
+class Panel(NamedTuple):
+    """What a picture shows of a volume after a step."""
+
+    title: str
+    planes: list[Plane]  # axial, coronal, sagittal
+
+
+def panel_of(title, image, mask=None):
+    """The Panel of a SimpleITK.Image: columns run from the person's right to left, or front to back."""
+    volumes = [sitk.GetArrayViewFromImage(part) for part in (image, mask) if part is not None]
+    z, y, x = (n // 2 for n in volumes[0].shape)
+    dx, dy, dz = image.GetSpacing()
+    cuts = [((z,), 1, dy / dx), ((slice(None), y), -1, dz / dx), ((slice(None), slice(None), x), -1, dz / dy)]
+    planes = [[*(part[at][::step].copy() for part in volumes), None][:2] + [aspect] for at, step, aspect in cuts]
+    return Panel(title, [Plane(*plane) for plane in planes])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,22 +129,20 @@ def align(image, mask, template, template_mask):
     return motion
 
 
-def cubes(image, side, axial=True):
-    """An empty image over the same part of space with cubic voxels of `side` mm, along the scanner's axes or (not axial) its own.
+def cubes(image, side):
+    """An empty image over the same part of space with cubic voxels of `side` mm along the scanner's axes.
 
     Its first voxel lies where the lowest corner of `image` does, so nothing moves where nothing has to.
     """
-    axes = np.eye(3) if axial else np.reshape(image.GetDirection(), (3, 3))
     ends = itertools.product(*((0, n - 1) for n in image.GetSize()))
-    corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends]) @ axes
+    corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends])
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = np.floor((high - low) / side + 1e-3).astype(int) + 1
     if np.prod(size, dtype=float) > MAX_VOXELS:
         raise UserError(f"{' x '.join(f'{n * side:g}' for n in size)} mm, as its header says, are too many cubes of {side:g} mm")
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([side] * 3)
-    grid.SetOrigin((axes @ low).tolist())
-    grid.SetDirection(axes.ravel().tolist())
+    grid.SetOrigin(low.tolist())
     return grid
 
 
@@ -153,12 +159,6 @@ def scale(voxels, mask, percentiles):
     if not low < high:  # or nan
         raise UserError(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} inside the brain are both {low:g}")
     return np.clip((voxels - low) / (high - low), 0, 1)
-
-
-def middle(mask):
-    """The centre z, y, x (indices, float) of the box around a mask."""
-    ends = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return np.array([(end[0] + end[-1]) / 2 for end in ends])
 
 
 def slice_numbers(settings, centre, spacing, count):
@@ -184,8 +184,6 @@ def nearest(index):
 
 def turn(voxels, settings):
     """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns that Settings ask for."""
-    if not settings.orient:
-        return voxels
     axes, reverse = PLANES[settings.plane]
     if settings.plane == "sagittal" and settings.view == "neurological":
         voxels = voxels[..., ::-1]
@@ -217,19 +215,12 @@ def to_pixels(planes, scaled, image_format):
 @functools.lru_cache(maxsize=1)
 def load_template(path):
     """(image, head mask) of the template volume, axial."""
-    image = sitk.DICOMOrient(read_volume(open_volume(path) or Volume("", "NIfTI", (path,))), "LPS")
+    image = sitk.DICOMOrient(read_path(path), "LPS")
     return image, head_mask(image)
 
 
-def check_found(image, mask, mask_path, settings):
-    """UserError unless the mask may be that of the brain in a volume, or, without mask_path, of the head."""
-    inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
-    check_grey(sitk.GetArrayViewFromImage(image), inside)
-    check_head(inside, image.GetSpacing()[::-1], is_brain, settings.orient)
-    if is_brain:
-        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, False)) > 0, image)
-    if settings.orient and settings.centre == "brain" and settings.slices_in == "mm":
-        check_whole_head(inside, is_brain)
+# ---------------------------------------------------------------------------------------------------------------------
+# All of them
 
 
 def cut_slices(image, settings, mask_path=None, show=None, check=False):
@@ -237,54 +228,68 @@ def cut_slices(image, settings, mask_path=None, show=None, check=False):
 
     A number is MIDDLE plus the voxels from the middle plane, or with slices_in "index" the index of the slice in the volume.
     show: called with (title, image, mask or None) after each step. check: refuse what is no head or shows no brain
-    (data/volume_checks.py).
+    (data/volume_masks.py).
     """
     show = show or (lambda *_: None)
+    image, mask = correct(image, settings, mask_path, show, check)
+    image, mask, frame = resample(image, mask, settings, bool(mask_path), show)
+    return take_slices(image, mask, frame, settings, check)
+
+
+def correct(image, settings, mask_path, show, check):
+    """Orient, mask, N4: (image, mask), the voxels where they were."""
     show("as stored", image, None)
-    if settings.orient:
-        image = sitk.DICOMOrient(image, "LPS")
-        show("orient", image, None)
-    mask = read_mask(mask_path, image) if mask_path else head_mask(image, settings.orient)
+    image = sitk.DICOMOrient(image, "LPS")
+    show("orient", image, None)
+    mask = read_mask(mask_path, image) if mask_path else head_mask(image)
     show("mask" if mask_path else "head (no mask)", image, mask)
     if check:
-        check_found(image, mask, mask_path, settings)
+        check_found(image, mask, mask_path, settings.centre == "brain" and settings.slices_in == "mm")
     if settings.scale:
         image = tame(image, mask)
     if settings.n4:
         field = bias_field(image, mask)
         image = sitk.Cast(image / field, sitk.sitkFloat32)  # the quotient has 64 bits
-        show("bias field", field, mask)
+        show(FIELD, field, mask)
         show("n4", image, None)
-    grid, motion, target = None, None, None
     if mask_path:  # before alignment: a brain is put onto a brain
         image = image * sitk.Cast(mask, sitk.sitkFloat32)
         show("brain", image, None)
+    return image, mask
+
+
+def resample(image, mask, settings, is_brain, show):
+    """Align and resample: (image, mask, the mask in whose middle slices are counted: the template's, or the same)."""
+    motion, target = None, None
     if settings.template:
         template, target = load_template(settings.template)
         motion = align(image, mask, template, target)
         grid = cubes(template, settings.resample) if settings.resample else template
+        target = move_mask(target, grid)
     elif settings.resample:
-        grid = cubes(image, settings.resample, settings.orient)
-    if grid is not None:
-        image, mask = interpolate(image, grid, motion), move_mask(mask, grid, motion)
-        if mask_path:
-            image = image * sitk.Cast(mask, sitk.sitkFloat32)
-        target = target if target is None else move_mask(target, grid)
-        show("align, resample" if motion else "resample", image, target)
+        grid = cubes(image, settings.resample)
+    else:
+        return image, mask, mask
+    image, mask = interpolate(image, grid, motion), move_mask(mask, grid, motion)
+    if is_brain:
+        image = image * sitk.Cast(mask, sitk.sitkFloat32)
+    show("align, resample" if motion else "resample", image, target)
+    return image, mask, mask if target is None else target
+
+
+def take_slices(image, mask, frame, settings, check):
+    """Scale and cut: the pixels and numbers of `cut_slices`."""
     voxels, inside = sitk.GetArrayFromImage(image), sitk.GetArrayViewFromImage(mask) > 0
     if not inside.any():
         raise UserError("the brain mask is empty after resampling")
     if settings.scale:
         voxels = scale(voxels, inside, settings.percentiles)
-    voxels, inside = turn(voxels, settings), turn(inside, settings)
-    axes = PLANES[settings.plane][0] if settings.orient else (0, 1, 2)
+    voxels, inside, frame = (turn(part, settings) for part in (voxels, inside, sitk.GetArrayViewFromImage(frame) > 0))
+    axes = PLANES[settings.plane][0]
     depth, height, width = (image.GetSpacing()[2 - axis] for axis in axes)
     if abs(width - height) > 1e-3 * width:
         raise UserError(f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size")
-    if settings.centre == "volume":
-        centre = (np.array(voxels.shape) - 1) / 2
-    else:
-        centre = middle(inside if target is None else turn(sitk.GetArrayViewFromImage(target) > 0, settings))
+    centre = (np.array(voxels.shape) - 1) / 2 if settings.centre == "volume" else middle(frame)
     indices = slice_numbers(settings, centre[0], depth, len(voxels))
     names = indices if settings.slices_in == "index" else [MIDDLE + index - nearest(centre[0]) for index in indices]
     if names[0] < 0:
@@ -296,68 +301,3 @@ def cut_slices(image, settings, mask_path=None, show=None, check=False):
     if check:
         check_slices(pixels, np.stack([cut(inside[i], centre[1:]) for i in indices]), width, names)
     return pixels, names
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One scan, in a process of its own
-
-
-def prepare_scan(job):
-    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception.
-
-    A disk that is full adds {"full": True}, since the next scan would fail likewise.
-    """
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
-    try:
-        remove_slices(job)  # of an earlier run that was cut off
-        return {"image": job.volume.image, **write_scan(job)}
-    except Exception as error:  # whatever is wrong with one scan, the others go on
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        text = reason(error) if isinstance(error, RuntimeError) else text  # SimpleITK's
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    with contextlib.suppress(OSError):
-        remove_slices(job)
-    return {"image": job.volume.image, "error": printable(text)[:300]} | ({"full": True} if full else {})
-
-
-def remove_slices(job):
-    """Remove the slices that a Job would write."""
-    for old in glob.glob(os.path.join(glob.escape(job.folder), f"{job.volume.image}_*")):
-        os.unlink(old)
-
-
-def write_scan(job):
-    """Write the slices and the picture of a Job; returns what is recorded of it."""
-    start = time.monotonic()
-    stamp, source = job.volume.stamp(), job.volume.checksum()
-    image = read_volume(job.volume)
-    shape, spacing = image.GetSize(), image.GetSpacing()
-    panels = []
-    show = (lambda *panel: panels.append(volume_pictures.views(*panel))) if job.picture else None
-    pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
-    slices = write_slices(job, pixels, numbers)
-    if job.picture:
-        view = job.settings.view if job.settings.orient else None
-        what = f"image {job.volume.image}, {job.settings.plane or 'stored'} slices {numbers[0]} to {numbers[-1]}"
-        volume_pictures.save(panels, pixels, what, view, job.picture)
-    return {
-        "format": job.volume.format,
-        "stamp": stamp,
-        "sha256": source,
-        "mask": job.mask and file_checksum(job.mask),
-        "voxels": shape,
-        "spacing": [round(side, 5) for side in spacing],
-        "slices": slices,
-        "seconds": round(time.monotonic() - start, 2),
-    }
-
-
-def write_slices(job, pixels, numbers):
-    """Write <image>_<number>.jpeg or .png for each slice; returns {name: SHA-256}."""
-    written = {}
-    for plane, number in zip(pixels, numbers):
-        name = f"{job.volume.image}_{number}.{job.settings.format}"
-        with atomic_path(os.path.join(job.folder, name)) as temporary:
-            Image.fromarray(plane).save(temporary, quality=95)  # quality: of JPEG
-            written[name] = file_checksum(temporary)
-    return written

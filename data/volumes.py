@@ -10,30 +10,23 @@ the file or of a folder above it. Other formats are named, with what to do (UNRE
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
-from data.dicom import check_size, read_dicom, reason, sitk
-from data.nifti import check_length, check_transforms, is_gzip, open_content, read_header, read_not_finite
-from utils import UserError, printable, walk
+from data.dicom import read_dicom, reason, sitk
+from data.nifti import PAIR, read_nifti
+from utils import UserError, plural, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
-PAIR = ".hdr", ".hdr.gz"  # of NIfTI, each with its .img
-NRRD = ".nrrd", ".nhdr"
 DICOM = ".dcm", ".ima"
-ARCHIVES = dict.fromkeys((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), ("an archive", "unpack it"))
-UNREAD = {  # endings of volumes that are named but not read: (what they are, what to do)
-    **dict.fromkeys((".mgz", ".mgh"), ("a FreeSurfer volume", "convert it: mri_convert IN OUT.nii.gz")),
-    **dict.fromkeys((".mnc", ".mnc.gz"), ("a MINC volume", "convert it: mnc2nii IN OUT.nii, or mri_convert")),
-    **dict.fromkeys((".mha", ".mhd", ".gipl", ".vtk"), ("of a format that need not tell left from right", "convert it to NIfTI")),
-    **dict.fromkeys((".head", ".brik", ".brik.gz"), ("an AFNI volume", "convert it: 3dAFNItoNIFTI")),
-    **dict.fromkeys((".par", ".rec"), ("a Philips PAR/REC file", "convert it, such as with dcm2niix")),
-    **dict.fromkeys((".mif", ".mif.gz"), ("an MRtrix volume", "convert it: mrconvert IN OUT.nii.gz")),
-    **dict.fromkeys((".img", ".img.gz"), ("a file of voxels without its header", "put its .hdr beside it")),
-    **ARCHIVES,
+ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"
+UNREAD = {  # endings of volumes that are named but not read: what to do
+    **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), "its format need not tell left from right; convert it to NIfTI"),
+    **dict.fromkeys((".head", ".brik", ".brik.gz", ".par", ".rec"), "convert it to NIfTI (3dAFNItoNIFTI, dcm2niix)"),
+    **dict.fromkeys((".img", ".img.gz"), "put its .hdr beside it"),
+    **dict.fromkeys(ARCHIVES, "unpack it"),
 }
 
 
@@ -41,7 +34,7 @@ class Volume(NamedTuple):
     """The files of one scan."""
 
     image: str  # Image Data ID without the leading I and zeros
-    format: str  # "NIfTI", "NRRD", "DICOM", or "" for one of UNREAD
+    format: str  # "NIfTI", "DICOM", or "" for one of UNREAD
     files: tuple[str, ...]
 
     @property
@@ -95,7 +88,7 @@ def image_id(path, is_dicom=False):
 
 def ending(path):
     """The part of a path that tells its format, such as ".nii.gz"; "" for one that is not known."""
-    known = (*NIFTI, *PAIR, *NRRD, *DICOM, *UNREAD)
+    known = (*NIFTI, *PAIR, *DICOM, *UNREAD)
     return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
 
 
@@ -153,8 +146,6 @@ def open_volume(path, beside=None):
             return None  # its header is the Volume
         if header:
             return Volume("", "NIfTI", (path, partner or path))
-    if end in NRRD:
-        return Volume("", "NRRD", (path,))
     if is_dicom(path):
         return Volume("", "DICOM", (path,))
     return Volume("", "", (path,)) if end in UNREAD else None
@@ -179,6 +170,11 @@ def is_dicom(path):
 # Reading
 
 
+def read_path(path):
+    """The volume in a file, by `read_volume`; a NIfTI file may have any name."""
+    return read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
+
+
 def read_volume(volume):
     """The Volume as a SimpleITK.Image, float32, three-dimensional; what is NaN at its border becomes as dark as the darkest.
 
@@ -187,10 +183,8 @@ def read_volume(volume):
     """
     try:
         if not volume.format:
-            what, remedy = UNREAD[ending(volume.place).lower()]
-            raise UserError(f"{volume.place}: {what}, which is not read; {remedy}")
-        read = {"NIfTI": read_nifti, "NRRD": read_nrrd, "DICOM": read_dicom}[volume.format]
-        image = read(volume.files)
+            raise UserError(f"{volume.place}: not read as it is; {UNREAD[ending(volume.place).lower()]}")
+        image = (read_nifti if volume.format == "NIfTI" else read_dicom)(volume.files)
     except RuntimeError as error:  # SimpleITK's
         raise UserError(f"{volume.place}: cannot be read ({reason(error)})") from None
     except OSError as error:
@@ -213,62 +207,8 @@ def fill_border(place, image):
     border = {label for axis in range(3) for end in (0, -1) for label in np.unique(labels.take(end, axis))} - {0}
     outside = np.isin(labels, sorted(border))
     if count := int((~finite & ~outside).sum()):
-        raise UserError(f"{place}: {count} voxel{'s' * (count > 1)} inside it not finite (NaN or infinite); make it again")
+        raise UserError(f"{place}: {plural(count, 'voxel')} inside it not finite (NaN or infinite); make it again")
     darkest = min(0.0, float(voxels[finite].min(initial=0.0)))
     clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
     clean.CopyInformation(image)
     return clean
-
-
-def read_nifti(files):
-    """Read a NIfTI file, or a pair of header and voxels; the errors are those of `read_volume`."""
-    path, data = files[0], files[-1]
-    header = read_header(path)
-    if (count := int(np.prod(header.size[3:]))) > 1:
-        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
-    if header.components > 1:
-        raise UserError(f"{path}: {header.components} values a voxel (colour, vectors or complex numbers), which is no T1 scan")
-    check_size(path, header.size[:3])
-    check_transforms(path, header)
-    if path == data and ending(path).lower() in PAIR:
-        raise UserError(f"{path}: its voxels are missing, which a file .img beside it should hold")
-    check_length(path, header, data)
-    with tempfile.TemporaryDirectory() as folder:
-        if path == data and is_gzip(path) != path.lower().endswith(".gz"):  # ITK goes by the name
-            path = os.path.join(folder, "x.nii")
-            with open_content(data) as packed, open(path, "wb") as plain:
-                shutil.copyfileobj(packed, plain)
-        image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
-    while image.GetDimension() > 3:
-        image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
-    where, values = read_not_finite(header, data)
-    if len(where):
-        voxels = sitk.GetArrayFromImage(image)
-        voxels.flat[where] = values
-        whole = sitk.GetImageFromArray(voxels)
-        whole.CopyInformation(image)
-        image = whole
-    return image
-
-
-def read_nrrd(files):
-    """Read an NRRD file that says where its axes lead; the errors are those of `read_volume`."""
-    path = files[0]
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO")
-    reader.SetFileName(path)
-    reader.ReadImageInformation()
-    space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
-    with open(path, "rb") as file:
-        header = file.read(2**16).partition(b"\n\n")[0].replace(b"\r", b"")
-    if reader.GetNumberOfComponents() > 1 or reader.GetDimension() > 3:
-        raise UserError(f"{path}: a series, colour or vectors; only single volumes can be used")
-    check_size(path, (*reader.GetSize(), 1)[:3])
-    if not re.fullmatch(r"(left|right)-(anterior|posterior)-superior|[LR][AP]S", space, re.IGNORECASE) or not re.search(
-        rb"(?im)^space directions:", header
-    ):
-        raise UserError(f"{path}: no orientation (space and space directions): nobody could tell left from right; convert it again")
-    spacing = np.array(reader.GetSpacing())
-    if not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise UserError(f"{path}: its header says voxels of {' x '.join(f'{side:g}' for side in spacing)} mm; convert it again")
-    return sitk.Cast(reader.Execute(), sitk.sitkFloat32)

@@ -17,7 +17,7 @@ def matched(text):
 
 def parse_args(argv=None):
     parser = ArgumentParser(
-        "Report on a data set: counts, sizes, damaged files, people, what train and test share, samples; or split it anew.",
+        "Report on a data set: counts, sizes, damaged files, people, what train and test share, samples; or split it by person.",
         "dataset.py --dataset_dir AD_NC",
         "dataset.py --dataset_dir AD_NC --subjects ADNI.csv",
         "dataset.py --dataset_dir AD_NC --subjects ADNI.csv --split_by_subject AD_NC_new --test_share 0.3 --seed 0",

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 
 from analysis.position import index_auc, slice_indices, unknown_text, windows
 from data.checks import check_brightness, warn_of_kinds
-from data.damage import find_damaged, scans_of
+from data.damage import find_damaged, scans_of, touches_upper_edge
 from data.decode import Light, decode, light_of, pad_and_resize, read_files
 from data.folders import class_folders, find_slices, find_splits, require_readable, some_of
 from data.subjects import contradictions, count_and_names, find_subjects, identify, image_order, look_up, resampling_groups
 from data.view import find_view
 from utils import UserError, atomic_path, make_folder, printable
 
-SAMPLES = 8  # slices of each class in samples.png, and damaged scans in damaged.png
+SAMPLES = 8  # slices of each class in samples.png, and scans that are listed by name or shown in damaged.png
 EXAMINED = 64  # pixels a side at which view and damage are looked for
 
 
@@ -34,13 +34,46 @@ class FileFacts(NamedTuple):
     size: tuple  # width, height
     light: Light
     digest: bytes  # SHA-256 of the grey pixels: the same for the same image in any file format
+    at_top: bool  # whether the head touches the upper edge
     pixels: np.ndarray  # uint8 [64, 64], the slice reduced
+
+
+class Split(NamedTuple):
+    """What was read of a split."""
+
+    folder: str
+    folders: dict  # {class: its folder}
+    facts: dict  # {"AD/file name": FileFacts} of the readable files
+    unreadable: list  # the names of the others
+    status: dict  # {class: those of `decode.Files`}
+    levels: dict  # likewise
+
+    def of(self, name):
+        """{path: FileFacts} of the readable files of a class."""
+        return {file: fact for file, fact in self.facts.items() if file.startswith(f"{name}/")}
 
 
 def inspect(_, image, grey):
     """The FileFacts of an image, as `decode.read_files` gives it."""
-    digest = hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest()
-    return FileFacts(image.mode, image.size, light_of(np.asarray(grey)), digest, np.asarray(pad_and_resize(grey, EXAMINED)))
+    digest, pixels = hashlib.sha256(repr(image.size).encode() + grey.tobytes()).digest(), np.asarray(grey)
+    reduced = np.asarray(pad_and_resize(grey, EXAMINED))
+    return FileFacts(image.mode, image.size, light_of(pixels), digest, touches_upper_edge(pixels), reduced)
+
+
+def read_split(split, folder, classes, num_workers):
+    """The Split in a folder; UserError if a class is missing or has no readable slice."""
+    found = Split(folder, class_folders(folder, classes), {}, [], {}, {})
+    for name, class_folder in found.folders.items():
+        files = [file for file, *_ in find_slices(class_folder)]
+        paths = [os.path.join(class_folder, file) for file in files]
+        results, found.status[name], found.levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
+        require_readable(class_folder, found.status[name], files)
+        for file, fact in zip(files, results):
+            if fact:
+                found.facts[f"{name}/{file}"] = fact
+            else:
+                found.unreadable.append(f"{name}/{file}")
+    return found
 
 
 def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subjects=None):
@@ -51,45 +84,20 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
     subjects: path of a table for `read_subjects`. UserError if a folder is missing, or a class has no readable slice or is nearly
     black.
     """
-    table = find_subjects(subjects, dataset_dir)
-    splits = find_splits(dataset_dir, classes)
+    table, folders = find_subjects(subjects, dataset_dir), find_splits(dataset_dir, classes)
     make_folder(output_dir, "--output_dir")
     samples_path, damaged_path = (os.path.join(output_dir, name) for name in ("samples.png", "damaged.png"))
-    facts_of, damaged = {}, []
-    for split, split_folder in splits.items():
-        facts, unreadable, samples, counts = {}, [], {}, {}  # facts: {"AD/file name": FileFacts} of the readable files
-        status, levels, folders = {}, {}, class_folders(split_folder, classes)
-        for name, folder in folders.items():
-            files = [file for file, *_ in find_slices(folder)]
-            paths = [os.path.join(folder, file) for file in files]
-            results, status[name], levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
-            readable = [file for file, result in zip(files, results) if result]
-            require_readable(dataset_dir, folder, status[name], files)
-            unreadable += [f"{name}/{file}" for file, result in zip(files, results) if not result]
-            facts |= {f"{name}/{file}": result for file, result in zip(files, results) if result}
-            counts[name] = len(readable)
-            shown = np.linspace(0, len(readable) - 1, min(SAMPLES, len(readable))).astype(int)
-            samples[name] = [os.path.join(folder, readable[i]) for i in shown]
-        if not facts_of:  # of the first split
-            save_samples(samples_path, samples, resolution, levels)
-        facts_of[split] = facts
-        print(f"{split}: {' + '.join(f'{n} {name}' for name, n in counts.items())} slices in {split_folder}")
-        print_facts(facts.values(), unreadable)
-        pixels, scans = np.stack([fact.pixels for fact in facts.values()]), scans_of(facts)
-        print(f"  view: {find_view(pixels)}")
-        reasons = find_damaged(pixels, scans)
-        print(f"  damaged scans: {len(reasons)}")
-        for scan, reason in list(reasons.items())[:SAMPLES]:
-            print(f"    {printable(scan)}: {reason}")
-        damaged += pairs_to_draw(split, pixels, scans, reasons)
-        warn_of_kinds(split_folder, status, levels)
-        of_class = {name: [fact.light for file, fact in facts.items() if file.startswith(f"{name}/")] for name in counts}
-        check_brightness(split_folder, of_class)
-    if len(facts_of) == 2:
-        compare_pictures(**facts_of)
+    splits, damaged = {}, []
+    for split, folder in folders.items():
+        splits[split] = found = read_split(split, folder, classes, num_workers)
+        if len(splits) == 1:
+            save_samples(samples_path, found, resolution)
+        damaged += print_split(split, found)
+    if len(splits) == 2:
+        compare_pictures(splits["train"].facts, splits["test"].facts)
     else:
-        print(f"only {' '.join(facts_of)} is here, so what train and test share cannot be told")
-    scans_in = {split: dict(zip(facts, identify(facts, table))) for split, facts in facts_of.items()}
+        print(f"only {' '.join(splits)} is here, so what train and test share cannot be told")
+    scans_in = {split: dict(zip(found.facts, identify(found.facts, table))) for split, found in splits.items()}
     print_scans(scans_in)
     if table:
         print_people(scans_in, table)
@@ -101,9 +109,43 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
         os.unlink(damaged_path)  # of an earlier report
     if damaged:
         save_damaged(damaged_path, damaged[:SAMPLES])
-        print(
-            f"damaged scans, each beside one that is not: {damaged_path} (train.py leaves them out; --keep_damaged True keeps them)"
-        )
+        kept = "train.py leaves them out; --keep_damaged True keeps them"
+        print(f"damaged scans, each beside one that is not: {damaged_path} ({kept})")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A split
+
+
+def print_split(split, found):
+    """Print what there is in a Split and what is doubtful in it; returns `pairs_to_draw` of its damaged scans."""
+    counts = [f"{len(found.of(name))} {name}" for name in found.folders]
+    print(f"{split}: {' + '.join(counts)} slices in {found.folder}")
+    print_facts(found.facts.values(), found.unreadable)
+    pixels, scans = np.stack([fact.pixels for fact in found.facts.values()]), scans_of(found.facts)
+    print(f"  view: {find_view(pixels)}")
+    reasons = find_damaged(pixels, scans)
+    print_scan_notes("damaged scans", reasons)
+    print_scan_notes("scans whose head touches the upper edge", at_upper_edge(found.facts.values(), scans, reasons))
+    warn_of_kinds(found.folder, found.status, found.levels)
+    check_brightness(found.folder, {name: [fact.light for fact in found.of(name).values()] for name in found.status})
+    return pairs_to_draw(split, pixels, scans, reasons)
+
+
+def print_scan_notes(title, notes):
+    """Print how many scans {scan: note} holds, and the first of them with their notes."""
+    print(f"  {title}: {len(notes)}")
+    for scan, note in list(notes.items())[:SAMPLES]:
+        print(f"    {printable(scan)}: {note}")
+
+
+def at_upper_edge(facts, scans, damaged):
+    """{scan: "in 3 of 20 slices"} of the scans, of FileFacts and `scans` of each, whose head touches the upper edge.
+
+    They may be cut off there, but are kept in training. Damaged scans are named for that alone.
+    """
+    touching, slices = Counter(scan for fact, scan in zip(facts, scans) if fact.at_top and scan not in damaged), Counter(scans)
+    return {scan: f"in {count} of {slices[scan]} slices; perhaps cut off there" for scan, count in touching.items()}
 
 
 def print_facts(facts, unreadable):
@@ -112,6 +154,10 @@ def print_facts(facts, unreadable):
     print(f"  width x height: {sizes}; modes: {modes}")
     repeated = len(facts) - len({fact.digest for fact in facts})
     print(f"  unreadable: {count_and_names(unreadable)}; pictures that are there more than once: {repeated}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What splits share
 
 
 def compare_pictures(train, test):
@@ -124,7 +170,7 @@ def compare_pictures(train, test):
 def print_scans(scans_in):
     """Print the number of scans of each split {split: {file name: Scan}}, and which two splits share."""
     images = [{scan.image for scan in scans.values() if scan.image} for scans in scans_in.values()]
-    text = ", ".join(f"{len(of_split)} in {split}" for split, of_split in zip(scans_in, images))
+    text = ", ".join(f"{len(there)} in {split}" for split, there in zip(scans_in, images))
     shared = f", in both {count_and_names(sorted(set.intersection(*images), key=image_order))}" if len(images) > 1 else ""
     print(f"scans: {text}{shared}")
     nameless = [f"{split}/{file}" for split, scans in scans_in.items() for file, scan in scans.items() if not scan.image]
@@ -149,8 +195,8 @@ def print_people(scans_in, table):
                     days.setdefault((scan.person, scan.date), set()).add((image, split))
     if len(people) > 1:
         print(f"  in both train and test: {count_and_names(sorted(people['train'] & people['test']))}")
-    strangers = {scan.image for scans in scans_in.values() for scan in scans.values() if scan.image and not scan.person}
-    print(f"  scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
+    unmatched = {scan.image for scans in scans_in.values() for scan in scans.values() if scan.image and not scan.person}
+    print(f"  scans that --subjects lacks: {count_and_names(sorted(unmatched, key=image_order))}")
     print(f"  scans whose folder contradicts their group: {count_and_names(contradictions(places, table))}")
     print(f"  pairs of scans of one person on one day: {same_day_text(days, list(scans_in))}")
 
@@ -175,8 +221,8 @@ def print_positions(scans_in):
     cut = windows(names)
     if not cut:
         return
-    of_class = [f"{name} from {span(window.first)}, {span(window.slices)} slices a scan" for name, window in cut.items()]
-    print(f"windows, the first slice index of a scan as median (range): {'; '.join(of_class)}")
+    shown = [f"{name} from {span(window.first)}, {span(window.slices)} slices a scan" for name, window in cut.items()]
+    print(f"windows, the first slice index of a scan as median (range): {'; '.join(shown)}")
     if len(cut) < 2:
         return
     is_ad = np.array([file.startswith("AD/") for file in names])
@@ -185,9 +231,7 @@ def print_positions(scans_in):
     if found is None:
         told = f"not measured, too few {unit}"
     elif found.low > 0.5:
-        told = (
-            f"{found} over {unit}: the position of a slice tells AD from NC; --split_by_subject OUT --match position prevents that"
-        )
+        told = f"{found} over {unit}: the position of a slice tells AD from NC; --split_by_subject OUT --match position holds it"
     else:
         told = f"{found} over {unit}: not shown to tell them apart (0.5 is chance)"
     print(f"slice index alone, AUC of AD against NC: {told}")
@@ -204,18 +248,27 @@ def tally(values):
     return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
 
 
-def save_samples(path, samples, resolution, levels):
-    """Draw the slices in `samples`, {class: [path]}, as training sees them, a row per class; levels: {class: those of `Files`}."""
-    columns = max(len(paths) for paths in samples.values())
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def save_samples(path, found, resolution):
+    """Draw evenly spaced slices of a Split as training sees them, a row per class."""
+    samples = {}
+    for name in found.folders:
+        files = list(found.of(name))
+        samples[name] = [files[i] for i in np.linspace(0, len(files) - 1, min(SAMPLES, len(files))).astype(int)]
+    columns = max(map(len, samples.values()))
     figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * len(samples)), facecolor="black", layout="constrained")
     axes = figure.subplots(len(samples), columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], facecolor="black")
         axis.spines[:].set_visible(False)
-    for row, (name, paths) in zip(axes, samples.items()):
+    for row, (name, files) in zip(axes, samples.items()):
         row[0].set_ylabel(name, color="white", fontsize=14)
-        for axis, slice_path in zip(row, paths):
-            axis.imshow(decode(slice_path, resolution, levels[name]), cmap="gray", vmin=0, vmax=255)
+        for axis, file in zip(row, files):
+            pixels = decode(os.path.join(found.folders[name], file.removeprefix(f"{name}/")), resolution, found.levels[name])
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     save(figure, path)
 
 
@@ -225,7 +278,7 @@ def pairs_to_draw(split, pixels, scans, reasons):
     for i, scan in enumerate(scans):
         rows.setdefault(scan, []).append(i)
     normal = [scan for scan in rows if scan not in reasons]
-    middle = {scan: pixels[of_scan[len(of_scan) // 2]] for scan, of_scan in rows.items()}
+    middle = {scan: pixels[indices[len(indices) // 2]] for scan, indices in rows.items()}
     usual = sorted(normal, key=lambda scan: middle[scan].mean())[len(normal) // 2] if normal else None
     return [(f"{split} {scan}: {reason}", middle[scan], f"scan {usual}", middle[usual]) for scan, reason in reasons.items()]
 
@@ -236,11 +289,8 @@ def save_damaged(path, pairs):
     for row, (title, damaged, usual, normal) in zip(figure.subfigures(len(pairs), squeeze=False)[:, 0], pairs):
         row.set_facecolor("black")
         row.suptitle("\n".join(textwrap.wrap(title, 90)), color="white", fontsize=9)
-        panels = (
-            (damaged, 255, "as it is"),
-            (damaged, max(1, damaged.max()), "full contrast"),
-            (normal, 255, f"not damaged: {usual}"),
-        )
+        full = damaged, max(1, damaged.max()), "full contrast"
+        panels = (damaged, 255, "as it is"), full, (normal, 255, f"not damaged: {usual}")
         for axis, (pixels, white, caption) in zip(row.subplots(1, len(panels)), panels):
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=white)
             axis.set_title(caption, color="white", fontsize=9)

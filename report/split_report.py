@@ -92,8 +92,8 @@ def print_split(files, kept, split_of, strata):
             scans = len({file.scan.image for file in there})
             print(f"{split} {label}: {len(people)} people ({', '.join(details)}), {scans} scans, {len(there)} slices")
     left_out = [file for file in files if file.name not in split_of]
-    strangers = {file.scan.image for file in left_out if file.scan.image}
-    print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(strangers, key=image_order))}")
+    unmatched = {file.scan.image for file in left_out if file.scan.image}
+    print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(unmatched, key=image_order))}")
 
 
 def print_position(known, kept, split_of, match):

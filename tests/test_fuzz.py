@@ -611,7 +611,7 @@ def download_of_one(folder):
         inside = any(os.path.realpath(place).startswith(str(base)) for base in (folder, Path.cwd()))
         return real(place if inside or not os.path.isdir(place) else folder, *flag)
 
-    def run_jobs(jobs, _):
+    def run_jobs(jobs, *_):
         return ({"image": job.volume.image, "stamp": job.volume.stamp(), "mask": None, "slices": {}} for job in jobs)
 
     (folder / "I7.nii").write_bytes(b"text")

@@ -160,7 +160,7 @@ def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--dataset_dir", data, "--device", "cpu", *tools.split()]
     assert predict.main([*flags, "--project", os.path.join(data, "AD/100_0.png")]) == 0
     slices, pictures = metrics.slice_paths("--fake", str(tmp_path), "all")
-    assert [os.path.relpath(path, tmp_path) for of_class in slices.values() for path in of_class] == [
+    assert [os.path.relpath(path, tmp_path) for paths in slices.values() for path in paths] == [
         os.path.join("all-conditional", name, f"{i:06d}.png") for name in ("AD", "NC") for i in range(6)
     ]
     assert len(pictures) > 20
@@ -169,8 +169,8 @@ def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path
 @pytest.mark.parametrize("above", ["", "AD"])
 def test_a_run_is_no_set_of_slices(tmp_path, above):
     for name in RUN:
-        for of_class in ("AD", "NC") if above else ("",):
-            save_picture(tmp_path / of_class / name)
+        for label in ("AD", "NC") if above else ("",):
+            save_picture(tmp_path / label / name)
     with pytest.raises(UserError, match="--fake .*no slice in it, only pictures .*losses.png.*--export N writes generated slices"):
         metrics.load("--fake", str(tmp_path), "all", 32)
     with pytest.raises(UserError, match="no slice in it, only pictures .*32x32.png, epoch_0005.png"):
@@ -215,7 +215,7 @@ def test_an_export_of_one_class_says_which_flag_compares_it(tmp_path):
     assert len(metrics.load("--fake", str(tmp_path), "AD", 32)[0]) == 3
 
 
-def test_wrong_input_is_refused_by_name(folders, slices_dir, tmp_path):
+def test_wrong_input_is_rejected_with_the_flags_name(folders, slices_dir, tmp_path):
     real, fake = folders["real"], folders["fake"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
@@ -224,7 +224,7 @@ def test_wrong_input_is_refused_by_name(folders, slices_dir, tmp_path):
     five, above = write(tmp_path / "five", brains(5, 0)), os.path.dirname(slices_dir)
     for expected, more in {
         "--real: no slices in": ["--real", tmp_path / "empty", "--fake", fake],
-        "--fake .*no readable slice": ["--real", real, "--fake", tmp_path / "bad"],
+        "--fake: no readable slice": ["--real", real, "--fake", tmp_path / "bad"],
         "5 generated slices are too few": ["--real", real, "--fake", five],
         "--resolution 32": ["--real", real, "--fake", fake, "--resolution", "64"],
         "--train .*did you mean": ["--real", real, "--fake", fake, "--train", above],
@@ -241,7 +241,7 @@ def test_command_refuses_in_one_line(folders, tmp_path, refused):
 
 
 @pytest.mark.slow  # imports torchvision
-def test_inception_without_its_weights_is_refused_by_name(slices_dir, tmp_path, monkeypatch):
+def test_inception_without_its_weights_is_rejected_with_the_flags_name(slices_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     flags = ["--real", slices_dir, "--fake", slices_dir, "--features", "inception", "--resolution", 32]

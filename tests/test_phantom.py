@@ -86,7 +86,7 @@ def test_scans_of_a_subject_show_one_anatomy_in_another_pose(tmp_path, view):
     same = {name for name in first[0] if first[0][name] == second[0][name]}
     assert {"subject", "anatomy_seed", "class", *phantom_anatomy.DISEASE} <= same and not same & {*phantom_anatomy.POSE}
     numbers = {row["slice"] for row in first} & {row["slice"] for row in second}
-    a, b = (np.mean([row["white_mm2"] for row in of_scan if row["slice"] in numbers]) for of_scan in (first, second))
+    a, b = (np.mean([row["white_mm2"] for row in rows if row["slice"] in numbers]) for rows in (first, second))
     assert b == pytest.approx(a, rel=0.15)
 
 
@@ -96,13 +96,6 @@ def test_place_gives_a_fifth_to_testing_and_alternates_classes(subjects, in_test
     assert sum(split == "test" for split, _ in places) == in_test
     assert sum(label == "AD" for _, label in places) == subjects / 2
     assert len(set(places)) == 4
-
-
-def test_each_subject_is_in_one_split_and_class(rows):
-    folders = {}
-    for row in rows:
-        folders.setdefault(pathlib.PurePath(row["path"]).name.split("_")[0], set()).add((row["split"], row["class"]))
-    assert len(folders) == 4 and all(len(places) == 1 for places in folders.values())
 
 
 @pytest.mark.parametrize("view, middle, near, far", [("axial", 12.0, 13.5, 24.0), ("sagittal", 7.0, 8.0, 16.0)])
@@ -126,12 +119,6 @@ def test_classes_differ_in_the_right_direction_and_overlap(name, sign):
     ad_is_larger = (ad[:, None] > nc[None, :]).mean()  # the area under the ROC curve
     assert 0.8 < ad_is_larger < 0.97
     assert ad.min() < np.median(nc) and nc.max() > np.median(ad)
-
-
-def test_brain_size_does_not_depend_on_the_class():
-    rng = np.random.default_rng(0)
-    ad, nc = ([draw_subject(rng, label)["brain_width_mm"] for _ in range(1000)] for label in ("AD", "NC"))
-    assert abs(np.mean(ad) - np.mean(nc)) < 0.6  # 3.4 standard errors
 
 
 COUNTED = {
@@ -398,7 +385,7 @@ def first_slices(traps):
 def test_windows_are_those_of_the_real_set_with_the_trap_and_alike_without():
     first = first_slices(("windows",))
     assert [np.median(first[name]) for name in CLASSES] == pytest.approx([78, 88], abs=1)
-    assert all((of_class.min(), of_class.max()) == (67, 95) for of_class in first.values())
+    assert all((indices.min(), indices.max()) == (67, 95) for indices in first.values())
     rule = max((np.mean(first["AD"] < edge) + np.mean(first["NC"] >= edge)) / 2 for edge in range(68, 96))
     assert rule == pytest.approx(0.68, abs=0.02)
     plain = first_slices(())
@@ -411,7 +398,7 @@ def test_people_are_in_both_splits_and_have_several_scans_with_the_traps():
     for i, mean in enumerate((3.4, 1.7)):
         assert np.mean([len(scans) for scans in planned[i::2]]) == pytest.approx(mean, abs=0.2)
     splits = [{scan.split for scan in scans} for scans in planned]
-    shared = sum(len(of_person) == 2 for of_person in splits) / sum("test" in of_person for of_person in splits)
+    shared = sum(len(parts) == 2 for parts in splits) / sum("test" in parts for parts in splits)
     assert 0.5 < shared < 0.8  # of AD_NC 65%
     days = [[scan.date for scan in scans] for scans in planned]
     assert 0.15 < sum(len(of) - len({*of}) for of in days) / sum(len(of) - 1 for of in days) < 0.35
@@ -471,8 +458,8 @@ def test_traps_are_written_with_their_truth(tmp_path):
     ages = {}
     for row in rows:
         ages.setdefault(row["subject"], {})[row["date"]] = float(row["age"])
-    for of_person in ages.values():
-        assert [of_person[date] for date in sorted(of_person)] == sorted(of_person.values())
+    for by_date in ages.values():
+        assert [by_date[date] for date in sorted(by_date)] == sorted(by_date.values())
 
     assert write_phantoms(str(folder), 4, 3, traps=tuple(phantom.TRAPS)) == 0
     with pytest.raises(UserError, match="meta_data_with_label.json: is there already"):

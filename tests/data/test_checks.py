@@ -15,7 +15,7 @@ def forget():
 
 def check(values):
     """values: {class: its slices' brightest grey levels}."""
-    check_brightness("data", {name: [Light(value, value, 0) for value in of_class] for name, of_class in values.items()})
+    check_brightness("data", {name: [Light(value, value, 0) for value in brightest] for name, brightest in values.items()})
 
 
 def said(capsys, values):
@@ -23,7 +23,7 @@ def said(capsys, values):
     return capsys.readouterr().err
 
 
-def test_a_class_that_is_nearly_black_is_refused():
+def test_a_class_that_is_nearly_black_is_rejected():
     for dark in ([0] * 9, [3, 14, 15, 9], [0], [0] * 11 + [200], [0] * 6 + [200] * 5):
         with pytest.raises(UserError, match="--dataset_dir data: NC is nearly black: .* of 255; save") as refused:
             check({"AD": [200] * 9, "NC": dark})
@@ -108,7 +108,7 @@ def test_levels_and_kinds_are_named_by_class(capsys):
 
 def test_files_of_several_images_are_counted(capsys):
     warn_of_kinds("data", {"AD": np.array([PAGES, FIRST_KIND, PAGES])}, {"AD": {}})
-    assert "2 files hold several images" in capsys.readouterr().err
+    assert "2 files with several images cannot be used" in capsys.readouterr().err
 
 
 def test_a_line_is_printed_once(capsys):

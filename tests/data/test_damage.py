@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from synthetic import brains, noise, save
 
-from data.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of, slice_statistics
+from data.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of, slice_statistics, touches_upper_edge
+from data.phantom_anatomy import VIEWS, draw_subject, render, slice_tissue
 from dataset import Slices
 from utils import UserError
 
@@ -113,6 +114,18 @@ def test_statistics_of_slices_whose_values_are_known():
     assert grey[0] == pytest.approx(values.mean() / 2) and level[0] == pytest.approx(values.mean())
     assert correlation[0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
     assert grey[1] == 0 and np.isnan(correlation[1]) and abs(correlation[2]) < 0.1
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_heads_at_the_upper_edge_are_told_from_all_others(view):
+    """Phantoms as they are, and moved upwards until a part is cut off; a bright background, noise and black are no heads."""
+    for number in range(3):
+        params = draw_subject(np.random.default_rng([3, number]), "AD")
+        image = render(params, slice_tissue(params, 6.0, view), 6.0, np.random.default_rng(0), view)
+        top = np.flatnonzero((image > 60).sum(1) > 8)[0]
+        assert not touches_upper_edge(image) and not touches_upper_edge(255 - image)
+        assert not touches_upper_edge(np.roll(image, 3 - top, 0)) and touches_upper_edge(image[top + 3 :])
+    assert not any(map(touches_upper_edge, (noise(64, 64), noise(64, 64, high=4), 0 * image, 0 * image + 90)))
 
 
 def test_scans_are_named_by_their_files():

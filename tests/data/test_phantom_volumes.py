@@ -3,6 +3,7 @@
 # ruff: noqa: E402  (without SimpleITK nothing below can be imported)
 
 import datetime
+import io
 import itertools
 import locale
 import pathlib
@@ -10,14 +11,17 @@ import pathlib
 import numpy as np
 import pytest
 from conftest import read_image
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 sitk = pytest.importorskip("SimpleITK")
 import phantom
-from data import phantom_anatomy, phantom_volumes, volume_steps
+import prepare
+from data import phantom_anatomy, phantom_volumes, preparation, volume_steps
 from data.phantom_anatomy import VIEWS, draw_subject
 from data.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom, write_nifti
-from data.volume_steps import Job, Settings, cut_slices, prepare_scan
+from data.volume_masks import head_mask, move_mask
+from data.volume_steps import Settings, cut_slices
 from data.volumes import find_volumes, read_volume
 from utils import UserError
 
@@ -93,20 +97,6 @@ def test_slices_equal_those_of_the_volume_exactly_without_resampling(tmp_path, k
     assert (np.delete(np.delete(pixels, np.s_[98:142], 1), np.s_[108:148], 2) == 0).all()
 
 
-@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
-def test_sagittal_and_coronal_slices_equal_those_of_the_volume_exactly(tmp_path, kind, orientation, turned):
-    planes = np.uint16(np.random.default_rng(0).integers(1, 65536, SIZE[::-1]))  # [z upwards, y backwards, x to the right]
-    planes[20:30, 10:20, 30:] = 65535
-    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
-    sagittal, numbers = cut_slices(image, AS_STORED._replace(plane="sagittal", slices=(0, 39), num_slices=40))
-    assert numbers == list(range(40))
-    for number, pixels in zip(numbers, sagittal):  # rows forwards, columns upwards
-        assert (pixels[98:142, 104:152] == planes[:, ::-1, number].T).all() and pixels.astype(bool).sum() == 44 * 48
-    coronal, numbers = cut_slices(image, AS_STORED._replace(plane="coronal", slices=(0, 43), num_slices=44))
-    for number, pixels in zip(numbers, coronal):  # rows downwards, columns to the right
-        assert (pixels[96:144, 108:148] == planes[::-1, number]).all() and pixels.astype(bool).sum() == 40 * 48
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY, ids=NAMES)
 def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_of_cubic_splines(
@@ -127,14 +117,6 @@ def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_o
     assert well_inside.sum() > 2_000 and bound < 0.001 * total
     assert np.abs(pixels - brightness(wanted))[well_inside].max() < bound
     assert pixels[..., 128:].max() > 29_000 > 20_000 > pixels[..., :128].max()  # the marker is on the right
-
-
-@pytest.mark.parametrize("kind, orientation, turned", EVERY_WAY[:2], ids=NAMES[:2])
-def test_the_marker_is_on_the_left_of_radiological_slices(tmp_path, kind, orientation, turned):
-    planes = np.uint16(np.round(brightness(voxel_points(turned))))
-    image = stored(tmp_path, planes, kind, orientation, turned, (1, 1, 1))
-    right, left = (cut_slices(image, AS_STORED._replace(view=view))[0] for view in ("neurological", "radiological"))
-    assert (left == right[..., ::-1]).all() and right[..., 128:].max() > right[..., :128].max()
 
 
 def test_dicom_files_are_one_series_that_the_reader_of_itk_puts_to_the_same_place(tmp_path):
@@ -211,21 +193,34 @@ def write_subject(folder, view, write_volume=None):
     phantom.write_subject(str(folder), settings, 3, phantom.plan_scans(settings)[3], write_volume)
 
 
+def jpeg(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
 @pytest.mark.slow
-def test_volumes_of_a_phantom_give_its_own_slices_byte_for_byte(tmp_path, small, monkeypatch):
-    monkeypatch.setitem(VIEWS, "axial", VIEWS["axial"]._replace(volume_slices=97))  # enough for the 20 that are stored as slices
-    folder = tmp_path / "AD_NC"
-    write_subject(folder, "axial", phantom_volumes.write_scan)
-    found, nameless = find_volumes(f"{folder}/volumes")
-    assert sorted(found) == ["6", "7"] and nameless == []
-    settings = Settings(n4=False, resample=0, scale=False, plane="axial", centre="volume", slices=(75, 94), slices_in="index")
-    (tmp_path / "cut").mkdir()
-    for number, (volume,) in found.items():
-        assert f"{volume.format} {number}" in ("DICOM 6", "NIfTI 7") and "/000_S_0003/MPRAGE/" in volume.place
-        done = prepare_scan(Job(volume, None, str(tmp_path / "cut"), None, settings))
-        assert "error" not in done and len(done["slices"]) == 20
-    own = contents(folder)
-    assert {f"00000{name}": data for name, data in contents(tmp_path / "cut").items()} == own and len(own) == 40
+def test_prepare_cuts_volumes_in_every_plane_to_the_bytes_of_slices_cut_directly(tmp_path, small, monkeypatch):
+    """Voxels [z upwards, y backwards, x to the right] cut by hand, against prepare.py with flags that leave them as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preparation, "run_jobs", lambda jobs, _, work: (work(job) for job in jobs))
+    params, places = draw_subject(np.random.default_rng(0), "AD"), 4.0 * np.arange(-22, 24)  # mm
+    sagittal = [phantom.render(params, phantom.slice_tissue(params, x), x, np.random.default_rng(0)) for x in places]
+    voxels, _ = phantom.volume_of(np.stack(sagittal), "sagittal")  # [64, 60, 46]
+    for subject in (0, 6):
+        phantom_volumes.write_scan(".", voxels, (4.0, 4.0, 4.0), subject, 0, subject, "F", datetime.date(2010, 1, 1))
+    assert [volume.format for (volume,) in find_volumes("volumes")[0].values()] == ["NIfTI", "DICOM"]  # the latter is oblique
+    (tmp_path / "table.csv").write_text("image,subject,group\n0,ann,AD\n6,bob,AD\n")
+    cuts = {
+        "sagittal": lambda i: sagittal[i],  # as it was drawn: front below, top of the head on the right
+        "axial": lambda i: np.pad(voxels[i], ((0, 0), (9, 9))),
+        "coronal": lambda i: np.pad(voxels[::-1, i][2:62], ((0, 0), (9, 9))),
+    }
+    for plane, first, last in (("sagittal", 14, 31), ("axial", 20, 45), ("coronal", 15, 45)):
+        flags = f"--volumes volumes --masks masks --subjects table.csv --output_dir {plane} --plane {plane} --n4 False --resample 0"
+        flags += f" --slices_in index --slices {first} {last} --num_slices {last - first + 1} --centre volume --scale False"
+        assert prepare.main([*flags.split(), "--test_share", "0", "--pictures", "0"]) == 0
+        assert contents(plane) == {f"{n}_{i}.jpeg": jpeg(cuts[plane](i)) for n in (0, 6) for i in range(first, last + 1)}
 
 
 @pytest.mark.slow
@@ -300,7 +295,7 @@ def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(
     voxels = map_coordinates(planes.astype(float), np.moveaxis(local[..., ::-1], -1, 0), order=3, mode="mirror")
     voxels = np.clip(voxels, 0, planes.max())
     oriented = sitk.DICOMOrient(image, "LPS")
-    mask = volume_steps.move_mask(volume_steps.head_mask(oriented), volume_steps.cubes(oriented, side))
+    mask = move_mask(head_mask(oriented), volume_steps.cubes(oriented, side))
     black, white = np.percentile(voxels.T[sitk.GetArrayFromImage(mask) > 0], settings.percentiles)
     expected = 65535 * np.clip((voxels - black) / (white - black), 0, 1)
     assert (white, black) == pytest.approx((200, 40), abs=60)

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("SimpleITK")
 
-from data import preparation  # noqa: E402
-from data.preparation import assign_sides, find_masks, only_here, read_record  # noqa: E402
+from data.preparation import assign_sides, find_masks
+from data.preparation_record import Record  # noqa: E402
 from data.subjects import Scan  # noqa: E402
 from utils import UserError  # noqa: E402
 
@@ -56,18 +56,12 @@ def test_find_masks_prefers_files_called_mask(tmp_path):
     assert found == {"1": ["I1_bet_mask.nii.gz"], "2": ["I2.nii"], "3": ["I3_Mask.nii.gz", "I3_mask.nii"]}
 
 
-def test_read_record_gives_back_what_was_written(tmp_path):
+def test_a_record_gives_back_what_was_saved(tmp_path):
     flags = {"n4": True, "slices": [-10.0, 28.0]}
-    record = read_record(str(tmp_path), flags)
-    record["people"]["p"] = "train"
-    preparation.write_json(str(tmp_path / "provenance.json"), record)
-    assert read_record(str(tmp_path), flags) == record == json.loads((tmp_path / "provenance.json").read_text())
+    record = Record(str(tmp_path), flags)
+    record.people["p"] = "train"
+    record.save()
+    again = Record(str(tmp_path), flags)
+    assert again.content == record.content == json.loads((tmp_path / "provenance.json").read_text())
     with pytest.raises(UserError, match="made with --slices -10.0 28.0;"):
-        read_record(str(tmp_path), {**flags, "slices": [0.0, 28.0]})
-
-
-def test_only_one_run_at_a_time(tmp_path):
-    with only_here(str(tmp_path)), pytest.raises(UserError, match="another prepare.py is at work there"), only_here(str(tmp_path)):
-        pass
-    with only_here(str(tmp_path)):
-        assert os.listdir(tmp_path) == [".prepare.lock"]
+        Record(str(tmp_path), {**flags, "slices": [0.0, 28.0]})

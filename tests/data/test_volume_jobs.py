@@ -7,15 +7,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-pytest.importorskip("SimpleITK")
+sitk = pytest.importorskip("SimpleITK")
 
-from data.volume_jobs import DIED, run_jobs  # noqa: E402
-from data.volume_steps import Job  # noqa: E402
+from conftest import read_image  # noqa: E402
+from synthetic_volumes import head, write_nifti  # noqa: E402
+
+from data import volume_jobs  # noqa: E402
+from data.volume_jobs import DIED, Job, prepare_scan, run_jobs  # noqa: E402
+from data.volume_steps import Settings, cut_slices  # noqa: E402
 from data.volumes import Volume  # noqa: E402
 
-pytestmark = pytest.mark.slow  # they start processes
+PLAIN = Settings(n4=False, resample=0, plane="axial", num_slices=3, slices=(-8, 8))  # no interpolation
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # conftest's would import PyTorch, too
 
 
@@ -80,3 +85,49 @@ def test_processes_end_when_their_parent_is_killed():
             break
         time.sleep(0.1)
     assert not any(map(alive, children))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One scan
+
+
+@pytest.fixture
+def job(tmp_path):
+    path = write_nifti(tmp_path / "I7.nii", head())
+    (tmp_path / "out").mkdir()
+    return Job(Volume("7", "NIfTI", (str(path),)), None, str(tmp_path / "out"), None, PLAIN)
+
+
+def test_prepare_scan_writes_what_cut_slices_gives(job):
+    result = prepare_scan(job._replace(settings=PLAIN._replace(format="png")))
+    pixels, indices = cut_slices(sitk.Cast(head(), sitk.sitkFloat32), PLAIN._replace(format="png"))
+    assert list(result["slices"]) == [f"7_{index}.png" for index in indices] == sorted(os.listdir(job.folder))
+    for plane, name in zip(pixels, result["slices"]):
+        np.testing.assert_array_equal(read_image(os.path.join(job.folder, name)), plane)
+
+
+def test_a_scan_that_fails_leaves_no_slices_and_says_why(job, monkeypatch):
+    prepare_scan(job)
+    assert len(os.listdir(job.folder)) == 3
+    far = prepare_scan(job._replace(settings=PLAIN._replace(slices=(-500, 500))))
+    assert far["image"] == "7" and "--slices reach from" in far["error"] and os.listdir(job.folder) == []
+    real = volume_jobs.file_checksum
+
+    def fails_at_the_third(path):
+        if len(os.listdir(job.folder)) == 3:
+            raise ZeroDivisionError("a bug\nin two lines")
+        return real(path)
+
+    monkeypatch.setattr(volume_jobs, "file_checksum", fails_at_the_third)
+    assert prepare_scan(job) == {"image": "7", "error": "ZeroDivisionError: a bug\\nin two lines"}
+    assert os.listdir(job.folder) == []
+
+
+def test_a_volume_that_vanished_and_a_full_disk_are_told_apart(job, monkeypatch):
+    assert "full" not in prepare_scan(job._replace(volume=job.volume._replace(files=("nowhere.nii",))))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(volume_jobs, "write_slices", full)
+    assert prepare_scan(job)["full"] is True

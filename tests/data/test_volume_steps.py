@@ -1,19 +1,17 @@
 """The steps from a volume to slices: each against a second way of computing it, and the scan that fails."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
 
 sitk = pytest.importorskip("SimpleITK")
 
-from conftest import read_image  # noqa: E402
 from synthetic_volumes import head, write_nifti  # noqa: E402
 
 from data import volume_steps  # noqa: E402
-from data.volume_steps import Job, Settings, cut_slices, like, prepare_scan  # noqa: E402
-from data.volumes import Volume  # noqa: E402
+from data.volume_masks import like  # noqa: E402
+from data.volume_steps import Settings, cut_slices, panel_of  # noqa: E402
 from utils import UserError  # noqa: E402
 
 PLAIN = Settings(n4=False, resample=0, plane="axial", num_slices=3, slices=(-8, 8))  # no interpolation
@@ -28,51 +26,6 @@ def grid(n=40, spacing=1.0):
     image = sitk.Image([n] * 3, sitk.sitkFloat32)
     image.SetSpacing([spacing] * 3)
     return image, np.mgrid[:n, :n, :n] * spacing
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Masks
-
-
-def test_head_mask_is_the_largest_bright_part_with_its_holes_filled_and_no_neck():
-    image, (z, y, x) = grid(40, 10.0)  # 400 mm high
-    ball = np.sqrt((z - 300) ** 2 + (y - 200) ** 2 + (x - 200) ** 2) < 80
-    hole = np.sqrt((z - 300) ** 2 + (y - 200) ** 2 + (x - 200) ** 2) < 30
-    neck = (z < 300) & (np.hypot(y - 200, x - 200) < 35)
-    voxels = np.where((ball | neck) & ~hole, 100.0, 1.0)
-    voxels[:3, :3, :3] = 200  # something bright beside the head
-    mask = array(volume_steps.head_mask(like(voxels.astype("f4"), image)))
-    top = np.flatnonzero(ball.any(axis=(1, 2)))[-1]
-    expected = ball | neck
-    expected[: top + 1 - 15] = False  # 150 mm
-    np.testing.assert_array_equal(mask, expected)
-    unoriented = array(volume_steps.head_mask(like(voxels.astype("f4"), image), oriented=False))
-    np.testing.assert_array_equal(unoriented, ball | neck)
-
-
-def test_move_mask_keeps_a_mask_on_its_own_grid_and_halves_follow_the_nearer_voxel():
-    image, (z, y, x) = grid(20)
-    ball = (z - 9) ** 2 + (y - 9) ** 2 + (x - 9) ** 2 < 36
-    mask = like(ball.astype(np.uint8), image)
-    np.testing.assert_array_equal(array(volume_steps.move_mask(mask, image)), ball)
-    shift = sitk.TranslationTransform(3, (0.4, 0, 0))
-    np.testing.assert_array_equal(array(volume_steps.move_mask(mask, image, shift)), ball)
-    shift = sitk.TranslationTransform(3, (1.4, 0, 0))  # towards lower x
-    np.testing.assert_array_equal(array(volume_steps.move_mask(mask, image, shift))[..., :-1], ball[..., 1:])
-
-
-def test_read_mask_is_put_onto_the_grid_of_the_volume_and_refused_elsewhere(tmp_path):
-    image = head()
-    mask = sitk.Cast(image > 60, sitk.sitkUInt8)
-    path = write_nifti(tmp_path / "mask.nii", sitk.DICOMOrient(mask, "SAL"))
-    np.testing.assert_array_equal(array(volume_steps.read_mask(str(path), image)), array(mask))
-    write_nifti(path, sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32)))
-    with pytest.raises(UserError, match="mask.nii: holds .* different values or more, so it is an image"):
-        volume_steps.read_mask(str(path), image)
-    mask.SetOrigin((1000, 0, 0))
-    write_nifti(path, mask)
-    with pytest.raises(UserError, match="no voxel of this mask lies in the volume"):
-        volume_steps.read_mask(str(path), image)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,7 +52,7 @@ def test_align_finds_a_known_motion():
     known.SetRotation(0.1, -0.15, 0.2)
     known.SetTranslation((6, -9, 12))
     moved = sitk.Resample(template, template, known.GetInverse(), sitk.sitkLinear, 0.0)
-    masks = [volume_steps.head_mask(image, oriented=False) for image in (moved, template)]
+    masks = [volume_steps.head_mask(image, with_neck=True) for image in (moved, template)]
     found = volume_steps.align(moved, masks[0], template, masks[1])
     for point in itertools.product((-50, 50), repeat=3):  # corners of the brain
         assert np.linalg.norm(np.subtract(found.TransformPoint(point), known.TransformPoint(point))) < 2  # mm: half a voxel
@@ -114,14 +67,12 @@ def test_align_refuses_what_does_not_overlap():
         volume_steps.align(template, small, template, mask)
 
 
-@pytest.mark.parametrize("axial", [True, False])
-def test_cubes_cover_the_volume_with_voxels_of_the_side(axial):
+def test_cubes_cover_the_volume_with_voxels_of_the_side():
     image = sitk.DICOMOrient(head(), "LPS")
     a = 0.3
     image.SetDirection([np.cos(a), -np.sin(a), 0, np.sin(a), np.cos(a), 0, 0, 0, 1])
-    cubes = volume_steps.cubes(image, 3.0, axial)
-    assert cubes.GetSpacing() == (3, 3, 3)
-    np.testing.assert_allclose(cubes.GetDirection(), np.eye(3).ravel() if axial else image.GetDirection(), atol=1e-12)
+    cubes = volume_steps.cubes(image, 3.0)
+    assert cubes.GetSpacing() == (3, 3, 3) and cubes.GetDirection() == tuple(np.eye(3).ravel())
     for corner in itertools.product((0, 39), repeat=3):
         index = cubes.TransformPhysicalPointToContinuousIndex(image.TransformIndexToPhysicalPoint(corner))
         assert all(-1e-6 <= i < n for i, n in zip(index, cubes.GetSize()))
@@ -172,12 +123,6 @@ def test_scale_makes_percentiles_inside_the_mask_black_and_white():
     for bad in (np.zeros_like(voxels), np.full_like(voxels, np.nan)):
         with pytest.raises(UserError, match="percentiles 10 and 90"):
             volume_steps.scale(bad, mask, (10, 90))
-
-
-def test_middle_is_that_of_the_box_around_the_mask():
-    mask = np.zeros((10, 12, 14), bool)
-    mask[2, 3, 5] = mask[4, 8, 6] = True
-    assert volume_steps.middle(mask).tolist() == [3, 5.5, 5.5]
 
 
 @pytest.mark.parametrize(
@@ -301,14 +246,6 @@ def test_numbers_below_0_are_refused():
         cut_slices(image, Settings(n4=False, resample=0, slices=(-76, 0), num_slices=2, plane="coronal"))
 
 
-def test_unscaled_slices_are_the_voxels_of_the_volume():
-    image = sitk.Cast(head(), sitk.sitkFloat32)
-    pixels, indices = cut_slices(image, PLAIN._replace(scale=False, centre="volume", view="radiological", format="png"))
-    assert indices == [88, 90, 92]
-    np.testing.assert_array_equal(pixels[:, 100:140, 108:148], array(image)[[18, 20, 22]])
-    assert pixels.sum() == array(image)[[18, 20, 22]].sum()
-
-
 def test_voxels_that_are_not_square_are_refused_unless_resampled():
     image = sitk.Cast(head(), sitk.sitkFloat32)
     image.SetSpacing((4, 5, 4))
@@ -331,43 +268,12 @@ def test_with_a_template_slices_of_a_turned_head_are_those_of_the_template(tmp_p
     assert off[1] < 0.3 * off[0]
 
 
-@pytest.fixture
-def job(tmp_path):
-    path = write_nifti(tmp_path / "I7.nii", head())
-    (tmp_path / "out").mkdir()
-    return Job(Volume("7", "NIfTI", (str(path),)), None, str(tmp_path / "out"), None, PLAIN)
-
-
-def test_prepare_scan_writes_what_cut_slices_gives(job):
-    result = prepare_scan(job._replace(settings=PLAIN._replace(format="png")))
-    pixels, indices = cut_slices(sitk.Cast(head(), sitk.sitkFloat32), PLAIN._replace(format="png"))
-    assert list(result["slices"]) == [f"7_{index}.png" for index in indices] == sorted(os.listdir(job.folder))
-    for plane, name in zip(pixels, result["slices"]):
-        np.testing.assert_array_equal(read_image(os.path.join(job.folder, name)), plane)
-
-
-def test_a_scan_that_fails_leaves_no_slices_and_says_why(job, monkeypatch):
-    prepare_scan(job)
-    assert len(os.listdir(job.folder)) == 3
-    far = prepare_scan(job._replace(settings=PLAIN._replace(slices=(-500, 500))))
-    assert far["image"] == "7" and "--slices reach from" in far["error"] and os.listdir(job.folder) == []
-    real = volume_steps.file_checksum
-
-    def fails_at_the_third(path):
-        if len(os.listdir(job.folder)) == 3:
-            raise ZeroDivisionError("a bug\nin two lines")
-        return real(path)
-
-    monkeypatch.setattr(volume_steps, "file_checksum", fails_at_the_third)
-    assert prepare_scan(job) == {"image": "7", "error": "ZeroDivisionError: a bug\\nin two lines"}
-    assert os.listdir(job.folder) == []
-
-
-def test_a_volume_that_vanished_and_a_full_disk_are_told_apart(job, monkeypatch):
-    assert "full" not in prepare_scan(job._replace(volume=job.volume._replace(files=("nowhere.nii",))))
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(volume_steps, "write_slices", full)
-    assert prepare_scan(job)["full"] is True
+def test_panels_hold_the_planes_through_the_middle_with_the_top_above():
+    voxels = np.random.default_rng(0).normal(size=(6, 8, 10)).astype("f4")  # z, y, x
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing((1, 2, 3))
+    title, planes = panel_of("step", image, image > 0)
+    assert title == "step" and [plane.aspect for plane in planes] == [2, 3, 1.5]
+    for (plane, outline, _), expected in zip(planes, (voxels[3], voxels[::-1, 4], voxels[::-1, :, 5])):
+        np.testing.assert_array_equal(plane, expected)
+        np.testing.assert_array_equal(outline, expected > 0)

@@ -28,7 +28,7 @@ def test_defaults_are_a_report_on_both_classes():
         "--match sex",
     ],
 )
-def test_wrong_flags_are_refused_by_name(flag):
+def test_wrong_flags_are_rejected_with_their_name(flag):
     with pytest.raises(UserError, match=flag.split()[0]):
         parse_args(["--dataset_dir", "AD_NC", *flag.split()])
 

@@ -194,6 +194,18 @@ def test_report_names_the_view_damaged_scans_and_what_the_slice_index_tells(head
 
 
 @pytest.mark.slow
+def test_report_names_scans_whose_head_touches_the_upper_edge(heads, tmp_path, capsys):
+    assert "\n  scans whose head touches the upper edge: 0\n" in report(tmp_path, capsys, "--dataset_dir", heads)
+    for index in (80, 82):
+        with Image.open(heads / f"NC/205_{index}.png") as image:
+            pixels = np.asarray(image)
+        save(heads / f"NC/205_{index}.png", np.roll(pixels, -np.flatnonzero(pixels.max(1) > 100)[0] - 4, 0))
+    text = report(tmp_path, capsys, "--dataset_dir", heads)
+    assert "\n  scans whose head touches the upper edge: 1\n    205: in 2 of 3 slices; perhaps cut off there\n" in text
+    assert "\n  damaged scans: 1\n    203: black" in text
+
+
+@pytest.mark.slow
 def test_report_where_the_slice_index_tells_nothing(heads, tmp_path, capsys):
     for path in sorted(heads.glob("NC/*.png")):
         scan, index = path.stem.split("_")

@@ -47,8 +47,8 @@ def test_split_by_subject_shares_no_person_and_loses_no_known_slice(data, tmp_pa
     old = {"/".join(name.split("/")[1:]): path for name, path in files_below(folder).items()}
     new = {split: files_below(tmp_path / "new" / split) for split in ("train", "test")}
     assert sorted([*new["train"], *new["test"]]) == sorted(set(old) - {"AD/900_1.png", "NC/901_1.png", "NC/unnamed.png"})
-    assert all(os.path.samefile(path, old[name]) for of_split in new.values() for name, path in of_split.items())
-    people = {split: {scan.person for scan in identify(of_split, read_subjects(table))} for split, of_split in new.items()}
+    assert all(os.path.samefile(path, old[name]) for files in new.values() for name, path in files.items())
+    people = {split: {scan.person for scan in identify(files, read_subjects(table))} for split, files in new.items()}
     assert not people["train"] & people["test"] and len(people["train"]) == 18 and len(people["test"]) == 6
     text = capsys.readouterr().out
     assert "left out: 3 slices; scans that --subjects lacks: 2 (900, 901)" in text

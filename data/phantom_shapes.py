@@ -1,11 +1,11 @@
-"""What a sagittal phantom has beside its hemispheres: outline, medial folds, corpus callosum, brain stem, cerebellum.
+"""Shapes of which phantom.py builds its anatomies: smooth noise, distances, and what a sagittal slice has beside hemispheres.
 
 Signed distances are in mm, negative inside. Points are (x, y, z) in mm: right, forward and up of the anterior commissure.
 """
 
-import numpy as np
+import itertools
 
-from data.shapes import draw_waves, inside, smooth_min, tube, wave_field
+import numpy as np
 
 CENTRE_Y = -16.0  # the middle of the brain is behind the anterior commissure
 FOLD_MM = 16.5  # wavelength of the folds of the medial wall: two sulci each
@@ -62,6 +62,70 @@ AQUEDUCT = (0, -31, -12, 1.0), (0, -25.5, -4, 0.8), (0, -21, 0, 1.0)
 VERMIS_ROOT = -46.0, -17.0  # (y, z) from which the white matter of the cerebellum branches
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Noise and distances
+
+
+def draw_waves(rng, count, wavelength):
+    """Plane waves for `wave_field` [count, 5]: wave vector (3, rad/mm), phase, and phase difference between left and right."""
+    direction = rng.normal(size=(count, 3))
+    direction *= 2 * np.pi / np.linalg.norm(direction, axis=1, keepdims=True)
+    vector = direction / (wavelength * rng.uniform(0.8, 1.25, (count, 1)))
+    return np.hstack([vector, rng.uniform(0, 2 * np.pi, (count, 1)), rng.normal(0, 0.8, (count, 1))])
+
+
+def draw_fold_waves(rng, around, wavelength, count=12):
+    """As `draw_waves`, but over (way around the hemisphere, distance from its core, z); `around` holds a whole number of waves."""
+    turns = np.round(around / wavelength * rng.uniform(0.65, 1.35, count))
+    rest = rng.normal(0, 0.09, count), rng.normal(0, 0.1, count), rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.8, count)
+    return np.stack([2 * np.pi * turns / around, *rest], axis=1)
+
+
+def wave_phases(waves, point, side):
+    """Yield the phase (rad) of each wave at `point`."""
+    x, y, z = point
+    for kx, ky, kz, phase, asymmetry in waves.tolist():  # Python floats keep the arrays in float32
+        yield kx * x + ky * y + kz * z + (asymmetry * side + phase)
+
+
+def wave_field(waves, point, side=0):
+    """Smooth noise of unit variance at `point` (x, y, z arrays, mm); `side` (-1 left, 1 right) makes the halves differ."""
+    return sum(np.cos(phase) for phase in wave_phases(waves, point, side)) * (2 / len(waves)) ** 0.5
+
+
+def smooth_min(a, b, blend):
+    """The smaller of two signed distances, rounded where they differ by less than `blend` (mm)."""
+    gap = np.maximum(blend - np.abs(a - b), 0)
+    return np.minimum(a, b) - gap * gap / (4 * blend)
+
+
+def inside(distance, softness):
+    """Fraction of a pixel that lies inside a surface at signed `distance` (mm, negative inside): 0 to 1."""
+    t = np.clip(0.5 - distance / (2 * softness), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def tube(point, knots, flatten):
+    """Signed distance (mm) to a chain of cones through `knots` (x, y, z, radius).
+
+    `flatten` scales heights: below 1 the tube is taller than wide, at 0 it is a sheet as tall as the brain.
+    """
+    x, y, z = point
+    distance = None
+    for (x0, y0, z0, radius0), (x1, y1, z1, radius1) in itertools.pairwise(knots):
+        px, py, pz = x - x0, y - y0, flatten * (z - z0)
+        dx, dy, dz = x1 - x0, y1 - y0, flatten * (z1 - z0)
+        along = np.clip((px * dx + py * dy + pz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
+        cone = np.sqrt((px - along * dx) ** 2 + (py - along * dy) ** 2 + (pz - along * dz) ** 2)
+        cone -= radius0 + along * (radius1 - radius0)
+        distance = cone if distance is None else np.minimum(distance, cone)
+    return distance
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outline, medial folds, corpus callosum, brain stem, cerebellum of sagittal slices
+
+
 def outer_depth(params, point, rng):
     """Approximate distance (mm) from the outer surface of the cerebrum, positive inside: a superellipsoid above BASE."""
     x, y, z = point
@@ -107,12 +171,11 @@ def medial_sheet(params, point, side, rng):
     directions *= 2 * np.pi / (FOLD_MM * params["fold_scale"]) / np.linalg.norm(directions, axis=1, keepdims=True)
     directions *= rng.uniform(0.8, 1.25, (14, 1))
     value, slope = 0, [0, 0, 0]
-    for vector, phase, asymmetry in zip(
-        directions.tolist(), rng.uniform(0, 2 * np.pi, 14).tolist(), rng.normal(0, 0.8, 14).tolist()
-    ):
+    phases, asymmetries = rng.uniform(0, 2 * np.pi, 14).tolist(), rng.normal(0, 0.8, 14).tolist()
+    for vector, phase, asymmetry in zip(directions.tolist(), phases, asymmetries):
         angle = sum(k * part for k, part in zip(vector, surface)) + (asymmetry * side + phase)
         value, sine = value + np.cos(angle), np.sin(angle)
-        slope = [of_axis + k * sine for of_axis, k in zip(slope, vector)]
+        slope = [part + k * sine for part, k in zip(slope, vector)]
     slope[1] = slope[1] * (52 / np.maximum(radius, 15))
     steepness = np.sqrt(sum(part * part for part in slope) + 0.15)
     return np.abs(value) / steepness / stretch**0.5, distance
@@ -125,9 +188,8 @@ def medial_cortex(params, point, depth, callosum, side, rng):
     jitter_x, jitter_y = (wave_field(draw_waves(rng, 10, 20.0), point, side) for _ in range(2))
     wide = np.maximum(1 + 0.6 * wave_field(draw_waves(rng, 8, 16.0), point, side), 0.2)
     half_width = params["sulcal_width_mm"] / 2
-    outside = (
-        np.hypot((y + 4) / 40, (z - 7) / np.where(z > 7, 25, 15).astype(np.float32)) - 1
-    ) * 25  # of the arch of the corpus callosum
+    arch = np.hypot((y + 4) / 40, (z - 7) / np.where(z > 7, 25, 15).astype(np.float32))  # of the corpus callosum
+    outside = (arch - 1) * 25
     fissure = np.hypot(x + 1.4 * jitter_x, np.maximum(-outside, 0))
     sheet, distance = medial_sheet(params, point, side, rng)
     reach = np.clip(18 + 6 * wave_field(draw_waves(rng, 10, 30.0), point, side), 6, 32)
@@ -145,9 +207,8 @@ def medial_cortex(params, point, depth, callosum, side, rng):
     around = np.hypot(np.maximum(callosum, 0), np.maximum(np.maximum(lateral - 8, 0), -4 - outside))
     pial = np.minimum(pial, around - 0.5 - 0.3 * half_width)
     on_callosum = inside(callosum - 4, 2.0) * inside(8 - lateral, 3.0)
-    return pial, (1 + 0.25 * np.exp(-((x / 6) ** 2))) * params["cortical_thickness_mm"] * (0.8 + 0.2 * wide) * (
-        1 - 0.9 * on_callosum
-    )
+    medial = 1 + 0.25 * np.exp(-((x / 6) ** 2))
+    return pial, medial * params["cortical_thickness_mm"] * (0.8 + 0.2 * wide) * (1 - 0.9 * on_callosum)
 
 
 def cerebellum(params, point, base, side, rng):

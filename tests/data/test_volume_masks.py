@@ -7,9 +7,10 @@ sitk = pytest.importorskip("SimpleITK")
 
 from synthetic_volumes import head, write_nifti  # noqa: E402
 
-from data import volume_checks, volume_masks  # noqa: E402
-from data.volume_checks import check_head, check_mask, check_slices, check_whole_head, largest_piece  # noqa: E402
-from data.volume_steps import Job, Settings, cut_slices, prepare_scan  # noqa: E402
+from data import volume_masks  # noqa: E402
+from data.volume_jobs import Job, prepare_scan  # noqa: E402
+from data.volume_masks import check_head, check_mask, check_slices, check_whole_head, largest_piece, middle  # noqa: E402
+from data.volume_steps import Settings, cut_slices  # noqa: E402
 from data.volumes import Volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
@@ -51,16 +52,15 @@ def test_the_largest_piece_and_its_share():
 )
 def test_what_is_no_head_is_refused_with_its_size(mask, spacing, part):
     with pytest.raises(UserError, match=f"implausible: the head {part}"):
-        check_head(mask, spacing, False, True)
+        check_head(mask, spacing, False)
 
 
 def test_heads_and_brains_pass_and_an_inverted_mask_does_not():
-    check_head(ball(0.8, 0.85, 0.7), SIDES, False, True)
-    check_head(ball(), SIDES, True, True)
-    check_head(ball(0.6, 0.5, 0.9), SIDES, False, False)  # nobody knows which axis is which
+    check_head(ball(0.8, 0.85, 0.7), SIDES, False)
+    check_head(ball(), SIDES, True)
     for is_brain, part in ((True, "the brain mask is inverted"), (False, "the head has")):
         with pytest.raises(UserError, match=part):
-            check_head(~ball(), (8.0,) * 3, is_brain, True)
+            check_head(~ball(), (8.0,) * 3, is_brain)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_a_mask_is_within_a_head_that_is_found_with_its_holes_open_to_the_outsid
 
 
 def test_a_hollow_mask_is_no_brain():
-    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, True, True)
+    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, True)
     with pytest.raises(UserError, match="hollow"):
-        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, True, True)
+        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, True)
 
 
 @pytest.mark.parametrize("values, part", [([0, 1], "2 values"), ([0, 255], "2 values"), ([0, 2, 3, 41, 42], "5 values")])
@@ -140,6 +140,60 @@ def test_slices_that_show_no_brain_are_named():
     pixels[2] = 0
     with pytest.raises(UserError, match="2 of 3 slices would show no brain: 89, 91"):
         check_slices(pixels, inside, 1.0, [89, 90, 91])
+
+
+def empty(n=40, spacing=1.0):
+    """An image of n**3 voxels of 0, and the positions z, y, x (mm) of its voxels."""
+    image = sitk.Image([n] * 3, sitk.sitkFloat32)
+    image.SetSpacing([spacing] * 3)
+    return image, np.mgrid[:n, :n, :n] * spacing
+
+
+def test_head_mask_is_the_largest_bright_part_with_its_holes_filled_and_no_neck():
+    image, (z, y, x) = empty(40, 10.0)  # 400 mm high
+    ball = np.sqrt((z - 300) ** 2 + (y - 200) ** 2 + (x - 200) ** 2) < 80
+    hole = np.sqrt((z - 300) ** 2 + (y - 200) ** 2 + (x - 200) ** 2) < 30
+    neck = (z < 300) & (np.hypot(y - 200, x - 200) < 35)
+    voxels = np.where((ball | neck) & ~hole, 100.0, 1.0)
+    voxels[:3, :3, :3] = 200  # something bright beside the head
+    mask = array(volume_masks.head_mask(volume_masks.like(voxels.astype("f4"), image)))
+    top = np.flatnonzero(ball.any(axis=(1, 2)))[-1]
+    expected = ball | neck
+    expected[: top + 1 - 15] = False  # 150 mm
+    np.testing.assert_array_equal(mask, expected)
+    whole = array(volume_masks.head_mask(volume_masks.like(voxels.astype("f4"), image), with_neck=True))
+    np.testing.assert_array_equal(whole, ball | neck)
+
+
+def test_move_mask_keeps_a_mask_on_its_own_grid_and_halves_follow_the_nearer_voxel():
+    image, (z, y, x) = empty(20)
+    ball = (z - 9) ** 2 + (y - 9) ** 2 + (x - 9) ** 2 < 36
+    mask = volume_masks.like(ball.astype(np.uint8), image)
+    np.testing.assert_array_equal(array(volume_masks.move_mask(mask, image)), ball)
+    shift = sitk.TranslationTransform(3, (0.4, 0, 0))
+    np.testing.assert_array_equal(array(volume_masks.move_mask(mask, image, shift)), ball)
+    shift = sitk.TranslationTransform(3, (1.4, 0, 0))  # towards lower x
+    np.testing.assert_array_equal(array(volume_masks.move_mask(mask, image, shift))[..., :-1], ball[..., 1:])
+
+
+def test_read_mask_is_put_onto_the_grid_of_the_volume_and_refused_elsewhere(tmp_path):
+    image = head()
+    mask = sitk.Cast(image > 60, sitk.sitkUInt8)
+    path = write_nifti(tmp_path / "mask.nii", sitk.DICOMOrient(mask, "SAL"))
+    np.testing.assert_array_equal(array(volume_masks.read_mask(str(path), image)), array(mask))
+    write_nifti(path, sitk.DiscreteGaussian(sitk.Cast(image, sitk.sitkFloat32)))
+    with pytest.raises(UserError, match="mask.nii: holds .* different values or more, so it is an image"):
+        volume_masks.read_mask(str(path), image)
+    mask.SetOrigin((1000, 0, 0))
+    write_nifti(path, mask)
+    with pytest.raises(UserError, match="no voxel of this mask lies in the volume"):
+        volume_masks.read_mask(str(path), image)
+
+
+def test_middle_is_that_of_the_box_around_the_mask():
+    mask = np.zeros((10, 12, 14), bool)
+    mask[2, 3, 5] = mask[4, 8, 6] = True
+    assert middle(mask).tolist() == [3, 5.5, 5.5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,4 +316,4 @@ def test_a_scan_that_is_implausible_leaves_no_slices(tmp_path):
     (tmp_path / "out").mkdir()
     job = Job(Volume("7", "NIfTI", (str(path),)), None, str(tmp_path / "out"), None, PLAIN)
     assert prepare_scan(job)["error"].startswith("implausible: the head has 15 ml, not 500 to")
-    assert not list((tmp_path / "out").iterdir()) and volume_checks.HEAD_ML[0] == 500
+    assert not list((tmp_path / "out").iterdir()) and volume_masks.HEAD_ML[0] == 500

@@ -1,9 +1,9 @@
-"""shapes.py: signed distances against geometry, noise against its moments and its symmetry."""
+"""phantom_shapes.py: signed distances against geometry, noise against its moments and its symmetry."""
 
 import numpy as np
 import pytest
 
-from data.shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field
+from data.phantom_shapes import draw_fold_waves, draw_waves, inside, smooth_min, tube, wave_field
 
 POINTS = np.random.default_rng(0).uniform(-30, 30, (3, 2000))
 
