@@ -27,7 +27,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from training.recipes import LOSSES, NETWORKS, RECIPES, default_network, options
-from utils import LARGEST, RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
+from utils import (
+    LARGEST,
+    RESOLUTIONS,
+    ArgumentParser,
+    Group,
+    UserError,
+    number,
+    parse_before_import,
+    pick_device,
+    pick_dtype,
+    run_cli,
+)
 
 
 def parse_args(argv=None):
@@ -57,7 +68,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+    parse_before_import(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
 
 import numpy as np
 import torch

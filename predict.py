@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 
-from utils import CLASSES, ArgumentParser, Group, UserError, answer_early, make_folder, number, pick_device, run_cli
+from utils import CLASSES, ArgumentParser, Group, UserError, make_folder, number, parse_before_import, pick_device, run_cli
 
 MAP_FLAGS = "AD_dir", "NC_dir", "control_dir", "conditional_dir"  # each takes a run
 METHODS = "umap", "tsne", "pca"
@@ -199,7 +199,7 @@ def layers(text):
 
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # before PyTorch is imported
+    parse_before_import(parse_args)  # before PyTorch is imported
 
 import numpy as np
 import torch

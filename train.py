@@ -18,10 +18,10 @@ import sys
 import time
 
 from training.flags import fill_defaults, parse_args
-from utils import CLASSES, UserError, answer_early, make_folder, pick_device, pick_dtype, read_config, run_cli
+from utils import CLASSES, UserError, make_folder, parse_before_import, pick_device, pick_dtype, read_config, run_cli
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+    parse_before_import(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
 
 import torch
 

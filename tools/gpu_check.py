@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 
-from utils import ArgumentParser, UserError, answer_early, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
+from utils import ArgumentParser, UserError, atomic_path, make_folder, number, parse_before_import, pick_device, pick_dtype, run_cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 590  # seconds for one call of a part
@@ -67,7 +67,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # before PyTorch is imported
+    parse_before_import(parse_args)  # before PyTorch is imported
 
 import torch
 
