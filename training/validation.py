@@ -4,16 +4,14 @@ validation = Validation(train, test, z_dim=256, num_classes=0, device="cpu")
 validation(averaged, critic, batch_size=16)["kid_test"]
 """
 
-import os
-
 import numpy as np
 import torch
 
 from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
-from dataset import to_float, to_uint8
-from modules import Discriminator
+from analysis.models import critic_scores
+from dataset import to_uint8
 from report.figures import resize
-from utils import UserError, load_tensors, random_stream, read_network
+from utils import random_stream
 
 VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each split
 VALIDATION = "kid", "kid_test", "precision", "recall", "score_train", "score_test", "score_generated", "overfitting"
@@ -75,52 +73,6 @@ class Validation:
             w = averaged["mapping"](self.z[start : start + batch_size], labels)
             slices.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
         return torch.cat(slices).numpy()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The critic's scores, which predict.py --evaluate needs too
-
-
-def load_critic(folder, device):
-    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read.
-
-    None if there is no checkpoint.pt, beside a generator that was copied by itself (`analysis.models.share`).
-    """
-    path = os.path.join(folder, "checkpoint.pt")
-    if not os.path.exists(path):
-        return None
-    network = read_network(folder)
-    try:
-        saved = load_tensors(path)
-        reached, resolution = saved["stage"]["resolution"], network["resolution"]
-        critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
-        if reached == resolution:
-            critic.load_state_dict(saved["critic"])
-    except Exception as error:
-        raise UserError(
-            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs config.json and "
-            "an undamaged checkpoint.pt"
-        ) from None
-    if reached < resolution:
-        raise UserError(
-            f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
-        )
-    return critic.to(device).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def critic_scores(critic, pixels, labels, batch_size, device):
-    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
-
-    Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
-    rounded down to a multiple of `batch_size`, or N if there is not one full batch.
-    """
-    labels = labels.to(device) if critic.embedding is not None else None
-    scores = []
-    for start in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
-        images = to_float(torch.as_tensor(pixels[start : start + batch_size]).to(device))
-        scores.append(critic(images, None if labels is None else labels[start : start + batch_size]))
-    return torch.cat(scores)
 
 
 def mean_score(scores, labels, critic):
