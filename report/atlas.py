@@ -180,7 +180,7 @@ class Run:
 
         self.atlas, self.model, self.drawn = atlas, model, {}
         trained = f"{model.which}, {model.images / 1000:.1f} kimg"
-        self.about = {"run": model.folder, "trained": trained, "w_dim": w.shape[1], "seed": seed}
+        self.about = {"run": model.folder, "trained": trained, "w_dim": w.shape[1]}
         self.mean = w.mean(0)
         self.spread = math.sqrt(np.square(w - self.mean).sum(1).mean()) or 1.0
         self.clusters = KMeans(min(CLUSTERS, len(np.unique(w, axis=0))), n_init=1, random_state=seed).fit(w)
@@ -232,7 +232,7 @@ def write_style_atlas(path, maps, seed):
                 runs[folder] = Run(atlas, model, w, seed)
         sets = [
             runs[source.model.folder].generated(
-                name, style_map.points[name][:SHOWN], style_map.sets[name][:SHOWN], class_of_source(source)
+                name, style_map.points[name][:SHOWN], style_map.sets[name][:SHOWN], class_of_source(source), seed=seed
             )
             for name, source in sources.items()
         ]

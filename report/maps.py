@@ -62,8 +62,8 @@ def draw_maps(maps, settings, output_dir, colour="class"):
     table, numbers = separation_table(maps, real)
     section = Section("Style space", text, [table], shown, numbers)
     if real and real.age:
-        age = age_section("", real.age)
-        section = section._replace(text=text + age.text, tables=[table, *age.tables], numbers=numbers | {"age": age.numbers})
+        text, tables, numbers = text + age_sentences(real.age), [table, *age_tables(real.age)], numbers | {"age": real.age}
+        section = section._replace(text=text, tables=tables, numbers=numbers)
     return section
 
 

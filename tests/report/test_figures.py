@@ -38,7 +38,7 @@ def test_tile_fills_rows_first_and_leaves_gaps_black():
     assert (tiled[-128:, 128:] == 0).all() and (tiled[128:-128] == 0).all()
 
 
-def test_tile_enlarges_small_images_without_smoothing():
+def test_tile_upscales_small_images_without_smoothing():
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8)
     np.testing.assert_array_equal(figures.tile(image, 1), np.kron(image[0], np.ones((4, 4), np.uint8)))
 
@@ -79,7 +79,7 @@ def test_colour_is_symmetric_around_white_or_starts_at_black():
     assert figures.colour(np.array([[0.0]]), 1, "inferno").max() < 5
 
 
-def test_save_gif_keeps_all_frames_and_enlarges_small_ones(tmp_path):
+def test_save_gif_keeps_all_frames_and_upscales_small_ones(tmp_path):
     figures.save_gif(list(constant_images(0, 128, 255, side=64)), tmp_path / "a.gif", 500)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 3 and image.size == (256, 256) and image.info["duration"] == 500 and image.info["loop"] == 0
@@ -165,7 +165,7 @@ def test_plot_dashboard_draws_every_column_in_its_panel(drawn):
     assert len(labels) == len(LOSSES) + len(EVALUATIONS) - 7  # images twice, epoch, seconds, speed, memory and skipped
     np.testing.assert_allclose(curves["Wasserstein estimate"].get_ydata(), losses["wasserstein"])  # 5 rows: not smoothed
     np.testing.assert_allclose(
-        curves["unseen slices scored: 0 like training, 1 like generated"].get_ydata(), evaluations["overfitting"]
+        curves["held-out slices scored: 0 like training, 1 like generated"].get_ydata(), evaluations["overfitting"]
     )
     shown = next(line for line in drawn["a.png"].axes[0].lines if line.get_label() == "generator")
     np.testing.assert_allclose(shown.get_xdata(), np.delete(losses["images"], 2) / 1000)

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from analysis.distances import kid
-from analysis.models import share
+from analysis.models import critic_scores, load_critic, share
 from dataset import to_float
 from modules import Discriminator, Generator, MappingNetwork
 from training import validation
 from training.monitor import Alerts
-from training.validation import Validation, critic_scores, load_critic, mean_score
+from training.validation import Validation, mean_score
 from utils import UserError
 
 
