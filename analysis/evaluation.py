@@ -143,6 +143,7 @@ def evaluate_models(models, generated, dataset_dir, table=None):
             device=device,
             progress=True,
             groups=slices.sample_groups[name],
+            train_groups=slices.groups["train"][name],
             mirror=mirror,
         )
         for name in slices.classes

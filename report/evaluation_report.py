@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from analysis.areas import SIDE
 from analysis.evaluation import KINDS
 from analysis.position import beyond_position, position_text
-from report.quality_report import plot_quality, save_nearest
 from report import figures
+from report.quality_report import plot_quality, save_nearest
 from report.report import ReportFigure, ReportTable, Section
 from utils import atomic_path
 
@@ -158,8 +158,8 @@ def quality_tables(results):
         for metric in metrics
     ]
     caption = (
-        "Generated slices compared with held-out ones, as by metrics.py; the floor is the same between two halves of the held-out "
-        "ones. memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
+        "Generated slices compared with held-out ones, as by metrics.py; the floor is that of training slices drawn in place of "
+        "the generated ones. memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
     )
     return [ReportTable(["", *(head for name in results for head in (name, f"{name}, floor"))], rows, caption)]
 
