@@ -29,6 +29,7 @@ from data.cache import load_folder, short_hash
 from data.checks import check_brightness, warn, warn_of_kinds
 from data.decode import FIRST_KIND, light_of
 from data.folders import class_folders, find_slices, require_readable, warn_of_unreadable
+from ops import resample
 
 SAMPLED = 64  # slices of each class whose brightness is looked at
 
@@ -121,6 +122,13 @@ def to_float(batch):
 def to_uint8(images):
     """Float [N, 1, R, R] in [-1, 1] -> uint8 [N, R, R], rounded and clipped; the exact inverse of `to_float`."""
     return images.squeeze(1).float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def resize(pixels, resolution):
+    """Slices uint8 [N, R, R], NumPy, at another power of two, as `ops.resample` gives them, rounded."""
+    if resolution == pixels.shape[-1]:
+        return pixels
+    return to_uint8(resample(to_float(torch.from_numpy(pixels)), resolution)).numpy()
 
 
 def steps_per_epoch(num_slices, batch_size):

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from analysis.areas import measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
-from analysis.models import BATCH, critic_scores, generate, load_critic
+from analysis.critic import critic_scores, load_critic
+from analysis.models import BATCH, generate
 from analysis.quality import measure_quality
 from data.damage import note_damaged
 from data.folders import class_folders, find_slices, find_splits

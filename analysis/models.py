@@ -1,4 +1,4 @@
-"""Find and load trained models, generate images with them, score images, and make a small copy of a generator to share.
+"""Find and load trained models, generate images with them, and make a small copy of a generator to share.
 
     python -m analysis.models model/all-conditional models/all-conditional
 
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset import to_float, to_uint8
-from modules import Discriminator, Generator, MappingNetwork, build_generator
+from dataset import to_uint8
+from modules import Generator, MappingNetwork, build_generator
 from utils import (
     CLASSES,
     LARGEST,
@@ -27,7 +27,6 @@ from utils import (
     load_tensors,
     make_folder,
     random_stream,
-    read_network,
     run_cli,
     save_tensors,
 )
@@ -188,33 +187,6 @@ def load_model(folder, device, which="last"):
     )
 
 
-def load_critic(folder, device):
-    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read.
-
-    None if there is no checkpoint.pt, beside a generator that was copied by itself (`share`).
-    """
-    path = os.path.join(folder, "checkpoint.pt")
-    if not os.path.exists(path):
-        return None
-    network = read_network(folder)
-    try:
-        saved = load_tensors(path)
-        reached, resolution = saved["stage"]["resolution"], network["resolution"]
-        critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
-        if reached == resolution:
-            critic.load_state_dict(saved["critic"])
-    except Exception as error:
-        raise UserError(
-            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs config.json and "
-            "an undamaged checkpoint.pt"
-        ) from None
-    if reached < resolution:
-        raise UserError(
-            f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
-        )
-    return critic.to(device).eval().requires_grad_(False)
-
-
 def same_weights(a, b):
     """Whether two Models have equal weights, also where one of them is a copy that `share` has written."""
     return half_checksum(a) == half_checksum(b)
@@ -241,7 +213,7 @@ def share(folder, output_dir, which="last"):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Generating and scoring
+# Generating
 
 
 def latents(z_dim, seed, batches, start=0):
@@ -285,21 +257,6 @@ def synthesize(model, ws, noise="fixed", rng=None):
     With "fixed" noise (see modules.StyleBlock) the images differ by their style vectors alone.
     """
     return np.concatenate([to_uint8(model.generator(part, noise, rng)).cpu().numpy() for part in ws.split(BATCH)])
-
-
-@torch.no_grad()
-def critic_scores(critic, pixels, labels, batch_size, device):
-    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
-
-    Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
-    rounded down to a multiple of `batch_size`, or N if there is not one full batch.
-    """
-    labels = labels.to(device) if critic.embedding is not None else None
-    scores = []
-    for start in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
-        images = to_float(torch.as_tensor(pixels[start : start + batch_size]).to(device))
-        scores.append(critic(images, None if labels is None else labels[start : start + batch_size]))
-    return torch.cat(scores)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from analysis.projector import class_of
 from analysis.style_maps import conclusions
 from analysis.style_space import embed
 from data.subjects import identify
-from report.figures import resize
+from dataset import resize
 from report.maps import EPOCHS_NOTE, measures_of
 from report.report import fill_template, interval_text, number_text, plain
 from utils import CLASSES, atomic_path

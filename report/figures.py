@@ -7,15 +7,13 @@ import math
 import textwrap
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dataset import spread, to_float, to_uint8
-from ops import resample
+from dataset import resize, spread, to_uint8
 from utils import atomic_path
 
 REAL, FAKE, CRITIC, PENALTY, NEUTRAL, NORM = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888", "#ef9b20"
@@ -48,13 +46,6 @@ def tile(images, columns):
         y, x = i // columns * step, i % columns * step
         canvas[y : y + step - GAP, x : x + step - GAP] = image
     return canvas
-
-
-def resize(pixels, resolution):
-    """Slices uint8 [N, R, R], NumPy, at another power of two, as `ops.resample` gives them, rounded."""
-    if resolution == pixels.shape[-1]:
-        return pixels
-    return to_uint8(resample(to_float(torch.from_numpy(pixels)), resolution)).numpy()
 
 
 def save_grids(grids, path, columns=4, text=None):

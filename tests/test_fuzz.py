@@ -36,8 +36,9 @@ import predict
 import prepare
 import train
 from analysis import areas, projector
+from analysis.critic import load_critic
 from analysis.export import export
-from analysis.models import Model, load_critic, load_model
+from analysis.models import Model, load_model
 from analysis.style_maps import MapSettings, MapSpec, StyleSource, history, maps_over_epochs
 from data import decode
 from data.subject_tables import image_id, iso_date, read_subjects, years

@@ -7,10 +7,9 @@ validation(averaged, critic, batch_size=16)["kid_test"]
 import numpy as np
 import torch
 
+from analysis.critic import critic_scores, mean_score
 from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
-from analysis.models import critic_scores
-from dataset import to_uint8
-from report.figures import resize
+from dataset import resize, to_uint8
 from utils import random_stream
 
 VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each split
@@ -18,7 +17,7 @@ VALIDATION = "kid", "kid_test", "precision", "recall", "score_train", "score_tes
 
 
 class Validation:
-    """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of slices it has not seen.
+    """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of held-out slices.
 
     train: Slices; test: Slices or None (columns that need it are nan then). The features of the real slices are computed once.
     mirror: real slices go through `mirror_half`, since the generator has learnt mirrored ones, too.
@@ -40,10 +39,10 @@ class Validation:
     def __call__(self, averaged, critic, batch_size):
         """{column of VALIDATION: float, nan where it cannot be measured}; the networks see `batch_size` slices at a time.
 
-        A generator of a lower stage (training/growth.py) is compared at the size of the real slices, its own enlarged, so that rows
-        can be compared; the critic scores slices of its own size.
-        overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores unseen slices like
-        those it was trained on, 1 if it scores them like generated ones.
+        A generator of a lower stage (training/growth.py) is compared at the size of the real slices, upscaled, so that rows can be
+        compared; the critic scores slices of its own size.
+        overfitting: (score_train - score_test) / (score_train - score_generated): 0 if the critic scores held-out slices
+        like those it was trained on, 1 if it scores them like generated ones.
         """
         generated = self.generate(averaged, batch_size)
         side = generated.shape[-1]
@@ -73,14 +72,3 @@ class Validation:
             w = averaged["mapping"](self.z[start : start + batch_size], labels)
             slices.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
         return torch.cat(slices).numpy()
-
-
-def mean_score(scores, labels, critic):
-    """Mean of scores [n], a float; for a class-conditional critic, the mean of the classes' means, by labels [N], N >= n.
-
-    The offset between classes can exceed that between real and generated, and the splits hold the classes in other proportions.
-    """
-    if critic.embedding is None:
-        return scores.mean().item()
-    labels = labels[: len(scores)].to(scores.device)
-    return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()

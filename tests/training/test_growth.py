@@ -16,7 +16,8 @@ from plain_options import plain_options
 from reference import direct_upsample
 
 import train
-from analysis.models import generate, load_critic, load_model
+from analysis.critic import load_critic
+from analysis.models import generate, load_model
 from analysis.style_maps import history, map_specs
 from modules import Discriminator, build_generator
 from ops import resample

@@ -1,40 +1,19 @@
-"""Validation: sets of the same kind compared with others, planted critics' scores, and the critic read from a checkpoint."""
+"""Validation: sets of the same kind compared with others, and planted critics' scores."""
 
 import math
-import os
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from planted import Corner, Discs
 from torch import nn
 
 from analysis.distances import kid
-from analysis.models import critic_scores, load_critic, share
 from dataset import to_float
 from modules import Discriminator, Generator, MappingNetwork
 from training import validation
 from training.monitor import Alerts
-from training.validation import Validation, mean_score
-from utils import UserError
-
-
-class Discs:
-    """Stands for Slices: blurred discs of random place and size; the corner pixel's brightness says which set they are."""
-
-    def __init__(self, count, seed, corner):
-        rng = np.random.default_rng(seed)
-        y, x = np.mgrid[:32, :32]
-        radius, top, left = (rng.uniform(low, high, (count, 1, 1)) for low, high in ((5, 10), (12, 20), (12, 20)))
-        self.pixels = (220 / (1 + np.exp(np.hypot(y - top, x - left) - radius))).astype(np.uint8)
-        self.pixels[:, 0, 0] = corner
-        self.labels = np.arange(count) % 3 // 2  # 0, 0, 1, 0, 0, 1, ...
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def __getitem__(self, indices):
-        return self.pixels[indices]
+from training.validation import Validation
 
 
 class Drawn(nn.Module):
@@ -55,22 +34,6 @@ class Mapping(nn.Module):
     def forward(self, z, labels=None):
         self.labels = labels
         return z
-
-
-class Corner(nn.Module):
-    """Stands for a critic: the score is the corner's brightness in [0, 1], or the label if it is class-conditional."""
-
-    def __init__(self, conditional=False):
-        super().__init__()
-        self.embedding, self.sizes, self.labels = conditional or None, [], []
-
-    def forward(self, images, labels=None):
-        self.sizes.append(len(images))
-        assert (labels is None) == (self.embedding is None)
-        if labels is None:
-            return (images[:, 0, 0, 0] + 1) / 2
-        self.labels += labels.tolist()
-        return labels.float()
 
 
 def drawing(pixels):
@@ -113,7 +76,7 @@ def test_validation_tells_slices_of_the_same_kind_from_noise_and_from_a_collapse
     assert collapsed["precision"] == 1 and collapsed["recall"] < 0.2
 
 
-def test_either_kid_compares_with_the_slices_of_its_split(cheap):
+def test_each_kid_compares_with_the_slices_of_its_split(cheap):
     splits, generated = {"kid": Discs(90, 0, 0), "kid_test": Discs(80, 1, 200)}, Discs(100, 2, 50).pixels
     row = Validation(*splits.values(), 8, 0, torch.device("cpu"))(drawing(generated), Corner(), 20)
     for column, slices in splits.items():
@@ -123,7 +86,7 @@ def test_either_kid_compares_with_the_slices_of_its_split(cheap):
 
 
 @pytest.mark.parametrize("test_corner, overfitting", [(250, 0), (50, 1), (150, 0.5), (0, 1.25)])
-def test_overfitting_is_where_unseen_scores_lie_between_training_and_generated_ones(cheap, test_corner, overfitting):
+def test_overfitting_is_where_held_out_scores_lie_between_training_and_generated_ones(cheap, test_corner, overfitting):
     row, _ = validate(250, test_corner, Discs(100, 2, 50).pixels)
     assert row["score_train"] == pytest.approx(250 / 255) and row["score_generated"] == pytest.approx(50 / 255)
     assert row["score_test"] == pytest.approx(test_corner / 255)
@@ -134,7 +97,7 @@ def nan_columns(row):
     return {name for name, value in row.items() if math.isnan(value)}
 
 
-def test_columns_of_unseen_slices_are_nan_without_a_test_set(cheap):
+def test_columns_of_held_out_slices_are_nan_without_a_test_set(cheap):
     row, _ = validate(250, None, Discs(100, 2, 50).pixels)
     assert nan_columns(row) == {"kid_test", "score_test", "overfitting"}
 
@@ -149,10 +112,10 @@ def test_precision_and_recall_are_nan_for_fewer_training_slices_than_neighbours(
     assert nan_columns(row) == {"precision", "recall"}
 
 
-def test_a_generator_that_repeats_two_training_slices_raises_the_alert_for_narrow_ones(cheap):
+def test_a_generator_that_repeats_two_training_slices_raises_the_alert_for_low_diversity(cheap):
     """Both look real, and most training slices are unlike either."""
     row, _ = validate(250, None, Discs(130, 0, 250)[[3, 4] * 50])
-    (line,) = [line for line in Alerts().check(row) if line.startswith("generator narrows")]
+    (line,) = [line for line in Alerts().check(row) if line.startswith("low diversity")]
     assert f"recall {row['recall']:.2f}" in line and row["recall"] < 0.1
     row, _ = validate(250, None, Discs(100, 2, 250).pixels)
     assert Alerts().check(row) == []
@@ -162,8 +125,8 @@ def test_conditional_networks_get_labels_and_classes_count_equally(cheap):
     critic = Corner(conditional=True)
     row, networks = validate(0, 0, Discs(100, 2, 0).pixels, batch_size=50, classes=2, critic=critic, count=100)
     assert networks["mapping"].labels.tolist() == [0, 1] * 25
-    generated, real, unseen = np.reshape(critic.labels, (3, 100))
-    assert generated.mean() == 0.5 and real.mean() == unseen.mean() == pytest.approx(0.33)
+    generated, real, held_out = np.reshape(critic.labels, (3, 100))
+    assert generated.mean() == 0.5 and real.mean() == held_out.mean() == pytest.approx(0.33)
     assert [row[f"score_{kind}"] for kind in ("generated", "train", "test")] == [0.5] * 3
 
 
@@ -181,59 +144,7 @@ def test_validation_uses_the_same_latents_noise_and_slices_every_time(cheap):
     assert Validation(Discs(130, 0, 0), Discs(60, 1, 0), 16, 0, torch.device("cpu"))(averaged, critic, 25) == row
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The critic
-
-
-@pytest.mark.parametrize("batch_size, count, sizes", [(30, 100, [30] * 3), (64, 20, [20]), (20, 20, [20])])
-def test_critic_scores_full_batches_only_if_there_is_one(batch_size, count, sizes):
-    critic, slices = Corner(), Discs(count, 0, 0)
-    slices.pixels[:, 0, 0] = np.arange(count)
-    scores = critic_scores(critic, slices.pixels, None, batch_size, torch.device("cpu"))
-    assert critic.sizes == sizes
-    np.testing.assert_allclose(scores, np.arange(sum(sizes)) / 255, atol=1e-6)
-
-
 def test_networks_never_see_more_than_a_batch_of_slices(cheap):
     critic = Corner()
     validate(0, 0, Discs(100, 2, 0).pixels, batch_size=30, critic=critic)
-    assert critic.sizes == [30] * 9  # three batches of generated, training and unseen slices each
-
-
-def test_mean_score_of_a_conditional_critic_does_not_depend_on_class_proportions():
-    labels = torch.tensor([0, 0, 0, 1, 1, 0])
-    scores = torch.tensor([5.0, 6.0, 7.0, -2.0, -4.0])  # of full batches: the last slice was left out
-    assert mean_score(scores, labels, Corner(conditional=True)) == pytest.approx((6 - 3) / 2)
-    assert mean_score(scores, labels, Corner()) == pytest.approx(scores.mean().item())
-    assert mean_score(scores[:3], labels, Corner(conditional=True)) == pytest.approx(6)  # one class alone
-
-
-@pytest.mark.parametrize("run, conditional", [("AD", False), ("all-conditional", True)])
-def test_load_critic_reads_the_checkpoint(models, run, conditional):
-    critic = load_critic(os.path.join(models, run), "cpu")
-    saved = torch.load(os.path.join(models, run, "checkpoint.pt"), weights_only=True)["critic"]
-    assert isinstance(critic, Discriminator) and not critic.training
-    assert not any(parameter.requires_grad for parameter in critic.parameters())
-    assert all(torch.equal(value, saved[name]) for name, value in critic.state_dict().items())
-    assert (critic.embedding is not None) == conditional
-
-
-def test_load_critic_names_what_is_missing(models, tmp_path):
-    run = shutil.copytree(os.path.join(models, "AD"), tmp_path / "AD")
-    os.unlink(run / "config.json")
-    with pytest.raises(UserError, match="checkpoint.pt: no critic can be read .* needs config.json"):
-        load_critic(str(run), "cpu")
-
-
-def test_there_is_no_critic_beside_a_copied_generator(models, tmp_path):
-    share(os.path.join(models, "AD"), str(tmp_path / "AD"))
-    assert load_critic(str(tmp_path / "AD"), "cpu") is None
-
-
-def test_load_critic_refuses_a_changed_byte(models, tmp_path):
-    run = shutil.copytree(os.path.join(models, "AD"), tmp_path / "AD")
-    data = bytearray((run / "checkpoint.pt").read_bytes())
-    data[len(data) // 2] ^= 1  # within the weights: torch.load would not notice
-    (run / "checkpoint.pt").write_bytes(data)
-    with pytest.raises(UserError, match="no critic can be read"):
-        load_critic(str(run), "cpu")
+    assert critic.sizes == [30] * 9  # three batches of generated, training and held-out slices each
