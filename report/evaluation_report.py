@@ -28,7 +28,10 @@ def draw_evaluation(result, title, output_dir):
     """Write <title>_evaluation.json and the figures of an EvaluationResult; returns its report.Sections."""
     with atomic_path(os.path.join(output_dir, f"{title}_evaluation.json")) as temporary, open(temporary, "w") as file:
         json.dump(result.numbers(), file, indent=2)
-    path = os.path.join(output_dir, title + "_{}.png").format
+
+    def path(name):
+        return os.path.join(output_dir, f"{title}_{name}.png")
+
     sections = [critic_section(result, title, path("critic"))]
     if result.classifier:
         sections.append(classifier_section(result, title, path("classifier")))
