@@ -15,8 +15,8 @@ PREDICT = $(PY) predict.py --dataset_dir $(DEMO)/AD_NC/train --model_dir $(DEMO)
 
 .PHONY: demo demo-models quick test soak mutants gpu lint clean
 demo: $(VENV)/installed
-	$(PY) predict.py --model_dir models --morph True --output_dir $(DEMO)/first
-	@echo "^ drawn by a model that comes along. Now a data set of phantoms, and four models of it:"
+	$(PY) predict.py --model_dir models --draw grid,morph --output_dir $(DEMO)/first
+	@echo "^ drawn by the bundled model. Now a data set of phantoms, and four models of it:"
 	$(PY) phantom.py $(DEMO)/AD_NC --subjects 75 --seed 0
 	$(MAKE) demo-models SIZE="$$($(PY) -c '$(SMALL)')"
 
@@ -26,8 +26,8 @@ demo-models:
 	$(TRAIN) --classes NC --model_dir $(DEMO)/model --seed 1 --max_minutes 0.5
 	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 0.5
 	rm -rf $(DEMO)/predictions
-	$(PREDICT) --classes all-conditional --export 200 --morph True
-	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --umap_slices 5 --atlas True
+	$(PREDICT) --classes all-conditional --export 200 --draw grid,morph
+	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --num_slices 5 --atlas True
 	$(PY) -m analysis.areas $(DEMO)/AD_NC --generated $(DEMO)/predictions/all-conditional
 	@echo "Look at, in this order:"
 	@echo "  generated slices beside real ones:       $$(ls $(DEMO)/model/all-conditional/fake_vs_real/epoch_*.png | tail -n 1)"

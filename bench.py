@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from training.flags import add_recipe_flags, choose_recipe, recipes_text
 from training.recipes import Options, network_settings
-from utils import RESOLUTIONS, ArgumentParser, Group, UserError, answer_early, number, pick_device, pick_dtype, run_cli
+from utils import RESOLUTIONS, ArgumentParser, Group, UserError, number, parse_before_import, pick_device, pick_dtype, run_cli
 
 
 def parse_args(argv=None):
@@ -52,7 +52,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+    parse_before_import(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
 
 import numpy as np
 import torch

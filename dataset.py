@@ -112,6 +112,11 @@ class Slices:
 # Batches
 
 
+def spread(slices, count):
+    """`count` of N slices (or of their names) spread evenly over the set, and so over both classes: uint8 [count, R, R]."""
+    return slices[np.linspace(0, len(slices) - 1, count).round().astype(int)]
+
+
 def to_float(batch):
     """uint8 [N, R, R] -> float32 [N, 1, R, R] in [-1, 1]."""
     return batch.unsqueeze(1).to(torch.float32).div_(127.5).sub_(1)

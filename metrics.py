@@ -24,11 +24,11 @@ from utils import (
     ArgumentParser,
     Group,
     UserError,
-    answer_early,
     atomic_path,
     class_name,
     make_folder,
     number,
+    parse_before_import,
     pick_device,
     printable,
     run_cli,
@@ -68,7 +68,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+    parse_before_import(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
 
 import numpy as np
 

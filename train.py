@@ -19,10 +19,10 @@ import time
 
 from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args
 from training.recipes import Z_DIM, Options, network_settings
-from utils import CLASSES, UserError, answer_early, make_folder, pick_device, pick_dtype, read_config, run_cli
+from utils import CLASSES, UserError, make_folder, parse_before_import, pick_device, pick_dtype, read_config, run_cli
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
+    parse_before_import(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
 
 import torch
 

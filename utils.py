@@ -432,7 +432,7 @@ def number(kind, low, high=sys.float_info.max, open_low=False):
     return parse
 
 
-def answer_early(parse):
+def parse_before_import(parse):
     """Exit now if parse() refuses the flags or prints `--help`: before PyTorch is imported, which takes seconds."""
     try:
         parse()

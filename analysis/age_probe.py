@@ -1,7 +1,7 @@
 """Is it the disease or age? A linear probe of AD in w with age, sex or slice position held, and age predicted from w.
 
     results = age_probe(w, classes, scans, indices)     # w [N, D], classes [N] (0: AD), scans: of subjects.identify
-    section = age_section(real, names, table)           # of projected slices {"real AD": w, "real NC": w}; None without ages
+    sentences = age_sentences(results)
 
 People with AD are often older, and ventricles grow with age. So a probe that tells AD from NC may only tell old from young. To
 hold age, pairs of an AD and an NC slice are compared within a third of ages alone (age-stratified), and likewise within equal slice
@@ -12,10 +12,9 @@ docs/evidence.md has the formula and limits.
 import numpy as np
 
 from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc_interval, bootstrap, fewest_groups, shared_strata
-from analysis.position import index_auc, slice_indices
+from analysis.position import index_auc
 from analysis.style_space import probe_scores
-from data.subjects import identify, resampled_text, resampling_groups
-from report.report import ReportTable, Section
+from data.subjects import resampling_groups
 from utils import CLASSES
 
 AGE_STRATIFIED, POSITION_STRATIFIED = "age-stratified", "position-stratified"  # rows: pairs of one third of ages, of one index
@@ -155,7 +154,7 @@ def age_sentences(results):
     from_w = results["age from w"][0]["rank correlation"]
     if everyone["probe"] is None:
         counted = " and ".join(f"{n} {name}" for name, n in everyone["people"].items())
-        return [f"Age: known of {counted} people, too few for any figure (at least {MIN_PEOPLE} of either class are needed)."]
+        return [f"Age: known of {counted} people, too few for any figure (at least {MIN_PEOPLE} of each class are needed)."]
     alone = f", slice index alone with {everyone['index']}" if everyone["index"] else ""
     sentences = [
         f"Age: a linear probe of w tells AD from NC with an AUC of {everyone['probe']}; age alone does with "
@@ -181,39 +180,3 @@ def age_sentences(results):
         known = "w knows something of age" if from_w.low > 0 else "that w knows of age was not shown"
         sentences.append(f"Age predicted from w has a rank correlation of {from_w} with the true age: {known}.")
     return sentences
-
-
-def age_tables(results):
-    few = f"too few (under {MIN_PEOPLE} of a class)"
-    columns = {"probe": "linear probe of w, AUC", "age": "age alone, AUC"}
-    if results["placed"]:
-        columns["index"] = "slice index alone, AUC"
-    rows = [
-        [row["among"], *row["people"].values(), *(few if row[name] is None else tuple(row[name]) for name in columns)]
-        for row in results["compared"]
-    ]
-    unknown = f" {results['unknown']} slices of unknown age are left out." if results["unknown"] else ""
-    by = "by age alone and by slice index alone" if results["placed"] else "and by age alone"
-    held = "third of ages, sex or slice index" if results["placed"] else "third of ages or sex"
-    caption = (
-        f"AUC of AD against NC by a linear probe of w, {by}: 0.5 by chance. Stratified: only pairs of the same {held} are "
-        f"compared. {results['slices']} slices.{unknown}"
-    )
-    predicted = [
-        [row["among"], row["people"], tuple(row["rank correlation"] or ()) or f"too few (under {2 * MIN_PEOPLE})"]
-        for row in results["age from w"]
-    ]
-    note = "Age predicted from w by ridge regression, for people that it was not fitted to: 0 by chance, 1 if in perfect order."
-    columns = ["compared", "AD people", "NC people", *columns.values()]
-    return [ReportTable(columns, rows, caption), ReportTable(["people", "number", "rank correlation with age"], predicted, note)]
-
-
-def age_section(real, names, table, title="Age and sex", seed=0):
-    """A report.Section on projected slices {"real AD": w [n, D], "real NC": ...}, with their file names, in that order, and the
-    table of `read_subjects`; None where no age is known."""
-    scans = identify(names, table)
-    classes = np.repeat([0, 1], [len(w) for w in real.values()])
-    results = age_probe(np.concatenate(list(real.values())), classes, scans, slice_indices(names), seed)
-    if results is None:
-        return None
-    return Section(title, [*age_sentences(results), resampled_text("people")], age_tables(results), numbers=results)

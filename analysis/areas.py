@@ -100,7 +100,7 @@ def measure_areas(pixels, view, label=None):
     """{tissue of AMOUNT[view]: mm^2, float64 [N]} of slices uint8 [N, R, R], R >= 64; `label` names a progress bar."""
     area = area_by_level(pixels, view, label)
     amounts = AMOUNT[view].items()
-    return {tissue: sum(area[region] @ amount for region, amount in of_tissue.items()) for tissue, of_tissue in amounts}
+    return {tissue: sum(area[region] @ amount for region, amount in regions.items()) for tissue, regions in amounts}
 
 
 def area_by_level(pixels, view, label=None):
@@ -114,7 +114,7 @@ def area_by_level(pixels, view, label=None):
     for start in tqdm(range(0, len(pixels), 256), label, disable=None if label else True):
         reduced = reduce_to_side(pixels[start : start + 256])
         flat = remove_shading(reduced) if view == "axial" else equalise_brightness(reduced)
-        masks = {"slice": np.True_} | {region: ellipse(flat, *of_region) for region, of_region in REGIONS[view].items()}
+        masks = {"slice": np.True_} | {region: ellipse(flat, *shape) for region, shape in REGIONS[view].items()}
         shares = [np.interp(flat, levels, peak) for peak in np.eye(len(levels))[1:]]  # [n, 64, 64] per level
         for region, mask in masks.items():
             found[region].append(np.stack([(share * mask).sum((1, 2)) for share in shares], 1))
@@ -138,8 +138,8 @@ def remove_shading(pixels):
     terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).reshape(-1, 6)  # [P, 6]
     products = (terms[:, :, None] * terms[:, None]).reshape(-1, 36)
     v = pixels.reshape(len(pixels), -1).astype(float)  # [N, P]
-    lit = v > 0.2 * v.max(1, keepdims=True)
-    shading = np.stack([np.quantile(row[mask], 0.85) if mask.any() else 1.0 for row, mask in zip(v, lit)])[:, None]
+    foreground = v > 0.2 * v.max(1, keepdims=True)
+    shading = np.stack([np.quantile(row[mask], 0.85) if mask.any() else 1.0 for row, mask in zip(v, foreground)])[:, None]
     for _ in range(3):
         white = (np.abs(v / shading - 1) < 0.125).astype(float)
         normal = (white @ products).reshape(-1, 6, 6) + 1e-6 * np.eye(6)
@@ -155,8 +155,8 @@ def equalise_brightness(pixels):
     The eighth power, so that the bright tissues decide: how much fluid and grey matter there is differs from slice to slice.
     """
     v = pixels.reshape(len(pixels), -1).astype(float)
-    lit = v > 0.2 * v.max(1, keepdims=True)
-    mean = np.sum(np.where(lit, v, 0) ** 8, 1, keepdims=True) / np.maximum(lit.sum(1, keepdims=True), 1)
+    foreground = v > 0.2 * v.max(1, keepdims=True)
+    mean = np.sum(np.where(foreground, v, 0) ** 8, 1, keepdims=True) / np.maximum(foreground.sum(1, keepdims=True), 1)
     return (v * BRIGHTNESS / np.maximum(mean, 1) ** (1 / 8)).reshape(pixels.shape)
 
 
@@ -164,8 +164,8 @@ def ellipse(flat, across, along, half_across, half_along, degrees):
     """Pixels in one of REGIONS, placed by the bounding box of the brain: bool [N, 64, 64], of slices at one brightness."""
     brain = flat > 0.15 * WHITE
 
-    def position(lit):  # bool [N, 64] -> position of each row or column in the bounding box, -1 to 1
-        first, last = lit.argmax(1), SIDE - 1 - lit[:, ::-1].argmax(1)
+    def position(foreground):  # bool [N, 64] -> position of each row or column in the bounding box, -1 to 1
+        first, last = foreground.argmax(1), SIDE - 1 - foreground[:, ::-1].argmax(1)
         return (2 * np.arange(SIDE) - (first + last)[:, None]) / (last - first + 1)[:, None]
 
     x, y = position(brain.any(1))[:, None, :] - across, position(brain.any(2))[:, :, None] - along
@@ -243,10 +243,10 @@ def generated_table(folder, phantoms):
         raise UserError(f"{phantoms}: subjects.csv lists no slices in train/ of both classes; draw the phantoms again")
     for name in CLASSES:
         try:
-            of_class = Slices(folder, name, SIDE)
+            members = Slices(folder, name, SIDE)
         except UserError as error:
             raise UserError(str(error).replace("--dataset_dir", "--generated")) from None
-        slices[name] = of_class[np.arange(len(of_class))]
+        slices[name] = members[np.arange(len(members))]
     found = find_view(np.concatenate(list(slices.values()))).name
     if found not in (view, "unknown"):  # slices of a poor model may look like nothing, but the phantoms' view is known
         raise UserError(f"--generated {folder}: {found} slices, while the phantoms of {phantoms} are {view}")
@@ -286,10 +286,10 @@ def main(argv=None):
     slices = np.stack(slices)
     if args.fit:
         area = area_by_level(slices, view, "measuring")
-        for tissue, of_tissue in AMOUNT[view].items():
-            amounts = fit_amount([area[region] for region in of_tissue], truth[tissue], SMOOTH[view])
+        for tissue, regions in AMOUNT[view].items():
+            amounts = fit_amount([area[region] for region in regions], truth[tissue], SMOOTH[view])
             print(f'        "{tissue}": {{')
-            for region, amount in zip(of_tissue, amounts):
+            for region, amount in zip(regions, amounts):
                 print(f'            "{region}": ({", ".join(f"{value:.3f}" for value in amount)}),')
             print("        },")
     else:

@@ -75,7 +75,7 @@ def shared_strata(positive, strata):
 
 def fewest_groups(positive, groups):
     """The number of groups (people) of the class, positive [N] or not, that has fewer."""
-    return min(len(np.unique(groups[positive == of_class])) for of_class in (True, False))
+    return min(len(np.unique(groups[positive == value])) for value in (True, False))
 
 
 def auc_interval(scores, positive, groups, strata=None, seed=0):

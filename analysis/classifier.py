@@ -1,10 +1,10 @@
-"""AD against NC by a small classifier: how much of the difference between the classes do generated slices carry?
+"""AD against NC by a small classifier: how much of the AD/NC difference do generated slices preserve?
 
-    classify({"AD": ..., "NC": ...}, generated, unseen, groups)["generated"]["auc"]         # uint8 [n, R, R] each
+    classify({"AD": ..., "NC": ...}, generated, held_out, groups)["generated"]["auc"]         # uint8 [n, R, R] each
 
-Classifiers trained on real slices, on generated slices and on both tell AD from NC on unseen real slices: the
+Classifiers trained on real slices, on generated slices and on both tell AD from NC on held-out real slices: the
 classification accuracy score of Ravuri and Vinyals (2019, arXiv:1905.10887), with the AUC in place of the accuracy. If generated
-slices carry the whole difference, a classifier trained on them does as well as one trained on the real slices that the generator
+slices preserve the whole difference, a classifier trained on them does as well as one trained on the real slices that the generator
 learnt from. At 64x64 one training takes half a minute on an otherwise idle CPU core.
 """
 
@@ -84,16 +84,16 @@ def logits(network, pixels, device="cpu"):
 # What it learns from real and from generated slices
 
 
-def classify(train, generated, unseen, groups=None, device="cpu", mirror=False, names=None):
-    """AUC of AD against NC on unseen real slices after training on real slices, on generated ones, and on both together.
+def classify(train, generated, held_out, groups=None, device="cpu", mirror=False, names=None):
+    """AUC of AD against NC on held-out real slices after training on real slices, on generated ones, and on both together.
 
-    train, generated, unseen: {class: uint8 [n, R, R]}; groups: {class: [n]} of the unseen slices, which
+    train, generated, held_out: {class: uint8 [n, R, R]}; groups: {class: [n]} of the held-out slices, which
     intervals resample (None: each slice is one); mirror: see `train_classifier`. Real and generated slices are used in equal
-    numbers per class. names: {"train", "unseen": {class: names of the files [n]}}. Returns {"train", "generated", "both":
+    numbers per class. names: {"train", "held-out": {class: names of the files [n]}}. Returns {"train", "generated", "both":
     `summary`, with names also "position": `position_probe`, whose rule for the slice index is fitted to the training slices;
     "ratio": `above_chance`}. UserError if a class has no slices.
     """
-    for kind, slices in (("real", train), ("generated", generated), ("unseen", unseen)):
+    for kind, slices in (("real", train), ("generated", generated), ("held-out", held_out)):
         if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:
             raise UserError(f"AD against NC needs slices of both classes: there are no {kind} slices of {' and '.join(missing)}")
     rng, sets = np.random.default_rng(0), {}
@@ -101,16 +101,16 @@ def classify(train, generated, unseen, groups=None, device="cpu", mirror=False, 
     for kind, slices in (("train", train), ("generated", generated)):
         sets[kind] = {name: slices[name][rng.permutation(len(slices[name]))[: count[name]]] for name in CLASSES}
     sets["both"] = {name: np.concatenate([sets["train"][name], sets["generated"][name]]) for name in CLASSES}
-    unseen, is_ad = pool_classes(unseen)
-    groups = np.arange(len(unseen)) if groups is None else np.concatenate([groups[name] for name in CLASSES])
+    held_out, is_ad = pool_classes(held_out)
+    groups = np.arange(len(held_out)) if groups is None else np.concatenate([groups[name] for name in CLASSES])
     if names:
-        files, (train_files, train_is_ad) = pool_classes(names["unseen"])[0], pool_classes(names["train"])
+        files, (train_files, train_is_ad) = pool_classes(names["held-out"])[0], pool_classes(names["train"])
         fitted = slice_indices(train_files), train_is_ad
     results = {}
     with tqdm(total=len(sets) * len(SEEDS) * STEPS, desc="classifiers", unit=" steps", disable=None) as bar:
         for kind, slices in sets.items():
             pixels, labels = pool_classes(slices)
-            scores = [logits(train_classifier(pixels, labels, seed, device, bar, mirror), unseen, device) for seed in SEEDS]
+            scores = [logits(train_classifier(pixels, labels, seed, device, bar, mirror), held_out, device) for seed in SEEDS]
             results[kind] = summary(scores, is_ad, groups)
             if names:
                 results[kind]["position"] = position_probe(scores, is_ad, groups, files, fitted)
@@ -126,7 +126,7 @@ def pool_classes(slices):
 def summary(scores, is_ad, groups):
     """{"auc": Interval of the mean AUC, "seeds": the AUC of each, "spread": their standard deviation} of scores [seeds, N].
 
-    The interval is over other unseen groups (people), not over other trainings.
+    The interval is over other held-out groups (people), not over other trainings.
     """
 
     def mean_auc(weights):

@@ -1,136 +1,183 @@
-"""What predict.py --evaluate measures: does a model carry the disease, beyond images that look right? Four questions.
+"""What predict.py --evaluate measures: does a model preserve the AD/NC difference, beyond images that look right? Four questions.
 
-    generated = {"AD": ..., "NC": ...}      # uint8 [n, R, R] each, ideally as many as there are training slices
-    results, paths = evaluate_models({"model/both": ("AD", "NC")}, generated, "AD_NC/test", "predictions", title="both")
+    for models in evaluation_groups(all_models):
+        generated = generate_classes(models, "AD_NC/test", seed=0, truncation=1.0)
+        result = evaluate_models(models, generated, "AD_NC/test")
 
-Critic: does it score unseen real slices like those it was trained on, or like generated ones? Classifier: after training on
-generated slices, does it tell AD from NC on unseen real ones as well as after training on real ones (classifier.py)? Areas: are
+Critic: does it score held-out real slices like those it was trained on, or like generated ones? Classifier: after training on
+generated slices, does it tell AD from NC on held-out real ones as well as after training on real ones (classifier.py)? Areas: are
 ventricles, grey and white matter as large as in real slices, and AD and NC as far apart (areas.py)? Image quality: the metrics
 of quality.py, class by class. PACGAN, a progressive GAN with an auxiliary classifier (Lai et al. 2025,
-doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on unseen ADNI slices; its slices, people and
+doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on held-out ADNI slices; its slices, people and
 networks differ, so the AUCs cannot be compared.
 
 Slices of one brain are alike, so intervals resample people where a table tells them, else scans, else slices (subjects.py).
-Tables and figures are in evaluation_report.py.
+Tables, figures and files are made in report/evaluation_report.py.
 """
 
-import json
-import os
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis.areas import SIDE, measure_areas, reduce_to_side, true_means, view_or_note
+from analysis.areas import measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
 from analysis.critic import critic_scores, load_critic
+from analysis.models import BATCH, generate
 from analysis.quality import measure_quality
 from data.damage import note_damaged
-from data.folders import find_splits
+from data.folders import class_folders, find_slices, find_splits
 from data.subjects import identify, resampled_text, resampling_groups, shared_text
 from dataset import Slices
-from report import report
-from report.evaluation_report import (
-    KINDS,
-    area_position_text,
-    area_tables,
-    classifier_tables,
-    classifier_text,
-    critic_tables,
-    plot_areas,
-    plot_classifier,
-    plot_critic,
-    quality_tables,
-)
-from report.quality_report import plot_quality, save_nearest
-from utils import CLASSES, UserError, atomic_path, make_folder
+from utils import CLASSES, UserError
 
-BATCH = 16  # slices that the critic scores at once
+KINDS = "train", "held-out", "generated"  # of slices: the first two are real
 COMPARED = 2000  # slices of each kind and class, at most, for the critic and the metrics
 
 
-def evaluate_models(runs, generated, dataset_dir, output_dir, title, device="cpu", table=None, mirror=False):
-    """Answer all four questions for one model, or for a pair of one-class models; returns (results, paths written).
+class EvaluatedSlices(NamedTuple):
+    """The slices that are compared, as {kind of KINDS: {class: ...}}; a model of both classes that is not told which has "all"."""
 
-    runs: {run folder: its classes}; generated: {class: uint8 [n, R, R]}, where a model of both classes that is not
-    class-conditional has the one class "all", in both. dataset_dir: the folder above train/ and test/, or one of the two;
-    table: of `read_subjects`; mirror: whether a model was trained on mirrored slices, which classifier and metrics then follow.
-    Results, plain numbers that <title>_evaluation.json holds too: {"critic": {class: `critic_gaps`}, without classes whose run
-    has no checkpoint.pt; "classifier": `classify` (only with both classes), "areas": `compare_areas` (from 64x64 on), "metrics":
-    {class: values of `measure_quality`}, "resampled": [what intervals resample, and what that means]}.
-    """
-    side = next(iter(generated.values())).shape[-1]
-    splits = find_splits(dataset_dir, "all" if len(generated) > 1 else next(iter(generated)))
+    pixels: dict  # Slices, or uint8 [N, R, R]
+    sample: dict  # uint8 [n, R, R]: at most COMPARED of them in random order
+    reduced: dict  # uint8 [N, 64, 64] at most: as areas and classifiers see them
+    names: dict  # of the files [N], of real slices
+    groups: dict  # [N], of real slices: what intervals resample
+    sample_groups: dict  # {class: [n]}, of the sample of held-out slices
+    unit: str  # people, scans or slices: what a group is
+    resampled: list  # sentences on that
+
+    @property
+    def classes(self):
+        return list(self.pixels["generated"])
+
+    @property
+    def side(self):
+        """Of the square slices, in pixels."""
+        return next(iter(self.pixels["generated"].values())).shape[-1]
+
+
+class EvaluationResult(NamedTuple):
+    """The answers to all four questions, for one model or a pair of one-class models."""
+
+    slices: EvaluatedSlices
+    scores: dict  # of critics: {class: {kind: [n]}}, without classes whose run has no checkpoint.pt
+    critic: dict  # {class: `critic_gaps`}
+    classifier: dict | None  # of `classify`; None without both classes
+    areas: dict  # {kind: {class: {tissue: mm^2 [N]}}}; empty below 64x64 or where the view cannot be told
+    area_comparison: dict | None  # of `compare_areas`
+    quality: dict  # {class: `Quality`}
+
+    def numbers(self):
+        """The results as plain values, for <title>_evaluation.json and report.json."""
+        numbers = {"critic": self.critic, "resampled": self.slices.resampled}
+        if self.classifier:
+            numbers["classifier"] = self.classifier
+        if self.area_comparison:
+            numbers["areas"] = self.area_comparison
+        return numbers | {"metrics": {name: quality.values for name, quality in self.quality.items()}}
+
+
+def evaluation_groups(models):
+    """Lists of Models to evaluate together: an AD and an NC model, if there is one of each, and each other model by itself."""
+    single = [model for model in models if not model.is_conditional]
+    pair = single if sorted(model.trained_on for model in single) == [[name] for name in CLASSES] else []
+    return [group for group in (pair, *([model] for model in models if model not in pair)) if group]
+
+
+def train_and_test(dataset_dir, classes):
+    """The folders train/ and test/, in `dataset_dir` or beside it; UserError without both."""
+    splits = find_splits(dataset_dir, "all" if len(classes) > 1 else classes[0])
     if len(splits) < 2:
         raise UserError(
             f"--dataset_dir {dataset_dir}: the evaluation needs train/ and test/, in it or beside it; there is "
             f"only {''.join(splits.values())}"
         )
-    critics = {folder: load_critic(folder, device) for folder in runs}  # first of all, so that errors come early
-    make_folder(output_dir, "--output_dir")
-    written = []
+    return splits["train"], splits["test"]
 
-    def path(name):
-        return os.path.join(output_dir, f"{title}_{name}")
 
-    slices, scans, groups = {}, {}, {}  # {kind: {class: ...}}
-    for kind, folder in (("train", splits["train"]), ("unseen", splits["test"])):
-        slices[kind] = {name: Slices(folder, name, side) for name in generated}
-        for of_class in slices[kind].values():
-            note_damaged(of_class, of_class.names, folder)
-        scans[kind] = {name: identify(of_class.names, table) for name, of_class in slices[kind].items()}
-        groups[kind] = {name: resampling_groups(of_class)[0] for name, of_class in scans[kind].items()}
-    slices["generated"] = generated
-    rng = np.random.default_rng(0)
-    rows = {kind: {name: rng.permutation(len(of_class))[:COMPARED] for name, of_class in slices[kind].items()} for kind in KINDS}
-    sample = {kind: {name: of_class[rows[kind][name]] for name, of_class in slices[kind].items()} for kind in KINDS}
-    reduced = {kind: {name: reduce_all(pixels) for name, pixels in slices[kind].items()} for kind in KINDS}
+def generate_classes(models, dataset_dir, seed, truncation):
+    """{class: uint8 [n, R, R]}: as many slices of each class of the Models as there are to train on."""
+    generated = {}
+    train, _ = train_and_test(dataset_dir, [name for model in models for name in model.classes])
+    for model in models:
+        for label, name in zip(model.labels, model.classes):
+            count = sum(len(find_slices(folder)) for folder in class_folders(train, name).values())
+            batches = generate(model, count, seed, truncation, label)
+            bar = tqdm(batches, f"{count} {name} slices", -(-count // BATCH), unit=" batches", disable=None)
+            generated[name] = np.concatenate(list(bar))
+    return generated
 
-    scores = {}  # {class: {kind: [n]}}
-    for folder, critic in critics.items():
-        if critic is None:
-            continue
-        for kind in tqdm(KINDS, f"critic of {folder}", disable=None):
-            of_kind = scores_by_class(critic, {name: sample[kind][name] for name in runs[folder]}, device)
-            for name in runs[folder]:
-                scores.setdefault(name, {})[kind] = of_kind[name]
-    real = {kind: [scan for of_class in scans[kind].values() for scan in of_class] for kind in scans}
-    unit = resampling_groups(real["train"] + real["unseen"])[1]
-    results = {"critic": {name: critic_gaps(of_class) for name, of_class in scores.items()}}
-    results["resampled"] = [resampled_text(unit), shared_text(real["train"], real["unseen"])]
-    if scores:
-        written.append(plot_critic(scores, results["critic"], path("critic.png")))
 
-    if len(generated) > 1:
-        kinds = (reduced[kind] for kind in ("train", "generated", "unseen"))
-        names = {kind: {name: of_class.names for name, of_class in slices[kind].items()} for kind in ("train", "unseen")}
-        results["classifier"] = classify(*kinds, groups["unseen"], device, mirror, names)
-        written.append(plot_classifier(results["classifier"], unit, path("classifier.png")))
+def evaluate_models(models, generated, dataset_dir, table=None):
+    """The EvaluationResult of a group of Models, one of `evaluation_groups`, by their slices {class: uint8 [n, R, R]}.
 
-    if view := view_or_note(np.concatenate(list(reduced["train"].values())), f"--dataset_dir {dataset_dir}"):
+    dataset_dir: the folder above train/ and test/, or one of the two; table: of `read_subjects`. Classifier and metrics allow for
+    mirrored slices if a model was trained on them.
+    """
+    train, test = train_and_test(dataset_dir, list(generated))
+    device, mirror = models[0].device, any(model.mirrored for model in models)
+    critics = [load_critic(model.folder, device) for model in models]  # first of all, so that errors come early
+    slices = collect_slices(train, test, generated, table)
+    scores = {}
+    for model, critic in zip(models, critics):
+        if critic is not None:
+            scores |= score_classes(critic, model, slices.sample)
+    classifier = None
+    if len(slices.classes) > 1:
+        kinds, names = (slices.reduced[kind] for kind in ("train", "generated", "held-out")), slices.names
+        classifier = classify(*kinds, slices.groups["held-out"], device, mirror, names)
+    areas, comparison = {}, None
+    if view := view_or_note(np.concatenate(list(slices.reduced["train"].values())), f"--dataset_dir {dataset_dir}"):
         areas = {
-            kind: {name: measure_areas(pixels, view, f"areas of {kind} {name}") for name, pixels in reduced[kind].items()}
+            kind: {name: measure_areas(pixels, view, f"areas of {kind} {name}") for name, pixels in slices.reduced[kind].items()}
             for kind in KINDS
         }
-        results["areas"] = compare_areas(areas, groups, true_means(splits["train"], generated, view))
-        written.append(plot_areas(areas, results["areas"], path("areas.png")))
-    elif side >= SIDE:
-        results["areas"] = None
-
-    results["metrics"] = {}
-    for name in generated:
-        train, of_people = slices["train"][name], groups["unseen"][name][rows["unseen"][name]]
-        quality = measure_quality(
-            sample["unseen"][name], sample["generated"][name], train, device=device, progress=True, groups=of_people, mirror=mirror
+        comparison = compare_areas(areas, slices.groups, true_means(train, slices.classes, view))
+    quality = {
+        name: measure_quality(
+            slices.sample["held-out"][name],
+            slices.sample["generated"][name],
+            slices.pixels["train"][name],
+            device=device,
+            progress=True,
+            groups=slices.sample_groups[name],
+            train_groups=slices.groups["train"][name],
+            mirror=mirror,
         )
-        results["metrics"][name] = quality.values
-        plot_quality(quality, path(f"metrics_{name}.png"))
-        save_nearest(sample["generated"][name], train, quality.memory, path(f"nearest_{name}.png"))
-        written += [path(f"metrics_{name}.png"), path(f"nearest_{name}.png")]
-    with atomic_path(path("evaluation.json")) as temporary, open(temporary, "w") as file:
-        json.dump(results, file, indent=2)
-    return results, [*written, path("evaluation.json")]
+        for name in slices.classes
+    }
+    gaps = {name: critic_gaps(kinds) for name, kinds in scores.items()}
+    return EvaluationResult(slices, scores, gaps, classifier, areas, comparison, quality)
+
+
+def collect_slices(train, test, generated, table=None):
+    """The EvaluatedSlices of two folders and of generated slices {class: uint8 [n, R, R]}."""
+    side, rng = next(iter(generated.values())).shape[-1], np.random.default_rng(0)
+    pixels, scans, groups = {}, {}, {}
+    for kind, folder in (("train", train), ("held-out", test)):
+        pixels[kind] = {name: Slices(folder, name, side) for name in generated}
+        for members in pixels[kind].values():
+            note_damaged(members, members.names, folder)
+        scans[kind] = {name: identify(members.names, table) for name, members in pixels[kind].items()}
+        groups[kind] = {name: resampling_groups(members)[0] for name, members in scans[kind].items()}
+    names = {kind: {name: members.names for name, members in classes.items()} for kind, classes in pixels.items()}
+    pixels["generated"] = generated
+    rows = {kind: {name: rng.permutation(len(members))[:COMPARED] for name, members in pixels[kind].items()} for kind in KINDS}
+    everyone = {kind: [scan for members in classes.values() for scan in members] for kind, classes in scans.items()}
+    unit = resampling_groups(everyone["train"] + everyone["held-out"])[1]
+    return EvaluatedSlices(
+        pixels,
+        {kind: {name: members[rows[kind][name]] for name, members in pixels[kind].items()} for kind in KINDS},
+        {kind: {name: reduce_all(members) for name, members in pixels[kind].items()} for kind in KINDS},
+        names,
+        groups,
+        {name: members[rows["held-out"][name]] for name, members in groups["held-out"].items()},
+        unit,
+        [resampled_text(unit), shared_text(everyone["train"], everyone["held-out"])],
+    )
 
 
 def reduce_all(pixels):
@@ -141,6 +188,15 @@ def reduce_all(pixels):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The critic
+
+
+def score_classes(critic, model, sample):
+    """{class: {kind: scores float64 [n]}} of a Model's critic, of slices {kind: {class: uint8 [N, R, R]}}."""
+    scores = {name: {} for name in model.classes}
+    for kind in tqdm(KINDS, f"critic of {model.folder}", disable=None):
+        for name, values in scores_by_class(critic, {name: sample[kind][name] for name in model.classes}, model.device).items():
+            scores[name][kind] = values
+    return scores
 
 
 def scores_by_class(critic, slices, device):
@@ -164,10 +220,10 @@ def critic_gaps(scores):
         return float((a.mean() - b.mean()) / max(1e-12, np.sqrt((a.var() + b.var()) / 2)))
 
     return {
-        "mean": {kind: float(of_kind.mean()) for kind, of_kind in scores.items()},
-        "deviation": {kind: float(of_kind.std()) for kind, of_kind in scores.items()},
-        "train - unseen": gap(scores["train"], scores["unseen"]),
-        "unseen - generated": gap(scores["unseen"], scores["generated"]),
+        "mean": {kind: float(values.mean()) for kind, values in scores.items()},
+        "deviation": {kind: float(values.std()) for kind, values in scores.items()},
+        "train - held-out": gap(scores["train"], scores["held-out"]),
+        "held-out - generated": gap(scores["held-out"], scores["generated"]),
     }
 
 
@@ -192,8 +248,8 @@ def compare_areas(areas, groups, truth=None):
     """Compare {kind of KINDS: {class: {tissue: mm^2 [n]}}} with the areas of training slices, and AD with NC.
 
     groups: {kind: {class: [n], or None}} of the real slices; truth: {class: {tissue: mean mm^2 of the training slices}}, known
-    of phantoms. Returns {class: {tissue: {"train", "unseen", "generated": mean; "unseen / train - 1", "generated / train - 1":
-    Interval; "wasserstein": distance of generated from training slices; "floor": that of unseen slices, which are real but of
+    of phantoms. Returns {class: {tissue: {"train", "held-out", "generated": mean; "held-out / train - 1", "generated / train - 1":
+    Interval; "wasserstein": distance of generated from training slices; "floor": that of held-out slices, which are real but of
     other people; "truth"}}} and, with both classes, {"AD - NC": {tissue: {kind: Interval of the difference}}}.
     """
     from scipy.stats import wasserstein_distance  # takes a second to import
@@ -206,12 +262,12 @@ def compare_areas(areas, groups, truth=None):
     for name, tissues in areas["train"].items():
         comparison[name] = {}
         for tissue, train in tissues.items():
-            unseen, generated = (areas[kind][name][tissue] for kind in ("unseen", "generated"))
+            held_out, generated = (areas[kind][name][tissue] for kind in ("held-out", "generated"))
             row = {kind: float(areas[kind][name][tissue].mean()) for kind in KINDS}
-            for kind in ("unseen", "generated"):
+            for kind in ("held-out", "generated"):
                 row[f"{kind} / train - 1"] = difference((kind, name), ("train", name), tissue, relative=True)
             row["wasserstein"] = float(wasserstein_distance(generated, train))
-            row["floor"] = float(wasserstein_distance(unseen, train))
+            row["floor"] = float(wasserstein_distance(held_out, train))
             if truth:
                 row["truth"] = float(truth[name][tissue])
             comparison[name][tissue] = row
@@ -220,38 +276,3 @@ def compare_areas(areas, groups, truth=None):
             tissue: {kind: difference((kind, "AD"), (kind, "NC"), tissue) for kind in KINDS} for tissue in areas["train"]["AD"]
         }
     return comparison
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The sections of report.html
-
-
-def sections(results, paths, title):
-    """`report.Section`s of what `evaluate_models` returned for the model called `title`."""
-
-    def figures(name, caption):  # those called <title>_<name>.png or <title>_<name>_<class>.png
-        stems = [os.path.basename(path).removeprefix(f"{title}_").removesuffix(".png").split("_") for path in paths]
-        return [report.ReportFigure(path, caption.format(stem[-1])) for path, stem in zip(paths, stems) if stem[0] == name]
-
-    resampled = results["resampled"]
-    critic, shown = results["critic"], figures("critic", "Scores of the critic.")
-    missing = [f"Not measured for {name}: no checkpoint.pt with a critic." for name in results["metrics"] if name not in critic]
-    tables = critic_tables(critic) if critic else []
-    yield report.Section(f"{title}: the critic on unseen slices", missing, tables, shown, critic)
-    if classifier := results.get("classifier"):
-        yield report.Section(
-            f"{title}: a classifier of AD and NC",
-            [classifier_text(classifier), *resampled],
-            classifier_tables(classifier),
-            figures("classifier", "AUC on unseen real slices."),
-            classifier,
-        )
-    if areas := results.get("areas"):
-        shown = figures("areas", "Areas of generated and of training slices.")
-        text = area_position_text(classifier) if classifier else []
-        yield report.Section(f"{title}: areas", [*text, *resampled], area_tables(areas), shown, areas)
-    elif "areas" in results:
-        yield report.Section(f"{title}: areas", ["Not measured: the view of the training slices cannot be told."])
-    shown = figures("metrics", "Generated slices compared with unseen ones, {}.")
-    shown += figures("nearest", "Generated {} slices beside the nearest training slices.")
-    yield report.Section(f"{title}: metrics", [], quality_tables(results["metrics"]), shown, results["metrics"])

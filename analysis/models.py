@@ -1,12 +1,11 @@
-"""Find and load trained models, generate images from them, and make a small copy of one to share.
+"""Find and load trained models, generate images with them, and make a small copy of a generator to share.
 
     python -m analysis.models model/all-conditional models/all-conditional
 
 model = load_model(find_run("AD", "model"), device)
-images = np.concatenate(list(generate(model, 16, seed=0, device=device)))           # uint8 [16, R, R]
+images = np.concatenate(list(generate(model, 16, seed=0)))           # uint8 [16, R, R]
 """
 
-import functools
 import os
 import shlex
 import sys
@@ -41,7 +40,7 @@ BATCH = 16  # images generated at once, always in full batches, so that the numb
 
 
 class Model(NamedTuple):
-    """The averaged networks of one run, in evaluation mode."""
+    """The averaged networks of one run, in evaluation mode, without gradients."""
 
     name: str
     mapping: MappingNetwork
@@ -50,6 +49,27 @@ class Model(NamedTuple):
     labels: list  # the labels that it takes: [0, 1] if it is conditional, else [None]
     folder: str
     mirrored: bool = False  # whether it was trained on mirrored slices, too
+    which: str = "last"  # of WEIGHTS
+    images: int = 0  # real images that it had been shown in training
+
+    @property
+    def device(self):
+        return self.mapping.w_mean.device
+
+    @property
+    def resolution(self):
+        return self.generator.resolution
+
+    @property
+    def is_conditional(self):
+        return self.labels != [None]
+
+    @property
+    def classes(self):
+        """A name for each of `labels`: of the class, or "all" for a model of both classes that is not told which."""
+        if self.is_conditional:
+            return CLASSES
+        return tuple(self.trained_on) if len(self.trained_on) == 1 else ("all",)
 
 
 def holds_generator(folder):
@@ -95,7 +115,6 @@ def describe_runs(model_dir):
     return f"--model_dir {model_dir} holds " + (", ".join(list_runs(model_dir)) or "no run yet (train.py makes one)")
 
 
-@functools.cache  # prints the note once per run
 def weights_file(folder, which):
     """Path of a run's "last" or "best" averaged generator; the last, with a note on stderr, if there is no best one."""
     path = os.path.join(folder, WEIGHTS[which])
@@ -115,6 +134,8 @@ def check_generator(saved):
     network, classes = saved["network"], saved["classes"]
     if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
         raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
+    if not isinstance(saved.get("images", 0), int):
+        raise ValueError(f"trained with {saved['images']} images")
     if not 0 < network.get("mapping_layers", 1) <= LARGEST["mapping_layers"]:
         raise ValueError(f"{network['mapping_layers']} mapping layers")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
@@ -153,8 +174,17 @@ def load_model(folder, device, which="last"):
     networks.load_state_dict(saved["weights"])  # float16 weights become float32
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
-    name = os.path.basename(os.path.abspath(folder))
-    return Model(name, networks["mapping"], networks["generator"], saved["classes"], labels, folder, saved.get("mirror", True))
+    return Model(
+        os.path.basename(os.path.abspath(folder)),
+        networks["mapping"],
+        networks["generator"],
+        saved["classes"],
+        labels,
+        folder,
+        saved.get("mirror", True),
+        which,
+        saved.get("images", 0),
+    )
 
 
 def same_weights(a, b):
@@ -207,15 +237,15 @@ def style_vectors(mapping, z, label=None):
 
 
 @torch.no_grad()
-def generate(model, count, seed, truncation=1.0, label=None, device="cpu", start=0):
+def generate(model, count, seed, truncation=1.0, label=None, start=0):
     """Yield `count` generated images in batches, uint8 [n, R, R] with n <= BATCH; the batches before number `start` are skipped.
 
     Image number i is the same for every `count` and `start`.
     """
     batches = -(-count // BATCH)
     for batch, z in enumerate(latents(model.mapping.z_dim, seed, batches, start), start):
-        rng = random_stream(f"noise {batch}", seed, device)
-        w, labels = style_vectors(model.mapping, z.to(device), label)
+        rng = random_stream(f"noise {batch}", seed, model.device)
+        w, labels = style_vectors(model.mapping, z.to(model.device), label)
         images = model.generator(model.mapping.truncate(w, truncation, labels), noise="random", rng=rng)
         yield to_uint8(images).cpu().numpy()[: count - batch * BATCH]
 
@@ -227,6 +257,10 @@ def synthesize(model, ws, noise="fixed", rng=None):
     With "fixed" noise (see modules.StyleBlock) the images differ by their style vectors alone.
     """
     return np.concatenate([to_uint8(model.generator(part, noise, rng)).cpu().numpy() for part in ws.split(BATCH)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
 
 
 def main(argv=None):

@@ -1,12 +1,12 @@
 """Project real slices into a trained generator: find the style vector w, then the noise, that reproduce each of them.
 
-    targets = read_targets("AD_NC/test", model.generator.resolution)
-    projection = project(model, targets.images, targets.labels, steps=100, space="w", seed=0, progress=True)
-    save_projection(projection, targets.names, "out")
+    targets = read_targets("AD_NC/test", model.resolution)
+    projection = project(model, targets.images, targets.labels, seed=0, progress=True)
 
-Follows Karras et al. 2020 (arXiv:1912.04958), appendix D, called K20 below; in the space "w+" every layer has its own w, as in
-Abdal et al. 2019 (arXiv:1904.03189). What cannot be reproduced by w is what the generator has not learned. Noise maps and w+
-have many more degrees of freedom and reproduce more, but do not show that the generator would ever generate such a slice.
+Follows Karras et al. 2020 (arXiv:1912.04958), appendix D, called K20 below. What cannot be reproduced by w is what the generator
+has not learnt. Noise maps have many more degrees of freedom and reproduce more, but do not show that the generator would ever
+generate such a slice; nor would a w for each layer (Abdal et al. 2019, arXiv:1904.03189), so the search is in w alone.
+report/projections.py draws what is found.
 """
 
 import math
@@ -26,18 +26,15 @@ from data.checks import check_brightness, warn, warn_of_kinds
 from data.decode import light_of, pad_and_resize, read_files
 from data.folders import EXTENSIONS, class_named, find_slices, some_of, warn_of_unreadable
 from dataset import to_float, to_uint8
-from report import figures
-from report.report import ReportFigure, ReportTable, Section
-from utils import CLASSES, UserError, atomic_path, make_folder
+from utils import CLASSES, UserError
 
+STEPS = 100  # of the search for w, and as many for the noise
 LATENTS, STARTS = 4096, 512  # latents per class: for the mean and spread of w, and, the first of them, as starting points
 RATE_W, RATE_NOISE = 0.1, 0.1  # Adam's learning rates
 BLOCKS, PIXEL_WEIGHT = 2, 5.0  # blocks of VGG16 in the distance; weight of the pixels in it
 SPREAD_WEIGHT, STRUCTURE_WEIGHT = 0.02, 0.1  # weights of the distance of w from its mean, and of structure in the noise
-FRAMES, HOLD = 25, 10  # frames of the GIF, and extra frames that show the last image
+FRAMES = 25  # images kept of a search
 SHIFTS = -1.0, -0.5, 0.0, 0.5, 1.0  # from AD to NC, in mean differences between the classes
-SHOWN = 12  # figures in the report
-ERROR = 64  # grey levels at which the colours of an error map end
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,10 +69,10 @@ def read_targets(path, resolution):
     labels = {file: class_of(f"{os.path.basename(folder)}/{file}") for file in files}
     decoded, status, levels = {}, {}, {}
     for label in sorted(set(labels.values())):
-        of_class = [file for file in files if labels[file] == label]
-        paths = [os.path.join(folder, file) for file in of_class]
+        members = [file for file in files if labels[file] == label]
+        paths = [os.path.join(folder, file) for file in members]
         found = read_files(paths, lambda i, _, grey: np.asarray(pad_and_resize(grey, resolution)))
-        decoded |= dict(zip(of_class, found.results))
+        decoded |= dict(zip(members, found.results))
         name = CLASSES[label] if label >= 0 else os.path.basename(path)
         status[name], levels[name] = found.status, found.levels
     readable = [file for file in files if decoded[file] is not None]
@@ -180,16 +177,17 @@ class Projection(NamedTuple):
     rms: np.ndarray  # [N, 2], root mean square difference in grey levels
     perceptual: np.ndarray  # [N, 2], squared distance of features
     spread: np.ndarray  # [N], distance of w from the mean of its class, over the root mean square distance of generated w
-    course: np.ndarray  # uint8 [N, frames, R, R], from the starting point to the result
+    frames: np.ndarray  # uint8 [N, FRAMES, R, R], from the starting point to the result
 
 
-def project(model, targets, labels, steps=100, space="w", seed=0, progress=False):
-    """Project `targets` uint8 [N, R, R]: `steps` steps for w, from the nearest of STARTS generated ones, and for the noise.
+def project(model, targets, labels, steps=None, seed=0, progress=False):
+    """Project `targets` uint8 [N, R, R]: `steps` (None: STEPS) for w, from the nearest of STARTS generated ones, and for the noise.
 
     labels int64 [N], for a conditional model: the class that gives the starting points and the mean that w is kept near; -1: the
-    class of the nearest starting point. space: "w" or "w+". A slice's result does not depend on the other slices.
+    class of the nearest starting point. A slice's result does not depend on the other slices.
     """
-    weights, conditional = model.mapping.w_mean, len(model.labels) > 1  # tensors get the device and the type of the weights
+    steps = STEPS if steps is None else steps
+    weights, conditional = model.mapping.w_mean, model.is_conditional  # tensors get the device and the type of the weights
     images, labels = to_float(torch.from_numpy(np.array(targets))).to(weights), np.array(labels)
     distance, z = Distance(weights.device), draw_z(LATENTS, model.mapping.z_dim, seed).to(weights)
     with torch.no_grad():
@@ -200,8 +198,8 @@ def project(model, targets, labels, steps=100, space="w", seed=0, progress=False
         starts, classes = nearest_starts(model, ws[:, :STARTS], distance, images, classes)
     batches = zip(*(x.split(BATCH) for x in (images, starts, means[classes], sizes[classes])))
     with tqdm(total=2 * steps * -(-len(images) // BATCH), desc="project", unit=" steps", disable=None if progress else True) as bar:
-        results = [search(model, distance, *batch, steps, space, bar) for batch in batches]
-    ws, noise, reproduced, perceptual, spread, course = zip(*results)
+        results = [search(model, distance, *batch, steps, bar) for batch in batches]
+    ws, noise, reproduced, perceptual, spread, frames = zip(*results)
     reproduced = torch.cat(reproduced).numpy()
     return Projection(
         targets=np.array(targets),
@@ -212,7 +210,7 @@ def project(model, targets, labels, steps=100, space="w", seed=0, progress=False
         rms=np.sqrt(np.square(reproduced - np.array(targets, float)[:, None]).mean((2, 3))),
         perceptual=torch.cat(perceptual).numpy(),
         spread=torch.cat(spread).numpy(),
-        course=torch.cat(course).numpy(),
+        frames=torch.cat(frames).numpy(),
     )
 
 
@@ -225,8 +223,8 @@ def nearest_starts(model, ws, distance, images, classes):
     targets = torch.cat([distance.embed(batch) for batch in images.split(BATCH)])
     least, nearest = images.new_full([len(images)], math.inf), torch.zeros_like(classes)
     starts = ws[0, :1].repeat(len(images), 1)
-    for label, of_class in enumerate(ws):
-        for batch in of_class.split(BATCH):
+    for label, class_ws in enumerate(ws):
+        for batch in class_ws.split(BATCH):
             distances = torch.cdist(targets, distance.embed(model.generator(batch, "fixed")))  # [N, BATCH]
             distances[(classes >= 0) & (classes != label)] = math.inf
             distances, index = distances.min(1)
@@ -235,29 +233,26 @@ def nearest_starts(model, ws, distance, images, classes):
     return starts, nearest
 
 
-def search(model, distance, images, start, mean, size, steps, space, bar):
-    """Project one batch of images [N, 1, R, R]: ws, noise, images, perceptual, spread, course of a Projection, on the CPU.
+def search(model, distance, images, start, mean, size, steps, bar):
+    """Project one batch of images [N, 1, R, R]: ws, noise, images, perceptual, spread, frames of a Projection, on the CPU.
 
     start [N, w_dim]: the first w; mean [N, w_dim] and size [N]: of generated w, and their root mean square distance from it.
     """
     generator, target = model.generator, distance.embed(images)
-    w = start[:, None].repeat(1, generator.num_ws if space == "w+" else 1, 1)
+    w = start.clone()
     noise = [style.fixed_noise.repeat(len(images), 1, 1, 1) for block in generator.blocks for style in block.styles]
     frame_steps = set(np.linspace(0, 2 * steps, FRAMES).astype(int).tolist())
-    course, reproduced = [], []  # reproduced: by w alone, then with noise
-
-    def generate():
-        return generator(w.expand(-1, generator.num_ws, -1), noise)
+    frames, reproduced = [], []  # reproduced: by w alone, then with noise
 
     def squared_spread():  # [N]
-        return (w - mean[:, None]).square().sum(2).mean(1) / size.square()
+        return (w - mean).square().sum(1) / size.square()
 
     for parameters, rate in ([w], RATE_W), (noise, RATE_NOISE):
         optimiser = torch.optim.Adam([parameter.requires_grad_() for parameter in parameters], betas=(0.9, 0.99))
         for step in range(steps):
-            generated = generate()
+            generated = generator(w, noise)
             if len(reproduced) * steps + step in frame_steps:
-                course.append(to_uint8(generated.detach()))
+                frames.append(to_uint8(generated.detach()))
             loss = (distance.embed(generated) - target).square().sum(1)
             if parameters is noise:
                 loss = loss + STRUCTURE_WEIGHT * noise_structure(noise)
@@ -272,16 +267,16 @@ def search(model, distance, images, start, mean, size, steps, space, bar):
             bar.update()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        reproduced.append(to_uint8(generate()))
+        reproduced.append(to_uint8(generator(w, noise)))
     features = distance.features(images)
     perceptual = [(distance.features(to_float(result).to(images)) - features).square().sum(1) for result in reproduced]
     return (
-        w.expand(-1, generator.num_ws, -1).cpu(),
+        w[:, None].repeat(1, generator.num_ws, 1).cpu(),
         [noise_map.cpu() for noise_map in noise],
         torch.stack(reproduced, 1).cpu(),
         torch.stack(perceptual, 1).cpu(),
         squared_spread().sqrt().cpu(),
-        torch.stack([*course, reproduced[-1]], 1).cpu(),
+        torch.stack([*frames, reproduced[-1]], 1).cpu(),
     )
 
 
@@ -307,9 +302,10 @@ def move_class(model, projection, seed=0):
     """Move projections in a conditional model between the classes: uint8 [N, len(SHIFTS), R, R].
 
     SHIFTS times the mean of w(z, NC) - w(z, AD) is added to w; the noise stays. The result shows what the model takes for the
-    mean difference between the classes, not how this brain would change.
+    mean difference between the classes, not how this brain would change. (`latents.morph` moves generated slices instead, each
+    along the difference of its own latent.)
     """
-    device = model.mapping.w_mean.device
+    device = model.device
     z = draw_z(LATENTS, model.mapping.z_dim, seed).to(device)
     ad, nc = (style_vectors(model.mapping, z, label)[0].mean(0) for label in model.labels)
     moved = []
@@ -317,93 +313,3 @@ def move_class(model, projection, seed=0):
         batches = zip(*(x.to(device).split(BATCH) for x in (projection.ws, *projection.noise)))
         moved.append(torch.cat([to_uint8(model.generator(ws + shift * (nc - ad), noise)).cpu() for ws, *noise in batches]))
     return torch.stack(moved, 1).numpy()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def project_files(model, path, output_dir, steps=100, space="w", seed=0):
-    """Project the slices in a file or folder into <output_dir>/<model>_projected; returns a report.Section.
-
-    Writes the files of `save_projection`; with a conditional model also moves the slices between the classes.
-    """
-    folder = os.path.join(output_dir, f"{model.name}_projected")
-    targets = read_targets(path, model.generator.resolution)
-    projection = project(model, targets.images, targets.labels, steps, space, seed, progress=True)
-    moved = move_class(model, projection, seed) if len(model.labels) == 2 else None
-    images = [path for path in save_projection(projection, targets.names, folder, moved) if path.endswith(".png")]
-    errors = np.column_stack([projection.rms, projection.spread]).astype(float)  # [N, 3]
-    means = errors.mean(0).tolist()
-    table = ReportTable(
-        ["slice", "RMS of w alone", "RMS of w and noise", "distance of w from its mean"],
-        [*([name, *row] for name, row in zip(targets.names, errors.tolist())), ["mean", *means]],
-        "RMS in grey levels. Generated w are 1 from their mean on average. What the noise reproduces says nothing about the model.",
-    )
-    print(f"{len(errors)} slices projected into {folder}: RMS {means[0]:.1f} grey levels by w, {means[1]:.1f} with noise")
-    return Section(
-        f"{model.name}: real slices projected",
-        tables=[table],
-        figures=[ReportFigure(path, "") for path in images[:SHOWN]],
-        numbers={"rms": means[0], "rms_with_noise": means[1], "distance": means[2]},
-    )
-
-
-def save_projection(projection, names, output_dir, moved=None):
-    """Write <name>.png, .npz and .gif of every slice, and <name>_classes.png if `moved`, of `move_class`, is given.
-
-    Returns the paths. .npz: ws [num_ws, w_dim], noise_00 ... [r, r], target [R, R], images [2, R, R], rms [2], perceptual [2],
-    spread, label.
-    """
-    make_folder(output_dir, "--output_dir")
-    paths = []
-    for i, name in enumerate(clean_names(names)):
-        base = os.path.join(output_dir, name)
-        plot_projection(projection, i, name, f"{base}.png")
-        save_arrays(projection, i, f"{base}.npz")
-        frames = [np.hstack([projection.targets[i], frame]) for frame in projection.course[i]]
-        figures.save_gif(frames + [frames[-1]] * HOLD, f"{base}.gif", 120)
-        paths += [f"{base}.png", f"{base}.npz", f"{base}.gif"]
-        if moved is not None:
-            plot_moved(moved[i], name, CLASSES[projection.labels[i]], f"{base}_classes.png")
-            paths.append(f"{base}_classes.png")
-    return paths
-
-
-def plot_projection(projection, i, name, path):
-    """Draw slice number `i`, its reproductions by w and by w and noise, and the error of the last."""
-    target, images, rms = projection.targets[i], projection.images[i], projection.rms[i]
-    captions = ["real", f"w alone\nRMS {rms[0]:.1f}", f"w and noise\nRMS {rms[1]:.1f}", f"error\n\u00b1{ERROR} grey levels"]
-    note = (
-        f"{name}: RMS error in grey levels of 255. Error: w and noise less real,\nred brighter, blue darker. "
-        f"w is {projection.spread[i]:.2f} from its mean; generated w are 1 from it on average."
-    )
-    cells = [target, *images, figures.colour(images[1] - target.astype(float), ERROR)]
-    figures.save_image_table([cells], path, [""], captions, note, min_side=160)
-
-
-def plot_moved(images, name, class_name, path):
-    """Draw a slice moved by SHIFTS, images [len(SHIFTS), R, R], and the difference of the ends."""
-    captions = [f"{-shift:g} to AD" if shift < 0 else f"{shift:g} to NC" if shift else "as projected" for shift in SHIFTS]
-    cells = [*images, figures.colour(images[-1].astype(float) - images[0], ERROR)]
-    note = (
-        f"{name}, projected as {class_name}: w moved by multiples of the mean of w(z, NC) - w(z, AD), with the same noise.\n"
-        "This is what the model takes for the mean difference, not how this brain would change."
-    )
-    figures.save_image_table([cells], path, [""], [*captions, f"right less left\n\u00b1{ERROR} grey levels"], note, min_side=160)
-
-
-def save_arrays(projection, i, path):
-    """Write the arrays of slice number `i` as an .npz file."""
-    with atomic_path(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ws=projection.ws[i].numpy(),
-            target=projection.targets[i],
-            images=projection.images[i],
-            rms=projection.rms[i],
-            perceptual=projection.perceptual[i],
-            spread=projection.spread[i],
-            label=projection.labels[i],
-            **{f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)},
-        )

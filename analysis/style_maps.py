@@ -1,13 +1,15 @@
-"""Maps of style vectors (UMAP, t-SNE or PCA): of AD and NC models, of a conditional model, and over the epochs of training.
+"""Maps of style vectors (UMAP, t-SNE or PCA): of AD and NC models, of a conditional model with real slices, and over training.
 
-    runs = compared_runs(ad="model/AD", nc="model/NC", control="control/NC")
-    section = plot_umaps(runs, "predictions", method="umap")
+    specs = map_specs(ad=load_model("model/AD", device), nc=load_model("model/NC", device), control=...)
+    maps = compute_maps(specs, MapSettings("umap", n_neighbors=15, min_dist=0.1, num_styles=1000, seed=0))
+    sentences = conclusions(maps)
 
-What a gap between AD and NC in these maps can show, and how it is measured, is in style_space.py.
+What a gap between AD and NC in these maps can show, and how it is measured, is in style_space.py; report/maps.py draws them.
 """
 
-import csv
+import contextlib
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -15,279 +17,301 @@ import torch
 from tqdm import tqdm
 
 from analysis import projector
-from analysis.age_probe import age_section
+from analysis.age_probe import age_probe
 from analysis.areas import known_view, measure_areas
 from analysis.bootstrap import fewest_groups
-from analysis.models import draw_z, load_model, style_vectors, synthesize
-from analysis.position import position_probe
+from analysis.models import Model, draw_z, style_vectors, synthesize
+from analysis.position import position_probe, slice_indices
 from analysis.style_space import (
-    EPOCHS_NOTE,
+    StyleSeparation,
     conditional_verdict,
     embed,
-    epochs_to_show,
-    history,
-    maps_over_epochs,
     probe_scores,
+    same_class_fractions,
     split_like,
     style_separation,
     verdict,
 )
 from data.subjects import identify, resampled_text, resampling_groups
-from dataset import Slices
-from report import figures
-from report.report import ReportFigure, ReportTable, Section
-from utils import CLASSES, UserError, atomic_path, read_config
+from dataset import Slices, spread
+from utils import CLASSES, UserError, read_config
 
 PAIR, CONTROL, CONDITIONAL = "AD and NC", "control: NC twice", "one conditional model"  # titles of maps
 REAL = "real slices in one conditional model"
-COLOURS = {  # --colour, and what the colours are
-    "class": None,
-    "age": "age at the scan, years",
-    "sex": "sex, F or M",
-    "area": "ventricle area of the slice, mm² (nominal unless phantoms)",
-}
-MEASURES = {"alike": "neighbours alike", "auc": "AUC of a linear probe"}
-POSITION = {"slice index alone": "AUC of slice index alone", "position-stratified": "position-stratified AUC of the probe"}
+CONTROL_NAME = "NC, other seed"  # in the legend
+FRAMES = 12  # epochs of which maps are made, at most
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is compared
+
+
+class StyleSource(NamedTuple):
+    """Where a set of style vectors comes from."""
+
+    model: Model
+    label: int | None  # None: of a model that is not conditional
+
+
+class MapSpec(NamedTuple):
+    """What one map compares: two models, or the two classes of a conditional one."""
+
+    title: str  # PAIR, CONTROL or CONDITIONAL
+    sources: dict  # {legend: StyleSource}
+
+
+class MapSettings(NamedTuple):
+    """How maps are made; n_neighbors and min_dist are UMAP's."""
+
+    method: str  # umap, tsne or pca
+    n_neighbors: int
+    min_dist: float
+    num_styles: int  # of each class
+    seed: int
+
+    def embed(self, points, start="spectral"):
+        return embed(points, self.method, self.seed, self.n_neighbors, self.min_dist, start)
+
+
+class RealSlices(NamedTuple):
+    """Real slices for a conditional model, n of each class."""
+
+    pixels: dict  # {"real AD": uint8 [n, R, R], "real NC": ...}
+    names: list  # of their files, AD's first
+    scans: list  # their `subjects.Scan`s
+    w: dict = {}  # {"real AD": [n, w_dim], ...}: their projections
+
+    @property
+    def classes(self):
+        """Their labels, int [N]."""
+        return np.repeat([0, 1], [len(pixels) for pixels in self.pixels.values()])
+
+    @property
+    def points(self):
+        return np.concatenate(list(self.w.values()))
+
+
+class EpochMap(NamedTuple):
+    """The map of the style vectors of train.py's fixed latents at one epoch."""
+
+    epoch: int
+    points: dict  # {legend: [512, 2]}
+    same_class: float  # same-class k-NN fraction
 
 
 class StyleMap(NamedTuple):
-    """A map with what is known of it, for the atlas."""
+    """A map and what is known of it."""
 
-    title: str
-    runs: dict | str  # {legend: run folder}, or the folder of one conditional run
-    sets: dict  # {legend: w [n, w_dim]}
+    spec: MapSpec
+    sets: dict  # {legend: w [n, w_dim]}, real slices last
     points: dict  # {legend: [n, 2]}
-    measures: dict  # {name: Interval}
-    sentence: str  # what the map can carry
-    epochs: list  # of `maps_over_epochs`; empty if the runs have saved no style vectors
-    last: dict  # {legend: w [512, w_dim]} of the last of these epochs
+    separation: StyleSeparation  # of the two sources
+    values: dict  # {legend: what colours its points, [n]: numbers or text, nan or "" where unknown}
+    real: RealSlices | None = None
+    real_separation: StyleSeparation | None = None
+    position: dict = {}  # `position_probe` of the real slices
+    age: dict | None = None  # `age_probe` of the real slices; None if no age is known
+    epochs: list = []  # of EpochMap; empty if the runs have saved no style vectors
+    last: dict = {}  # {legend: w [512, w_dim]} at the last of these epochs
+
+    @property
+    def title(self):
+        return REAL if self.real else self.spec.title
 
 
-def compared_runs(ad=None, nc=None, control=None, conditional=None):
-    """The runs of each map, {title: {legend: run folder} or the folder of one conditional run}, from the folders that are given."""
-    runs = {}
+def map_specs(ad=None, nc=None, control=None, conditional=None):
+    """The MapSpecs that these Models allow: AD with NC, NC with its control, the classes of a conditional one.
+
+    UserError if style vectors that are to be compared have different lengths.
+    """
+    specs = []
     if ad and nc:
-        runs[PAIR] = {"AD": ad, "NC": nc}
+        specs.append(MapSpec(PAIR, {"AD": StyleSource(ad, None), "NC": StyleSource(nc, None)}))
         if control:
-            runs[CONTROL] = {"NC": nc, "NC, other seed": control}
+            specs.append(MapSpec(CONTROL, {"NC": StyleSource(nc, None), CONTROL_NAME: StyleSource(control, None)}))
     if conditional:
-        runs[CONDITIONAL] = conditional
-    return runs
+        specs.append(MapSpec(CONDITIONAL, {name: StyleSource(conditional, label) for label, name in enumerate(CLASSES)}))
+    for spec in specs:
+        lengths = {source.model.folder: source.model.mapping.w_dim for source in spec.sources.values()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"style vectors of different length cannot be compared: {lengths}")
+    return specs
 
 
-def style_sets(runs, which, count, seed, device):
-    """Style vectors {legend: w [count, w_dim]} of the same latents: of each model in {legend: run folder}, or, given the folder of
-    one conditional run, of each of its classes. UserError if their lengths differ."""
-    if isinstance(runs, str):
-        mapping = load_model(runs, device, which).mapping
-        networks = {name: (mapping, label) for label, name in enumerate(CLASSES)}
-    else:
-        networks = {name: (load_model(folder, device, which).mapping, None) for name, folder in runs.items()}
-    lengths = {name: mapping.w_dim for name, (mapping, _) in networks.items()}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"style vectors of different length cannot be compared: {lengths}")
-    with torch.no_grad():
-        return {
-            name: style_vectors(mapping, draw_z(count, mapping.z_dim, seed).to(device), label)[0].cpu().numpy()
-            for name, (mapping, label) in networks.items()
-        }
+@torch.no_grad()
+def style_sets(spec, count, seed):
+    """Style vectors {legend: w [count, w_dim]} of a MapSpec's sources, all of the same latents."""
+    return {
+        name: style_vectors(model.mapping, draw_z(count, model.mapping.z_dim, seed).to(model.device), label)[0].cpu().numpy()
+        for name, (model, label) in spec.sources.items()
+    }
 
 
-def projected_slices(folder, which, dataset_dir, count, seed, device):
-    """({"real AD": w [n, w_dim], "real NC": ...}, their file names): `count` slices of each class in `dataset_dir`, or all if there
-    are fewer, projected into a conditional model without being given their class."""
-    model = load_model(folder, device, which)
-    pixels, names = chosen_slices(dataset_dir, count, model.generator.resolution)
-    targets = np.concatenate(list(pixels.values()))
-    unknown = np.full(len(targets), -1)
-    ws = projector.project(model, targets, unknown, seed=seed, progress=True).ws[:, 0].numpy()
-    return split_like(ws, pixels), names
-
-
-def chosen_slices(dataset_dir, count, resolution):
-    """({"real AD": uint8 [n, R, R], "real NC": ...}, their file names): `count` slices of each class, or all if there are fewer."""
+def read_real_slices(dataset_dir, count, resolution, table=None):
+    """RealSlices: `count` slices of each class spread over `dataset_dir`, or all if there are fewer; table: of `read_subjects`."""
     slices = {name: Slices(dataset_dir, name, resolution) for name in CLASSES}
-    pixels = {f"real {name}": figures.spread(of_class, min(count, len(of_class))) for name, of_class in slices.items()}
-    names = [name for of_class in slices.values() for name in figures.spread(np.array(of_class.names), min(count, len(of_class)))]
-    return pixels, names
+    pixels = {f"real {name}": spread(members, min(count, len(members))) for name, members in slices.items()}
+    names = [name for members in slices.values() for name in spread(np.array(members.names), min(count, len(members)))]
+    return RealSlices(pixels, names, identify(names, table))
 
 
-def known_values(colour, names, table):
-    """What is known of slices, for --colour age (float [N], nan: unknown) or sex (str [N], "": unknown), by their file names.
+def project_slices(real, model, seed):
+    """The RealSlices with their projections into a conditional Model, which is not told their class."""
+    targets = np.concatenate(list(real.pixels.values()))
+    projection = projector.project(model, targets, np.full(len(targets), -1), seed=seed, progress=True)
+    return real._replace(w=split_like(projection.ws[:, 0].numpy(), real.pixels))
 
-    UserError if nothing is known of any of them.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Over the epochs: style vectors of the same latents, which train.py saves in styles/
+
+
+def history(spec):
+    """[(epoch, {legend: w [512, w_dim]})] at up to FRAMES of the epochs that all runs of a MapSpec have saved."""
+    paths = {name: style_paths(model.folder) for name, (model, _) in spec.sources.items()}
+    epochs = sorted(set.intersection(*map(set, paths.values())))
+    shown = np.unique(np.linspace(0, len(epochs) - 1, min(FRAMES, len(epochs))).round().astype(int))
+    return [
+        (epochs[i], {name: read_styles(paths[name][epochs[i]], label) for name, (_, label) in spec.sources.items()}) for i in shown
+    ]
+
+
+def style_paths(folder):
+    """{epoch: path} of the files in a run's styles/."""
+    styles, names = os.path.join(folder, "styles"), []
+    with contextlib.suppress(OSError):
+        names = os.listdir(styles)
+    return {
+        int(found[1]): os.path.join(styles, found[0]) for name in names if (found := re.fullmatch(r"epoch_([0-9]{4,})\.npy", name))
+    }
+
+
+def read_styles(path, label=None):
+    """w [512, w_dim] of one epoch: of a file of that shape, or of the label in the file [2, 512, w_dim] of a conditional model.
+
+    UserError if the file holds anything else.
     """
-    found = [getattr(scan, colour) for scan in identify(names, table)]
-    if not any(value is not None for value in found):
-        raise UserError(f"--colour {colour}: --subjects tells the {colour} of none of the {len(found)} slices of --dataset_dir")
-    return np.array([{"age": np.nan, "sex": ""}[colour] if value is None else value for value in found])
+    classes = () if label is None else (len(CLASSES),)
+    try:
+        w = np.load(path, allow_pickle=False)
+        if w.shape[:-2] != classes or w.ndim != len(classes) + 2 or not w.size or w.dtype.kind not in "fiu":
+            raise ValueError
+        with np.errstate(over="ignore"):
+            w = w.astype(np.float32)
+        if np.abs(w).max() > 1e6 or np.isnan(w).any():
+            raise ValueError
+    except Exception as error:  # NumPy raises nearly any error on a damaged file
+        raise UserError(f"{path}: these are not style vectors saved by train.py ({type(error).__name__}); remove it") from None
+    return w if label is None else w[label]
 
 
-def ventricle_areas(runs, sets, which, device, real=None):
-    """{legend: mm^2 [n]}: ventricle areas of real slices {legend: uint8 [n, R, R]} and, for the other style vectors in `sets`, of
-    the slices that the models of `runs` (of one map) draw of them with fixed noise. UserError if their view cannot be told."""
-    images = dict(real or {})
-    for name, ws in sets.items():
-        if name not in images:
-            model = load_model(runs if isinstance(runs, str) else runs[name], device, which)
-            images[name] = synthesize(model, torch.from_numpy(ws).to(device))
-    view = known_view(np.concatenate([images[name] for name in sets]), "--colour area")
-    return {name: measure_areas(images[name], view, f"areas, {name}")["ventricle"] for name in sets}
+def maps_over_epochs(saved, settings, done=lambda: None):
+    """The EpochMaps of `history`, by MapSettings; each map starts from the one before. done: called after each map."""
+    maps, start = [], "spectral"
+    for epoch, sets in saved:
+        points = np.concatenate(list(sets.values()))
+        classes = np.repeat(np.arange(len(sets)), [len(rows) for rows in sets.values()])
+        start = settings.embed(points, start)
+        start = start - start.mean(0)  # maps drift from epoch to epoch
+        maps.append(EpochMap(epoch, split_like(start, sets), same_class_fractions(points, classes).mean()))
+        done()
+    return maps
 
 
-def plot_umaps(
-    runs,
-    output_dir,
-    method="umap",
-    which="last",
-    count=1000,
-    neighbours=15,
-    min_dist=0.1,
-    seed=0,
-    device="cpu",
-    dataset_dir=None,
-    real_count=50,
-    table=None,
-    collected=None,
-    colour="class",
-):
-    """Plot a map for each of `runs` (of `compared_runs`) and maps over the epochs; returns a report.Section.
+# ---------------------------------------------------------------------------------------------------------------------
+# The maps
 
-    Writes <method>.png and .csv, and <method>_epochs.png and .gif if the runs have saved style vectors. count: style vectors of
-    each class; real_count: slices of each class in `dataset_dir` to project into the conditional model (None: no slices); table: of
-    `read_subjects`, whose people intervals over these slices resample; collected: a list that gets a StyleMap of each map. colour:
-    one of COLOURS; "age" and "sex" need the table and these slices, UserError if it knows of none.
+
+def compute_maps(specs, settings, real=None, colour="class"):
+    """A StyleMap for each of the MapSpecs; real: projected RealSlices, for the map of the conditional model.
+
+    colour: "class", or "age", "sex" or "area", which fills the values of the maps.
     """
-    options = {"method": method, "seed": seed, "neighbours": neighbours, "min_dist": min_dist}
-    saved = {title: epochs for title, of_title in runs.items() if (epochs := history(of_title))}
-    panels, separations, of_panels, age, position = [], {}, [], None, {}
-    pixels = known = None  # of real slices, for their colours
-    if colour != "class" and dataset_dir and CONDITIONAL in runs:
-        side = load_model(runs[CONDITIONAL], device, which).generator.resolution
-        pixels, names = chosen_slices(dataset_dir, real_count, side)
-        known = known_values(colour, names, table) if colour in ("age", "sex") else None
-    with tqdm(total=len(runs) + sum(map(len, saved.values())), desc=method, unit=" maps") as bar:
-        for title, of_title in runs.items():
-            sets = style_sets(of_title, which, count, seed, device)
-            separations[title] = style_separation(*sets.values(), seed=seed)
-            if title == CONDITIONAL and dataset_dir:
-                real, names = projected_slices(of_title, which, dataset_dir, real_count, seed, device)
-                age = age_section(real, names, table, seed=seed)
-                groups, unit = resampling_groups(identify(names, table))
-                title = REAL
-                separations[title] = style_separation(*real.values(), groups, seed)
-                position = real_position(real, names, groups, seed)
-                sets |= real
-            points = split_like(embed(np.concatenate(list(sets.values())), **options), sets)
-            measures = {MEASURES[name]: interval for name, interval in separations[title]._asdict().items()}
-            if title == REAL:
-                measures |= {shown: position[name] for name, shown in POSITION.items() if position[name]}
-            values = {}
-            if colour == "area":
-                values = ventricle_areas(of_title, sets, which, device, pixels if title == REAL else None)
-            elif title == REAL and known is not None:
-                values = split_like(known, pixels)
-            panels.append(figures.Panel(title, points, measures, values))
-            of_panels.append((title, of_title, sets, points, measures))
+    saved = {spec.title: history(spec) for spec in specs}
+    maps = []
+    with tqdm(total=len(specs) + sum(map(len, saved.values())), desc=settings.method, unit=" maps") as bar:
+        for spec in specs:
+            maps.append(compute_map(spec, settings, real if spec.title == CONDITIONAL else None, colour))
             bar.update()
-        over_epochs = {title: maps_over_epochs(epochs, bar.update, **options) for title, epochs in saved.items()}
-
-    text = conclusions(runs, separations, position)
-    if REAL in separations:
-        text.append(f"Of real slices: {resampled_text(unit)}")
-    if collected is not None:
-        for key, (title, of_title, *parts) in zip(runs, of_panels):
-            sentence = " ".join(text[PAIR in runs :]) if key == CONDITIONAL else text[0]  # the pair's comes first, if there is one
-            last = saved[key][-1][1] if key in saved else {}
-            collected.append(StyleMap(title, of_title, *parts, sentence, over_epochs.get(key, []), last))
-    path, epochs_path, gif_path = (os.path.join(output_dir, method + end) for end in (".png", "_epochs.png", "_epochs.gif"))
-    figures.plot_styles(panels, path, "\n".join(text), COLOURS[colour])
-    save_points(panels, os.path.join(output_dir, f"{method}.csv"), colour)
-    caption = (
-        f"{count} style vectors of each class, of the same latents, by {method}. The measures are taken in w, with 95% intervals."
-    )
-    if COLOURS[colour]:
-        caption += f" Colours: {COLOURS[colour]}."
-    shown = [ReportFigure(path, caption)]
-    if over_epochs:
-        figures.plot_epochs(select_epochs(over_epochs), epochs_path, "The same 512 latents over the epochs. " + EPOCHS_NOTE)
-        figures.save_gif(figures.epoch_frames(over_epochs), gif_path, 500)
-        shown += [ReportFigure(epochs_path, "Over the epochs."), ReportFigure(gif_path, "Over the epochs, animated.")]
-    columns = ["sets", "neighbours alike", "linear probe, AUC"]
-    rows = [[title, *separation] for title, separation in separations.items()]
-    if position.get("known"):
-        columns += POSITION.values()
-        rows = [[*row, *(position[name] if row[0] == REAL else None for name in POSITION)] for row in rows]
-    table = ReportTable(
-        columns, rows, "All are 0.5 by chance and 1 if the sets are fully separated; in brackets 95% bootstrap intervals."
-    )
-    numbers = {title: separation._asdict() for title, separation in separations.items()}
-    if position:
-        numbers[REAL] |= position
-    section = Section("Style space", text, [table], shown, numbers)
-    if age:
-        section = section._replace(text=text + age.text, tables=[table, *age.tables], numbers=numbers | {"age": age.numbers})
-    return section
+        for i, spec in enumerate(specs):
+            if epochs := saved[spec.title]:
+                maps[i] = maps[i]._replace(epochs=maps_over_epochs(epochs, settings, bar.update), last=epochs[-1][1])
+    return maps
 
 
-def real_position(real, names, groups, seed):
-    """`position_probe` of the linear probe of projected slices {"real AD": w [n, D], "real NC": ...}, of these files and groups."""
-    classes = np.repeat([0, 1], [len(w) for w in real.values()])
-    scores = np.zeros(len(classes))
-    if fewest_groups(classes == 0, groups) >= 2:
-        scores = -probe_scores(np.concatenate(list(real.values())), classes, groups, seed)  # of AD, which is label 0
-    return position_probe(scores, classes == 0, groups, names, seed=seed)
+def compute_map(spec, settings, real, colour):
+    """The StyleMap of one MapSpec, without its epochs; real: RealSlices, or None."""
+    sets, seed = style_sets(spec, settings.num_styles, settings.seed), settings.seed
+    separation, of_real = style_separation(*sets.values(), seed=seed), {}
+    if real is not None:
+        of_real = {
+            "real": real,
+            "real_separation": style_separation(*real.w.values(), resampling_groups(real.scans)[0], seed),
+            "position": real_position(real, seed),
+            "age": age_probe(real.points, real.classes, real.scans, slice_indices(real.names), seed),
+        }
+        sets |= real.w
+    points = split_like(settings.embed(np.concatenate(list(sets.values()))), sets)
+    values = {}
+    if colour == "area":
+        values = ventricle_areas(spec, sets, real)
+    elif colour != "class" and real is not None:
+        values = split_like(known_values(colour, real.scans), real.pixels)
+    return StyleMap(spec, sets, points, separation, values, **of_real)
 
 
-def conclusions(runs, separations, position=None):
-    """Sentences on what the maps of `runs` show, given {title: StyleSeparation} and the `position_probe` of real slices."""
-    sentences = []
-    if PAIR in runs:
-        sentences.append(verdict(separations[PAIR], separations.get(CONTROL), alike_seeds(runs)))
-    if CONDITIONAL in runs:
-        sentences.append(conditional_verdict(separations.get(REAL), position))
+def real_position(real, seed):
+    """`position_probe` of the linear probe of projected RealSlices."""
+    groups, is_ad = resampling_groups(real.scans)[0], real.classes == 0
+    scores = np.zeros(len(is_ad))
+    if fewest_groups(is_ad, groups) >= 2:
+        scores = -probe_scores(real.points, real.classes, groups, seed)  # of AD, which is label 0
+    return position_probe(scores, is_ad, groups, real.names, seed=seed)
+
+
+def known_values(colour, scans):
+    """What is known of scans: "age", float [N], nan: unknown, or "sex", str [N], "": unknown."""
+    unknown = {"age": np.nan, "sex": ""}[colour]
+    return np.array([unknown if (value := getattr(scan, colour)) is None else value for scan in scans])
+
+
+def ventricle_areas(spec, sets, real=None):
+    """{legend: mm^2 [n]}: ventricle areas of RealSlices and, for the style vectors of a MapSpec's sources in `sets`, of the slices
+    that their models draw of them with fixed noise. UserError if their view cannot be told."""
+    images = {
+        name: synthesize(model, torch.from_numpy(sets[name]).to(model.device)) for name, (model, _) in spec.sources.items()
+    } | (real.pixels if real else {})
+    view = known_view(np.concatenate(list(images.values())), " and ".join({s.model.folder: None for s in spec.sources.values()}))
+    return {name: measure_areas(pixels, view, f"areas, {name}")["ventricle"] for name, pixels in images.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they show
+
+
+def conclusions(maps):
+    """{title of a StyleMap: a sentence on what it shows}; the pair and its control share one."""
+    by_title, sentences = {style_map.spec.title: style_map for style_map in maps}, {}
+    if pair := by_title.get(PAIR):
+        control = by_title.get(CONTROL)
+        sentence = verdict(pair.separation, control and control.separation, comparable_seeds(pair, control))
+        sentences |= {style_map.title: sentence for style_map in (pair, control) if style_map}
+    if conditional := by_title.get(CONDITIONAL):
+        sentence = conditional_verdict(conditional.real_separation, conditional.position)
+        if conditional.real:
+            sentence += f" Of real slices: {resampled_text(resampling_groups(conditional.real.scans)[1])}"
+        sentences[conditional.title] = sentence
     return sentences
 
 
-def alike_seeds(runs):
-    """Whether the pair AD and NC and the pair NC and control were trained alike: each with one shared seed, or each with two.
+def comparable_seeds(pair, control):
+    """Whether the models of the maps PAIR and CONTROL are comparable: each pair with one shared seed, or each with two.
 
-    True without a control.
+    True without a control (None).
     """
-    if CONTROL not in runs:
+    if control is None:
         return True
-    folders = runs[PAIR]["AD"], runs[PAIR]["NC"], runs[CONTROL]["NC, other seed"]
-    ad, nc, control = (read_config(folder).get("flags", {}).get("seed") for folder in folders)
-    return (ad == nc) == (nc == control)
-
-
-def same_training(*folders):
-    """Whether the settings of two runs are those of one run, perhaps at two times: the same network, slices, loss and seed.
-
-    False where a run has no such settings, as a copy of its generator alone.
-    """
-    configs = [(config, config.get("flags", {})) for config in map(read_config, folders)]
-    one, other = ([config.get("network"), config.get("data"), flags.get("loss"), flags.get("seed")] for config, flags in configs)
-    return one == other and None not in one
-
-
-def select_epochs(over_epochs):
-    """The maps of the epochs to show in a figure, of maps over all epochs {title: [(epoch, ...)]}."""
-    shown = {}
-    for title, maps in over_epochs.items():
-        epochs = epochs_to_show([epoch for epoch, *_ in maps])
-        shown[title] = [epoch_map for epoch_map in maps if epoch_map[0] in epochs]
-    return shown
-
-
-def save_points(panels, path, colour="class"):
-    """Write the points of maps as a table with the columns panel, set, number, x, y and, unless it is "class", `colour`."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["panel", "set", "number", "x", "y"] + [colour] * (colour != "class"))
-        for panel in panels:
-            for name, points in panel.sets.items():
-                values = (
-                    [[value] for value in panel.values.get(name, [""] * len(points))] if colour != "class" else [[]] * len(points)
-                )
-                table.writerows([panel.title, name, i, *map(float, point), *values[i]] for i, point in enumerate(points))
+    ad, nc = pair.spec.sources["AD"], pair.spec.sources["NC"]
+    seeds = [
+        read_config(source.model.folder).get("flags", {}).get("seed") for source in (ad, nc, control.spec.sources[CONTROL_NAME])
+    ]
+    return (seeds[0] == seeds[1]) == (seeds[1] == seeds[2])

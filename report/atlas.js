@@ -524,7 +524,7 @@ function showEpoch() {
   if (!view.epochs) return;
   const k = Math.round(state.epoch);
   element("epoch").value = state.epoch;
-  element("epoch-text").textContent = `${view.epochs[k]}, neighbours alike ${(100 * view.alike[k]).toFixed(0)}%`;
+  element("epoch-text").textContent = `${view.epochs[k]}, same-class k-NN fraction ${(100 * view.same_class[k]).toFixed(0)}%`;
   element("play").textContent = state.playing ? "stop" : "play";
   redraw();
 }

@@ -3,11 +3,11 @@
     atlas = Atlas(side=64)
     cells = atlas.add_slices(pixels)                    # uint8 [N, R, R]
     view = View(None, [PointSet("AD", points, cells, {"number": range(N)}, {"class": "AD"})])     # points [N, 2]
-    atlas.write("predictions/atlas.html", "Atlas", [Tab("AD and NC", "What the map can carry.", [], [view])])
+    atlas.write("predictions/atlas.html", "Atlas", [Tab("AD and NC", "What the map can show.", [], [view])])
 
 `write_style_atlas` fills it with the maps of predict.py --plot_umap, `write_quality_atlas` with the sets that metrics.py compares.
 All slices are in one grey JPEG, the sprite, side by side in cells of 64x64; the page's script, atlas.js, cuts them out. Sentences
-and numbers say of each map what it can carry; the page shows them above it.
+and numbers say of each map what it can show; the page has them above it.
 """
 
 import base64
@@ -24,17 +24,19 @@ from tqdm import tqdm
 
 from analysis.areas import measure_areas, view_or_note
 from analysis.distances import in_balls
-from analysis.models import load_model, read_generator, synthesize, weights_file
+from analysis.models import synthesize
 from analysis.projector import class_of
-from analysis.style_maps import REAL, chosen_slices
-from analysis.style_space import EPOCHS_NOTE, embed
+from analysis.style_maps import conclusions
+from analysis.style_space import embed
 from data.subjects import identify
-from report.figures import resize
+from dataset import resize
+from report.maps import EPOCHS_NOTE, measures_of
 from report.report import fill_template, interval_text, number_text, plain
 from utils import CLASSES, atomic_path
 
 SIDE, QUALITY = 64, 80  # pixels of a slice in the page, at most; JPEG's quality
-CLUSTERS, STEPS = 5, 5  # centres of w in a run; slices between two of them
+SHOWN = 400  # style vectors of each set
+CLUSTERS, BETWEEN = 5, 5  # centres of w in a run; slices between two of them
 EPOCH_LATENTS = 200  # of train.py's 512 fixed latents, in the view over the epochs
 
 
@@ -51,7 +53,7 @@ class PointSet(NamedTuple):
 class View(NamedTuple):
     """One map: of today's style vectors, or of the epochs."""
 
-    epochs: list | None  # numbers, with the share of neighbours alike of each: [(0, 0.52), ...]; None: a single map
+    epochs: list | None  # numbers, with the same-class k-NN fraction of each: [(0, 0.52), ...]; None: a single map
     sets: list  # of PointSet
     note: str = ""
 
@@ -70,7 +72,7 @@ class Measure(NamedTuple):
 
 class Tab(NamedTuple):
     title: str
-    sentence: str  # what its map can carry
+    sentence: str  # what its map can show
     measures: Sequence
     views: Sequence
 
@@ -130,21 +132,21 @@ class Atlas:
 
 def view_content(view):
     """What the page's script needs of a view: columns over the slices of all sets, with None where a set lacks a fact."""
-    names = list(dict.fromkeys(name for of_set in view.sets for name in of_set.facts))
-    points = np.concatenate([of_set.points.reshape(-1, len(of_set.cells), 2) for of_set in view.sets], 1)  # [epochs, n, 2]
+    sets = view.sets
+    points = np.concatenate([one.points.reshape(-1, len(one.cells), 2) for one in sets], 1)  # [epochs, n, 2]
     size = (points.max((0, 1)) - points.min((0, 1))).max() or 1
     points = np.round((points - points.min((0, 1))) / size, 4)  # the longer side of the map from 0 to 1
     columns = {
-        name: [rounded(value) for of_set in view.sets for value in of_set.facts.get(name, [None] * len(of_set.cells))]
-        for name in names
+        name: [rounded(value) for one in sets for value in one.facts.get(name, [None] * len(one.cells))]
+        for name in dict.fromkeys(name for one in sets for name in one.facts)
     }
     return {
         "note": view.note,
         "epochs": view.epochs and [epoch for epoch, _ in view.epochs],
-        "alike": view.epochs and [float(share) for _, share in view.epochs],
-        "sets": [{"name": of_set.name, **of_set.about} for of_set in view.sets],
-        "set": np.repeat(np.arange(len(view.sets)), [len(of_set.cells) for of_set in view.sets]),
-        "cell": np.concatenate([of_set.cells for of_set in view.sets]),
+        "same_class": view.epochs and [float(fraction) for _, fraction in view.epochs],
+        "sets": [{"name": one.name, **one.about} for one in sets],
+        "set": np.repeat(np.arange(len(sets)), [len(one.cells) for one in sets]),
+        "cell": np.concatenate([one.cells for one in sets]),
         "x": points[..., 0],
         "y": points[..., 1].max() - points[..., 1],  # upwards, as in the figures
         "facts": columns,
@@ -161,9 +163,8 @@ def area_facts(pixels, view):
     return {"area": measure_areas(pixels, view)["ventricle"]} if view else {}
 
 
-def scan_facts(names, table):
-    """{"file", "age", "sex"} of slices with these file names; table: of `read_subjects`, or None."""
-    scans = identify(names, table)
+def scan_facts(names, scans):
+    """{"file", "age", "sex"} of slices with these file names and `subjects.Scan`s."""
     return {"file": names, "age": [scan.age for scan in scans], "sex": [scan.sex for scan in scans]}
 
 
@@ -172,29 +173,28 @@ def scan_facts(names, table):
 
 
 class Run:
-    """A run in the atlas: draws style vectors, each batch of a set once, and knows its mean, spread and clusters of w."""
+    """A Model in the atlas: draws style vectors, each set once, and knows the mean, spread and clusters of its w."""
 
-    def __init__(self, atlas, folder, which, w, device, seed):
+    def __init__(self, atlas, model, w, seed):
         from sklearn.cluster import KMeans
 
-        self.atlas, self.folder, self.device, self.drawn = atlas, folder, device, {}
-        self.model = load_model(folder, device, which)
-        images = read_generator(weights_file(folder, which))["images"]
-        self.about = {"run": folder, "trained": f"{which}, {images / 1000:.1f} kimg", "w_dim": w.shape[1]}
+        self.atlas, self.model, self.drawn = atlas, model, {}
+        trained = f"{model.which}, {model.images / 1000:.1f} kimg"
+        self.about = {"run": model.folder, "trained": trained, "w_dim": w.shape[1]}
         self.mean = w.mean(0)
         self.spread = math.sqrt(np.square(w - self.mean).sum(1).mean()) or 1.0
         self.clusters = KMeans(min(CLUSTERS, len(np.unique(w, axis=0))), n_init=1, random_state=seed).fit(w)
-        atlas.lines[folder] = self.draw_lines(self.clusters.cluster_centers_.astype(np.float32))
+        atlas.lines[model.folder] = self.draw_lines(self.clusters.cluster_centers_.astype(np.float32))
 
     def synthesize(self, w):
-        w = torch.from_numpy(np.ascontiguousarray(w, np.float32)).to(self.device)
-        bar = tqdm(w.split(256), f"atlas: slices of {self.folder}", leave=False, disable=None if len(w) > 256 else True)
+        w = torch.from_numpy(np.ascontiguousarray(w, np.float32)).to(self.model.device)
+        bar = tqdm(w.split(256), f"atlas: slices of {self.model.folder}", leave=False, disable=None if len(w) > 256 else True)
         return np.concatenate([synthesize(self.model, part) for part in bar])
 
     def draw_lines(self, centres):
-        """Cells of the slices between clusters a < b, STEPS inner ones with the centres at the ends: {"a b": [cells]}."""
+        """Cells of the slices between clusters a < b, BETWEEN inner ones with the centres at the ends: {"a b": [cells]}."""
         ends = self.atlas.add_slices(self.synthesize(centres))
-        share, lines = np.linspace(0, 1, STEPS + 2, dtype=np.float32)[1:-1, None], {}
+        share, lines = np.linspace(0, 1, BETWEEN + 2, dtype=np.float32)[1:-1, None], {}
         for a in range(len(centres)):
             for b in range(a + 1, len(centres)):
                 inner = self.atlas.add_slices(self.synthesize(centres[a] + share * (centres[b] - centres[a])))
@@ -206,80 +206,79 @@ class Run:
         distance = np.sqrt(np.square(w - self.mean).sum(1)) / self.spread
         return {"row": self.atlas.add_styles(w), "distance": distance, "cluster": self.clusters.predict(np.asarray(w, np.float32))}
 
-    def generated(self, kind, name, points, w, about):
-        """The PointSet of w [n, w_dim] drawn with fixed noise; the same `kind` of the same run is drawn once."""
-        if kind not in self.drawn:
+    def generated(self, name, points, w, class_name, **about):
+        """The PointSet of w [n, w_dim] of a class, drawn with fixed noise; the same set of the run is drawn once."""
+        key = class_name, *about
+        if key not in self.drawn:
             pixels = self.synthesize(w)
             if not self.drawn:
-                self.view = view_or_note(pixels, f"atlas of {self.folder}")
+                self.view = view_or_note(pixels, f"atlas of {self.model.folder}")
             facts = {"number": range(len(w)), **area_facts(pixels, self.view), **self.facts(w)}
-            self.drawn[kind] = self.atlas.add_slices(pixels), facts
-        cells, facts = self.drawn[kind]
-        return PointSet(name, points, cells, facts, {**self.about, "real": False, **about})
+            self.drawn[key] = self.atlas.add_slices(pixels), facts
+        cells, facts = self.drawn[key]
+        return PointSet(name, points, cells, facts, {**self.about, "real": False, "class": class_name, **about})
 
 
-def write_style_atlas(path, maps, which, count, seed, device, dataset_dir=None, real_count=0, table=None):
-    """Write the page of `maps`, StyleMaps of `plot_umaps` with the same `which`, `seed`, `dataset_dir` and `real_count`.
-
-    count: slices of each set; table: of `read_subjects`. Real slices show their pixels, and beside them what the model draws at
-    the style vector that reproduces them best.
-    """
-    sides = {load_model(folder, "cpu", which).generator.resolution for of_map in maps for folder in run_folders(of_map).values()}
-    atlas, runs, tabs = Atlas(min(SIDE, *sides)), {}, []
-    for of_map in maps:
-        folders = run_folders(of_map)
-        for folder in dict.fromkeys(folders.values()):
+def write_style_atlas(path, maps, seed):
+    """Write the page of StyleMaps. Real slices show their pixels, and beside them what the model draws at the style vector that
+    reproduces them best."""
+    resolutions = {source.model.resolution for style_map in maps for source in style_map.spec.sources.values()}
+    atlas, runs, tabs, sentences = Atlas(min(SIDE, *resolutions)), {}, [], conclusions(maps)
+    for style_map in maps:
+        sources = style_map.spec.sources
+        for folder, model in {source.model.folder: source.model for source in sources.values()}.items():
             if folder not in runs:
-                w = np.concatenate([of_map.sets[name] for name, of_set in folders.items() if of_set == folder])
-                runs[folder] = Run(atlas, folder, which, w, device, seed)
-        sets = []
-        for name, folder in folders.items():
-            about = {"class": name[:2], "seed": seed}
-            w, points = of_map.sets[name][:count], of_map.points[name][:count]
-            sets.append(runs[folder].generated(name[:2], name, points, w, about))
-        if of_map.title == REAL:
-            sets += real_sets(runs[of_map.runs], of_map, dataset_dir, real_count, table)
+                w = np.concatenate([style_map.sets[name] for name, source in sources.items() if source.model.folder == folder])
+                runs[folder] = Run(atlas, model, w, seed)
+        sets = [
+            runs[source.model.folder].generated(
+                name, style_map.points[name][:SHOWN], style_map.sets[name][:SHOWN], class_of_source(source), seed=seed
+            )
+            for name, source in sources.items()
+        ]
+        if style_map.real:
+            sets += real_sets(runs[model.folder], style_map)
         views = [View(None, sets)]
-        if of_map.epochs:
-            views.append(epochs_view(runs, folders, of_map))
-        tabs.append(Tab(of_map.title, of_map.sentence, separation_measures(of_map.measures), views))
+        if style_map.epochs:
+            views.append(epochs_view(runs, style_map))
+        tabs.append(Tab(style_map.title, sentences[style_map.title], separation_measures(style_map), views))
     note = "The slices are drawn with fixed noise, so that they differ by their style vectors alone."
     atlas.write(path, "Atlas of style vectors", tabs, {"slices": note})
 
 
-def run_folders(of_map):
-    """{legend: run folder} of a StyleMap's generated sets."""
-    return dict.fromkeys(CLASSES, of_map.runs) if isinstance(of_map.runs, str) else of_map.runs
+def class_of_source(source):
+    """The class of a `style_maps.StyleSource`."""
+    return source.model.trained_on[0] if source.label is None else CLASSES[source.label]
 
 
-def separation_measures(measures):
-    """Measures of {name: Interval} as `style_separation` gives them: 0.5 by chance."""
+def separation_measures(style_map):
+    """The Measures of a StyleMap, which are 0.5 by chance."""
     return [
-        Measure(name, interval.value, interval_text(*interval), *interval[1:], 0.5, "chance") for name, interval in measures.items()
+        Measure(name, interval.value, interval_text(*interval), *interval[1:], 0.5, "chance")
+        for name, interval in measures_of(style_map).items()
     ]
 
 
-def real_sets(run, of_map, dataset_dir, real_count, table):
-    """The PointSets of a conditional run's projected slices, with the slice drawn at each style vector."""
-    pixels, names = chosen_slices(dataset_dir, real_count, run.model.generator.resolution)
-    sets = []
-    for name, of_class in pixels.items():
-        files, names = names[: len(of_class)], names[len(of_class) :]
-        w = of_map.sets[name]
-        facts = {**scan_facts(files, table), **area_facts(of_class, run.view), **run.facts(w)}
+def real_sets(run, style_map):
+    """The PointSets of a conditional Run's projected slices, with the slice drawn at each style vector."""
+    names, scans, sets = style_map.real.names, style_map.real.scans, []
+    for name, pixels in style_map.real.pixels.items():
+        count, w = len(pixels), style_map.sets[name]
+        facts = {**scan_facts(names[:count], scans[:count]), **area_facts(pixels, run.view), **run.facts(w)}
+        names, scans = names[count:], scans[count:]
         facts["drawn"] = run.atlas.add_slices(run.synthesize(w))
         about = {**run.about, "class": name.removeprefix("real "), "real": True}
-        sets.append(PointSet(name, of_map.points[name], run.atlas.add_slices(of_class), facts, about))
+        sets.append(PointSet(name, style_map.points[name], run.atlas.add_slices(pixels), facts, about))
     return sets
 
 
-def epochs_view(runs, folders, of_map):
+def epochs_view(runs, style_map):
     """The View over the epochs: train.py's fixed latents, each with the slice of the last epoch, since no other is kept."""
-    epochs, sets = [(epoch, share) for epoch, _, share in of_map.epochs], []
-    for name, folder in folders.items():
-        points = np.stack([of_epoch[name][:EPOCH_LATENTS] for _, of_epoch, _ in of_map.epochs])
-        about = {"class": name[:2], "fixed": True, "epoch": epochs[-1][0]}
-        sets.append(runs[folder].generated(f"fixed {name[:2]}", name, points, of_map.last[name][:EPOCH_LATENTS], about))
+    epochs, sets = [(one.epoch, one.same_class) for one in style_map.epochs], []
+    for name, source in style_map.spec.sources.items():
+        points = np.stack([one.points[name][:EPOCH_LATENTS] for one in style_map.epochs])
+        w, about = style_map.last[name][:EPOCH_LATENTS], {"fixed": True, "epoch": epochs[-1][0]}
+        sets.append(runs[source.model.folder].generated(name, points, w, class_of_source(source), **about))
     note = f"{EPOCHS_NOTE} Each point keeps the slice of the last epoch: earlier generators are not kept."
     return View(epochs, sets, note)
 
@@ -304,10 +303,11 @@ def write_quality_atlas(path, quality, real, fake, names, fake_names, method="um
     atlas, sets = Atlas(min(SIDE, real.shape[-1])), []
     view = view_or_note(real, "atlas")
 
-    def add(name, rows, images, of_class, files, where, reached, is_real):
-        facts = {**scan_facts(["/".join(files[i].split(os.sep)[-2:]) for i in rows], table if is_real else None)}
+    def add(name, rows, images, class_name, files, where, reached, is_real):
+        shown = ["/".join(files[i].split(os.sep)[-2:]) for i in rows]
+        facts = scan_facts(shown, identify(shown, table if is_real else None))
         facts |= {**area_facts(images[rows], view), "missed": reached[rows].tolist()}
-        about = {"class": of_class, "real": is_real}
+        about = {"class": class_name, "real": is_real}
         sets.append(PointSet(name, where[rows], atlas.add_slices(images[rows]), facts, about))
 
     for label in sorted(set(classes)):

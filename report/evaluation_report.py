@@ -1,24 +1,93 @@
-"""Tables and figures of what evaluation.py measures: scores of the critic, AUCs of the classifiers, areas, image quality."""
+"""Sections, tables and figures of an EvaluationResult: scores of the critic, AUCs of the classifiers, areas, image quality.
+
+for section in draw_evaluation(result, "all-conditional", "predictions"):       # predictions/all-conditional_critic.png, ...
+"""
+
+import json
+import os
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.areas import SIDE
+from analysis.evaluation import KINDS
 from analysis.position import beyond_position, position_text
 from report import figures
-from report.report import ReportTable
+from report.quality_report import plot_quality, save_nearest
+from report.report import ReportFigure, ReportTable, Section
+from utils import atomic_path
 
-KINDS = "train", "unseen", "generated"  # of slices: the first two are real
 COLOURS = dict(zip(KINDS, (figures.CRITIC, figures.REAL, figures.FAKE)))
 TRAINED_ON = {"train": "real slices", "generated": "generated slices", "both": "both"}  # the classifiers
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Text and tables, from the results of `evaluate_models`
+# All of it
+
+
+def draw_evaluation(result, title, output_dir):
+    """Write <title>_evaluation.json and the figures of an EvaluationResult; returns its report.Sections."""
+    with atomic_path(os.path.join(output_dir, f"{title}_evaluation.json")) as temporary, open(temporary, "w") as file:
+        json.dump(result.numbers(), file, indent=2)
+
+    def path(name):
+        return os.path.join(output_dir, f"{title}_{name}.png")
+
+    sections = [critic_section(result, title, path("critic"))]
+    if result.classifier:
+        sections.append(classifier_section(result, title, path("classifier")))
+    if result.slices.side >= SIDE:
+        sections.append(area_section(result, title, path("areas")))
+    return [*sections, quality_section(result, title, path)]
+
+
+def critic_section(result, title, path):
+    missing = [
+        f"Not measured for {name}: no checkpoint.pt with a critic." for name in result.slices.classes if name not in result.critic
+    ]
+    if not result.scores:
+        return Section(f"{title}: the critic on held-out slices", missing)
+    plot_critic(result.scores, result.critic, path)
+    shown = [ReportFigure(path, "Scores of the critic.")]
+    return Section(f"{title}: the critic on held-out slices", missing, critic_tables(result.critic), shown, result.critic)
+
+
+def classifier_section(result, title, path):
+    plot_classifier(result.classifier, result.slices.unit, path)
+    text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
+    shown = [ReportFigure(path, "AUC on held-out real slices.")]
+    return Section(f"{title}: a classifier of AD and NC", text, tables, shown, result.classifier)
+
+
+def area_section(result, title, path):
+    if not result.areas:
+        return Section(f"{title}: areas", ["Not measured: the view of the training slices cannot be told."])
+    plot_areas(result.areas, result.area_comparison, path)
+    text = [*(area_position_text(result.classifier) if result.classifier else []), *result.slices.resampled]
+    shown = [ReportFigure(path, "Areas of generated and of training slices.")]
+    return Section(f"{title}: areas", text, area_tables(result.area_comparison), shown, result.area_comparison)
+
+
+def quality_section(result, title, path):
+    """path: a function that gives the path of the figure of a name."""
+    compared, nearest = [], []
+    for name, quality in result.quality.items():
+        plot_quality(quality, path(f"metrics_{name}"))
+        compared.append(ReportFigure(path(f"metrics_{name}"), f"Generated slices compared with held-out ones, {name}."))
+        pixels = result.slices.sample["generated"][name], result.slices.pixels["train"][name]
+        save_nearest(*pixels, quality.memory, path(f"nearest_{name}"))
+        nearest.append(ReportFigure(path(f"nearest_{name}"), f"Generated {name} slices beside the nearest training slices."))
+    values = {name: quality.values for name, quality in result.quality.items()}
+    return Section(f"{title}: metrics", [], quality_tables(values), compared + nearest, values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text and tables, from the parts of an EvaluationResult
 
 
 def critic_tables(results):
-    rows = [[name, gaps["train - unseen"], gaps["unseen - generated"]] for name, gaps in results.items()]
-    caption = "Gaps between mean scores, in standard deviations. A critic that overfits scores unseen slices like generated ones."
-    return [ReportTable(["class", "train less unseen", "unseen less generated"], rows, caption)]
+    rows = [[name, gaps["train - held-out"], gaps["held-out - generated"]] for name, gaps in results.items()]
+    caption = "Gaps between mean scores, in standard deviations. A critic that overfits scores held-out slices like generated ones."
+    return [ReportTable(["class", "train minus held-out", "held-out minus generated"], rows, caption)]
 
 
 def classifier_text(results):
@@ -45,12 +114,12 @@ def area_position_text(results):
     alone = results["train"].get("position", {}).get("slice index alone")
     if not alone or alone.low <= 0.5:
         return []
-    return [f"Slice index alone tells AD from NC (AUC {alone}), so AD less NC may be a difference of slice position."]
+    return [f"Slice index alone tells AD from NC (AUC {alone}), so AD minus NC may be a difference of slice position."]
 
 
 def classifier_tables(results):
     position = results["train"].get("position", {})
-    columns = ["trained on", "AUC on unseen real slices", "standard deviation over seeds"]
+    columns = ["trained on", "AUC on held-out real slices", "standard deviation over seeds"]
     rows = [[name, results[kind]["auc"], results[kind]["spread"]] for kind, name in TRAINED_ON.items()]
     caption = f"AUC of AD against NC, mean of {len(results['train']['seeds'])} classifiers in each row."
     if position.get("known"):
@@ -65,8 +134,8 @@ def classifier_tables(results):
 
 
 def area_tables(results):
-    columns = {name: name for name in (*KINDS, "generated / train - 1", "unseen / train - 1")}
-    columns |= {"wasserstein": "Wasserstein", "floor": "Wasserstein, unseen", "truth": "truth, train"}
+    columns = {name: name for name in (*KINDS, "generated / train - 1", "held-out / train - 1")}
+    columns |= {"wasserstein": "Wasserstein", "floor": "Wasserstein, held-out", "truth": "truth, train"}
     rows = [
         [name, tissue, *map(row.get, columns)]
         for name, tissues in results.items()
@@ -75,12 +144,12 @@ def area_tables(results):
     ]
     caption = (
         "Mean areas, mm2 (nominal except for phantoms), measured in the same way in all images, and the Wasserstein distance of "
-        "generated slices from training slices; that of unseen slices is what a perfect generator would get."
+        "generated slices from training slices; that of held-out slices is what a perfect generator would get."
     )
     tables = [ReportTable(["class", "tissue", *columns.values()], rows, caption)]
     if "AD - NC" in results:
         rows = [[tissue, *map(row.get, KINDS)] for tissue, row in results["AD - NC"].items()]
-        caption = "AD less NC, mm2: whether the generated classes differ as the real ones do."
+        caption = "AD minus NC, mm2: whether the generated classes differ as the real ones do."
         tables.append(ReportTable(["tissue", *KINDS], rows, caption))
     return tables
 
@@ -88,18 +157,18 @@ def area_tables(results):
 def quality_tables(results):
     metrics = [metric for metric in next(iter(results.values())) if not metric.startswith("floor_")]
     rows = [
-        [metric, *(value for of_class in results.values() for value in (of_class[metric], of_class.get(f"floor_{metric}")))]
+        [metric, *(value for values in results.values() for value in (values[metric], values.get(f"floor_{metric}")))]
         for metric in metrics
     ]
     caption = (
-        "Generated slices compared with unseen ones, as by metrics.py; the floor is the same between two halves of the unseen "
-        "ones. memorised: share of generated slices closer to a training slice than 99% of unseen ones are."
+        "Generated slices compared with held-out ones, as by metrics.py; the floor is that of training slices drawn in place of "
+        "the generated ones. memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
     )
     return [ReportTable(["", *(head for name in results for head in (name, f"{name}, floor"))], rows, caption)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Figures; each function returns the path that it wrote
+# Figures
 
 
 def histogram(axes, values, kinds=KINDS):
@@ -116,17 +185,16 @@ def histogram(axes, values, kinds=KINDS):
 def plot_critic(scores, gaps, path):
     """The critic's scores {class: {kind: [n]}} with their `critic_gaps`, one panel for each class."""
     figure = Figure(figsize=(6.5 * len(scores), 4), layout="constrained")
-    for axes, (name, of_class) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items()):
-        histogram(axes, of_class)
+    for axes, (name, kinds) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items()):
+        histogram(axes, kinds)
         axes.set(xlabel="score of the critic (dotted: means)")
         axes.set_title(
-            f"{name}, gaps in standard deviations: train less unseen {gaps[name]['train - unseen']:.2f},\n"
-            f"unseen less generated {gaps[name]['unseen - generated']:.2f}",
+            f"{name}, gaps in standard deviations: train minus held-out {gaps[name]['train - held-out']:.2f},\n"
+            f"held-out minus generated {gaps[name]['held-out - generated']:.2f}",
             fontsize=10,
         )
         axes.legend(frameon=False)
     figures.save_figure(figure, path)
-    return path
 
 
 def plot_classifier(results, unit, path):
@@ -154,12 +222,11 @@ def plot_classifier(results, unit, path):
         xticks=range(3),
         xticklabels=[f"trained on {name}" for name in TRAINED_ON.values()],
         xlim=(-0.6, 2.5),
-        ylabel="AUC, AD against NC, on unseen real slices",
+        ylabel="AUC, AD against NC, on held-out real slices",
         ylim=(min(0.48, axes.get_ylim()[0]), 1.005),
     )
     axes.set_title(f"dots: seeds; bars: their mean and its 95% interval over {unit}", fontsize=10)
     figures.save_figure(figure, path)
-    return path
 
 
 def plot_areas(areas, results, path):
@@ -170,16 +237,15 @@ def plot_areas(areas, results, path):
     for row, tissue in zip(panels, tissues):
         for axes, name in zip(row, classes):
             histogram(axes, {kind: areas[kind][name][tissue] for kind in ("train", "generated")}, ("train", "generated"))
-            of_tissue = results[name][tissue]
-            if "truth" in of_tissue:
-                axes.axvline(of_tissue["truth"], color="black", linewidth=1, label="true mean of train")
+            compared = results[name][tissue]
+            if "truth" in compared:
+                axes.axvline(compared["truth"], color="black", linewidth=1, label="true mean of train")
             axes.set_title(
-                f"{tissue}, {name}: generated {of_tissue['generated / train - 1'].value:+.1%}, Wasserstein "
-                f"{of_tissue['wasserstein']:.0f} (unseen {of_tissue['floor']:.0f})",
+                f"{tissue}, {name}: generated {compared['generated / train - 1'].value:+.1%}, Wasserstein "
+                f"{compared['wasserstein']:.0f} (held-out {compared['floor']:.0f})",
                 fontsize=10,
             )
     for axes in panels[-1]:
-        axes.set_xlabel(f"area, {'' if 'truth' in of_tissue else 'nominal '}mm$^2$ (dotted: means)")
+        axes.set_xlabel(f"area, {'' if 'truth' in compared else 'nominal '}mm$^2$ (dotted: means)")
     panels[0, 0].legend(frameon=False)
     figures.save_figure(figure, path)
-    return path

@@ -1,28 +1,21 @@
-"""All figures that training and prediction write: how they are drawn, not what is in them.
+"""How pictures are drawn: grids, tables and animations of images, and the curves of a training run.
 
 Images come as uint8 or as float in [-1, 1]. Every file is written completely or not at all.
 """
 
 import math
 import textwrap
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from dataset import resize, to_uint8
+from dataset import resize, spread, to_uint8
 from utils import atomic_path
 
-CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
-CLASS_MARKERS = {"AD": "o", "NC": "D"}  # where colours tell something else
-VALUE_MAP, VALUE_COLOURS = "viridis", {"F": "#e69f00", "M": "#0072b2"}  # both told apart by colour-blind people
 REAL, FAKE, CRITIC, PENALTY, NEUTRAL, NORM = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888", "#ef9b20"
 MARGIN, GAP, CAPTION = 16, 2, 34  # pixels: around the figure, between tiles, height of the caption above a grid
 
@@ -44,7 +37,7 @@ def save_figure(figure, path):
 
 
 def tile(images, columns):
-    """uint8 [N, R, R] -> one uint8 image with `columns` tiles per row; tiles below 128 pixels are enlarged, not smoothed."""
+    """uint8 [N, R, R] -> one uint8 image with `columns` tiles per row; tiles below 128 pixels are upscaled, not smoothed."""
     zoom = max(1, 128 // images.shape[-1])
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     step, rows = images.shape[-1] + GAP, math.ceil(len(images) / columns)
@@ -53,11 +46,6 @@ def tile(images, columns):
         y, x = i // columns * step, i % columns * step
         canvas[y : y + step - GAP, x : x + step - GAP] = image
     return canvas
-
-
-def spread(slices, count):
-    """`count` of N slices (or of their names) spread evenly over the set, and so over both classes: uint8 [count, R, R]."""
-    return slices[np.linspace(0, len(slices) - 1, count).round().astype(int)]
 
 
 def save_grids(grids, path, columns=4, text=None):
@@ -71,15 +59,20 @@ def save_grids(grids, path, columns=4, text=None):
         draw.text((x, CAPTION // 2), caption, fill=0, anchor="lm", font=ImageFont.load_default(size=18))
         canvas.paste(grid, (x, CAPTION))
         x += grid.width + MARGIN
+    save_png(canvas, path, text)
+
+
+def save_png(image, path, text=None):
+    """Write a Pillow image, with {name: text} for `read_text`."""
     about = PngInfo()
     for name, value in (text or {}).items():
         about.add_text(name, value)
     with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG", pnginfo=about)
+        image.save(temporary, format="PNG", pnginfo=about)
 
 
 def read_text(path):
-    """The {name: text} with which `save_grids` wrote the picture at `path`; {} if it holds none or cannot be read."""
+    """The {name: text} with which `save_png` wrote the picture at `path`; {} if it holds none or cannot be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return {name: value for name, value in image.info.items() if isinstance(value, str)}
@@ -93,11 +86,11 @@ def save_fake_and_real(fake, slices, caption, path):
     save_grids({f"generated: {caption}": fake, "real": resize(spread(slices, len(fake)), fake.shape[-1])}, path)
 
 
-def save_image_table(cells, path, rows, columns, note="", min_side=128):
-    """Write a table of images with a caption per row and per column and a note below.
+def save_image_table(cells, path, rows, columns, note="", min_side=128, text=None):
+    """Write a table of images with a caption per row and per column and a note below; text: {name: text} for `read_text`.
 
     cells: [rows, columns, R, R] uint8, or [..., 3] in colour; in a list of rows, None leaves a cell empty.
-    min_side: images with a smaller side, in pixels, are enlarged, not smoothed. The last image of the first row sets the
+    min_side: images with a smaller side, in pixels, are upscaled, not smoothed. The last image of the first row sets the
     size for all.
     """
     font = ImageFont.load_default(size=15)
@@ -126,8 +119,7 @@ def save_image_table(cells, path, rows, columns, note="", min_side=128):
                 image = Image.fromarray(cell).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(image, (left + (width - side) // 2, y))
     draw.multiline_text((MARGIN, bottom + 6), note, fill="#444444", font=font)
-    with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG")
+    save_png(canvas, path, text)
 
 
 def colour(values, limit, name="RdBu_r"):
@@ -137,160 +129,12 @@ def colour(values, limit, name="RdBu_r"):
 
 
 def save_gif(frames, path, milliseconds=80):
-    """Write frames uint8 [T, H, W] or [T, H, W, 3] as an endless GIF; frames below 256 pixels are enlarged, not smoothed."""
+    """Write frames uint8 [T, H, W] or [T, H, W, 3] as an endless GIF; frames below 256 pixels are upscaled, not smoothed."""
     zoom = max(1, 256 // frames[0].shape[0])
     size = frames[0].shape[1] * zoom, frames[0].shape[0] * zoom
     images = [Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in frames]
     with atomic_path(path) as temporary:
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Style vectors
-
-
-class Panel(NamedTuple):
-    """A map of style vectors and how well its sets can be separated."""
-
-    title: str
-    sets: dict  # {legend: [n, 2]}
-    measures: dict  # {"neighbours alike": (value, low, high), ...}, each 0.5 by chance; drawn below the map, in this order
-    values: dict = {}  # {legend: what colours its points, [n]: numbers or text, nan or "" where unknown}; other sets stay grey
-
-
-def plot_styles(panels, path, note, scale=None):
-    """Write maps side by side, each above its measures with their intervals and the level of chance, and a note at the bottom.
-
-    scale: what `values` are, with their unit, for a colour bar that all maps share; None: points have the colours of their classes.
-    """
-    width, rows = max(8.4, 4.2 * len(panels)), max(2, *(len(panel.measures) for panel in panels))
-    note = wrap(note, width)
-    figure = Figure(figsize=(width, 4.9 + 0.5 * rows + 0.17 * note.count("\n")), layout="constrained")
-    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=[5.2, rows / 2])
-    limits = _limits(panels)
-    for map_axes, measure_axes, panel in zip(*axes, panels):
-        if scale is None:
-            _scatter(map_axes, panel.sets)
-        else:
-            _scatter_values(map_axes, panel, limits)
-        map_axes.set_title(panel.title, fontsize=10)
-        _draw_measures(measure_axes, panel.measures, rows)
-    if scale is not None and limits:
-        bar = figure.colorbar(ScalarMappable(Normalize(*limits), VALUE_MAP), ax=list(axes[0]), shrink=0.9, pad=0.01, extend="both")
-        bar.set_label(scale, fontsize=9)
-        bar.ax.tick_params(labelsize=8)
-    figure.supxlabel(note, fontsize=9)
-    save_figure(figure, path)
-
-
-def _draw_measures(axes, measures, rows):
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for i, (name, (value, low, high)) in enumerate(measures.items(), 1):
-        y = rows - i
-        axes.plot([low, high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(value, y, "o", color=CRITIC, markersize=5)
-        text = f"{name}: {value:.2f} ({low:.2f} to {high:.2f})"
-        axes.text(0, y + 0.28, text, fontsize=8, transform=axes.get_yaxis_transform(), bbox=white)
-    axes.axvline(0.5, color=FAKE, linestyle=":", linewidth=1.2)
-    axes.set(xlim=(min([0.35, *(low - 0.02 for _, low, _ in measures.values())]), 1.02), ylim=(-0.4, rows - 0.3), yticks=[])
-    axes.set_xticks([0.5, 0.75, 1], ["0.5\nchance", "0.75", "1\napart"])
-    axes.tick_params(labelsize=8, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def plot_epochs(lines, path, note):
-    """Write maps over the epochs, a row per title, above a note. lines: {title: [(epoch, {legend: [n, 2]}, share)]}.
-
-    share: of neighbours that are of the same set.
-    """
-    columns = max(map(len, lines.values()))
-    figure = Figure(figsize=(max(7, 3.6 * columns), 3.9 * len(lines) + 0.7), layout="constrained")
-    for row, (title, maps) in zip(figure.subplots(len(lines), columns, squeeze=False), lines.items()):
-        for axes, epoch_map in zip(row, maps):
-            _draw_epoch(axes, title, *epoch_map)
-        for axes in row[len(maps) :]:
-            axes.axis("off")
-    figure.supxlabel(wrap(note, figure.get_figwidth()), fontsize=9)
-    save_figure(figure, path)
-
-
-def epoch_frames(lines):
-    """Frames uint8 [T, H, W, 3] of maps over the epochs, `lines` as for `plot_epochs`: a panel per title, at its t-th epoch."""
-    frames = []
-    for t in range(max(map(len, lines.values()))):
-        figure = Figure(figsize=(4 * len(lines), 4.3), layout="constrained", dpi=80)
-        for axes, (title, maps) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items()):
-            _draw_epoch(axes, title, *maps[min(t, len(maps) - 1)])
-            points = np.concatenate([points for _, sets, _ in maps for points in sets.values()])  # equal limits in all frames
-            low, high = points.min(0), points.max(0)
-            margin = 0.05 * (high - low)
-            axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    return np.stack(frames)
-
-
-def _draw_epoch(axes, title, epoch, sets, share):
-    _scatter(axes, sets)
-    axes.set_title(f"{title}, epoch {epoch}\nneighbours alike: {share:.0%}", fontsize=10)
-
-
-def _scatter(axes, sets):
-    """Draw sets of points {legend: [n, 2]}; those whose name begins with "real" large and outlined."""
-    axes.set(xticks=[], yticks=[])
-    for name, points in sets.items():
-        colour = CLASS_COLOURS.get(name.removeprefix("real "), "#b8860b")
-        if name.startswith("real"):
-            style = {"s": 26, "alpha": 0.9, "linewidths": 0.7, "edgecolors": "black"}
-        else:
-            style = {"s": max(1, min(6, 6000 / len(points))), "alpha": 0.6, "linewidths": 0}
-        axes.scatter(*np.asarray(points).T, color=colour, label=name, **style)
-    legend = axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
-    for handle in legend.legend_handles:
-        handle.set_sizes([26])
-
-
-def _limits(panels):
-    """Ends of the colour bar: percentiles 2 and 98 of the numbers in all panels' values, so that no outlier takes the colours."""
-    numbers = [values for panel in panels for values in map(np.asarray, panel.values.values()) if values.dtype.kind == "f"]
-    numbers = np.concatenate(numbers) if numbers else np.zeros(0)
-    numbers = numbers[np.isfinite(numbers)]
-    return tuple(np.quantile(numbers, (0.02, 0.98))) if len(numbers) else None
-
-
-def _scatter_values(axes, panel, limits):
-    """Draw a panel's points coloured by its values; the class is told by the marker, an unknown value by a hollow grey one."""
-    axes.set(xticks=[], yticks=[])
-    for name, points in sorted(panel.sets.items(), key=lambda item: item[0].startswith("real")):  # real slices on top
-        points, real = np.asarray(points), name.startswith("real")
-        marker = CLASS_MARKERS.get(name.removeprefix("real "), "^")
-        style = {"marker": marker, "s": 30 if real else max(2, min(10, 8000 / len(points)))}
-        style |= {"linewidths": 0.6, "edgecolors": "black"} if real else {"linewidths": 0, "alpha": 0.8}
-        if name not in panel.values:
-            axes.scatter(*points.T, color="#c4c4c4", label=name, **style | {"alpha": 0.5, "zorder": 1})
-            continue
-        values = np.asarray(panel.values[name])
-        known = np.isfinite(values) if values.dtype.kind == "f" else values != ""
-        if values.dtype.kind == "f":
-            colours = {"c": values[known], "cmap": VALUE_MAP, "vmin": limits[0], "vmax": limits[1]} if known.any() else {}
-            axes.scatter(*points[known].T, label=name, **colours, **style)
-        else:
-            for value in np.unique(values[known]):
-                rows = values == value
-                colour = VALUE_COLOURS.get(value, "#009e73")
-                axes.scatter(*points[rows].T, color=colour, label=f"{name}, {value} ({rows.sum()})", **style)
-        if not known.all():
-            label = f"{name}, unknown ({(~known).sum()})"
-            axes.scatter(*points[~known].T, label=label, **style | {"facecolors": "none", "edgecolors": NEUTRAL, "linewidths": 1.0})
-    legend = axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
-    for handle in legend.legend_handles:
-        handle.set_sizes([26])
-        if handle.get_array() is not None:  # the colour of its first point would mislead
-            handle.set_array(None)
-            handle.set_facecolor("white")
-            handle.set_edgecolor("black")
-            handle.set_linewidths([0.8])
 
 
 def wrap(note, inches):
@@ -299,23 +143,23 @@ def wrap(note, inches):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The course of training
+# Training
 
 # {title of a panel: its curves as (column, legend, colour)}; columns of losses.csv become lines, those of evaluations.csv points
 DASHBOARD = {
     "Losses": [("critic_loss", "critic, without penalty", CRITIC), ("generator_loss", "generator", FAKE)],
     "critic(real) - critic(generated)": [("wasserstein", "Wasserstein estimate", REAL)],
     "Gradient penalty": [("penalty", "penalty (weighted)", PENALTY), ("gradient_norm", "mean norm of the critic's gradient", NORM)],
-    "KID x 1000 of the averaged generator": [("kid", "training slices", CRITIC), ("kid_test", "unseen slices", REAL)],
+    "KID x 1000 of the averaged generator": [("kid", "training slices", CRITIC), ("kid_test", "held-out slices", REAL)],
     "Critic's mean score": [
         ("score_train", "training slices", CRITIC),
-        ("score_test", "unseen slices", REAL),
+        ("score_test", "held-out slices", REAL),
         ("score_generated", "generated slices", FAKE),
     ],
     "Overfitting": [
         ("separation", "separation of a batch, 2 AUC - 1", NEUTRAL),
         ("augment_p", "augmentation p", PENALTY),
-        ("overfitting", "unseen slices scored: 0 like training, 1 like generated", REAL),
+        ("overfitting", "held-out slices scored: 0 like training, 1 like generated", REAL),
     ],
 }
 # Margins and gaps as shares of the figure and of a panel; Matplotlib's own layout would take as long again as drawing.

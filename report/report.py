@@ -23,7 +23,7 @@ from PIL import Image
 from utils import UserError, atomic_path
 
 NOTHING = "\N{EN DASH}"  # shown where there is no value
-ENLARGED = 256  # pixels: smaller images are enlarged towards this, not smoothed
+UPSCALED = 256  # pixels: smaller images are upscaled towards this, not smoothed
 
 
 class ReportTable(NamedTuple):
@@ -220,7 +220,7 @@ def figure_content(figure):
     except OSError as error:
         reason = error.strerror or "no PNG, GIF or JPEG"
         raise UserError(f"{figure.path}: the report cannot show this image ({reason}); draw it again") from None
-    zoom, name = max(1, ENLARGED // max(width, height)), os.path.basename(figure.path)
+    zoom, name = max(1, UPSCALED // max(width, height)), os.path.basename(figure.path)
     return {
         "file": name,
         "caption": figure.caption,
@@ -228,7 +228,7 @@ def figure_content(figure):
         "uri": f"data:{kind};base64,{data}",
         "width": width * zoom,
         "height": height * zoom,
-        "enlarged": zoom > 1,
+        "upscaled": zoom > 1,
     }
 
 

@@ -229,14 +229,15 @@ def unplotted(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Classifiers learn little, and every statistic of an evaluation or a report is of few latents and resamples."""
-    from analysis import bootstrap, classifier, directions, latents, projector
+    from analysis import bootstrap, classifier, latents, projector
+    from report import samples
 
     for module, values in (
         (classifier, {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}),  # below 8 channels PyTorch 2.14 corrupts the heap with AVX2 alone
         (bootstrap, {"RESAMPLED": 40}),
-        (directions, {"LATENTS": 64}),
-        (latents, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4}),
-        (projector, {"LATENTS": 64, "STARTS": 16}),
+        (latents, {"DIRECTION_LATENTS": 64}),
+        (samples, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4, "DIRECTIONS": 2}),
+        (projector, {"LATENTS": 64, "STARTS": 16, "STEPS": 3}),
     ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)

@@ -47,7 +47,7 @@ TARGETS = {
     ),
     "analysis/bootstrap.py": Target("tests/analysis/test_bootstrap.py"),
     "analysis/style_space.py": Target(
-        "tests/analysis/test_style_space.py", "style_separation neighbour_shares probe_scores verdict split_like epochs_to_show"
+        "tests/analysis/test_style_space.py", "style_separation same_class_fractions probe_scores verdict split_like"
     ),
     "analysis/areas.py": Target(
         "tests/analysis/test_areas.py",

@@ -13,12 +13,13 @@ from fake_gpu import fake_gpu
 from plain_options import plain_options
 
 import dataset
-from analysis import directions, latents, projector
+from analysis import latents, projector
 from analysis.distances import Features, kid, prdc
 from analysis.models import Model, generate, synthesize
 from analysis.quality import measure_quality
 from modules import build_networks
 from ops import resample
+from report.samples import Samples
 from training import validation
 from training.ada import AugmentationStrength, score_separation
 from training.augment import augment
@@ -179,21 +180,21 @@ def gpu_model(gpu, request):
 
 def test_images_of_a_model_are_made_on_a_gpu(gpu, gpu_model):
     label = gpu_model.labels[-1]
-    assert np.concatenate(list(generate(gpu_model, 20, 0, 0.7, label, gpu))).shape == (20, 32, 32)
+    assert np.concatenate(list(generate(gpu_model, 20, 0, 0.7, label))).shape == (20, 32, 32)
     ws = torch.zeros(3, gpu_model.generator.num_ws, NETWORK["w_dim"], device=gpu)
     assert synthesize(gpu_model, ws).shape == (3, 32, 32)
 
 
 def test_figures_of_a_model_are_computed_on_a_gpu(gpu, gpu_model, monkeypatch, tmp_path):
-    monkeypatch.setattr(directions, "LATENTS", 64)
-    samples = latents.Samples(gpu_model, 0, 0.7, str(tmp_path))
+    monkeypatch.setattr(latents, "DIRECTION_LATENTS", 64)
+    samples = Samples(gpu_model, 0, 0.7, str(tmp_path))
     assert {w.device for w in samples.w} == {gpu}
     assert latents.noise_statistics(gpu_model, samples.w[0], 2, random_stream("noise map", 0, gpu))[0].shape[1:] == (32, 32)
     assert [side for side, *_ in latents.resolution_pyramid(gpu_model, samples.w[0])] == [4, 8, 16, 32]
     assert latents.truncation_sweep(gpu_model, *samples.untruncated[-1], (0.0, 1.0)).shape[1:] == (2, 32, 32)
     assert len(latents.interpolate_loop(samples.w[0], 2)) == 2 * len(samples.w[0])
-    for method in directions.METHODS:
-        assert directions.find_directions(gpu_model, 2, 0, method).vectors.device == gpu
+    for method in latents.METHODS:
+        assert latents.find_directions(gpu_model, 2, 0, method).vectors.device == gpu
     if len(gpu_model.labels) == 2:
         assert latents.morph(gpu_model, samples.latents(4), 2).means.shape == (2, 32, 32)
 

@@ -36,10 +36,10 @@ import predict
 import prepare
 import train
 from analysis import areas, projector
-from analysis import style_space as styles
 from analysis.critic import load_critic
 from analysis.export import export
-from analysis.models import load_model, weights_file
+from analysis.models import Model, load_model
+from analysis.style_maps import MapSettings, MapSpec, StyleSource, history, maps_over_epochs
 from data import decode
 from data.subject_tables import image_id, iso_date, read_subjects, years
 from data.subjects import find_subjects, slice_index
@@ -545,11 +545,13 @@ def scripts(saved, own_slices, tmp_path_factory):
             ["--model_dir", saved, "--classes", "AD", "--device", "cpu", "--output_dir", "out"],
             [
                 (predict, "plot_grids", lambda *_: section),
-                (predict, "plot_latents", lambda *_: []),
+                (predict, "DRAW", dict.fromkeys(predict.DRAW, lambda _: section)),
                 (predict, "export", lambda *_: []),
                 (predict, "evaluate", lambda *_: []),
-                (predict, "plot_umaps", lambda *_, **__: section),
-                (predict, "project_files", lambda *_: section),
+                (predict, "plot_maps", lambda *_: section),
+                (predict, "project", lambda *_, **__: None),
+                (predict, "move_class", lambda *_: None),
+                (predict, "draw_projection", lambda *_: section),
             ],
         ),
         "metrics": (
@@ -685,7 +687,6 @@ def copied(folder):
     """The run AD of `folder`, copied into another, which is given."""
     with elsewhere() as place:
         shutil.copytree(folder / "AD", place / "copy" / "AD")
-        weights_file.cache_clear()
         yield place / "copy"
 
 
@@ -881,6 +882,17 @@ def arrays(draw, array):
     return draw(damaged(content)) if kind == "damaged" else content
 
 
+def pair_of(*folders):
+    """The MapSpec of two runs, whose networks are not needed."""
+    sources = (StyleSource(Model(name, None, None, [name], [None], folder), None) for name, folder in zip(("AD", "NC"), folders))
+    return MapSpec("AD and NC", dict(zip(("AD", "NC"), sources)))
+
+
+def conditional_of(folder):
+    model = Model("both", None, None, ["AD", "NC"], [0, 1], folder)
+    return MapSpec("one conditional model", {name: StyleSource(model, label) for label, name in enumerate(("AD", "NC"))})
+
+
 @cases(60)
 @given(data=st.data())
 def test_damaged_style_vectors_are_refused(data):
@@ -891,10 +903,9 @@ def test_damaged_style_vectors_are_refused(data):
                 shape = (6, 4) if run == "AD" else (2, 6, 4)
                 content = data.draw(arrays(np.random.default_rng(epoch).normal(size=shape).astype("f4")))
                 (folder / run / "styles" / f"epoch_{epoch:04d}.npy").write_bytes(content)
-        for runs in ({"AD": "AD", "NC": "AD"}, "NC", {"AD": "AD", "NC": "NC"}):
-            kept = refused_or_fine(styles.history, runs)
-            if kept:
-                maps = styles.maps_over_epochs(kept, lambda: None, method="pca")
+        for spec in (pair_of("AD", "AD"), conditional_of("NC"), pair_of("AD", "NC")):
+            if kept := refused_or_fine(history, spec):
+                maps = maps_over_epochs(kept, MapSettings("pca", 15, 0.1, 20, 0))
                 assert all(np.isfinite(points).all() for _, sets, _ in maps for points in sets.values())
         assert not (folder / "written").exists()
 
@@ -919,12 +930,12 @@ def test_damaged_exports_are_continued_or_refused(saved, data):
     model = load_model(str(saved / "AD"), "cpu")
     with elsewhere() as folder:
         model = model._replace(name="AD \udcff\n")  # as a folder may be called
-        export(model, 2, 0, 1.0, "cpu", "out")
+        export(model, 2, 0, 1.0, "out")
         for name in ("metadata.csv", "w.npy", "000001.png"):
             if data.draw(st.booleans()):
                 path = folder / "out" / model.name / name
                 path.write_bytes(data.draw(damaged(path.read_bytes())))
-        refused_or_fine(export, model, data.draw(st.integers(1, 3)), 0, 1.0, "cpu", "out")
+        refused_or_fine(export, model, data.draw(st.integers(1, 3)), 0, 1.0, "out")
 
 
 CELLS = st.one_of(
@@ -1033,5 +1044,5 @@ def test_a_malicious_pickle_never_runs(saved, slices_dir, zipped, protocol):
             assert code == 2 and name in err
         with open(folder / "AD" / "styles" / "epoch_0001.npy", "wb") as file:
             np.save(file, np.array([Evil(folder / "written")]), allow_pickle=True)
-        assert refused_or_fine(styles.history, {"AD": str(folder / "AD"), "NC": str(folder / "AD")}) is None
+        assert refused_or_fine(history, pair_of(str(folder / "AD"), str(folder / "AD"))) is None
         assert not (folder / "written").exists()

@@ -152,10 +152,8 @@ def test_only_slices_of_predictions_are_counted_and_the_rest_is_named(tmp_path, 
 
 def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path, quick):
     """So that a new one is not counted as a slice."""
-    tools = (
-        "--mixing --sweep --interpolate --noise_map --pyramid --directions 1 --morph --project_steps 1 --num_images 1 --evaluate"
-    )
-    tools += " --plot_umap --conditional_dir all-conditional --method pca --num_styles 30 --umap_slices 6 --export 6"
+    tools = "--draw all --num_images 1 --evaluate --plot_umap --conditional_dir all-conditional --umap method=pca num_styles=30"
+    tools += " --num_slices 6 --export 6"
     data = os.path.join(os.path.dirname(slices_dir), "test")
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--dataset_dir", data, "--device", "cpu", *tools.split()]
     assert predict.main([*flags, "--project", os.path.join(data, "AD/100_0.png")]) == 0

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 
-from utils import ArgumentParser, UserError, answer_early, atomic_path, make_folder, number, pick_device, pick_dtype, run_cli
+from utils import ArgumentParser, UserError, atomic_path, make_folder, number, parse_before_import, pick_device, pick_dtype, run_cli
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 590  # seconds for one call of a part
@@ -34,8 +34,9 @@ MOMENTS = 2, 4, 7  # minutes of training whose evaluations are kept
 LOSSES = "wgan-gp", "relativistic"
 PROFILED_KERNELS = 12  # the longest
 MAP = (  # of two runs of AD, which predict.py does not take for AD and NC: only the time counts
-    "import sys; from analysis.style_maps import compared_runs, plot_umaps; ad, nc, output, device = sys.argv[1:]; "
-    "plot_umaps(compared_runs(ad, nc), output, device=device)"
+    "import sys; from analysis.models import load_model; from analysis.style_maps import MapSettings, compute_maps, map_specs; "
+    "from report.maps import draw_maps; ad, nc, output, device = sys.argv[1:]; settings = MapSettings('umap', 15, 0.1, 1000, 0); "
+    "draw_maps(compute_maps(map_specs(load_model(ad, device), load_model(nc, device)), settings), settings, output)"
 )
 PROFILED_STEPS = 8  # among them one of the relativistic loss's penalties
 NETWORKS = {
@@ -67,7 +68,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
-    answer_early(parse_args)  # before PyTorch is imported
+    parse_before_import(parse_args)  # before PyTorch is imported
 
 import torch
 
@@ -241,7 +242,7 @@ def analyse(results, args, sizes):
     output = os.path.join(results.folder, "predictions")
     predict = ["predict.py", "--device", args.device, "--model_dir", runs[0], "--output_dir", output]
     jobs = {
-        "projection": [*predict, "--project", slice_path, "--project_steps", sizes["steps"]],
+        "projection": [*predict, "--project", slice_path],
         "export": [*predict, "--export", sizes["export"]],
         "report": [*predict, "--report", "True"],
         "map of styles": ["-c", MAP, *runs, output, args.device],

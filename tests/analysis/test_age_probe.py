@@ -8,11 +8,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis import age_probe as module
 from analysis import bootstrap as bootstrap_module
-from analysis.age_probe import age_probe, age_section, age_sentences, age_tables, age_thirds, predicted_ages, rank_correlation
+from analysis.age_probe import age_probe, age_sentences, age_thirds, predicted_ages, rank_correlation
 from analysis.bootstrap import auc, bootstrap
-from analysis.position import slice_indices
 from analysis.style_space import probe_scores
 from data.subjects import Scan
+from report.maps import age_section, age_tables
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
@@ -187,7 +187,10 @@ def test_slices_of_unknown_age_are_left_out_and_counted(monkeypatch):
     results = age_probe(w, classes, scans)
     assert (results["slices"], results["unknown"]) == (240, 120)
     assert results["compared"][0]["people"] == {"AD": sum(classes[::3] == 0), "NC": sum(classes[::3] == 1)}
-    assert "120 slices of unknown age are left out" in age_tables(results)[0].caption
+    section = age_section("ages", results)
+    assert "120 slices of unknown age are left out" in section.tables[0].caption
+    assert all(len(row) == len(table.columns) for table in section.tables for row in table.rows)
+    assert section.text[-1] == "Intervals and standard errors resample people." and section.numbers is results
     assert age_probe(w, classes, [scan._replace(age=None) for scan in scans]) is None
 
 
@@ -198,30 +201,12 @@ def test_few_people_get_no_figure_but_a_sentence(monkeypatch):
     results = age_probe(w[few], np.where(np.arange(39) < 12, 0, 1), scans[few])
     assert all(row["probe"] is row["age"] is None for row in results["compared"])
     assert age_sentences(results) == [
-        "Age: known of 4 AD and 9 NC people, too few for any figure (at least 5 of either class are needed)."
+        "Age: known of 4 AD and 9 NC people, too few for any figure (at least 5 of each class are needed)."
     ]
     results = age_probe(w[few], np.where(np.arange(39) < 15, 0, 1), scans[few])  # the five youngest have AD
     assert results["compared"][0]["probe"] is not None and results["compared"][1]["probe"] is None
     assert "Too few people of both classes share a third of ages" in " ".join(age_sentences(results))
     assert age_tables(results)[0].rows[1][3] == "too few (under 5 of a class)"
-
-
-@pytest.mark.slow
-def test_age_section_matches_slices_to_people_by_their_file_names(monkeypatch):
-    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 40)
-    w, classes, scans = planted(0, **DISEASE)
-    order = np.argsort(classes, kind="stable")
-    ad, nc = (w[classes == i] for i in (0, 1))
-    names = [f"AD/{scans[i].image}_{70 + i % 3}.jpeg" for i in order]
-    table = {scan.image: scan for scan in scans}
-    section = age_section({"real AD": ad, "real NC": nc}, names, table)
-    assert (
-        section.numbers["compared"]
-        == age_probe(w[order], classes[order], [scans[i] for i in order], slice_indices(names))["compared"]
-    )
-    assert all(len(row) == len(table.columns) for table in section.tables for row in table.rows)
-    assert section.text[-1] == "Intervals and standard errors resample people."
-    assert age_section({"real AD": ad, "real NC": nc}, names, None) is None
 
 
 def test_constants_of_the_age_probe():

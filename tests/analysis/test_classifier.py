@@ -89,8 +89,8 @@ def test_train_classifier_sees_both_classes_alike_moved_and_if_asked_mirrored(sh
 @pytest.mark.slow
 def test_classify_learns_a_planted_difference(short_training):
     real = {"AD": discs(60, 8, 0), "NC": discs(60, 11, 1)}
-    unseen = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
-    results = classify(real, real, unseen)
+    held_out = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
+    results = classify(real, real, held_out)
     aucs = {name: results[name]["auc"].value for name in ("train", "generated", "both")}
     assert min(aucs.values()) > 0.95
     assert results["ratio"] == pytest.approx((aucs["generated"] - 0.5) / (aucs["train"] - 0.5))
@@ -99,8 +99,8 @@ def test_classify_learns_a_planted_difference(short_training):
 @pytest.mark.slow
 def test_classify_is_at_chance_without_a_difference(short_training):
     alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
-    unseen = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
-    auc = classify(alike, alike, unseen)["train"]["auc"]
+    held_out = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
+    auc = classify(alike, alike, held_out)["train"]["auc"]
     assert abs(auc.value - 0.5) < 0.12  # 3.6 standard deviations of an AUC
     assert auc.low < 0.56 and auc.high > 0.44
 
@@ -120,9 +120,9 @@ def test_classify_holds_the_slice_index(short_training, disease):
         sets = {"AD": scans(start, people, smaller, seed), "NC": scans(78, people, 0, seed + 500)}
         return [{name: part[i] for name, part in sets.items()} for i in (0, 1)]
 
-    (train, train_names), (unseen, names) = both(12, 1000), both(10, 2000)
+    (train, train_names), (held_out, names) = both(12, 1000), both(10, 2000)
     groups = {name: np.array([int(file.split("_")[0]) for file in names[name]]) for name in names}
-    results = classify(train, train, unseen, groups, names={"train": train_names, "unseen": names})
+    results = classify(train, train, held_out, groups, names={"train": train_names, "held-out": names})
     for kind in ("train", "generated", "both"):
         position = results[kind]["position"]
         alone, stratified = position["slice index alone"], position["position-stratified"]
@@ -151,14 +151,14 @@ def test_classify_uses_equal_numbers_of_real_and_generated_slices_and_scores_of_
     def flat(count, value):
         return np.full((count, 32, 32), value, np.uint8)
 
-    unseen = {"AD": np.concatenate([flat(2, 1), flat(2, 5)]), "NC": flat(4, 4)}  # half of AD scores above all NC
+    held_out = {"AD": np.concatenate([flat(2, 1), flat(2, 5)]), "NC": flat(4, 4)}  # half of AD scores above all NC
     groups = {"AD": np.array(list("aabb")), "NC": np.array(list("ccdd"))}
-    results = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, unseen, groups)
+    results = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, held_out, groups)
     assert trainings == [(1, 16, 7, 0), (1, 16, 7, 1), (3, 16, 7, 0), (3, 16, 7, 1), (3, 32, 14, 0), (3, 32, 14, 1)]
     assert results["train"]["auc"] == (0.5, 0, 1)  # person a scores above all NC, person b below
     assert results["train"]["spread"] == 0
     assert results["ratio"] is None  # AUC of 0.5: no ratio
-    over_slices = classify(unseen, unseen, unseen)["train"]["auc"]
+    over_slices = classify(held_out, held_out, held_out)["train"]["auc"]
     assert over_slices.value == 0.5 and 0 < over_slices.low + 1 - over_slices.high  # of four AD slices, not of two people
 
 
@@ -177,8 +177,8 @@ def test_summary_of_scores_by_seed_and_its_interval_over_groups_within_classes(m
     assert all(a is b for a, b in zip(resampled, (groups, is_ad), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["real", "generated", "unseen"])
+@pytest.mark.parametrize("kind", ["real", "generated", "held-out"])
 def test_classify_refuses_a_missing_class(kind):
     both, ad_only = {"AD": discs(3, 8, 0), "NC": discs(3, 8, 0)}, {"AD": discs(3, 8, 0)}
     with pytest.raises(UserError, match=f"no {kind} slices of NC"):
-        classify(*(ad_only if name == kind else both for name in ("real", "generated", "unseen")))
+        classify(*(ad_only if name == kind else both for name in ("real", "generated", "held-out")))

@@ -12,7 +12,7 @@ from PIL import Image
 from analysis import areas as tissue_areas
 from analysis import classifier, evaluation
 from analysis.bootstrap import Interval
-from analysis.models import share
+from analysis.models import load_model, share
 from data.subjects import read_subjects
 from data.view import View
 from dataset import Slices
@@ -63,14 +63,14 @@ def test_critic_scores_batches_that_mix_the_classes(monkeypatch):
 
 def test_critic_gaps_are_in_standard_deviations():
     rng = np.random.default_rng(0)
-    scores = {"train": rng.normal(3, 1, 40000), "unseen": rng.normal(2, 1, 40000), "generated": rng.normal(-2, 7, 40000)}
+    scores = {"train": rng.normal(3, 1, 40000), "held-out": rng.normal(2, 1, 40000), "generated": rng.normal(-2, 7, 40000)}
     gaps = evaluation.critic_gaps(scores)
-    assert gaps["train - unseen"] == pytest.approx(1, abs=0.03)
-    assert gaps["unseen - generated"] == pytest.approx(4 / 5, abs=0.05)  # sqrt((1 + 49) / 2) = 5
+    assert gaps["train - held-out"] == pytest.approx(1, abs=0.03)
+    assert gaps["held-out - generated"] == pytest.approx(4 / 5, abs=0.05)  # sqrt((1 + 49) / 2) = 5
     assert gaps["mean"]["train"] == pytest.approx(3, abs=0.02)
     assert gaps["deviation"]["generated"] == pytest.approx(7, abs=0.1)
     equal = dict.fromkeys(scores, np.ones(3))
-    assert evaluation.critic_gaps(equal)["train - unseen"] == 0
+    assert evaluation.critic_gaps(equal)["train - held-out"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,7 +120,8 @@ def test_classifier_text_claims_nothing_where_the_slice_index_explains_as_much(t
     assert [row[-1] and row[-1].value for row in table.rows] == [0.7, 0.7, 0.7, None]
     assert (table.rows[-1][0], table.rows[-1][1].value) == ("nothing but the slice index", 0.6)
     for i, results in enumerate((unknown, with_position(0.7, 0.6), with_position(None, 0.6))):
-        assert os.path.getsize(evaluation_report.plot_classifier(results, "people", str(tmp_path / f"{i}.png"))) > 5000
+        evaluation_report.plot_classifier(results, "people", str(tmp_path / f"{i}.png"))
+        assert os.path.getsize(tmp_path / f"{i}.png") > 5000
 
 
 def test_areas_name_slice_position_where_it_tells_the_classes_apart():
@@ -147,22 +148,22 @@ def test_mean_difference_resamples_the_groups_of_each_side():
 def planted_areas():
     rng = np.random.default_rng(3)
     train = {name: {tissue: rng.normal(mean, 10, 400) for tissue in TISSUES} for name, mean in (("AD", 150), ("NC", 100))}
-    unseen = {name: {tissue: area[::4] for tissue, area in tissues.items()} for name, tissues in train.items()}
+    held_out = {name: {tissue: area[::4] for tissue, area in tissues.items()} for name, tissues in train.items()}
     generated = {name: {tissue: area * (1.2 if name == "AD" else 1) for tissue, area in train[name].items()} for name in train}
-    return {"train": train, "unseen": unseen, "generated": generated}
+    return {"train": train, "held-out": held_out, "generated": generated}
 
 
 def test_compare_areas_within_classes_and_between_them():
     areas = planted_areas()
-    groups = {"train": {"AD": None, "NC": np.repeat(np.arange(40).astype(str), 10)}, "unseen": {"AD": None, "NC": None}}
+    groups = {"train": {"AD": None, "NC": np.repeat(np.arange(40).astype(str), 10)}, "held-out": {"AD": None, "NC": None}}
     comparison = evaluation.compare_areas(areas, groups, {name: dict.fromkeys(TISSUES, 7) for name in ("AD", "NC")})
     ad, nc = comparison["AD"]["grey"], comparison["NC"]["grey"]
     assert ad["generated / train - 1"].value == pytest.approx(0.2)
     assert ad["wasserstein"] == pytest.approx(0.2 * ad["train"])  # all areas grew: the difference of the means
     assert nc["generated / train - 1"].value == nc["wasserstein"] == 0
     assert nc["generated / train - 1"].low < 0 < nc["generated / train - 1"].high
-    train, unseen = np.sort(areas["train"]["NC"]["grey"]), np.sort(np.repeat(areas["unseen"]["NC"]["grey"], 4))
-    assert nc["floor"] == pytest.approx(np.abs(train - unseen).mean())  # the Wasserstein distance in one dimension
+    train, held_out = np.sort(areas["train"]["NC"]["grey"]), np.sort(np.repeat(areas["held-out"]["NC"]["grey"], 4))
+    assert nc["floor"] == pytest.approx(np.abs(train - held_out).mean())  # the Wasserstein distance in one dimension
     assert ad["truth"] == 7
     between = comparison["AD - NC"]["ventricle"]
     assert between["train"].value == pytest.approx(50, abs=2)
@@ -178,8 +179,9 @@ def test_area_tables_and_plot_have_a_row_for_each_class_and_tissue(tmp_path, cla
     tables = evaluation_report.area_tables(comparison)
     assert [row[:2] for row in tables[0].rows] == [[name, tissue] for name in classes for tissue in TISSUES]
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
-    assert len(tables) == len(classes)  # the second: AD less NC
-    with Image.open(evaluation_report.plot_areas(areas, comparison, str(tmp_path / "areas.png"))) as image:
+    assert len(tables) == len(classes)  # the second: AD minus NC
+    evaluation_report.plot_areas(areas, comparison, str(tmp_path / "areas.png"))
+    with Image.open(tmp_path / "areas.png") as image:
         assert image.width > 500
 
 
@@ -187,107 +189,113 @@ def test_area_tables_and_plot_have_a_row_for_each_class_and_tissue(tmp_path, cla
 # All of it
 
 
-def check_files(results, written, folder):
-    for path in written:
-        assert os.path.dirname(path) == str(folder)
-        if path.endswith(".png"):
-            with Image.open(path) as image:
-                image.verify()
-    with open(written[-1]) as file:
-        assert json.load(file).keys() == results.keys()
-    assert sorted(os.listdir(folder)) == sorted(map(os.path.basename, written))
+def loaded(models, *names):
+    return [load_model(os.path.join(models, name), "cpu") for name in names]
+
+
+def checked(result, title, folder):
+    """The sections of a result, whose pictures and JSON are in the folder, and nothing else."""
+    folder.mkdir(exist_ok=True)
+    sections = evaluation_report.draw_evaluation(result, title, str(folder))
+    paths = [figure.path for section in sections for figure in section.figures]
+    for path in paths:
+        with Image.open(path) as image:
+            image.verify()
+    with open(folder / f"{title}_evaluation.json") as file:
+        assert json.load(file).keys() == result.numbers().keys()
+    assert sorted(os.listdir(folder)) == sorted([*map(os.path.basename, paths), f"{title}_evaluation.json"])
+    return sections
+
+
+def test_an_ad_and_an_nc_model_are_evaluated_together(models, slices_dir):
+    ad, nc, both = loaded(models, "AD", "NC", "all-conditional")
+    assert evaluation.evaluation_groups([ad, nc]) == [[ad, nc]]
+    assert evaluation.evaluation_groups([nc, ad, both]) == [[nc, ad], [both]]
+    assert evaluation.evaluation_groups([ad, both]) == [[ad], [both]] and evaluation.evaluation_groups([ad, ad]) == [[ad], [ad]]
+    test_dir = os.path.join(os.path.dirname(slices_dir), "test")
+    for group, counts in (([nc, ad], {"NC": 11, "AD": 9}), ([both], {"AD": 9, "NC": 11}), ([ad], {"AD": 9})):
+        generated = evaluation.generate_classes(group, test_dir, 0, 1.0)
+        assert {name: len(slices) for name, slices in generated.items()} == counts  # as many as there are to train on
 
 
 @pytest.mark.slow
-def test_evaluate_models_on_a_conditional_model(models, slices_dir, tmp_path):
+def test_evaluation_of_a_conditional_model(models, slices_dir, tmp_path):
     generated = {"AD": random_slices(12), "NC": random_slices(14, seed=1)}
-    folder = os.path.join(models, "all-conditional")
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
-    results, written = evaluation.evaluate_models({folder: ("AD", "NC")}, generated, test_dir, str(tmp_path), "a_{b}")
-    check_files(results, written, tmp_path)
-    assert set(results) == {"critic", "classifier", "metrics", "resampled"}  # 32x32 is too small for areas
-    assert "resample scans" in results["resampled"][0] and "7 of 7 scans of the test slices" in results["resampled"][1]
+    result = evaluation.evaluate_models(loaded(models, "all-conditional"), generated, test_dir)
+    sections, numbers = checked(result, "a_{b}", tmp_path / "out"), result.numbers()
+    assert set(numbers) == {"critic", "classifier", "metrics", "resampled"}  # 32x32 is too small for areas
+    assert "resample scans" in numbers["resampled"][0] and "7 of 7 scans of the test slices" in numbers["resampled"][1]
     for part in ("critic", "metrics"):
-        assert set(results[part]) == {"AD", "NC"}
-    assert {"kid_x1000", "recall", "memorised"} <= set(results["metrics"]["AD"])
-    shown = [
-        [os.path.basename(figure.path) for figure in section.figures] for section in evaluation.sections(results, written, "a_{b}")
-    ]
+        assert set(numbers[part]) == {"AD", "NC"}
+    assert {"kid_x1000", "recall", "memorised"} <= set(numbers["metrics"]["AD"])
+    shown = [[os.path.basename(figure.path) for figure in section.figures] for section in sections]
     metrics = [f"a_{{b}}_{figure}_{name}.png" for figure in ("metrics", "nearest") for name in ("AD", "NC")]
     assert shown == [["a_{b}_critic.png"], ["a_{b}_classifier.png"], metrics]
 
 
 @pytest.mark.slow
-def test_evaluate_models_on_a_one_class_model_leaves_out_the_classifier(models, slices_dir, tmp_path):
+@pytest.mark.parametrize("alone", [False, True])
+def test_evaluation_of_a_one_class_model_and_of_a_generator_alone(models, slices_dir, tmp_path, alone):
+    """There is no classifier, and no critic beside a copied generator."""
     folder = os.path.join(models, "AD")
-    results, written = evaluation.evaluate_models({folder: ("AD",)}, {"AD": random_slices(8)}, slices_dir, str(tmp_path), "AD")
-    check_files(results, written, tmp_path)
-    assert set(results) == {"critic", "metrics", "resampled"} and set(results["critic"]) == {"AD"}
+    if alone:
+        folder = str(tmp_path / "AD")
+        share(os.path.join(models, "AD"), folder)
+    result = evaluation.evaluate_models([load_model(folder, "cpu")], {"AD": random_slices(8)}, slices_dir)
+    critic, metrics = checked(result, "AD", tmp_path / "out")
+    assert set(result.numbers()) == {"critic", "metrics", "resampled"} and set(result.critic) == (set() if alone else {"AD"})
+    assert critic.text == (["Not measured for AD: no checkpoint.pt with a critic."] if alone else [])
+    assert len(critic.tables) == len(critic.figures) == (not alone) and metrics.tables
+
+
+def test_the_critic_section_names_the_class_whose_critic_is_missing(tmp_path):
+    scores = {kind: np.arange(3.0) for kind in evaluation.KINDS}
+    slices = evaluation.EvaluatedSlices({"generated": {"AD": 0, "NC": 0}}, {}, {}, {}, {}, {}, "people", [])
+    result = evaluation.EvaluationResult(slices, {"AD": scores}, {"AD": evaluation.critic_gaps(scores)}, None, {}, None, {})
+    section = evaluation_report.critic_section(result, "AD_and_NC", str(tmp_path / "critic.png"))
+    assert section.text == ["Not measured for NC: no checkpoint.pt with a critic."]
+    assert [row[0] for row in section.tables[0].rows] == ["AD"]
 
 
 @pytest.mark.slow
-def test_evaluate_models_leaves_out_the_critic_of_a_generator_alone(models, slices_dir, tmp_path):
-    share(os.path.join(models, "AD"), str(tmp_path / "AD"))
-    runs, folder = {str(tmp_path / "AD"): ("AD",)}, tmp_path / "out"
-    results, written = evaluation.evaluate_models(runs, {"AD": random_slices(8)}, slices_dir, str(folder), "AD")
-    check_files(results, written, folder)
-    assert results["critic"] == {} and set(results["metrics"]) == {"AD"}
-    of_critic, of_metrics = evaluation.sections(results, written, "AD")
-    assert of_critic.text == ["Not measured for AD: no checkpoint.pt with a critic."]
-    assert not of_critic.tables and not of_critic.figures and of_metrics.tables
-
-
-def test_sections_name_the_class_whose_critic_is_missing():
-    gaps = evaluation.critic_gaps({kind: np.arange(3.0) for kind in evaluation_report.KINDS})
-    results = {"critic": {"AD": gaps}, "metrics": {"AD": {}, "NC": {}}, "resampled": []}
-    of_critic = next(evaluation.sections(results, [], "AD_and_NC"))
-    assert of_critic.text == ["Not measured for NC: no checkpoint.pt with a critic."]
-    assert [row[0] for row in of_critic.tables[0].rows] == ["AD"]
-
-
-@pytest.mark.slow
-def test_evaluate_models_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(phantoms, tmp_path, monkeypatch):
+def test_evaluation_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(conditional, phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
     monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("sagittal", 0.5, 0.0, 0.0, 0.6))
-    unseen = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
-    generated = {name: slices[np.arange(len(slices))] for name, slices in unseen.items()}
-    folder, table = tmp_path / "predictions", read_subjects(str(phantoms / "subjects.csv"))
-    results, written = evaluation.evaluate_models({"run": ("AD", "NC")}, generated, str(phantoms), str(folder), "run", table=table)
-    check_files(results, written, folder)
-    assert set(results["areas"]) == {"AD", "NC", "AD - NC"}
+    held_out = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
+    generated = {name: slices[np.arange(len(slices))] for name, slices in held_out.items()}
+    result = evaluation.evaluate_models([conditional], generated, str(phantoms), read_subjects(str(phantoms / "subjects.csv")))
+    _, classifier_section, area_section, _ = checked(result, "run", tmp_path / "out")
+    assert set(result.area_comparison) == {"AD", "NC", "AD - NC"}
     for name in generated:
-        assert {*results["areas"][name]} == {*TISSUES}
-        for row in results["areas"][name].values():
-            assert row["generated"] == row["unseen"] and row["wasserstein"] == row["floor"]  # the same slices
+        assert {*result.area_comparison[name]} == {*TISSUES}
+        for row in result.area_comparison[name].values():
+            assert row["generated"] == row["held-out"] and row["wasserstein"] == row["floor"]  # the same slices
             assert row["train"] == pytest.approx(row["truth"], rel=0.2)
-    _, of_classifier, of_areas, _ = (section.text for section in evaluation.sections(results, written, "run"))
     resampled = ["Intervals and standard errors resample people.", "No person of the test slices is in the training set."]
-    assert "above-chance AUC" in of_classifier[0] and of_classifier[1:] == of_areas == resampled
+    assert "above-chance AUC" in classifier_section.text[0] and classifier_section.text[1:] == area_section.text == resampled
 
 
 @pytest.mark.slow
-def test_evaluate_models_goes_on_without_areas_where_the_view_cannot_be_told(phantoms, tmp_path, monkeypatch, capsys):
+def test_evaluation_goes_on_without_areas_where_the_view_cannot_be_told(model, phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "load_critic", lambda *_: None)
     monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("unknown", 0.5, 0.0, 0.0, 0.6))
-    generated = {"AD": random_slices(8, 64)}
-    results, written = evaluation.evaluate_models({"run": ("AD",)}, generated, str(phantoms), str(tmp_path), "run")
-    assert results["areas"] is None and not any("areas" in path for path in written)
+    result = evaluation.evaluate_models([model], {"AD": random_slices(8, 64)}, str(phantoms))
+    assert not result.areas and "areas" not in result.numbers()
     assert (
         capsys.readouterr().out.count(f"--dataset_dir {phantoms}: the view of the slices cannot be told, so areas cannot be") == 1
     )
-    texts = {section.title: section.text for section in evaluation.sections(results, written, "run")}
+    texts = {section.title: section.text for section in checked(result, "run", tmp_path / "out")}
     assert texts["run: areas"] == ["Not measured: the view of the training slices cannot be told."]
 
 
-def test_evaluate_models_refuses_early_what_is_missing(models, slices_dir, tmp_path):
-    generated = {"AD": random_slices(8)}
-    alone = tmp_path / "alone"
-    shutil.copytree(slices_dir, alone / "train")
+def test_evaluation_refuses_early_what_is_missing(models, slices_dir, tmp_path):
+    (model,) = loaded(models, "AD")
+    shutil.copytree(slices_dir, tmp_path / "alone/train")
     with pytest.raises(UserError, match="needs train/ and test/"):
-        evaluation.evaluate_models({os.path.join(models, "AD"): ("AD",)}, generated, str(alone), str(tmp_path / "out"), "x")
+        evaluation.generate_classes([model], str(tmp_path / "alone"), 0, 1.0)
     run = tmp_path / "AD"
     shutil.copytree(os.path.join(models, "AD"), run)
     (run / "checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match="checkpoint.pt: no critic"):
-        evaluation.evaluate_models({str(run): ("AD",)}, generated, slices_dir, str(tmp_path / "out"), "x")
-    assert not (tmp_path / "out").exists()
+        evaluation.evaluate_models([load_model(str(run), "cpu")], {"AD": random_slices(8)}, slices_dir)

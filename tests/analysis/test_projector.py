@@ -14,18 +14,10 @@ from PIL import Image
 from analysis import projector
 from analysis.distances import Features, random_vgg16
 from analysis.models import Model, draw_z, style_vectors, synthesize
-from analysis.projector import (
-    Distance,
-    clean_names,
-    move_class,
-    nearest_starts,
-    noise_structure,
-    project,
-    read_targets,
-    save_projection,
-)
+from analysis.projector import Distance, clean_names, move_class, nearest_starts, noise_structure, project, read_targets
 from dataset import to_float, to_uint8
 from modules import NOISE_LR, build_generator
+from report.projections import save_projection
 from utils import UserError
 
 STEPS = 40
@@ -181,9 +173,9 @@ def test_project_reports_errors_and_spread_of_its_own_images(model, projected):
     w = style_vectors(model.mapping, draw_z(projector.LATENTS, 16, 0))[0]
     size = (w - w.mean(0)).norm(dim=1).square().mean().sqrt()
     np.testing.assert_allclose(projection.spread, (projection.ws[:, 0] - w.mean(0)).norm(dim=1) / size, rtol=1e-4)
-    assert projection.course.shape == (3, projector.FRAMES, 32, 32)
-    np.testing.assert_array_equal(projection.course[:, -1], projection.images[:, 1])
-    assert (np.diff(rms(projection.course, targets[:, None])[:, [0, 12]], axis=1) < 0).all()
+    assert projection.frames.shape == (3, projector.FRAMES, 32, 32)
+    np.testing.assert_array_equal(projection.frames[:, -1], projection.images[:, 1])
+    assert (np.diff(rms(projection.frames, targets[:, None])[:, [0, 12]], axis=1) < 0).all()
     assert all(torch.equal(projection.ws[:, 0], w) for w in projection.ws.unbind(1))
 
 
@@ -196,22 +188,13 @@ def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(projected, m
     model, targets = tiny(), projected[0]
     model.mapping.double(), model.generator.double()
     together, again = (project(model, targets, [-1] * 3, 8) for _ in range(2))
-    assert torch.equal(together.ws, again.ws) and np.array_equal(together.course, again.course)
+    assert torch.equal(together.ws, again.ws) and np.array_equal(together.frames, again.frames)
     for i in range(3):
         alone = project(model, targets[i : i + 1], [-1], 8)
         for of_one, of_batch in ((alone.ws, together.ws), *zip(alone.noise, together.noise)):
             assert of_one.dtype == torch.float64
             torch.testing.assert_close(of_one[0], of_batch[i], atol=1e-7, rtol=0)
         assert np.abs(alone.images[0].astype(int) - together.images[i]).max() <= 1
-
-
-@pytest.mark.slow
-def test_project_into_w_plus_reproduces_mixed_styles_better_than_w(model):
-    mixed = style_vectors(model.mapping, draw_z(2 * model.generator.num_ws, 16, seed=5))[0].reshape(2, -1, 16)
-    targets = synthesize(model, mixed)
-    w, plus = (project(model, targets, [-1, -1], STEPS, space) for space in ("w", "w+"))
-    assert (plus.rms[:, 0] < 0.8 * w.rms[:, 0]).all(), (plus.rms, w.rms)
-    assert not torch.allclose(plus.ws[:, 0], plus.ws[:, -1])
 
 
 def test_project_finds_random_noise_and_keeps_it_white(model, projected, monkeypatch):

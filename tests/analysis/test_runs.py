@@ -1,5 +1,6 @@
 """Which runs predict.py works on: what is refused, which folders are taken, and that no two write the same files."""
 
+import json
 import os
 import shutil
 
@@ -8,7 +9,8 @@ from conftest import change_weights
 
 import predict
 from analysis.models import load_model, share
-from analysis.runs import map_runs, name_apart
+from analysis.runs import choose_model, map_models, same_training
+from report.samples import name_apart
 from utils import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -16,7 +18,7 @@ from utils import UserError
 
 
 @pytest.fixture(scope="module")
-def map_models(models, tmp_path_factory):
+def map_folder(models, tmp_path_factory):
     """--model_dir with the runs of `models`; all, of both classes; control, a second NC model; copies of NC and of AD."""
     folder, ad, nc = tmp_path_factory.mktemp("maps") / "model", *(os.path.join(models, name) for name in ("AD", "NC"))
     folder.mkdir()
@@ -35,13 +37,14 @@ def map_models(models, tmp_path_factory):
 
 
 def mapped(model_dir, **asked):
-    return map_runs({f"{flag}_dir": run for flag, run in asked.items() if run}, model_dir, "last", "cpu")
+    models = map_models({f"{flag}_dir": run for flag, run in asked.items() if run}, model_dir, "last", "cpu")
+    return {flag: model.folder for flag, model in models.items()}
 
 
-def test_map_runs_are_those_of_the_flags_with_the_folders_named(map_models, tmp_path, monkeypatch, capsys):
-    runs = mapped(map_models, AD="AD", NC="NC", control="control")
-    ad, nc, control, both = (os.path.join(map_models, name) for name in ("AD", "NC", "control", "all-conditional"))
-    assert list(runs.values()) == [{"AD": ad, "NC": nc}, {"NC": nc, "NC, other seed": control}, both]
+def test_models_of_maps_are_those_of_the_flags_with_the_folders_named(map_folder, tmp_path, monkeypatch, capsys):
+    runs = mapped(map_folder, AD="AD", NC="NC", control="control")
+    ad, nc, control, both = (os.path.join(map_folder, name) for name in ("AD", "NC", "control", "all-conditional"))
+    assert runs == {"AD_dir": ad, "NC_dir": nc, "control_dir": control, "conditional_dir": both}
     assert capsys.readouterr().err.splitlines() == [
         f"note: --AD_dir AD: the run in {ad}, trained on AD",
         f"note: --NC_dir NC: the run in {nc}, trained on NC",
@@ -50,7 +53,7 @@ def test_map_runs_are_those_of_the_flags_with_the_folders_named(map_models, tmp_
     ]
     monkeypatch.chdir(tmp_path)
     os.symlink(nc, "AD")  # whose plain name means the run under --model_dir
-    assert next(iter(mapped(map_models, AD="AD", NC="NC").values()))["AD"] == ad
+    assert mapped(map_folder, AD="AD", NC="NC")["AD_dir"] == ad
     assert f"--AD_dir AD: the run in {ad}, trained on AD; another is in {os.path.join('.', 'AD')}\n" in capsys.readouterr().err
 
 
@@ -78,25 +81,57 @@ def test_map_runs_are_those_of_the_flags_with_the_folders_named(map_models, tmp_
         ("AD", "CN", None, "--NC_dir: no run CN: .* did you mean NC?"),
     ],
 )
-def test_maps_of_wrong_runs_are_refused(map_models, ad, nc, control, expected):
+def test_maps_of_wrong_runs_are_refused(map_folder, ad, nc, control, expected):
     with pytest.raises(UserError, match=expected):
-        mapped(map_models, AD=ad, NC=nc, control=control)
+        mapped(map_folder, AD=ad, NC=nc, control=control)
 
 
 @pytest.mark.parametrize("run", ["AD", "all", "control"])
-def test_a_conditional_map_needs_a_conditional_model(map_models, run):
+def test_a_conditional_map_needs_a_conditional_model(map_folder, run):
     with pytest.raises(UserError, match=f"--conditional_dir {run} is no conditional model"):
-        mapped(map_models, conditional=run)
+        mapped(map_folder, conditional=run)
 
 
-def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_models, tmp_path, capsys):
+def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_folder, tmp_path, capsys):
     for name in ("AD", "NC"):
-        os.symlink(os.path.join(map_models, name), tmp_path / name)
+        os.symlink(os.path.join(map_folder, name), tmp_path / name)
     for source in ("all", "damaged"):
-        os.symlink(os.path.join(map_models, source), tmp_path / "all-conditional")
-        assert list(mapped(str(tmp_path), AD="AD", NC="NC")) == ["AD and NC"]
+        os.symlink(os.path.join(map_folder, source), tmp_path / "all-conditional")
+        assert list(mapped(str(tmp_path), AD="AD", NC="NC")) == ["AD_dir", "NC_dir"]
         assert "note: there is no map of a conditional model: " in capsys.readouterr().err
         (tmp_path / "all-conditional").unlink()
+
+
+def test_same_training_is_of_one_network_one_set_of_slices_one_loss_and_one_seed(tmp_path):
+    def written(name, **changes):
+        flags = {"seed": 1, "loss": "wgan-gp", "epochs": 5} | changes
+        config = {"network": {"resolution": 64}, "data": {"fingerprint": changes.get("slices", "x")}, "flags": flags}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return str(tmp_path / name)
+
+    run, longer = written("run"), written("longer", epochs=50)
+    assert same_training(run, longer)
+    for name, change in {"seed": 2, "loss": "relativistic", "slices": "y"}.items():
+        assert not same_training(run, written(name, **{name: change}))
+    assert not same_training(run, str(tmp_path / "nowhere")) and not same_training(*[str(tmp_path / "nowhere")] * 2)
+
+
+def test_choose_model_takes_the_named_the_only_or_the_one_called_all(models, tmp_path):
+    def chosen(name, model_dir):
+        return choose_model(name, str(model_dir), "last", "cpu").folder
+
+    ad = os.path.join(models, "AD")
+    assert chosen(None, ad) == ad  # a run itself
+    assert chosen("AD", models) == chosen(ad, tmp_path) == ad
+    with pytest.raises(UserError, match="AD, NC, all-conditional: say which with --classes"):
+        chosen(None, models)
+    os.symlink(ad, tmp_path / "only")
+    assert chosen(None, tmp_path) == str(tmp_path / "only")
+    os.symlink(ad, tmp_path / "all")
+    assert chosen(None, tmp_path) == str(tmp_path / "all")
+    with pytest.raises(UserError, match="no run MCI: .*all, only"):
+        chosen("MCI", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,12 +139,21 @@ def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_mod
 
 
 @pytest.fixture
-def same_names(map_models, tmp_path):
+def same_names(map_folder, tmp_path):
     """Folders a/run, b/run and b/RUN: an AD and two NC models."""
     for name, source in (("a/run", "AD"), ("b/run", "NC"), ("c/RUN", "control")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copytree(os.path.join(map_models, source), tmp_path / name, ignore=shutil.ignore_patterns("ch*", "pr*", "styles"))
+        shutil.copytree(os.path.join(map_folder, source), tmp_path / name, ignore=shutil.ignore_patterns("ch*", "pr*", "styles"))
     return tmp_path
+
+
+def test_any_picture_of_another_run_takes_a_name(same_names, capsys):
+    one, other = (load_model(str(same_names / name), "cpu") for name in ("a/run", "b/run"))
+    out = str(same_names / "out")
+    flags = ["--classes", one.folder, "--output_dir", out, "--device", "cpu", "--draw", "sweep"]
+    assert predict.main(flags) == 0 and os.listdir(out) == ["run_sweep.png"]
+    assert [model.name for model in name_apart([one], out)] == ["run"]
+    assert [model.name for model in name_apart([other], out)] == ["b_run"]
 
 
 def test_runs_of_one_name_get_files_of_different_names(same_names, capsys):

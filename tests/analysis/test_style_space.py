@@ -18,30 +18,29 @@ from modules import MappingNetwork
 
 
 def test_constants_of_the_style_space():
-    assert (styles.NEIGHBOURS, styles.FOLDS, styles.APART) == (15, 5, 0.99)
-    assert styles.EPOCHS_SHOWN == (0, 1 / 16, 3 / 8, 1)
+    assert (styles.NEIGHBOURS, styles.FOLDS, styles.SEPARATED) == (15, 5, 0.99)
 
 
-def test_neighbour_shares_of_mixed_and_of_separate_clouds():
+def test_same_class_fractions_of_mixed_and_of_separate_clouds():
     rng, classes = np.random.default_rng(0), np.repeat([0, 1], 700)
     one_cloud = rng.normal(size=(1400, 5))
-    assert styles.neighbour_shares(one_cloud, classes).mean() == pytest.approx(0.5, abs=0.03)
-    assert styles.neighbour_shares(one_cloud + 100 * classes[:, None], classes).min() == 1
+    assert styles.same_class_fractions(one_cloud, classes).mean() == pytest.approx(0.5, abs=0.03)
+    assert styles.same_class_fractions(one_cloud + 100 * classes[:, None], classes).min() == 1
 
 
-def test_neighbour_shares_leave_out_the_point_itself():
+def test_same_class_fractions_leave_out_the_point_itself():
     line = np.array([[0.0], [1.0], [2.1], [3.3]])  # nearest: 1, 0, 1, 2
-    np.testing.assert_array_equal(styles.neighbour_shares(line, np.array([0, 0, 1, 1]), k=1), [1, 1, 0, 1])
+    np.testing.assert_array_equal(styles.same_class_fractions(line, np.array([0, 0, 1, 1]), k=1), [1, 1, 0, 1])
 
 
-def test_neighbour_shares_equal_sorted_distances_also_among_duplicates():
+def test_same_class_fractions_equal_sorted_distances_also_among_duplicates():
     rng, classes = np.random.default_rng(4), np.arange(80) % 2
-    points = np.repeat(rng.normal(size=(40, 6)), 2, axis=0)  # each twice, once in either class
+    points = np.repeat(rng.normal(size=(40, 6)), 2, axis=0)  # each twice, once in each class
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     nearest = distance.argsort(1, kind="stable")[:, :5]  # the twin and two whole pairs: no ties at the end
     expected = (classes[nearest] == classes[:, None]).mean(1)
-    np.testing.assert_allclose(styles.neighbour_shares(points, classes, k=5), expected)
+    np.testing.assert_allclose(styles.same_class_fractions(points, classes, k=5), expected)
     assert (expected == 0.4).all()
 
 
@@ -52,9 +51,9 @@ def test_style_separation_of_one_cloud_and_of_two():
     for interval in mixed:
         assert interval.low - 0.02 < 0.5 < interval.high + 0.02
     assert 0.7 < moved.auc.low < moved.auc.value < moved.auc.high < 1
-    assert 0.5 < moved.alike.low < moved.alike.value < moved.alike.high < 1
+    assert 0.5 < moved.same_class.low < moved.same_class.value < moved.same_class.high < 1
     assert styles.style_separation(a, b + 0.6) == moved  # the resampling is seeded
-    assert min(apart.alike.low, apart.auc.low) == 1
+    assert min(apart.same_class.low, apart.auc.low) == 1
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_style_separation_resamples_latents_or_groups_and_fits_to_no_other_of_th
     assert [list(of_call) for of_call in given] == [groups] * 3
     assert found.auc == 1
     # Two of five others are of a vector's own set; of groups a a b | c c d, the shares are 1/4 of a and c, 2/5 of b and d.
-    assert found.alike == pytest.approx(alike if alike == 2 / 5 else (4 * 1 / 4 + 2 * 2 / 5) / 6)
+    assert found.same_class == pytest.approx(alike if alike == 2 / 5 else (4 * 1 / 4 + 2 * 2 / 5) / 6)
 
 
 def test_probe_scores_never_fit_to_the_twin_of_a_held_out_vector():
@@ -103,7 +102,7 @@ def test_untrained_mapping_networks_of_two_seeds_are_separated():
     for seed in (0, 1):
         torch.manual_seed(seed)
         sets.append(MappingNetwork().eval()(z).detach().numpy())
-    assert styles.style_separation(*sets).alike.low > 0.99
+    assert styles.style_separation(*sets).same_class.low > 0.99
 
 
 def separation(alike, auc, width=0.02):
@@ -178,7 +177,7 @@ def test_embed_by_umap_is_reproducible_and_keeps_clusters():
     points = np.concatenate([rng.normal(size=(40, 5)), 30 + rng.normal(size=(40, 5))])
     embedded = styles.embed(points, "umap", seed=1)
     np.testing.assert_array_equal(embedded, styles.embed(points, "umap", seed=1))
-    assert styles.neighbour_shares(embedded, np.repeat([0, 1], 40), k=5).mean() == 1
+    assert styles.same_class_fractions(embedded, np.repeat([0, 1], 40), k=5).mean() == 1
 
 
 def test_split_like_undoes_concatenation():
@@ -190,63 +189,6 @@ def test_split_like_undoes_concatenation():
     }
 
 
-def save_styles(folder, epochs, seed):
-    """styles/epoch_NNNN.npy of a run; returns {epoch: w [6, 3]}."""
-    (folder / "styles").mkdir(parents=True)
-    rng, saved = np.random.default_rng(seed), {}
-    for epoch in epochs:
-        saved[epoch] = rng.normal(size=(6, 3)).astype(np.float32)
-        np.save(folder / f"styles/epoch_{epoch:04d}.npy", saved[epoch])
-    return saved
-
-
-def test_history_of_two_runs_has_the_epochs_that_both_saved(tmp_path):
-    folders = {name: str(tmp_path / name) for name in ("AD", "NC")}
-    ad, nc = save_styles(tmp_path / "AD", (0, 1, 2, 3), 0), save_styles(tmp_path / "NC", (0, 2, 3, 4), 1)
-    saved = styles.history(folders)
-    assert [epoch for epoch, _ in saved] == [0, 2, 3]
-    for epoch, sets in saved:
-        assert list(sets) == ["AD", "NC"] and (sets["AD"] == ad[epoch]).all() and (sets["NC"] == nc[epoch]).all()
-
-
-@pytest.mark.parametrize("name", ["a[1]", "*", "run?", "$x$ {0}\n"])
-def test_history_of_a_run_of_any_name_and_length(tmp_path, name):
-    save_styles(tmp_path / name, (0, 9999, 10000), 0)
-    (tmp_path / name / "styles/epoch_1.npy").touch()
-    (tmp_path / name / "styles/.tmp-epoch_0001.npy").touch()
-    assert [epoch for epoch, _ in styles.history({"AD": str(tmp_path / name)})] == [0, 9999, 10000]
-    assert styles.history({"AD": str(tmp_path / "nowhere")}) == []
-
-
-def test_history_of_a_long_run_keeps_its_ends(tmp_path):
-    (tmp_path / "styles").mkdir()
-    for epoch in range(0, 101, 5):
-        np.save(tmp_path / f"styles/epoch_{epoch:04d}.npy", np.full((2, 4, 3), epoch))
-    saved = styles.history(str(tmp_path))
-    assert len(saved) == styles.FRAMES and (saved[0][0], saved[-1][0]) == (0, 100)
-    assert all((sets["NC"] == epoch).all() for epoch, sets in saved)
-
-
-def test_epochs_to_show_are_those_nearest_to_fixed_shares():
-    assert styles.epochs_to_show(range(0, 81, 5)) == [0, 5, 30, 80]
-    assert styles.epochs_to_show([0]) == [0]
-    assert styles.epochs_to_show([0, 1, 2]) == [0, 1, 2]
-    assert styles.epochs_to_show([]) == []
-
-
-def test_maps_over_epochs_are_centred_and_counted():
-    rng, calls = np.random.default_rng(0), []
-    start, ad, nc = rng.normal(size=(3, 40, 6))
-    saved = [(0, {"AD": start, "NC": start}), (5, {"AD": 3 + ad, "NC": 3 + nc}), (9, {"AD": ad, "NC": 30 + nc})]
-    maps = styles.maps_over_epochs(saved, lambda: calls.append(1), method="pca")
-    assert [epoch for epoch, *_ in maps] == [0, 5, 9] and len(calls) == 3
-    for _, sets, _ in maps:
-        assert list(sets) == ["AD", "NC"] and sets["AD"].shape == (40, 2)
-        np.testing.assert_allclose(np.concatenate(list(sets.values())).mean(0), 0, atol=1e-12)
-    shares = [share for *_, share in maps]
-    assert shares[0] < 0.5 and shares[1] == pytest.approx(0.5, abs=0.1) and shares[2] == 1  # first, a twin in the other set
-
-
 def test_verdict_at_its_limits_and_of_unlike_pairs():
     def separation(value, low, high):
         return StyleSeparation(Interval(value, low, high), Interval(value, low, high))
@@ -255,24 +197,24 @@ def test_verdict_at_its_limits_and_of_unlike_pairs():
     assert styles.verdict(full, full).startswith("AD and NC are fully separated, but so are")
     touching = styles.verdict(separation(0.7, 0.6, 0.8), separation(0.5, 0.4, 0.6))
     assert touching.startswith("AD and NC are no further apart") and touching.endswith("the two NC models.")
-    unlike = styles.verdict(separation(0.7, 0.6, 0.8), separation(0.5, 0.4, 0.6), like=False)
+    unlike = styles.verdict(separation(0.7, 0.6, 0.8), separation(0.5, 0.4, 0.6), comparable=False)
     assert unlike.startswith(f"{touching} But one pair") and unlike.endswith("three seeds).")
 
 
 def test_style_separation_is_of_pairs_unless_told_otherwise():
     a, b = np.random.default_rng(2).normal(size=(2, 40, 4))
     default, alone, people = (styles.style_separation(a, b, groups) for groups in (None, np.arange(80), np.repeat(range(8), 10)))
-    assert default.auc != alone.auc and default.alike.value == alone.alike.value != people.alike.value
+    assert default.auc != alone.auc and default.same_class.value == alone.same_class.value != people.same_class.value
 
 
 @pytest.mark.slow
 def test_slices_of_one_person_are_neither_neighbours_nor_teachers_of_each_other():
-    """20 people of either class, who do not differ by class, with ten slices each that are nearly the same."""
+    """20 people of each class, who do not differ by class, with ten slices each that are nearly the same."""
     rng, classes, people = np.random.default_rng(0), np.repeat([0, 1], 200), np.repeat(np.arange(40), 10)
     draws = [np.repeat(rng.normal(size=(40, 8)), 10, axis=0) + 0.01 * rng.normal(size=(400, 8)) for _ in range(9)]
 
     def measured(groups):
-        shares = [styles.neighbour_shares(points, classes, groups).mean() for points in draws]
+        shares = [styles.same_class_fractions(points, classes, groups).mean() for points in draws]
         return np.array(shares), np.array([auc(styles.probe_scores(points, classes, groups), classes == 1) for points in draws])
 
     shares, aucs = measured(np.arange(400))
@@ -303,6 +245,6 @@ def test_probe_scores_of_a_class_of_two_people_come_from_two_folds_and_are_0_whe
 def test_style_separation_is_undefined_without_two_people_of_both_classes():
     a, b = np.random.default_rng(2).normal(size=(2, 6, 4))
     found = styles.style_separation(a, b, ["ann"] * 6 + ["bob", "eve"] * 3)
-    assert np.isnan([*found.alike, *found.auc]).all()
+    assert np.isnan([*found.same_class, *found.auc]).all()
     assert "no separation was shown" in styles.conditional_verdict(found)
     assert np.isfinite(styles.style_separation(a, b, ["ann", "dan"] * 3 + ["bob", "eve"] * 3).auc.value)

@@ -14,9 +14,10 @@ from PIL import Image
 from synthetic import brains
 
 import predict
+from analysis.export import read_style_table
 from analysis.quality import measure_quality
-from analysis.style_table import read_style_table
 from data.subjects import Scan
+from report import atlas as atlas_module
 from report.atlas import Atlas, Measure, PointSet, Tab, View, view_content, write_quality_atlas
 
 SIDE, W_DIM = 32, 8
@@ -125,9 +126,22 @@ def test_page_of_2000_slices_takes_less_than_5_mb(tmp_path):
     assert (tmp_path / "atlas.html").stat().st_size < 5e6
 
 
-def test_predict_writes_an_atlas_of_every_map_and_draws_its_styles_again(models, slices_dir, tmp_path, capsys):
-    flags = ["--model_dir", models, "--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--method", "pca", "--atlas", "True"]
-    flags += ["--dataset_dir", slices_dir, "--umap_slices", "5", "--num_styles", "20", "--atlas_slices", "12", "--report", "False"]
+def test_predict_writes_an_atlas_of_every_map(models, slices_dir, tmp_path, capsys, monkeypatch):
+    flags = [
+        "--model_dir",
+        models,
+        "--plot_umap",
+        "True",
+        "--AD_dir",
+        "AD",
+        "--NC_dir",
+        "NC",
+        "--umap",
+        "method=pca",
+        "num_styles=20",
+    ]
+    monkeypatch.setattr(atlas_module, "SHOWN", 12)
+    flags += ["--dataset_dir", slices_dir, "--num_slices", "5", "--atlas", "True"]
     assert predict.main([*flags, "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
     assert str(tmp_path / "atlas.html") in capsys.readouterr().out
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "atlas.html").read_text(), re.DOTALL)[1])
@@ -396,7 +410,7 @@ def test_slider_moves_points_between_epochs(example, page):
 
     first, half, second, last = at(0), at(0.5), at(1), at(2)
     np.testing.assert_allclose(half, (first + second) / 2, atol=1e-6)
-    assert "9, neighbours alike 70%" in page.find("#epoch-text").text
+    assert "9, same-class k-NN fraction 70%" in page.find("#epoch-text").text
     moved = np.array(example.data["tabs"][0]["views"][1]["x"])
     scale = np.ptp(last[:, 0]) / np.ptp(moved[2, 0:70:7])
     np.testing.assert_allclose(last[:, 0] - first[:, 0], scale * (moved[2] - moved[0])[0:70:7], atol=1e-3)

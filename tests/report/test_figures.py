@@ -38,7 +38,7 @@ def test_tile_fills_rows_first_and_leaves_gaps_black():
     assert (tiled[-128:, 128:] == 0).all() and (tiled[128:-128] == 0).all()
 
 
-def test_tile_enlarges_small_images_without_smoothing():
+def test_tile_upscales_small_images_without_smoothing():
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8)
     np.testing.assert_array_equal(figures.tile(image, 1), np.kron(image[0], np.ones((4, 4), np.uint8)))
 
@@ -79,7 +79,7 @@ def test_colour_is_symmetric_around_white_or_starts_at_black():
     assert figures.colour(np.array([[0.0]]), 1, "inferno").max() < 5
 
 
-def test_save_gif_keeps_all_frames_and_enlarges_small_ones(tmp_path):
+def test_save_gif_keeps_all_frames_and_upscales_small_ones(tmp_path):
     figures.save_gif(list(constant_images(0, 128, 255, side=64)), tmp_path / "a.gif", 500)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 3 and image.size == (256, 256) and image.info["duration"] == 500 and image.info["loop"] == 0
@@ -89,63 +89,7 @@ def test_save_gif_keeps_all_frames_and_enlarges_small_ones(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Style vectors
-
-
-def test_plot_styles_draws_every_set_and_measure(drawn):
-    points = np.random.default_rng(0).normal(size=(40, 2))
-    measures = {"neighbours alike": (0.6, 0.55, 0.66), "linear probe, AUC": (0.9, 0.85, 0.97)}
-    panel = figures.Panel("AD and NC", {"AD": points, "real AD": points[:3]}, measures)
-    figures.plot_styles([panel, panel._replace(title="control")], "a.png", "note " * 60)
-    *maps, strip, _ = drawn["a.png"].axes
-    assert [axes.get_title() for axes in maps] == ["AD and NC", "control"]
-    for scatter, expected in zip(maps[0].collections, (points, points[:3]), strict=True):
-        np.testing.assert_allclose(scatter.get_offsets(), expected)
-    assert [text.get_text() for text in strip.texts] == [
-        "neighbours alike: 0.60 (0.55 to 0.66)",
-        "linear probe, AUC: 0.90 (0.85 to 0.97)",
-    ]
-    assert [list(line.get_xdata()) for line in strip.lines[:4:2]] == [[0.55, 0.66], [0.85, 0.97]]
-
-
-def test_plot_styles_colours_points_by_values_and_counts_unknown_ones(drawn):
-    points = np.random.default_rng(0).normal(size=(40, 2))
-    sets, ages = {"AD": points, "real AD": points[:3], "real NC": points[:2]}, np.array([60.0, np.nan, 80.0])
-    by_age = figures.Panel("a", sets, {}, {"real AD": ages, "real NC": np.array([70.0, 75.0])})
-    by_sex = figures.Panel("a", sets, {}, {"real AD": np.array(["F", "M", ""]), "real NC": np.array(["F", "F"])})
-    figures.plot_styles([by_age], "age.png", "note", "age, years")
-    figures.plot_styles([by_sex], "sex.png", "note", "sex")
-    axes, _, bar = drawn["age.png"].axes
-    assert bar.get_ylabel() == "age, years" and bar.get_ylim() == tuple(np.quantile([60, 80, 70, 75], (0.02, 0.98)))
-    _, known, unknown, nc = axes.collections
-    np.testing.assert_array_equal(known.get_offsets(), points[[0, 2]])
-    np.testing.assert_array_equal(known.get_array(), [60, 80])
-    np.testing.assert_array_equal(unknown.get_offsets(), points[[1]])
-    assert len(unknown.get_facecolor()) == 0  # hollow
-    assert [text.get_text() for text in axes.get_legend().texts] == ["AD", "real AD", "real AD, unknown (1)", "real NC"]
-    axes, _ = drawn["sex.png"].axes
-    labels = ["AD", "real AD, F (1)", "real AD, M (1)", "real AD, unknown (1)", "real NC, F (2)"]
-    assert [text.get_text() for text in axes.get_legend().texts] == labels
-    colours = [tuple(collection.get_facecolor()[0, :3]) for collection in axes.collections if len(collection.get_facecolor())]
-    assert colours[1] == colours[3] != colours[2] and colours[0] not in colours[1:]  # F, F, M; generated ones are grey
-
-
-def test_plot_epochs_and_epoch_frames_show_the_last_map_of_a_shorter_history(drawn):
-    rng = np.random.default_rng(0)
-    lines = {"one": [(epoch, {"AD": rng.normal(size=(9, 2))}, 0.5) for epoch in (1, 2, 3)]}
-    lines["two"] = [(epoch, {"NC": rng.normal(size=(9, 2))}, 0.75) for epoch in (1, 3)]
-    figures.plot_epochs(lines, "a.png", "note")
-    titles = [axes.get_title().split("\n") for axes in drawn["a.png"].axes]
-    assert [title[0] for title in titles] == ["one, epoch 1", "one, epoch 2", "one, epoch 3", "two, epoch 1", "two, epoch 3", ""]
-    assert titles[3][1] == "neighbours alike: 75%"
-    frames = figures.epoch_frames(lines)
-    assert frames.shape[0] == 3 and frames.dtype == np.uint8 and frames.shape[3] == 3
-    half = frames.shape[2] // 2
-    assert (frames[1, :, half + 20 :] == frames[2, :, half + 20 :]).all() and (frames[0] != frames[1]).any()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The course of training
+# Training
 
 
 def test_columns_turns_rows_into_arrays():
@@ -165,7 +109,7 @@ def test_plot_dashboard_draws_every_column_in_its_panel(drawn):
     assert len(labels) == len(LOSSES) + len(EVALUATIONS) - 7  # images twice, epoch, seconds, speed, memory and skipped
     np.testing.assert_allclose(curves["Wasserstein estimate"].get_ydata(), losses["wasserstein"])  # 5 rows: not smoothed
     np.testing.assert_allclose(
-        curves["unseen slices scored: 0 like training, 1 like generated"].get_ydata(), evaluations["overfitting"]
+        curves["held-out slices scored: 0 like training, 1 like generated"].get_ydata(), evaluations["overfitting"]
     )
     shown = next(line for line in drawn["a.png"].axes[0].lines if line.get_label() == "generator")
     np.testing.assert_allclose(shown.get_xdata(), np.delete(losses["images"], 2) / 1000)

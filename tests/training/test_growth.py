@@ -18,7 +18,7 @@ from reference import direct_upsample
 import train
 from analysis.critic import load_critic
 from analysis.models import generate, load_model
-from analysis.style_space import history
+from analysis.style_maps import history, map_specs
 from modules import Discriminator, build_generator
 from ops import resample
 from report import figures
@@ -344,7 +344,8 @@ def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unpl
         load_critic(folder, CPU)
     stop_after(0)
     assert run("a", "--save_every", 1) == 0
-    epochs = [epoch for epoch, _ in history({"AD": folder})]
+    (spec,) = map_specs(model, model)
+    epochs = [epoch for epoch, _ in history(spec)]
     assert epochs[0] == 0 and epochs[-1] == 14 and len(epochs) == 12  # of fifteen, through all stages
 
 
