@@ -14,12 +14,15 @@ are projected into its style space, and `conditional_verdict` says whether they 
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from analysis.bootstrap import FOLDS, Interval, auc, bootstrap
 from analysis.position import beyond_position, position_text
 
 NEIGHBOURS = 15
 UNDEFINED = Interval(np.nan, np.nan, np.nan)
+PERMUTATIONS = 199  # of labels, for a p value; with 199 the smallest is 0.005
+SIGNIFICANT = 0.025  # one-sided, as for intervals of 95%
 SEPARATED = 0.99  # same-class k-NN fraction from which on two sets count as fully separated
 
 
@@ -28,27 +31,66 @@ SEPARATED = 0.99  # same-class k-NN fraction from which on two sets count as ful
 
 
 class StyleSeparation(NamedTuple):
-    """How well two sets of style vectors are separated: both measures are 0.5 if they mix and 1 if they are fully separated."""
+    """How well two sets of style vectors are separated: 1 if they are fully separated, by both measures."""
 
     same_class: Interval  # the same-class k-NN fraction: mean share of a vector's NEIGHBOURS nearest ones that are of its own set
-    auc: Interval  # of a linear probe, on vectors that it was not fitted to
+    auc: Interval  # of a linear probe, on vectors that it was not fitted to; 0.5 by chance
+    chance: float = 0.5  # the same-class k-NN fraction of sets that mix
+    p: float = np.nan  # of the AUC, one-sided, by `permutation_test`; nan if it was not made
+    detectable: float = np.nan  # the AUC from which on p is at most SIGNIFICANT
 
 
 def style_separation(a, b, groups=None, seed=0):
     """StyleSeparation of a [n, D] and b [m, D]; nan without two groups of both.
 
     groups [n + m], of a and then of b: rows of one group (slices of a person) are resampled together, do not count as neighbours
-    and are not scored by a probe fitted to others of them. None: row i of both has the same latent; these are resampled together.
+    and are not scored by a probe fitted to others of them; their AUC is tested by `permutation_test`, since the bootstrap does
+    not fit the probe again, so that its interval is too narrow. None: row i of both has the same latent; these are resampled
+    together.
     """
     points, classes = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
     drawn = np.r_[: len(a), : len(b)] if groups is None else np.unique(groups, return_inverse=True)[1]
     if min(len(np.unique(drawn[classes == i])) for i in (0, 1)) < 2:
         return StyleSeparation(UNDEFINED, UNDEFINED)
     fractions, scores = same_class_fractions(points, classes, groups), probe_scores(points, classes, drawn, seed)
+    tested = () if groups is None else permutation_test(points, classes, drawn, auc(scores, classes == 1), seed)
     return StyleSeparation(
         bootstrap(lambda weights: np.average(fractions, weights=weights), drawn, seed=seed),
         bootstrap(lambda weights: auc(scores, classes == 1, weights), drawn, seed=seed),
+        chance_fraction(classes, groups),
+        *tested,
     )
+
+
+def chance_fraction(classes, groups=None):
+    """The same-class k-NN fraction expected if classes [N] mix: the mean share of a row's possible neighbours in its class.
+
+    Possible neighbours are those of other groups [N] (None: all others). For G people of each class with as many slices each it
+    is (G - 1) / (2 G - 1): 0.44 for five, not 0.5, since the own person is left out.
+    """
+    groups = np.arange(len(classes)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    possible = groups[:, None] != groups
+    return float((((classes[:, None] == classes) & possible).sum(1) / possible.sum(1)).mean())
+
+
+def permutation_test(points, classes, groups, found, seed=0):
+    """(p, detectable) of the AUC `found` of `probe_scores`: labels are permuted over groups and the probe is fitted again.
+
+    p: share of PERMUTATIONS + 1 labellings, the true one among them, whose AUC is at least `found` (Phipson and Smyth 2010);
+    detectable: the smallest AUC with p <= SIGNIFICANT. What is permuted is the share of class 1 in each group, 0 or 1 for all but
+    people with slices of both classes.
+    """
+    rng, null = np.random.default_rng(seed), []
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    share = np.array([classes[rows].mean() for rows in members])  # of class 1 in each group; 0 or 1 for most
+    for _ in tqdm(range(PERMUTATIONS), "permuting labels", leave=False, disable=None):
+        labels = np.empty(len(classes), int)
+        for rows, of_group in zip(members, rng.permutation(share)):
+            labels[rows] = np.arange(len(rows)) < round(of_group * len(rows))
+        null.append(auc(probe_scores(points, labels, groups, seed), labels == 1))
+    null = np.sort(null)
+    allowed = int(SIGNIFICANT * (PERMUTATIONS + 1)) - 1  # of the permutations, so many may reach the AUC
+    return (1 + (null >= found).sum()) / (PERMUTATIONS + 1), float(np.nextafter(null[-1 - allowed], 1))
 
 
 def same_class_fractions(points, classes, groups=None, k=NEIGHBOURS):
@@ -100,9 +142,9 @@ def verdict(pair, control=None, comparable=True):
         )
     if min(pair.same_class.value, control.same_class.value) >= SEPARATED:
         return "AD and NC are fully separated, but so are the two NC models: the gap is one between models, not of the disease."
-    larger_gaps = sum(measure.low > control_measure.high for measure, control_measure in zip(pair, control))
+    larger_gaps = (pair.same_class.low > control.same_class.high) + (pair.auc.low > control.auc.high)
     text = (
-        "AD and NC are no further apart than the two NC models.",
+        "AD and NC were not shown to be further apart than the two NC models.",
         "By one of two measures, AD and NC are further apart than the two NC models.",
         "By both measures, AD and NC are further apart than the two NC models (one pair of models each).",
     )[larger_gaps]
@@ -119,12 +161,15 @@ def conditional_verdict(real=None, position=None):
     text = "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease. "
     if real is None:
         return text + "--dataset_dir AD_NC/test would project real slices into its style space."
-    if not real.auc.low > 0.5:  # nan with too few people
-        separation = f"no separation was shown, AUC {real.auc}"
+    tested = f"AUC {real.auc}, p = {real.p:.3f} by permutation of people"
+    if np.isnan(real.p):
+        separation = "too few people to tell whether they are separated"
+    elif real.p > SIGNIFICANT:
+        separation = f"no separation was shown, {tested}; with so many people an AUC below {real.detectable:.2f} would be missed"
     elif position and not beyond_position(real.auc, position):
-        separation = f"AUC {real.auc}, but no more than slice position may explain"
+        separation = f"{tested}, but no more than slice position may explain"
     else:
-        separation = f"they are separated there more than by chance, AUC {real.auc}"
+        separation = f"they are separated there more than by chance, {tested}"
     found = f"Real slices, projected into its style space without their class: {separation}."
     return " ".join([text + found, *(position_text(position) if position else [])])
 

@@ -252,10 +252,10 @@ def class_of_source(source):
 
 
 def separation_measures(style_map):
-    """The Measures of a StyleMap, which are 0.5 by chance."""
+    """The Measures of a StyleMap, each beside its value by chance."""
     return [
-        Measure(name, interval.value, interval_text(*interval), *interval[1:], 0.5, "chance")
-        for name, interval in measures_of(style_map).items()
+        Measure(name, interval.value, interval_text(*interval), *interval[1:], chance, "chance")
+        for name, (interval, chance) in measures_of(style_map).items()
     ]
 
 

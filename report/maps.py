@@ -27,7 +27,6 @@ COLOURS = {  # --colour, and what the colours are
     "sex": "sex, F or M",
     "area": "ventricle area of the slice, mm² (nominal unless phantoms)",
 }
-MEASURES = {"same_class": "same-class k-NN fraction", "auc": "AUC of a linear probe"}
 POSITION = {"slice index alone": "AUC of slice index alone", "position-stratified": "position-stratified AUC of the probe"}
 EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1  # shares of the training in the figure over epochs: 0, 5, 30, 80 of 80
 EPOCHS_NOTE = (
@@ -83,8 +82,8 @@ def separation_table(maps, real):
     if real:
         separations[real.title] = real.real_separation
     columns, rows = (
-        ["sets", "same-class k-NN fraction", "linear probe, AUC"],
-        [[title, *pair] for title, pair in separations.items()],
+        ["sets", "same-class k-NN fraction", "by chance", "linear probe, AUC"],
+        [[title, pair.same_class, pair.chance, pair.auc] for title, pair in separations.items()],
     )
     numbers = {title: separation._asdict() for title, separation in separations.items()}
     if real:
@@ -92,15 +91,18 @@ def separation_table(maps, real):
     if real and real.position["known"]:
         columns += POSITION.values()
         rows = [[*row, *(real.position[name] if row[0] == real.title else None for name in POSITION)] for row in rows]
-    note = "All are 0.5 by chance and 1 if the sets are fully separated; in brackets 95% bootstrap intervals."
+    note = "All are 1 if the sets are fully separated, and AUCs 0.5 by chance; in brackets 95% bootstrap intervals."
     return ReportTable(columns, rows, note), numbers
 
 
 def measures_of(style_map):
-    """{name: Interval} of what is shown below a StyleMap, each 0.5 by chance."""
+    """{name: (Interval, its value by chance)} of what is shown below a StyleMap."""
     separation = style_map.real_separation or style_map.separation
-    measures = {MEASURES[name]: interval for name, interval in separation._asdict().items()}
-    return measures | {name: style_map.position[key] for key, name in POSITION.items() if style_map.position.get(key)}
+    measures = {
+        "same-class k-NN fraction": (separation.same_class, separation.chance),
+        "AUC of a linear probe": (separation.auc, 0.5),
+    }
+    return measures | {name: (style_map.position[key], 0.5) for key, name in POSITION.items() if style_map.position.get(key)}
 
 
 def save_points(maps, path, colour="class"):
@@ -185,15 +187,16 @@ def plot_maps(maps, path, note, scale=None):
 
 def _draw_measures(axes, measures, rows):
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for i, (name, (value, low, high)) in enumerate(measures.items(), 1):
+    for i, (name, ((value, low, high), chance)) in enumerate(measures.items(), 1):
         y = rows - i
         axes.plot([low, high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
         axes.plot(value, y, "o", color=CRITIC, markersize=5)
         text = f"{name}: {value:.2f} ({low:.2f} to {high:.2f})"
         axes.text(0, y + 0.28, text, fontsize=8, transform=axes.get_yaxis_transform(), bbox=white)
-    axes.axvline(0.5, color=FAKE, linestyle=":", linewidth=1.2)
-    axes.set(xlim=(min([0.35, *(low - 0.02 for _, low, _ in measures.values())]), 1.02), ylim=(-0.4, rows - 0.3), yticks=[])
-    axes.set_xticks([0.5, 0.75, 1], ["0.5\nchance", "0.75", "1\nseparated"])
+        axes.plot([chance, chance], [y - 0.5, y + 0.5], color=FAKE, linestyle=":", linewidth=1.2, zorder=0)
+    lowest = min([0.35, *(interval.low - 0.02 for interval, _ in measures.values())])
+    axes.set(xlim=(lowest, 1.02), ylim=(-0.4, rows - 0.3), yticks=[])
+    axes.set_xticks([0.5, 0.75, 1], ["0.5\nchance: dotted", "0.75", "1\nseparated"])
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
 

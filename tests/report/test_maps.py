@@ -44,7 +44,7 @@ def test_plot_maps_draws_every_set_and_measure(drawn):
         "same-class k-NN fraction: 0.60 (0.55 to 0.66)",
         "AUC of a linear probe: 0.90 (0.85 to 0.97)",
     ]
-    assert [list(line.get_xdata()) for line in strip.lines[:4:2]] == [[0.55, 0.66], [0.85, 0.97]]
+    assert [list(line.get_xdata()) for line in strip.lines[:6:3]] == [[0.55, 0.66], [0.85, 0.97]]
 
 
 def test_plot_maps_colours_points_by_values_and_counts_unknown_ones(drawn):
@@ -117,7 +117,7 @@ def test_draw_maps_gives_tables_and_numbers_of_every_separation(tmp_path, drawn)
     section = maps.draw_maps([a_map(PAIR, points), both], MapSettings("pca", 15, 0.1, 6, 0), str(tmp_path))
     table = section.tables[0]
     assert [row[0] for row in table.rows] == ["AD and NC", "one conditional model", "real slices in one conditional model"]
-    assert [row[3] for row in table.rows] == [None, None, position["slice index alone"]]
+    assert [row[4] for row in table.rows] == [None, None, position["slice index alone"]]
     assert section.numbers["real slices in one conditional model"] == SEPARATION._asdict() | position
     assert section.numbers["age"] is age and any(sentence.startswith("Age: a linear probe") for sentence in section.text)
     assert [figure.path for figure in section.figures] == [str(tmp_path / "pca.png")] == list(drawn)
