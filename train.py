@@ -254,16 +254,13 @@ def load_held_out(args, keep_damaged=False, leading=True):
     folder = args.test_dir or find_splits(args.dataset_dir, args.classes).get("test")
     if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):
         return None
-    try:
-        slices = Slices(folder, args.classes, args.resolution)
-        if keep_damaged:
-            return slices
-        slices, left_out = leave_out_damaged(slices)
-        if left_out:
-            note(f"held-out slices: {damaged_text(left_out)}; left out", leading)
+    slices = Slices(folder, args.classes, args.resolution, flag="--test_dir")
+    if keep_damaged:
         return slices
-    except UserError as error:
-        raise UserError(str(error).replace("--dataset_dir", "--test_dir")) from None
+    slices, left_out = leave_out_damaged(slices, "--test_dir")
+    if left_out:
+        note(f"held-out slices: {damaged_text(left_out)}; left out", leading)
+    return slices
 
 
 def load_slices(args, resumed, leading):

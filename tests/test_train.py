@@ -42,7 +42,6 @@ from training.flags import parse_args as parse_train
 from training.loss import PathLength
 from training.recipes import COLUMNS, FLAGS, RECIPES, Options, Recipe, as_flag
 from training.state import decay_factor
-from training.step import mean_row
 from utils import UserError, save_tensors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -374,19 +373,6 @@ def test_lr_decay_0_resets_the_learning_rate(decayed, slices_dir, capsys):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Logging and evaluating
-
-
-def test_a_row_is_the_mean_over_the_steps_that_have_a_term_and_are_finite():
-    nan, number = float("nan"), torch.tensor
-    terms = [
-        {"critic_loss": number(1.0), "penalty": number(4.0), "critic_gradient": number(1.0), "generator_gradient": number(1.0)},
-        {"critic_loss": number(nan), "critic_gradient": number(nan), "generator_gradient": number(1.0)},
-        {"critic_loss": number(3.0), "critic_gradient": number(1.0), "generator_gradient": number(float("inf"))},
-    ]
-    row, skipped = mean_row(terms)
-    assert skipped == 2 and row["critic_loss"] == 2 and row["penalty"] == 4 and row["generator_gradient"] == 1
-    assert mean_row([{"critic_gradient": number(1.0)}, terms[2]])[1] == 1  # a step that updates the critic alone is not skipped
-    assert np.isnan(row["path_length"]) and tuple(row) == train.TERMS
 
 
 def test_the_last_row_may_average_fewer_steps(tmp_path, slices_dir, log_steps):

@@ -22,6 +22,7 @@ from training.step import (
     TrainingState,
     adam_step,
     generate,
+    mean_row,
     mean_terms,
     mix_styles,
     train_step,
@@ -465,6 +466,19 @@ def test_processes_have_the_same_weights_and_other_random_numbers(monkeypatch):
 def test_mean_terms():
     terms = mean_terms([{"a": torch.tensor(1.0, requires_grad=True)}, {"a": torch.tensor(4.0)}])
     assert terms["a"].item() == 2.5 and not terms["a"].requires_grad
+
+
+def test_a_row_is_the_mean_over_the_steps_that_have_a_term_and_are_finite():
+    nan, number = math.nan, torch.tensor
+    terms = [
+        {"critic_loss": number(1.0), "penalty": number(4.0), "critic_gradient": number(1.0), "generator_gradient": number(1.0)},
+        {"critic_loss": number(nan), "critic_gradient": number(nan), "generator_gradient": number(1.0)},
+        {"critic_loss": number(3.0), "critic_gradient": number(1.0), "generator_gradient": number(math.inf)},
+    ]
+    row, skipped = mean_row(terms)
+    assert skipped == 2 and row["critic_loss"] == 2 and row["penalty"] == 4 and row["generator_gradient"] == 1
+    assert mean_row([{"critic_gradient": number(1.0)}, terms[2]])[1] == 1  # a step that updates the critic alone is not skipped
+    assert np.isnan(row["path_length"]) and tuple(row) == step_module.TERMS
 
 
 SAMPLES, LAYERS = 4096, 7
