@@ -242,10 +242,7 @@ def generated_table(folder, phantoms):
     if truth is None:
         raise UserError(f"{phantoms}: subjects.csv lists no slices in train/ of both classes; draw the phantoms again")
     for name in CLASSES:
-        try:
-            members = Slices(folder, name, SIDE)
-        except UserError as error:
-            raise UserError(str(error).replace("--dataset_dir", "--generated")) from None
+        members = Slices(folder, name, SIDE, flag="--generated")
         slices[name] = members[np.arange(len(members))]
     found = find_view(np.concatenate(list(slices.values()))).name
     if found not in (view, "unknown"):  # slices of a poor model may look like nothing, but the phantoms' view is known

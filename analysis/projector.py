@@ -49,23 +49,20 @@ class Targets(NamedTuple):
     names: list  # N different names for files, without extension
 
 
-def read_targets(path, resolution):
+def read_targets(path, resolution, flag="--project"):
     """The Targets in a file, or in a folder at any depth; the innermost folder named like a class gives the class.
 
-    UserError if there is no readable slice; one line on stderr names unreadable files beside readable ones.
+    UserError, which names `flag`, if there is no readable slice; one line on stderr names unreadable files beside readable ones.
     """
     path = os.path.abspath(path)
     if os.path.isdir(path):
         folder = path
-        try:
-            files = [file for file, *_ in find_slices(folder)]
-        except UserError as error:
-            raise UserError(str(error).removeprefix("--dataset_dir: ")) from None
+        files = [file for file, *_ in find_slices(folder, flag)]
     elif os.path.isfile(path):
         folder, file = os.path.split(path)
         files = [file]
     else:
-        raise UserError(f"{path}: no such file or folder of slices ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{flag} {path}: no such file or folder of slices ({', '.join(EXTENSIONS)})")
     labels = {file: class_of(f"{os.path.basename(folder)}/{file}") for file in files}
     decoded, status, levels = {}, {}, {}
     for label in sorted(set(labels.values())):
@@ -78,14 +75,14 @@ def read_targets(path, resolution):
     readable = [file for file in files if decoded[file] is not None]
     unreadable = [file for file in files if decoded[file] is None]
     if not readable:
-        raise UserError(f"{path}: no readable slice, tried {some_of(unreadable)}")
+        raise UserError(f"{flag} {path}: no readable slice, tried {some_of(unreadable)}")
     warn_of_unreadable(unreadable)
     warn_of_kinds(path, status, levels)
     images = np.stack([decoded[file] for file in readable])
     try:
-        check_brightness(path, {os.path.basename(os.path.abspath(path)): [light_of(image) for image in images]})
+        check_brightness(path, {os.path.basename(path): [light_of(image) for image in images]}, flag)
     except UserError as error:  # nothing is trained on them, and a poor generator's images may be dark
-        warn(f"warning: {str(error).removeprefix('--dataset_dir ')}")
+        warn(f"warning: {error}")
     return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable))
 
 

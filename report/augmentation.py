@@ -8,7 +8,7 @@ import os
 import torch
 from matplotlib.figure import Figure
 
-from dataset import Slices, to_float, to_uint8
+from dataset import Slices, spread, to_float, to_uint8
 from report import figures
 from training.augment import OPERATIONS, augment
 from utils import CLASSES, RESOLUTIONS, ArgumentParser, class_name, make_folder, number, run_cli
@@ -16,7 +16,7 @@ from utils import CLASSES, RESOLUTIONS, ArgumentParser, class_name, make_folder,
 
 def plot_operations(slices, rows, seed, path):
     """Draw `rows` slices: above, each operation alone, strongly; below, all together at p = 0.2, 0.5 and 0.8."""
-    images = to_float(torch.from_numpy(figures.spread(slices, rows)))
+    images = to_float(torch.from_numpy(spread(slices, rows)))
     rng = torch.Generator().manual_seed(seed)
     alone = {name: strongest(torch.stack([augment(images, 1.0, rng, [name]) for _ in range(8)]), images) for name in OPERATIONS}
     together = [(f"p = {p}", augment(images, p, rng)) for p in (0.2, 0.5, 0.8) for _ in range(3)]

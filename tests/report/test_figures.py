@@ -7,6 +7,7 @@ from conftest import read_image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from dataset import spread
 from report import figures
 
 LOSSES = ("images", "epoch", "seconds", "critic_loss", "generator_loss", "wasserstein", "penalty", "gradient_norm", "separation")
@@ -45,7 +46,7 @@ def test_tile_upscales_small_images_without_smoothing():
 
 @pytest.mark.parametrize("count, expected", [(1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, list(range(10)))])
 def test_spread_covers_the_whole_set_evenly(count, expected):
-    assert figures.spread(np.arange(10), count).tolist() == expected
+    assert spread(np.arange(10), count).tolist() == expected
 
 
 def test_save_fake_and_real_shows_both_at_the_same_size(tmp_path):
