@@ -52,8 +52,8 @@ def _draw_table(axes, quality):
         "density and coverage\n(higher) and MS-SSIM, memorised and nearest (equal to the real set's)."
     )
     axes.axis("off")
-    axes.text(0, 1, quality_table(quality), family="monospace", fontsize=10, va="top", transform=axes.transAxes)
-    axes.text(0, 0, explanation, fontsize=9, va="bottom", transform=axes.transAxes)
+    axes.text(0, 1, quality_table(quality), family="monospace", fontsize=9, va="top", transform=axes.transAxes)
+    axes.text(0, -0.06, explanation, fontsize=8.5, va="bottom", transform=axes.transAxes)
 
 
 def _draw_spectra(axes, quality):

@@ -206,8 +206,8 @@ def test_conclusions_name_the_missing_control_and_the_projected_slices(tmp_path)
     assert "--dataset_dir AD_NC/test would project real slices" in none
     position = {"slice index alone": None, "position-stratified": None, "known": 0, "unknown": ""}
     real = RealSlices({}, [], identify(["AD/7_1.png"], {"7": Scan("7", "ann")}))
-    sentence = conclusions([a_map(both, APART, real=real, real_separation=MIXED, position=position)])[REAL]
-    assert "no separation was shown" in sentence and sentence.endswith(
+    sentence = conclusions([a_map(both, APART, real=real, real_separation=MIXED._replace(p=0.5), position=position)])[REAL]
+    assert "no separation was shown, AUC 0.50 (0.40 to 0.60), p = 0.500" in sentence and sentence.endswith(
         "Of real slices: Intervals and standard errors resample people."
     )
 
@@ -328,7 +328,7 @@ def test_maps_with_a_control_and_a_conditional_model(models, tmp_path, capsys):
     flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--device", "cpu", "--umap", "num_styles=30", "method=pca"]
     assert predict.main(["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "NC", "--control_dir", control, *flags]) == 0
     out = capsys.readouterr().out
-    assert "AD and NC are" in out and "A conditional model is told the class" in out
+    assert "AD and NC " in out and "the two NC models" in out and "A conditional model is told the class" in out
     with open(tmp_path / "pca.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["panel"], row["set"]) for row in rows} == {
