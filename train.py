@@ -28,7 +28,7 @@ import torch
 
 from data.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of
 from data.folders import find_splits
-from data.subjects import find_subjects, identify, shared_text
+from data.subjects import find_subjects, identify, resampling_groups, shared_text
 from data.view import mirror_warning
 from dataset import Slices, batches, steps_per_epoch
 from report import figures
@@ -144,7 +144,7 @@ def make_validation(plan):
     """The Validation of a run, in the process that needs one; else None."""
     if not plan.schedule.eval_every or not plan.processes.leading:
         return None
-    return Validation(plan.slices, plan.held_out, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
+    return Validation(plan.slices, plan.held_out, Z_DIM, plan.network["num_classes"], plan.device, plan.groups, plan.options.mirror)
 
 
 def training_batches(plan, step):
@@ -308,8 +308,9 @@ def make_plan(args, folder, resuming, device, begun):
     resumed = read_config(folder) if resuming else None
     loaded = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
     slices, damaged, held_out, keep_damaged = loaded
+    scans = identify(slices.names, table)
     if table and held_out:
-        note(shared_text(identify(slices.names, table), identify(held_out.names, table)), processes.leading)
+        note(shared_text(scans, identify(held_out.names, table)), processes.leading)
     if mirror and (warning := mirror_warning(slices)):
         note(warning, processes.leading, "warning")
     network = network_settings(recipe, args.resolution, args.conditional)
@@ -319,7 +320,8 @@ def make_plan(args, folder, resuming, device, begun):
         *(args.epochs, steps_per_epoch(len(slices), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
         *(recipe.lr_decay, args.save_every, args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
     )
-    plan = Plan(folder, slices, held_out, network_name, network, options, schedule, source, device, dtype, processes)
+    groups, _ = resampling_groups(scans)
+    plan = Plan(folder, slices, held_out, groups, network_name, network, options, schedule, source, device, dtype, processes)
     flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "keep_damaged": keep_damaged}
     flags |= {"amp": dtype == torch.bfloat16, "max_minutes": None if args.max_minutes == math.inf else args.max_minutes}
     config = {

@@ -5,6 +5,7 @@ import math
 import os
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dataset import Slices
@@ -15,6 +16,7 @@ from training.loss import LOSSES
 from training.recipes import Options
 from training.state import Schedule
 from training.step import FLOAT32_UP_TO, TrainingState
+from utils import plural
 
 
 class Plan(NamedTuple):
@@ -23,6 +25,7 @@ class Plan(NamedTuple):
     folder: str
     slices: Slices  # to train on
     held_out: Slices | None  # to compare with
+    groups: np.ndarray  # of the training slices, [N]: their people, or scans where people are unknown
     network_name: str  # "full" or "thin", the row of the recipes
     network: dict  # settings of the networks at the last stage's resolution, as in config.json
     options: Options
@@ -97,9 +100,10 @@ def out_of_memory(plan):
 def describe_recipe(plan):
     """The numbers of a run that most change how it learns, as text."""
     recipe = plan.options.recipe
+    updates = plural(recipe.n_critic, "critic update")
     return (
         f"{plan.network_name} network, {plan.options.loss}: batch {recipe.batch_size}, learning rates {recipe.lr:g} (generator) "
-        f"and {recipe.lr_critic:g} (critic), {recipe.n_critic} critic updates per generator update"
+        f"and {recipe.lr_critic:g} (critic), {updates} per generator update"
     )
 
 

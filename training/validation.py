@@ -20,11 +20,12 @@ class Validation:
     """Measures the averaged generator (standardised KID, precision, recall) and the critic's scores of held-out slices.
 
     train: Slices; test: Slices or None (columns that need it are nan then). The features of the real slices are computed once.
+    groups [N]: the people of the N training slices, for the balls of `distances.prdc`; None: each slice is one.
     mirror: real slices go through `mirror_half`, since the generator has learnt mirrored ones, too.
     Every call uses the same latents, noise and real slices, so that only the networks change from row to row.
     """
 
-    def __init__(self, train, test, z_dim, num_classes, device, mirror=False):
+    def __init__(self, train, test, z_dim, num_classes, device, groups=None, mirror=False):
         self.device, self.features = device, Features("vgg16", device)
         self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
         self.labels = torch.arange(VALIDATED, device=device) % num_classes if num_classes else None
@@ -32,6 +33,8 @@ class Validation:
         for split, slices in (("train", train), ("test", test)):
             if slices is not None:
                 rows = np.random.default_rng(0).permutation(len(slices))[:VALIDATED]
+                if split == "train":
+                    self.groups = None if groups is None else groups[rows]
                 pixels = mirror_half(slices[rows]) if mirror else slices[rows]
                 self.real[split] = pixels, torch.from_numpy(slices.labels[rows]), self.features(pixels)
 
@@ -53,7 +56,7 @@ class Validation:
         if "test" in self.real:
             row["kid_test"] = 1000 * kid(self.real["test"][2], features)
         if len(train_features) > NEIGHBOURS:
-            neighbourhoods = prdc(train_features, features)
+            neighbourhoods = prdc(train_features, features, real_groups=self.groups)
             row |= {name: neighbourhoods[name] for name in ("precision", "recall")}
         scored = {"generated": (generated, self.labels)} | {split: real[:2] for split, real in self.real.items()}
         for kind, (pixels, labels) in scored.items():

@@ -76,6 +76,18 @@ def test_validation_tells_slices_of_the_same_kind_from_noise_and_from_a_collapse
     assert collapsed["precision"] == 1 and collapsed["recall"] < 0.2
 
 
+def test_precision_counts_slices_of_other_people(cheap):
+    """Of 12 training people with eight equal slices each, whose balls would otherwise have no radius."""
+    train, generated = Discs(96, 0, 0), Discs(100, 2, 0).pixels
+    train.pixels = np.repeat(train.pixels[:12], 8, 0)
+    by_slice, by_person = (
+        Validation(train, None, 8, 0, torch.device("cpu"), groups)(drawing(generated), Corner(), 20)
+        for groups in (None, np.repeat(np.arange(12), 8))
+    )
+    assert by_slice["precision"] == 0 and by_person["precision"] > 0.5
+    assert by_slice["recall"] == by_person["recall"] > 0.5  # by the balls of generated slices
+
+
 def test_each_kid_compares_with_the_slices_of_its_split(cheap):
     splits, generated = {"kid": Discs(90, 0, 0), "kid_test": Discs(80, 1, 200)}, Discs(100, 2, 50).pixels
     row = Validation(*splits.values(), 8, 0, torch.device("cpu"))(drawing(generated), Corner(), 20)
