@@ -96,7 +96,7 @@ def index_auc(indices, positive, groups, fitted=None, seed=0, strata=None):
     """Interval of the AUC of AD against NC that the slice index alone reaches, over groups (people); None if they are too few.
 
     indices [N] (slices of nan are left out), positive bool [N]: AD, groups [N]: of `resampling_groups`. The rule, `log_odds`, is
-    fitted up to FOLDS times without a fold's groups and scores these, and anew for each bootstrap sample. Only slices of the same
+    fitted up to FOLDS times without a fold's groups and scores these, and again for each bootstrap sample. Only slices of the same
     fold are compared (and of the same stratum, given strata [N]): what a fold has too much of the others lack, so compared over
     all folds an index that tells nothing would have an AUC below 0.5. fitted: (indices, positive) of training slices, to which
     the rule is fitted once instead. 0.5 by chance; None with fewer than MIN_PEOPLE groups of a class.

@@ -11,7 +11,7 @@ from utils import UserError, plural, printable
 
 DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
 PALE = 32  # grey level from which on a background does not look black
-SEPARATED, APART = 0.95, 1.25  # AUC and ratio from which on classes are told apart by their brightness
+SEPARATED, BRIGHTNESS_RATIO = 0.95, 1.25  # AUC and ratio from which on classes are told apart by their brightness
 SHARE = 0.05  # of the slices of a class, from which on something is said of them
 
 
@@ -78,7 +78,7 @@ def check_brightness(place, lights, flag="--dataset_dir"):
         (first, a), (second, b) = ((name, light.bright) for name, light in lights.items())
         auc = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2
         medians = np.median(a), np.median(b)
-        if max(auc, 1 - auc) >= SEPARATED and max(medians) >= APART * min(medians):
+        if max(auc, 1 - auc) >= SEPARATED and max(medians) >= BRIGHTNESS_RATIO * min(medians):
             levels = f"({medians[0]:.0f} and {medians[1]:.0f} of 255)"
             text = f"{first} and {second} differ in brightness {levels}, which a model will learn as the difference between them"
             warn_once(f"warning: {place}: {text}: scale both alike")

@@ -21,7 +21,7 @@ GREY_VALUES = 64  # a mask of more values up to 255 or 100 holds probabilities, 
 ONE_PIECE = 0.95  # of a mask is in its largest piece; the rest, specks, is left out
 CONSTANT = 0.8  # of the background has one value: the skull was removed, or what is around the head set to 0
 OUTLIER = 3.0  # times the 99.5th percentile inside the head: no tissue or vessel is as bright
-FEWEST_BRIGHT = 0.03  # of a volume is above the threshold, where there is a head and not some voxels far brighter than it
+MIN_BRIGHT_SHARE = 0.03  # of a volume is above the threshold, where there is a head and not some voxels far brighter than it
 
 HEAD_ML, HEAD_SIDES = (500, 6500), (80, 280)  # volume, and the sides of the box around it, mm
 BRAIN_ML, BRAIN_SIDES = (300, 2500), (70, 230)
@@ -87,9 +87,9 @@ def otsu(image):
     for _ in range(20):
         bright = threshold.Execute(clipped)
         above = sitk.GetArrayViewFromImage(bright) > 0
-        if above.mean() < FEWEST_BRIGHT:  # as bright as the brightest of all others
+        if above.mean() < MIN_BRIGHT_SHARE:  # as bright as the brightest of all others
             clipped = sitk.Clamp(clipped, upperBound=float(voxels[~above].max()))
-        elif above.mean() > 1 - FEWEST_BRIGHT:
+        elif above.mean() > 1 - MIN_BRIGHT_SHARE:
             clipped = sitk.Clamp(clipped, lowerBound=float(voxels[above].min()))
         else:
             break

@@ -146,7 +146,7 @@ def test_figures_contain_their_files_byte_for_byte(written, pictures):
 
 
 @pytest.mark.parametrize("side, shown", [(64, 256), (100, 200), (128, 256), (129, 129), (600, 600)])
-def test_small_images_are_enlarged_by_whole_factors(tmp_path, side, shown):
+def test_small_images_are_upscaled_by_whole_factors(tmp_path, side, shown):
     Image.new("L", (side, side // 2)).save(tmp_path / "a.png")
     page, _ = write_report(str(tmp_path), "", {}, [Section("a", figures=[ReportFigure(str(tmp_path / "a.png"), "")])])
     with open(page, encoding="utf-8") as file:
