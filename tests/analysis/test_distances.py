@@ -114,7 +114,7 @@ def test_polynomial_mmd_of_two_features_each_has_a_value_and_no_error():
 
 
 def test_standard_error_hardly_depends_on_the_order_of_the_images():
-    """Of the same two sets, in other orders, so in other blocks: with ten blocks it varied by a third, with fifty by a sixth."""
+    """Of the same two sets, in other orders, so in other blocks: with ten blocks it varied by a fifth, with fifty by a tenth."""
     x, y = (
         torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         + torch.tensor([0, 0.5])[:, None, None]
