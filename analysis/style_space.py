@@ -77,16 +77,17 @@ def permutation_test(points, classes, groups, found, seed=0):
     """(p, detectable) of the AUC `found` of `probe_scores`: labels are permuted over groups and the probe is fitted again.
 
     p: share of PERMUTATIONS + 1 labellings, the true one among them, whose AUC is at least `found` (Phipson and Smyth 2010);
-    detectable: the smallest AUC with p <= SIGNIFICANT. What is permuted is the share of class 1 in each group, 0 or 1 for all but
-    people with slices of both classes.
+    detectable: the smallest AUC with p <= SIGNIFICANT. Groups with rows of both classes keep their labels, so that each class
+    keeps its number of groups.
     """
     rng, null = np.random.default_rng(seed), []
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    share = np.array([classes[rows].mean() for rows in members])  # of class 1 in each group; 0 or 1 for most
+    members = [rows for rows in members if len(np.unique(classes[rows])) == 1]
+    of_groups = [classes[rows[0]] for rows in members]
     for _ in tqdm(range(PERMUTATIONS), "permuting labels", leave=False, disable=None):
-        labels = np.empty(len(classes), int)
-        for rows, of_group in zip(members, rng.permutation(share)):
-            labels[rows] = np.arange(len(rows)) < round(of_group * len(rows))
+        labels = classes.copy()
+        for rows, label in zip(members, rng.permutation(of_groups)):
+            labels[rows] = label
         null.append(auc(probe_scores(points, labels, groups, seed), labels == 1))
     null = np.sort(null)
     allowed = int(SIGNIFICANT * (PERMUTATIONS + 1)) - 1  # of the permutations, so many may reach the AUC

@@ -158,6 +158,19 @@ def test_permutation_test_finds_a_difference_between_people_but_none_between_the
     assert permuted(people + 4 * classes[:, None], classes, groups)[0] == 1 / 40
 
 
+def test_permutation_test_keeps_the_number_of_people_of_each_class(monkeypatch):
+    """Two people of class 1, one of whom has slices of both: with another share of them, no probe could be fitted."""
+    groups, classes = np.r_[np.repeat([0, 1], 5), 2:8], np.r_[np.ones(5), 1, np.zeros(10)].astype(int)
+    given, measure = [], styles.probe_scores
+    monkeypatch.setattr(styles, "PERMUTATIONS", 19)
+    monkeypatch.setattr(
+        styles, "probe_scores", lambda points, labels, *rest: given.append(labels) or measure(points, labels, *rest)
+    )
+    assert 0 < permuted(np.random.default_rng(0).normal(size=(16, 2)), classes, groups)[0] <= 1
+    assert {(len(set(groups[labels == 1])), len(set(groups[labels == 0]))) for labels in given} == {(2, 7)}
+    assert all((labels[5:10] == classes[5:10]).all() for labels in given) and len(set(map(bytes, given))) > 5
+
+
 def test_permutation_test_rarely_separates_people_who_do_not_differ(monkeypatch):
     """In about 2.5% of such sets; an interval that does not fit the probe again separated 6 to 12%."""
 
