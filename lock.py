@@ -1,8 +1,8 @@
 """A lock on a folder for one process, which no killed process leaves locked, also on disks that cannot lock files.
 
 The system locks the file, and unlocks it when the process ends, however it does. Some disks of clusters refuse (Lustre
-mounted without flock, some NFS). There the file itself is the lock: it exists while a process holds it, and names the
-process, so that one that was killed is recognised on the same machine.
+mounted without flock, some NFS). There the text of the file is the lock: it names the process that holds it, so that one that
+was killed is recognised on the same machine.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import time
 
 from utils import naming
 
@@ -64,28 +65,27 @@ class Lock:
         os.write(handle, self.text.encode())
 
     def _take_by_name(self):
-        """Create the file, which only one process can; one that a killed process has left is renamed first, likewise."""
-        renamed = os.path.join(os.path.dirname(self.path), f".tmp-lock-{os.getpid()}")
-        for _ in range(9):
+        """Write the file unless a living process is named in it; a second file, created by one process at a time, guards this."""
+        guard = f"{self.path}.guard"
+        for _ in range(100):
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(guard, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+                break
+            time.sleep(0.02)
+        else:  # a process was killed between the two
+            raise Held("", f"; this disk cannot lock files: if no process is starting here now, remove {guard}")
+        try:
             found = read(self.path)
             if found and not is_left_behind(found):
                 remedy = f"; this disk cannot lock files: if that process was killed, remove {self.path}"
                 raise Held(found.partition("\n")[0], remedy)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self.path, renamed)
-                if read(renamed) != found:  # that of a process which was faster
-                    os.rename(renamed, self.path)
-                    continue
-                os.unlink(renamed)
-            with contextlib.suppress(FileExistsError):
-                handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                try:
-                    self._write(handle)
-                finally:
-                    os.close(handle)
-                if read(self.path) == self.text:  # else it was taken for one left behind, before it had its text
-                    return
-        raise Held
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                self._write(handle)
+            finally:
+                os.close(handle)
+        finally:
+            os.unlink(guard)
 
 
 def read(path):

@@ -135,10 +135,25 @@ def test_of_many_processes_that_start_at_once_one_gets_a_lock_that_was_left_behi
     (tmp_path / "lock").write_text(f"process {10**12} on {socket.gethostname()}\n")
     command = [sys.executable, "-c", code, str(tmp_path / "lock"), str(errno.ENOSYS), str(time.time() + 2)]
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    assert sorted(process.stdout.readline() for process in processes) == ["", "", "", "held\n"]  # the others end
-    for process in processes:
-        process.kill()
-        assert "Held" in process.communicate()[1] or process.returncode == -signal.SIGKILL
+    try:
+        said = sorted(process.stdout.readline() for process in processes)  # "" of those that have ended
+    finally:
+        for process in processes:
+            process.kill()
+        errors = [process.communicate()[1] for process in processes]
+    assert said == ["", "", "", "held\n"] and sum("Held" in error for error in errors) == 3
+
+
+def test_guard_of_a_process_killed_while_it_took_a_lock_is_named(tmp_path, monkeypatch):
+    no_flock(monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (tmp_path / "lock.guard").touch()
+    with pytest.raises(Held) as refused:
+        Lock(str(tmp_path / "lock"))
+    assert refused.value.remedy.endswith(f"remove {tmp_path / 'lock.guard'}")
+    (tmp_path / "lock.guard").unlink()
+    Lock(str(tmp_path / "lock")).release()
+    assert os.listdir(tmp_path) == []
 
 
 def test_folder_without_permission_or_room_names_the_lock(tmp_path, monkeypatch):
