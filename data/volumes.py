@@ -12,11 +12,9 @@ import os
 import re
 from typing import NamedTuple
 
-import numpy as np
-
 from data.dicom import read_dicom, reason, sitk
-from data.nifti import PAIR, read_nifti
-from utils import UserError, plural, printable, walk
+from data.nifti import read_nifti
+from utils import UserError, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
 DICOM = ".dcm", ".ima"
@@ -25,7 +23,7 @@ UNREAD = {  # endings of volumes that are named but not read: what to do
     **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), "its format need not tell left from right; convert it to NIfTI"),
     **dict.fromkeys((".head", ".brik", ".brik.gz", ".par", ".rec"), "convert it to NIfTI (3dAFNItoNIFTI, dcm2niix)"),
-    **dict.fromkeys((".img", ".img.gz"), "put its .hdr beside it"),
+    **dict.fromkeys((".hdr", ".hdr.gz", ".img", ".img.gz"), "convert the pair of .hdr and .img to one NIfTI file"),
     **dict.fromkeys(ARCHIVES, "unpack it"),
 }
 
@@ -88,7 +86,7 @@ def image_id(path, is_dicom=False):
 
 def ending(path):
     """The part of a path that tells its format, such as ".nii.gz"; "" for one that is not known."""
-    known = (*NIFTI, *PAIR, *DICOM, *UNREAD)
+    known = (*NIFTI, *DICOM, *UNREAD)
     return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
 
 
@@ -102,16 +100,12 @@ def find_volumes(folder, flag="--volumes"):
         raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
     found, nameless, unread, archives = {}, set(), {}, []
     for root, names in walk(folder, flag):
-        series, there = {}, set(names)
-        for name in names:
-            path = os.path.join(root, name)
-            if not os.path.isfile(path) or name.upper() == "DICOMDIR":  # reading a pipe would never end
-                continue
-            volume = open_volume(path, there)
+        series = {}
+        for path in (os.path.join(root, name) for name in names if name.upper() != "DICOMDIR"):
+            volume = open_volume(path)
             if volume is None:
                 continue
             image = image_id(os.path.relpath(path, folder), volume.format == "DICOM")
-            volume = volume._replace(image=image)
             if image is None and ending(path).lower() in ARCHIVES:
                 archives.append(path)
             elif image is None:
@@ -119,33 +113,22 @@ def find_volumes(folder, flag="--volumes"):
             elif volume.format == "DICOM":
                 series.setdefault(image, []).append(path)
             else:
-                (found if volume.format else unread).setdefault(image, []).append(volume)
+                (found if volume.format else unread).setdefault(image, []).append(volume._replace(image=image))
         for image, files in series.items():
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
-    for image, volumes in unread.items():
-        found.setdefault(image, volumes[:1])
-    if not found and not nameless:
+    if not (found or unread or nameless):
         packed = f"; unpack {printable(archives[0])} first" if archives else ""
         raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth{packed}")
-    return found, sorted(nameless)
+    return {image: volumes[:1] for image, volumes in unread.items()} | found, sorted(nameless)
 
 
-def open_volume(path, beside=None):
-    """The Volume that a file is, by its name and, without a known ending, by how it begins; None if it is none, or part of one.
-
-    beside: names of the files in its folder, where these are known.
-    """
+def open_volume(path):
+    """The Volume that a file is, or is a part of, by its name and, without a known ending, by how it begins; None if it is none."""
+    if not os.path.isfile(path):  # reading a pipe would never end
+        return None
     end = ending(path).lower()
     if end in NIFTI:
         return Volume("", "NIfTI", (path,))
-    if end in PAIR or end in (".img", ".img.gz"):
-        stem, header = path[: len(path) - len(end)], end in PAIR
-        partners = (f"{stem}{other}{gz}" for other in ((".img", ".IMG") if header else (".hdr", ".HDR")) for gz in ("", ".gz"))
-        partner = next((p for p in partners if (os.path.basename(p) in beside if beside else os.path.isfile(p))), None)
-        if partner and not header:
-            return None  # its header is the Volume
-        if header:
-            return Volume("", "NIfTI", (path, partner or path))
     if is_dicom(path):
         return Volume("", "DICOM", (path,))
     return Volume("", "", (path,)) if end in UNREAD else None
@@ -176,39 +159,20 @@ def read_path(path):
 
 
 def read_volume(volume):
-    """The Volume as a SimpleITK.Image, float32, three-dimensional; what is NaN at its border becomes as dark as the darkest.
+    """The Volume as a SimpleITK.Image, float32, three-dimensional; NaN and infinite voxels of NIfTI files are 0.
 
     UserError in one line: unreadable; contradictions in its header; a 4-D series; a localiser; mixed series; missing slices; no
-    orientation; colour; voxels inside that are not finite, or all alike.
+    orientation; colour; voxels that are all alike.
     """
     try:
         if not volume.format:
             raise UserError(f"{volume.place}: not read as it is; {UNREAD[ending(volume.place).lower()]}")
-        image = (read_nifti if volume.format == "NIfTI" else read_dicom)(volume.files)
+        image = read_nifti(volume.place) if volume.format == "NIfTI" else read_dicom(volume.files)
     except RuntimeError as error:  # SimpleITK's
         raise UserError(f"{volume.place}: cannot be read ({reason(error)})") from None
     except OSError as error:
         raise UserError(f"{volume.place}: cannot be read ({error.strerror or error})") from None
-    image = fill_border(volume.place, image)
     voxels = sitk.GetArrayViewFromImage(image)
     if voxels.min() == voxels.max():
         raise UserError(f"{volume.place}: every voxel is {voxels.min():g}, so there is no brain in it")
     return image
-
-
-def fill_border(place, image):
-    """The image with NaN that reaches its border, as SPM writes it, made as dark as the darkest; UserError for any other or inf."""
-    voxels = sitk.GetArrayViewFromImage(image)
-    finite = np.isfinite(voxels)
-    if finite.all():
-        return image
-    parts = sitk.ConnectedComponent(sitk.GetImageFromArray(np.isnan(voxels).astype(np.uint8)))
-    labels = sitk.GetArrayViewFromImage(parts)
-    border = {label for axis in range(3) for end in (0, -1) for label in np.unique(labels.take(end, axis))} - {0}
-    outside = np.isin(labels, sorted(border))
-    if count := int((~finite & ~outside).sum()):
-        raise UserError(f"{place}: {plural(count, 'voxel')} inside it not finite (NaN or infinite); make it again")
-    darkest = min(0.0, float(voxels[finite].min(initial=0.0)))
-    clean = sitk.GetImageFromArray(np.where(outside, np.float32(darkest), voxels))
-    clean.CopyInformation(image)
-    return clean

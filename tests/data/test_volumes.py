@@ -14,7 +14,7 @@ from synthetic_volumes import head, write_dicom, write_nifti  # noqa: E402
 
 from data import dicom  # noqa: E402
 from data.dicom import check_spacing, numbers  # noqa: E402
-from data.volumes import Volume, find_volumes, image_id, open_volume, read_volume  # noqa: E402
+from data.volumes import Volume, find_volumes, image_id, read_path, read_volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
@@ -22,7 +22,7 @@ def read(path):
     """What `read_volume` makes of a NIfTI file or a folder of DICOM files."""
     if os.path.isdir(path):
         return read_volume(Volume("1", "DICOM", tuple(sorted(str(file) for file in path.iterdir()))))
-    return read_volume(open_volume(str(path)))
+    return read_path(str(path))
 
 
 def refused(path):
@@ -164,20 +164,12 @@ def test_nifti_voxels_lie_where_the_affine_puts_them(tmp_path, affine):
         np.testing.assert_allclose(there, position[:3] * [-1, -1, 1], atol=1e-3)  # the header has float32
 
 
-@pytest.mark.parametrize("shift", [0, -200])
-def test_nan_around_the_head_becomes_as_dark_as_the_darkest_and_any_other_is_refused(tmp_path, shift):
-    voxels = random_voxels(20, 20, 20) + np.float32(shift)
-    voxels[:3], voxels[:, :, -1] = np.nan, np.nan
-    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, oblique_affine()))
-    image = read(tmp_path / "x.nii")
-    expected = np.where(np.isfinite(voxels), voxels, min(0, np.nanmin(voxels))).transpose(2, 1, 0)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
-    np.testing.assert_allclose(image.GetSpacing(), [1, 1.5, 2], rtol=1e-6)
-    for place, value in (((7, 8, 9), np.nan), ((7, 8, 9), np.inf), ((0, 0, 0), -np.inf)):
-        broken = voxels.copy()
-        broken[place] = value
-        (tmp_path / "x.nii").write_bytes(nifti_bytes(broken, oblique_affine()))
-        assert "1 voxel inside it not finite" in refused(tmp_path / "x.nii")
+def test_voxels_that_are_not_finite_are_0(tmp_path):
+    voxels = random_voxels(20, 20, 20)
+    voxels[:3], voxels[7, 8, 9] = np.nan, np.inf
+    (tmp_path / "x.nii").write_bytes(nifti_bytes(voxels, np.eye(4)))
+    expected = np.where(np.isfinite(voxels), voxels, 0).transpose(2, 1, 0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / "x.nii")), expected)
 
 
 def test_a_4d_file_of_one_volume_is_read(tmp_path):
@@ -226,7 +218,7 @@ NAN, INF = float("nan"), float("inf")
         (patched((84, "f", NAN)), "voxels of 2 x nan x 2 mm (pixdim)"),
         (patched((88, "f", INF)), "voxels of 2 x 2 x inf mm (pixdim)"),
         (patched((80, "3f", 1, 1, 1), (252, "h", 0)), "voxels of 1 x 1 x 1 mm (pixdim) and of 2 x 2 x 2 mm (sform)"),
-        (patched((280, "f", -2.0)), "qform and sform put voxels 76 mm apart"),
+        (patched((280, "f", -2.0)), "qform and sform are mirrored"),
         (patched((292, "f", 30.0)), "qform and sform put voxels 30 mm apart"),
         (patched((292, "f", NAN)), "a sform that is no transform"),
         (patched((280, "12f", *[0] * 12)), "a sform that is no transform"),
@@ -240,13 +232,13 @@ NAN, INF = float("nan"), float("inf")
         (patched((42, "h", -20)), "3 dimensions, -20 x 20 x 20 voxels"),
         (patched((40, "h", 9)), "9 dimensions"),
         (patched((40, "h", 0)), "0 dimensions"),
-        (patched((72, "h", 8)), "voxels of type 16 with 8 bits"),
+        (patched((72, "h", 8)), "holds 32352 bytes, but the 20 x 20 x 20 voxels of its header end at 8352"),
         (patched((108, "f", 0.0)), "voxels begin at byte 0"),
-        (patched((70, "2h", 32, 64)), "2 values a voxel"),
+        (patched((70, "2h", 32, 64)), "several values a voxel"),
         (patched((344, "4s", b"\0\0\0\0")), "an Analyze file does not tell left from right"),
         (b"<html>" + bytes(400), r"it begins with '<html>"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "it begins with 'version http', not as a NIfTI file does"),
-        (gzip.compress(gzip.compress(patched())), "not as a NIfTI file does"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it begins with 'version http', not as a NIfTI-1 file does"),
+        (gzip.compress(gzip.compress(patched())), "not as a NIfTI-1 file does"),
     ],
 )
 def test_nifti_headers_that_contradict_themselves_are_refused(tmp_path, content, part):
@@ -281,11 +273,8 @@ def test_qform_and_sform_of_different_spaces_may_differ_and_the_scanners_counts(
 @pytest.mark.parametrize(
     "codes, motion, part",
     [
-        ((1, 2), np.diag([-1, 1, 1]), "mirrored against each other"),
-        ((1, 4), np.diag([-1.1, 1, 1]), "mirrored against each other"),
-        ((1, 2), np.diag([-1, -1, 1]), "turned by 180 degrees against each other"),
-        ((1, 4), [[1, 0, 0], [0, 0, -1], [0, 1, 0]], "turned by 90 degrees against each other"),
-        ((1, 4), np.diag([4, 1, 1]), "voxels of 2 x 2 x 2 mm (pixdim) and of 8 x 2 x 2 mm (sform)"),
+        ((1, 2), np.diag([-1, 1, 1]), "qform and sform are mirrored"),
+        ((1, 4), np.diag([-1.1, 1, 1]), "qform and sform are mirrored"),
         ((2, 2), TILT, "qform and sform put voxels"),
     ],
 )
@@ -302,26 +291,10 @@ def test_nifti_headers_that_agree_are_read(tmp_path, patches):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), random_voxels(20, 20, 20).transpose(2, 1, 0))
 
 
-@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "X.NII", "X.NII.GZ"])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_nifti_files_are_read_by_their_content_not_their_name(tmp_path, name, pack):
+@pytest.mark.parametrize("name, pack", [("X.NII", bytes), ("x.nii.gz", gzip.compress), ("X.NII.GZ", gzip.compress)])
+def test_nifti_files_may_be_compressed(tmp_path, name, pack):
     (tmp_path / name).write_bytes(pack(patched()))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read(tmp_path / name)), random_voxels(20, 20, 20).transpose(2, 1, 0))
-
-
-@pytest.mark.parametrize("ends", [(".hdr", ".img"), (".hdr.gz", ".img.gz")])
-def test_pairs_of_nifti_files_are_one_volume_and_named_where_one_is_missing(tmp_path, ends):
-    sitk.WriteImage(head(), str(tmp_path / f"I1{ends[1]}"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"I1{end}" for end in ends]
-    (volume,) = find_volumes(str(tmp_path))[0]["1"]
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_volume(volume)), sitk.GetArrayFromImage(head()))
-    for lost, part in zip(ends, ("put its .hdr beside it", "its voxels are missing")):
-        content = (tmp_path / f"I1{lost}").read_bytes()
-        (tmp_path / f"I1{lost}").unlink()
-        (volume,) = find_volumes(str(tmp_path))[0]["1"]
-        with pytest.raises(UserError, match=part):
-            read_volume(volume)
-        (tmp_path / f"I1{lost}").write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -331,6 +304,7 @@ def test_pairs_of_nifti_files_are_one_volume_and_named_where_one_is_missing(tmp_
         ("I1.nrrd", "need not tell left from right"),
         ("I1+orig.HEAD", "3dAFNItoNIFTI"),
         ("I1.nii.bz2", "unpack it"),
+        ("I1.hdr", "convert the pair"),
     ],
 )
 def test_formats_that_are_not_read_are_named_unless_the_scan_is_there_in_another(tmp_path, name, part):
@@ -355,7 +329,7 @@ def test_archives_without_an_id_are_named_only_where_there_is_nothing_else(tmp_p
 
 def test_colour_and_a_truncated_gz_are_refused(tmp_path):
     colour = sitk.Compose([head()] * 3)
-    assert "3 values a voxel" in refused(write_nifti(tmp_path / "colour.nii", colour))
+    assert "several values a voxel" in refused(write_nifti(tmp_path / "colour.nii", colour))
     path = write_nifti(tmp_path / "cut.nii.gz", head())
     path.write_bytes(path.read_bytes()[:-2000])
     assert "damaged (Compressed file ended" in refused(path)
