@@ -985,7 +985,7 @@ SUBJECT_TABLES = {
     "a.csv": b'sep=;\nImage Data ID;Subject;Age;Acq Date\n"I200";037_S_4001;71,5;5/03/2011\n215.0;b;90+;2011-04-03\n',
     "b.csv": "image,subject,sex\n7,m\xfcller,f\n8,b,m\n".encode("utf-16"),
     "participants.tsv": b"participant_id\tage\tgroup\nsub-01\t39\tdepr\nsub-02\t89+\tcontrol\n",
-    "sub-01_sessions.tsv": b"session_id\tacq_time\nses-01\t2011-05-03T12:00:00\nses-02\tn/a\n",
+    "sessions.tsv": b"participant_id\tsession_id\tacq_time\n1\tses-01\t2011-05-03T12:00:00\n1\tses-02\tn/a\n",
     "meta_data_with_label.json": b'{"200": {"raw": "ADNI_037_S_4001_MR_20110503123456789_I200.nii", "label": 2}, "7": 1}',
 }
 
