@@ -31,7 +31,6 @@ from data.volumes import file_checksum, find_volumes, sitk
 from utils import UserError, atomic_path, make_folder, plural, printable, usable_cores
 
 SAVE_EVERY = 10  # seconds, of the record
-STAY = "; its slices of an earlier run stay"
 
 
 class Request(NamedTuple):
@@ -91,7 +90,6 @@ def prepare(request, draw=None):
         for image, reason in failed.items():
             scan = table[image]
             skipped.append(Skipped(image, scan.person, scan.group, found[image][0].place, reason, True))
-        skipped = [row._replace(reason=row.reason + STAY) if row.image in record.scans else row for row in skipped]
         write_skipped(os.path.join(request.output_dir, "skipped.csv"), skipped)
     return conclude(request.output_dir, record, found, skipped)
 
@@ -123,32 +121,34 @@ def choose(request, table):
     volumes, nameless = find_volumes(request.volumes)
     masks = find_masks(request.masks) if request.masks else None
     skipped = [Skipped("", "", "", place, "no Image Data ID in its name or in that of a folder above it") for place in nameless]
-    found, groups, unmatched = {}, Counter(), 0
+    found, groups = {}, Counter()
     for image in sorted({*volumes, *table}, key=image_order):
         scan, there = table.get(image), volumes.get(image, [])
         if scan is None:
-            unmatched += 1
-            skipped += [Skipped(image, "", "", there[0].place, f"not in --subjects {request.subjects}")]
-            continue
-        row = Skipped(image, scan.person, scan.group or "", there[0].place if there else "", "", True)
-        if label_of(scan) is None:
+            groups["that --subjects lacks (skipped.csv)"] += 1
+            skipped.append(Skipped(image, "", "", there[0].place, f"not in --subjects {request.subjects}"))
+        elif label_of(scan) is None:
             groups[f"of group {printable(scan.group)}" if scan.group else "without a group"] += 1
-        elif not there:
-            skipped.append(row._replace(reason=f"no volume below --volumes {request.volumes} has this Image Data ID"))
-        elif len(there) > 1:
-            places = some_of([volume.place for volume in there], 3)
-            skipped.append(row._replace(reason=f"{len(there)} volumes have this Image Data ID: {places}; keep one"))
-        elif masks is not None and len(masks.get(image, [])) != 1:
-            number = len(masks.get(image, [])) or "no"
-            skipped.append(row._replace(reason=f"{number} masks in --masks {request.masks} have this Image Data ID"))
+        elif problem := problem_of(request, image, there, masks):
+            skipped.append(Skipped(image, scan.person, scan.group, there[0].place if there else "", problem, True))
         else:
             found[image] = there[0], masks[image][0] if masks else None
     counts = [f"{plural(count, 'scan')} {group}" for group, count in sorted(groups.items())]
-    if unmatched:
-        counts.append(f"{plural(unmatched, 'volume')} that --subjects lacks (skipped.csv)")
     if nameless:
         counts.append(f"{len(nameless)} file(s) or folder(s) without an Image Data ID (skipped.csv)")
     return found, skipped, counts
+
+
+def problem_of(request, image, volumes, masks):
+    """Why an image with these Volumes, and `masks` of all images if there are, cannot be prepared; "" if it can."""
+    if not volumes:
+        return f"no volume below --volumes {request.volumes} has this Image Data ID"
+    if len(volumes) > 1:
+        places = some_of([volume.place for volume in volumes], 3)
+        return f"{len(volumes)} volumes have this Image Data ID: {places}; keep one"
+    if masks is not None and (count := len(masks.get(image, []))) != 1:
+        return f"{count or 'no'} masks in --masks {request.masks} have this Image Data ID"
+    return ""
 
 
 def find_masks(folder):
@@ -179,7 +179,9 @@ def plan(request, table, found, record):
     shown = {images[i] for i in np.linspace(0, len(images) - 1, min(request.pictures, len(images))).astype(int)}
     make_folders(request.output_dir, shown)
     for image in [image for image in record.scans if image in table and image not in found]:
-        record.follow_table(image, table[image])
+        if label_of(table[image]) is None or record.scans[image]["folder"] != record.place(table[image]):
+            print(f"{image}: its slices are removed: the table gives it another group or person now")
+            record.forget(image)
     for image in sorted(images, key=lambda image: image not in shown):
         (volume, mask), scan = found[image], table[image]
         picture = os.path.join(request.output_dir, "steps", f"{image}.png") if image in shown else None
@@ -227,7 +229,7 @@ def work(request, table, record, jobs, done, draw):
         try:
             for result in results:
                 image = result.pop("image")
-                if result.pop("full", False):
+                if result.get("full"):
                     text = f"{result['error']}; make room, then resume by the same command"
                     raise UserError(f"--output_dir {request.output_dir}: {text}")
                 if "error" in result:
@@ -236,9 +238,7 @@ def work(request, table, record, jobs, done, draw):
                 else:
                     place = {"scan": table[image]._asdict(), "folder": record.place(table[image])}
                     record.scans[image] = place | result | {"run": len(record.runs) - 1}
-                    run["prepared"] += 1
-                run["failed"] = len(failed)
-                bar.set_postfix(failed=len(failed), refresh=False)
+                run["prepared" if "error" not in result else "failed"] += 1
                 bar.update()
                 if time.monotonic() > saved + SAVE_EVERY:
                     saved = save()
@@ -284,7 +284,7 @@ def conclude(output_dir, record, found, skipped):
     if skipped:
         print(path)
     missing = [row.image for row in skipped if row.wanted]
-    for stale, text in ((False, "have no slices"), (True, "cannot be prepared now and have slices of an earlier run")):
-        if images := [image for image in missing if (image in record.scans) == stale]:
-            print(f"warning: {len(images)} AD and CN scans {text} ({some_of(images, 5)}): see {path}", file=sys.stderr)
+    if missing:
+        text = f"{len(missing)} AD and CN scans cannot be prepared ({some_of(missing, 5)}): see {path}"
+        print(f"warning: {text}; slices of earlier runs stay", file=sys.stderr)
     return 3 if missing else 0

@@ -106,19 +106,6 @@ class Record:
         except FileNotFoundError:
             return False
 
-    def follow_table(self, image, scan):
-        """Move the slices of a scan whose volume is gone to where its row in the table says; remove those of another group now."""
-        entry = self.scans[image]
-        if label_of(scan) is None:
-            print(f"{image}: its slices are removed: its group in the table is {printable(scan.group or 'unknown')} now")
-            self.forget(image)
-            return
-        folder = self.place(scan)
-        for name in entry["slices"] if entry["folder"] != folder else ():
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(os.path.join(self.folder, entry["folder"], name), os.path.join(self.folder, folder, name))
-        entry |= {"scan": scan._asdict(), "folder": folder}
-
     def forget(self, image):
         """Remove a scan from the record, and its slices."""
         old = self.scans.pop(image)

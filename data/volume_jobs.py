@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
@@ -124,35 +124,27 @@ def start_worker():
 
 
 def run_jobs(jobs, num_workers, work=prepare_scan):
-    """Yield what work(job) returns of each job, as soon as it has it.
+    """Yield what work(job) returns of each job, in order.
 
-    Of the jobs under way when a process dies (out of memory, a fault in a library), each is tried again alone; one of which the
-    process dies again gives {"image", "error"}. The others go on with half as many processes. Closing the generator, or an
-    exception in it, ends the processes at once.
+    Where a process dies (out of memory, a fault in a library), half as many go on from the first job without a result; one that
+    dies alone gives {"image", "error"}. Closing the generator, or an exception in it, ends the processes at once.
     """
-    waiting, suspects = deque(jobs), deque()
-    while waiting or suspects:
-        alone, queue = (True, suspects) if suspects else (False, waiting)
-        limit = 1 if alone else min(num_workers, len(waiting), MAX_PROCESSES)
-        pool = ProcessPoolExecutor(limit, multiprocessing.get_context("spawn"), start_worker)
-        running = {}
+    waiting, workers = deque(jobs), num_workers
+    while waiting:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(waiting), MAX_PROCESSES), context, start_worker)
         try:
-            while queue or running:
-                while queue and len(running) < limit:  # no more than that: a pool that breaks fails all that it has
-                    running[start_workers(functools.partial(pool.submit, work, queue[0]))] = queue[0]
-                    queue.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield future.result()
-                    del running[future]
+            for result in start_workers(functools.partial(pool.map, work, list(waiting))):
+                yield result
+                waiting.popleft()
         except BrokenProcessPool:
-            if alone:
-                (job,) = running.values() or (queue.popleft(),)
-                yield {"image": job.volume.image, "error": DIED}
+            if workers > 1:
+                workers //= 2
+                tqdm.write(f"warning: a process died, most likely for lack of memory: going on with {workers}", file=sys.stderr)
             else:
-                suspects.extend(running.values())
-                num_workers = max(1, limit // 2)
-                tqdm.write(f"warning: a process died, most likely for lack of memory: going on with {num_workers}", file=sys.stderr)
+                yield {"image": waiting.popleft().volume.image, "error": DIED}
+                workers = num_workers
         finally:
-            for child in multiprocessing.active_children() if running else ():
+            for child in multiprocessing.active_children() if waiting else ():
                 child.terminate()
             pool.shutdown(cancel_futures=True)
