@@ -8,18 +8,10 @@
     AD_NC/provenance.json            flags, versions, commands, who is on which side, and SHA-256 of every input and slice
     AD_NC/steps/218391.png           what each step does, for --pictures scans
 
-The table says whose scan a volume is and its Group: AD, and CN or NC; scans of other groups, such as MCI, are left out. The
-Image Data ID is in the name of a file or of a folder above it, as LONI's downloads have it. The steps are described in
-data/volume_steps.py, what is read and rejected in data/volumes.py.
-
-Slices are sagittal and turned as those of AD_NC, or axial or coronal (--plane). Slice 90 is in the middle of the brain, and the
-others are numbered from there by voxels: sagittal ones to the person's right, axial ones upwards, coronal ones backwards.
-
-The same command resumes: a scan done is not done again, one that failed is tried again, and volumes that have come since are
-added; nobody changes sides. A scan is done again if its volume, its mask or a slice is no longer the same. Slices of earlier runs
-stay, also where the table no longer has their scan, unless it gives another group. Exit status: 0 if every
-AD and CN scan in the table has its slices, 3 if some have none (skipped.csv says why), 2 if nothing could be done, 128 + n
-after signal n, as after Ctrl-C (130). Needs SimpleITK: pip install -r requirements-volumes.txt.
+The steps are described in data/volume_steps.py, what is read and rejected in data/volumes.py; docs/volumes.md says the rest.
+The same command resumes: a scan is done again if its volume, its mask or a slice is no longer the same; nobody changes sides.
+Slices of earlier runs stay, unless the table gives their scan another group or person. Exit status: 0 if every AD and CN scan in
+the table has its slices, 3 if some have none, 2 if nothing could be done, 128 + n after signal n. Needs SimpleITK.
 """
 
 import startup  # noqa: F401  # isort: skip
@@ -64,10 +56,6 @@ def add_slice_flags(parser):
     slices.add("--slices", type=number(float, -1000, 10**5), nargs=2, metavar=("FROM", "TO"), help=text + defaults)
     slices.add("--slices_in", choices=("mm", "index"), default="mm", help="the unit of --slices")
     slices.add("--num_slices", type=number(int, 1, 1000), default=20, help="of each scan, at even distances")
-    text = "where the middle is: of the --masks or the head, or of the volume"
-    slices.add("--centre", choices=("brain", "volume"), default="brain", help=text)
-    text = "the person's right is on the right (neurological) or left; of sagittal slices, to the right the numbers rise or fall"
-    slices.add("--view", choices=("neurological", "radiological"), default="neurological", help=text)
     slices.add("--format", choices=("jpeg", "png"), default="jpeg", help="8-bit JPEG or 16-bit PNG")
 
 

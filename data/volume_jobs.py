@@ -49,7 +49,7 @@ class Job(NamedTuple):
 def prepare_scan(job, draw=None):
     """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception.
 
-    draw(panels, pixels, title, view, path): draws the picture of a Job that has one. A disk that is full adds {"full": True},
+    draw(panels, pixels, title, path): draws the picture of a Job that has one. A disk that is full adds {"full": True},
     since the next scan would fail likewise.
     """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
@@ -83,7 +83,7 @@ def write_scan(job, draw):
     slices = write_slices(job, pixels, numbers)
     if job.picture:
         title = f"image {job.volume.image}, {job.settings.plane} slices {numbers[0]} to {numbers[-1]}"
-        draw(panels, pixels, title, job.settings.view, job.picture)
+        draw(panels, pixels, title, job.picture)
     return {
         "format": job.volume.format,
         "stamp": stamp,

@@ -26,10 +26,10 @@ from utils import UserError
 
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
 MIDDLE = 90  # number of the slice in the middle of the brain, about that of AD_NC's sagittal slices
-# Axes of a volume [z upwards, y backwards, x] along which slices, rows and columns of a plane lead, and which of them are reversed.
+# Axes of a volume [z upwards, y backwards, x to the left] along which slices, rows and columns of a plane lead; which are reversed.
 PLANES = {
-    "sagittal": ((2, 1, 0), (False, True, False)),
-    "axial": ((0, 1, 2), (False,) * 3),
+    "sagittal": ((2, 1, 0), (True, True, False)),
+    "axial": ((0, 1, 2), (False, False, False)),
     "coronal": ((1, 0, 2), (False, True, False)),
 }
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
@@ -48,10 +48,8 @@ class Settings(NamedTuple):
     percentiles: tuple[float, float] = (0.5, 99.5)
     plane: str = "sagittal"  # of PLANES
     slices: tuple[float, float] = (-9, 10)
-    slices_in: str = "mm"  # from the middle plane, or "index"
+    slices_in: str = "mm"  # from the middle plane of the brain, or "index", of the volume
     num_slices: int = 20
-    centre: str = "brain"  # or "volume"
-    view: str = "neurological"  # the person's right is on the right, or has the higher numbers; or "radiological"
     format: str = "jpeg"  # or "png", of 16 bits
 
 
@@ -182,11 +180,9 @@ def nearest(index):
     return int(np.floor(index + 0.5 + 1e-6))
 
 
-def turn(voxels, settings):
-    """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns that Settings ask for."""
-    axes, reverse = PLANES[settings.plane]
-    if settings.plane == "sagittal" and settings.view == "neurological":
-        voxels = voxels[..., ::-1]
+def turn(voxels, plane):
+    """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns of a plane of PLANES."""
+    axes, reverse = PLANES[plane]
     return np.flip(voxels.transpose(axes), tuple(axis for axis in range(3) if reverse[axis]))
 
 
@@ -244,7 +240,7 @@ def correct(image, settings, mask_path, show, check):
     mask = read_mask(mask_path, image) if mask_path else head_mask(image)
     show("mask" if mask_path else "head (no mask)", image, mask)
     if check:
-        check_found(image, mask, mask_path, settings.centre == "brain" and settings.slices_in == "mm")
+        check_found(image, mask, mask_path, settings.slices_in == "mm")
     if settings.scale:
         image = tame(image, mask)
     if settings.n4:
@@ -284,19 +280,19 @@ def take_slices(image, mask, frame, settings, check):
         raise UserError("the brain mask is empty after resampling")
     if settings.scale:
         voxels = scale(voxels, inside, settings.percentiles)
-    voxels, inside, frame = (turn(part, settings) for part in (voxels, inside, sitk.GetArrayViewFromImage(frame) > 0))
+    voxels, inside, frame = (turn(part, settings.plane) for part in (voxels, inside, sitk.GetArrayViewFromImage(frame) > 0))
     axes = PLANES[settings.plane][0]
     depth, height, width = (image.GetSpacing()[2 - axis] for axis in axes)
     if abs(width - height) > 1e-3 * width:
         raise UserError(f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size")
-    centre = (np.array(voxels.shape) - 1) / 2 if settings.centre == "volume" else middle(frame)
+    centre = (np.array(voxels.shape) - 1) / 2 if settings.slices_in == "index" else middle(frame)
     indices = slice_numbers(settings, centre[0], depth, len(voxels))
     names = indices if settings.slices_in == "index" else [MIDDLE + index - nearest(centre[0]) for index in indices]
     if names[0] < 0:
         raise UserError(f"--slices: slice {MIDDLE} is in the middle, and {-names[0]} would be below 0; give --slices_in index")
     planes = np.stack([cut(voxels[i], centre[1:]) for i in indices])
-    if settings.plane in ("axial", "coronal") and settings.view == "neurological":
-        planes = planes[..., ::-1]
+    if settings.plane != "sagittal":
+        planes = planes[..., ::-1]  # the person's right is on the right
     pixels = to_pixels(planes, settings.scale, settings.format)
     if check:
         check_slices(pixels, np.stack([cut(inside[i], centre[1:]) for i in indices]), width, names)

@@ -29,15 +29,7 @@ SIZE, SPACING = (40, 44, 48), (1.0, 1.1, 1.2)  # of the test volumes, along x, y
 # Gaussian blobs: centre (mm to the left, backwards, upwards) and height. The largest is on the person's right: the marker.
 SIGMA_MM, BLOBS = 4.5, (((-5, 2, 3), 30_000), ((5, -4, -2), 12_000), ((1, 6, -6), 8_000))
 AS_STORED = Settings(
-    n4=False,
-    resample=0,
-    scale=False,
-    plane="axial",
-    centre="volume",
-    slices=(5, 40),
-    slices_in="index",
-    num_slices=36,
-    format="png",
+    n4=False, resample=0, scale=False, plane="axial", slices=(5, 40), slices_in="index", num_slices=36, format="png"
 )
 EVERY_WAY = [(kind, *orientation) for kind in ("NIfTI", "DICOM") for orientation in ORIENTATIONS]
 NAMES = ["-".join([kind, code, "oblique" if any(turned) else "straight"]) for kind, code, turned in EVERY_WAY]
@@ -218,7 +210,7 @@ def test_prepare_cuts_volumes_in_every_plane_to_the_bytes_of_slices_cut_directly
     }
     for plane, first, last in (("sagittal", 14, 31), ("axial", 20, 45), ("coronal", 15, 45)):
         flags = f"--volumes volumes --masks masks --subjects table.csv --output_dir {plane} --plane {plane} --n4 False --resample 0"
-        flags += f" --slices_in index --slices {first} {last} --num_slices {last - first + 1} --centre volume --scale False"
+        flags += f" --slices_in index --slices {first} {last} --num_slices {last - first + 1} --scale False"
         assert prepare.main([*flags.split(), "--test_share", "0", "--pictures", "0"]) == 0
         assert contents(plane) == {f"{n}_{i}.jpeg": jpeg(cuts[plane](i)) for n in (0, 6) for i in range(first, last + 1)}
 

@@ -1,4 +1,4 @@
-"""The picture of the steps is drawn for every kind of step, with the sides where the view says."""
+"""The picture of the steps is drawn for every kind of step."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_save_draws_every_step_and_slice(tmp_path, count):
     pixels, _ = cut_slices(image, settings, None, lambda *step: panels.append(panel_of(*step)))
     panels.append(panel_of(FIELD, image / 100 + 1, image > 60))
     path = tmp_path / "steps.png"
-    volume_pictures.save(panels, pixels, "image 7", "neurological", str(path))
+    volume_pictures.save(panels, pixels, "image 7", str(path))
     drawn = read_image(path)[..., :3].astype(int)
     height, width = drawn.shape[:2]
     assert width >= 175 * len(panels) - 1
@@ -37,16 +37,15 @@ def test_save_draws_every_step_and_slice(tmp_path, count):
     assert not bright[:, count * side :].any()
 
 
-@pytest.mark.parametrize("view, mirrored", [("neurological", True), ("radiological", False)])
-def test_planes_from_side_to_side_are_mirrored_for_the_neurological_view_but_not_as_stored(tmp_path, view, mirrored):
+def test_planes_from_side_to_side_show_the_persons_left_on_the_left_but_for_those_as_stored(tmp_path):
     voxels = np.zeros((40, 40, 40), "f4")
     voxels[:, :, 32:] = 100  # the person's left
     image = sitk.GetImageFromArray(voxels)
     panels = [panel_of(title, image) for title in ("as stored", "orient", "n4", "resample")]
-    volume_pictures.save(panels, np.zeros((1, 240, 256), np.uint8), "", view, str(tmp_path / "x.png"))
+    volume_pictures.save(panels, np.zeros((1, 240, 256), np.uint8), "", str(tmp_path / "x.png"))
     drawn = read_image(tmp_path / "x.png")[..., 0]
     for column, panel in enumerate(np.split(drawn, 4, axis=1)):
         for row in range(2):  # axial, coronal
             line = panel[150 + 175 * row]  # above the letters
             left = line[: len(line) // 2].mean() > line[len(line) // 2 :].mean()
-            assert left == (mirrored and column > 0), (column, row)
+            assert left == (column > 0), (column, row)
