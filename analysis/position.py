@@ -12,8 +12,6 @@ tells positions apart tells AD from NC. So beside the AUC of a classifier or a p
   strata), where the index cannot help. Above 0.5, something else than position tells AD from NC.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc, auc_interval, bootstrap, fewest_groups, shared_strata
@@ -42,30 +40,17 @@ def unknown_text(names):
     return f"slice index unknown: {which} ({some_of(unknown, 3)}; 218391_78.jpeg would be slice 78 of scan 218391)"
 
 
-class Windows(NamedTuple):
-    """The slices that the scans of a class consist of; the triples are the lowest, the median and the highest of its scans."""
-
-    scans: int
-    first: tuple  # the first index of a scan
-    slices: tuple  # the number of slices of a scan
-
-
 def windows(names):
-    """{class: Windows} of slices' names such as "AD/218391_78.jpeg"; a class without a scan whose indices are known is left out."""
+    """{class: (first indices, numbers of slices)}, of each scan one of both, of slices' names such as "AD/218391_78.jpeg".
+
+    A class without a scan whose indices are known is left out.
+    """
     scans = {name: {} for name in CLASSES}  # {class: {scan: indices}}
     for name in names:
         label, scan, index = name.replace("\\", "/").split("/")[0], scan_id(name), slice_index(name)
         if label in scans and scan and index is not None:
             scans[label].setdefault(scan, []).append(index)
-
-    def spread(values):
-        return min(values), float(np.median(values)), max(values)
-
-    return {
-        label: Windows(len(of_class), spread([min(scan) for scan in of_class.values()]), spread(list(map(len, of_class.values()))))
-        for label, of_class in scans.items()
-        if of_class
-    }
+    return {label: ([*map(min, found.values())], [*map(len, found.values())]) for label, found in scans.items() if found}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,16 +15,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.position import index_auc, slice_indices, unknown_text, windows
-from data.checks import check_brightness, warn_of_kinds
+from data.checks import check_brightness, warn, warn_of_kinds
 from data.damage import find_damaged, scans_of, touches_upper_edge
 from data.decode import Light, decode, light_of, pad_and_resize, read_files
 from data.folders import class_folders, find_slices, find_splits, require_readable, some_of
-from data.subjects import contradictions, count_and_names, find_subjects, identify, image_order, look_up, resampling_groups
+from data.subjects import contradictions, count_and_names, find_subjects, identify, image_order, resampling_groups
 from data.view import find_view
 from utils import UserError, atomic_path, make_folder, printable
 
 SAMPLES = 8  # slices of each class in samples.png, and scans that are listed by name or shown in damaged.png
 EXAMINED = 64  # pixels a side at which view and damage are looked for
+REMEDY = "dataset.py --split_by_subject OUT makes a split that shares nobody"
 
 
 class FileFacts(NamedTuple):
@@ -103,6 +104,7 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
         print_people(scans_in, table)
     else:
         print("people: unknown, since a file name gives a scan and not whose it is; --subjects CSV would tell")
+    warn_of_shared(dataset_dir, scans_in)
     print_positions(scans_in)
     print(f"samples: {samples_path}")
     with contextlib.suppress(FileNotFoundError):
@@ -119,41 +121,29 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
 
 def print_split(split, found):
     """Print what there is in a Split and what is doubtful in it; returns `pairs_to_draw` of its damaged scans."""
-    counts = [f"{len(found.of(name))} {name}" for name in found.folders]
+    counts, facts = [f"{len(found.of(name))} {name}" for name in found.folders], list(found.facts.values())
     print(f"{split}: {' + '.join(counts)} slices in {found.folder}")
-    print_facts(found.facts.values(), found.unreadable)
-    pixels, scans = np.stack([fact.pixels for fact in found.facts.values()]), scans_of(found.facts)
+    sizes, modes = tally(f"{fact.size[0]} x {fact.size[1]}" for fact in facts), tally(fact.mode for fact in facts)
+    print(f"  width x height: {sizes}; modes: {modes}")
+    repeated = len(facts) - len({fact.digest for fact in facts})
+    print(f"  unreadable: {count_and_names(found.unreadable)}; pictures that are there more than once: {repeated}")
+    pixels, scans = np.stack([fact.pixels for fact in facts]), scans_of(found.facts)
     print(f"  view: {find_view(pixels)}")
-    reasons = find_damaged(pixels, scans)
-    print_scan_notes("damaged scans", reasons)
-    print_scan_notes("scans whose head touches the upper edge", at_upper_edge(found.facts.values(), scans, reasons))
+    reasons, slices = find_damaged(pixels, scans), Counter(scans)
+    at_top = Counter(scan for fact, scan in zip(facts, scans) if fact.at_top and scan not in reasons)
+    touching = {scan: f"in {count} of {slices[scan]} slices; perhaps cut off there" for scan, count in at_top.items()}
+    for title, notes in ("damaged scans", reasons), ("scans whose head touches the upper edge", touching):
+        print(f"  {title}: {len(notes)}")
+        for scan, note in list(notes.items())[:SAMPLES]:
+            print(f"    {printable(scan)}: {note}")
     warn_of_kinds(found.folder, found.status, found.levels)
     check_brightness(found.folder, {name: [fact.light for fact in found.of(name).values()] for name in found.status})
     return pairs_to_draw(split, pixels, scans, reasons)
 
 
-def print_scan_notes(title, notes):
-    """Print how many scans {scan: note} holds, and the first of them with their notes."""
-    print(f"  {title}: {len(notes)}")
-    for scan, note in list(notes.items())[:SAMPLES]:
-        print(f"    {printable(scan)}: {note}")
-
-
-def at_upper_edge(facts, scans, damaged):
-    """{scan: "in 3 of 20 slices"} of the scans, of FileFacts and `scans` of each, whose head touches the upper edge.
-
-    They may be cut off there, but are kept in training. Damaged scans are named for that alone.
-    """
-    touching, slices = Counter(scan for fact, scan in zip(facts, scans) if fact.at_top and scan not in damaged), Counter(scans)
-    return {scan: f"in {count} of {slices[scan]} slices; perhaps cut off there" for scan, count in touching.items()}
-
-
-def print_facts(facts, unreadable):
-    """Print what a split's files have in common: its FileFacts, and the names of the unreadable files."""
-    sizes, modes = tally(f"{fact.size[0]} x {fact.size[1]}" for fact in facts), tally(fact.mode for fact in facts)
-    print(f"  width x height: {sizes}; modes: {modes}")
-    repeated = len(facts) - len({fact.digest for fact in facts})
-    print(f"  unreadable: {count_and_names(unreadable)}; pictures that are there more than once: {repeated}")
+def tally(values):
+    """Text that counts equal values, most common first: "3605 of L, 2 of RGB"."""
+    return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,6 +168,16 @@ def print_scans(scans_in):
         print(f"  file names that give no scan (218391_78.jpeg is slice 78 of scan 218391): {count_and_names(nameless)}")
 
 
+def warn_of_shared(dataset_dir, scans_in):
+    """Warn, in one line, if people of test/ are in train/ too, or scans where that is all that file names tell."""
+    for unit, field in ("people", "person"), ("scans", "image"):
+        sets = [{getattr(scan, field) for scan in scans.values()} - {None} for scans in scans_in.values()]
+        if len(sets) == 2 and (shared := set.intersection(*sets)):
+            found = f"{len(shared)} of the {len(sets[list(scans_in).index('test')])} {unit} of test/ are in train/ too"
+            warn(f"warning: {dataset_dir}: {found}, so results on test/ are too good; {REMEDY}")
+            return
+
+
 def print_people(scans_in, table):
     """Print who is in the splits {split: {file name: Scan}}, and what is wrong with them, by the `table` of `read_subjects`."""
     people, places, days = {}, {}, {}  # {split: names}, {image: {class of its folder}}, {(person, date): {(image, split)}}
@@ -187,12 +187,11 @@ def print_people(scans_in, table):
             known = [scan for file, scan in scans.items() if file.startswith(f"{name}/") and scan.person]
             who, images = {scan.person for scan in known}, {scan.image for scan in known}
             print(f"  {split} {name}: {len(who)} people, {len(images)} scans, {len(known)} slices")
-            people[split] = people.get(split, set()) | who
-            for image in images:
-                places.setdefault(image, set()).add(name)
-                scan = look_up(image, table)
+            people.setdefault(split, set()).update(who)
+            for scan in set(known):
+                places.setdefault(scan.image, set()).add(name)
                 if scan.date:
-                    days.setdefault((scan.person, scan.date), set()).add((image, split))
+                    days.setdefault((scan.person, scan.date), set()).add((scan.image, split))
     if len(people) > 1:
         print(f"  in both train and test: {count_and_names(sorted(people['train'] & people['test']))}")
     unmatched = {scan.image for scans in scans_in.values() for scan in scans.values() if scan.image and not scan.person}
@@ -221,7 +220,7 @@ def print_positions(scans_in):
     cut = windows(names)
     if not cut:
         return
-    shown = [f"{name} from {span(window.first)}, {span(window.slices)} slices a scan" for name, window in cut.items()]
+    shown = [f"{name} from {span(first)}, {span(counts)} slices a scan" for name, (first, counts) in cut.items()]
     print(f"windows, the first slice index of a scan as median (range): {'; '.join(shown)}")
     if len(cut) < 2:
         return
@@ -238,14 +237,9 @@ def print_positions(scans_in):
 
 
 def span(values):
-    """Text of the lowest, the median and the highest: "78 (67 to 90)", or "78" if they are equal."""
-    low, median, high = values
-    return f"{median:g}" if low == high else f"{median:g} ({low:g} to {high:g})"
-
-
-def tally(values):
-    """Text that counts equal values, most common first: "3605 of L, 2 of RGB"."""
-    return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
+    """Text of the median and, where they differ, the lowest and the highest value: "78 (67 to 90)", or "78"."""
+    low, high = min(values), max(values)
+    return f"{np.median(values):g}" + (f" ({low:g} to {high:g})" if low < high else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import pytest
 from analysis import bootstrap as bootstrap_module
 from analysis.bootstrap import Interval, auc
 from analysis.position import (
-    Windows,
     beyond_position,
     fitted_odds,
     held_out_folds,
@@ -40,7 +39,7 @@ def test_unknown_text_is_one_line_that_counts_and_names_the_slices():
 def test_windows_are_of_scans_by_class():
     names = [f"AD/{scan}_{first + i}.png" for scan, first, count in ((1, 70, 20), (2, 78, 20), (3, 80, 18)) for i in range(count)]
     names += [f"NC\\9_{i}.png" for i in (88, 90, 89)] + ["NC/unknown.png", "NC/a_99.png"]
-    assert windows(names) == {"AD": Windows(3, (70, 78, 80), (18, 20, 20)), "NC": Windows(1, (88, 88, 88), (3, 3, 3))}
+    assert windows(names) == {"AD": ([70, 78, 80], [20, 20, 18]), "NC": ([88], [3])}
     assert windows(["AD/unknown.png"]) == {}
 
 

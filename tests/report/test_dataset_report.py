@@ -110,6 +110,30 @@ def test_report_with_people_names_what_is_wrong(splits, tmp_path, capsys):
     assert "scans: 13 in train, 5 in test, in both 1 (203)" in text and "unknown" not in text
 
 
+@pytest.mark.parametrize(
+    "subjects, train, test, found",
+    [
+        ("ann ann bob carl", "13", "24", "1 of the 2 people"),  # ann, with two scans
+        ("ann ann bob carl", "12", "34", None),
+        ("", "13", "14", "1 of the 2 scans"),
+        ("", "12", "34", None),
+    ],
+)
+def test_people_in_both_splits_are_warned_of_in_one_line_or_scans_where_people_are_unknown(
+    tmp_path, capsys, subjects, train, test, found
+):
+    for split, scans in (("train", train), ("test", test)):
+        for name, scan in zip(("AD", "NC"), scans):
+            save(tmp_path / f"set/{split}/{name}/{scan}_7.png", noise(32, 32, int(scan)))
+    if subjects:
+        rows = [f"{i + 1},{person}" for i, person in enumerate(subjects.split())]
+        (tmp_path / "set/subjects.csv").write_text("\n".join(["image,subject", *rows]))
+    assert dataset_command.main(["--dataset_dir", str(tmp_path / "set"), "--output_dir", str(tmp_path / "report")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "too good" in line]
+    start = f"warning: {tmp_path / 'set'}: {found} of test/ are in train/ too, so results on test/ are too good; dataset.py --split"
+    assert [line[: len(start)] for line in lines] == ([start] if found else [])
+
+
 @pytest.mark.slow
 def test_report_with_people_of_one_split_and_two_columns(data, tmp_path, capsys):
     save(data / "NC/100_9.png", noise(32, 32, 1))  # a scan in both classes
