@@ -5,7 +5,6 @@
 SimpleITK is imported here, and in what prepare.py needs beside this file, nowhere else.
 """
 
-import filecmp
 import os
 import re
 from collections import Counter
@@ -26,11 +25,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings are many lin
 MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512 x 512 x 512 would need gigabytes
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
 SCAN = re.compile(r"mp.?rage|spgr|tfl", re.IGNORECASE)  # named after how it was planned, such as "MPRAGE after loc"
-NO_IMAGE = re.compile(  # SOP classes of DICOM files that are no images: DICOMDIR, presentation states, reports, raw data, ...
-    r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(4\.2|9|11|66|67|88|104)(\..*)?)"
-)
 TAGS = {  # of DICOM: one value each
-    "uid": "0008|0018",
     "series": "0020|000e",
     "description": "0008|103e",
     "type": "0008|0008",
@@ -82,17 +77,6 @@ def read_headers(files):
     return headers
 
 
-def holds_image(path):
-    """Whether a DICOM file may hold an image, by its SOP class (0002,0002); True also where it says none."""
-    with open(path, "rb") as file:
-        head = file.read(1024)
-    at = head.find(b"\x02\x00\x02\x00UI", 132) if head[128:132] == b"DICM" else -1
-    if at < 0:
-        return True
-    length = int.from_bytes(head[at + 6 : at + 8], "little")
-    return not NO_IMAGE.fullmatch(head[at + 8 : at + 8 + length].decode("ascii", "replace").strip(" \0"))
-
-
 def numbers(text, count):
     """The `count` finite numbers in a DICOM value "1\\2\\3", or None."""
     try:
@@ -103,14 +87,8 @@ def numbers(text, count):
 
 
 def read_dicom(files):
-    """Read the DICOM files of one series, in any order; the errors are those of `read_volume`.
-
-    Files that are no images, such as DICOMDIR, are left out.
-    """
-    place, files = os.path.dirname(files[0]), [path for path in files if holds_image(path)]
-    if not files:
-        raise UserError(f"{place}: its DICOM files are no images")
-    files, headers = leave_out_copies(files, read_headers(files))
+    """Read the DICOM files of one series, in any order; the errors are those of `read_volume`."""
+    place, headers = os.path.dirname(files[0]), read_headers(files)
     first = headers[0]
     check_series(place, headers)
     axes = [numbers(header["orientation"], 6) for header in headers]
@@ -147,16 +125,6 @@ def read_dicom(files):
     return image
 
 
-def leave_out_copies(files, headers):
-    """(files, headers) without files that equal another one of the series, as after downloading twice."""
-    kept = {}
-    for path, header in zip(files, headers):
-        same = kept.setdefault((header["uid"], header["position"]), [])
-        if not any(filecmp.cmp(path, other, shallow=False) for other, _ in same):
-            same.append((path, header))
-    return map(list, zip(*(pair for same in kept.values() for pair in same)))
-
-
 def check_series(place, headers):
     """UserError unless DICOM headers are of one grey MR series of one person, and not of a localiser."""
     first = headers[0]
@@ -167,8 +135,10 @@ def check_series(place, headers):
         called = {header["series"]: printable(header["description"] or "no description")[:40] for header in headers}
         shown = ", ".join(f"{called[name]}: {count} files" for name, count in series.most_common(3))
         raise UserError(f"{place}: {len(series)} series are mixed in this folder ({shown}); give each a folder of its own")
-    if found := next((header for header in headers if is_localiser(header)), None):
-        raise UserError(f"{place}: a localiser ({printable(found['description'] or found['type'])[:60]})")
+    for header in headers:
+        description, kind = header["description"] or "", header["type"] or ""
+        if LOCALISER.search(kind) or LOCALISER.search(description) and not SCAN.search(description):
+            raise UserError(f"{place}: a localiser ({printable(description or kind)[:60]})")
     if other := {header["modality"] for header in headers} - {"MR", "", None}:
         raise UserError(f"{place}: its modality is {printable(min(other))[:20]}, not MR")
     if (first["frames"] or "1") != "1":
@@ -177,13 +147,6 @@ def check_series(place, headers):
         if (header["samples"] or "1") != "1" or (header["colour"] or "MONOCHROME2") != "MONOCHROME2":
             shown = printable(header["colour"] or f"{header['samples']} samples a pixel")
             raise UserError(f"{place}: in colour, or inverted ({shown}), which is no T1 scan; download the original series")
-
-
-def is_localiser(header):
-    """Whether a DICOM header is of a localiser, by its Image Type or Series Description."""
-    description = header["description"] or ""
-    named = LOCALISER.search(description) and not SCAN.search(description)
-    return bool(named or LOCALISER.search(header["type"] or ""))
 
 
 def check_count(place, headers):
