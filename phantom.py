@@ -25,6 +25,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ def draw_slice(params, number_in_scan, rng, view="sagittal", damaged=""):
 
 
 def write_subject(folder, settings, subject, scans, write_volume=None):
-    """Draw the `scans` of `plan_scans` of a subject, write their slices below `folder`; returns rows of subjects.csv.
+    """Draw the `scans` of `plan_scans` of a subject, write their slices below `folder`; returns its rows of subjects.csv.
 
     write_volume (data/phantom_volumes.py): called with each scan's whole volume, in which a slice's index is its number.
     """
@@ -222,9 +223,9 @@ def write_planned(folder, settings, write_volume, planned):
 
 def already_written(folder, settings, volumes=False):
     """True if `folder` holds exactly these phantoms, False if it is empty; UserError if it holds anything else."""
-    rows = None
+    rows = []
     try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
         if "subjects.csv" in names:
             with open(os.path.join(folder, "subjects.csv"), newline="") as file:
                 rows = list(csv.DictReader(file))
@@ -232,20 +233,13 @@ def already_written(folder, settings, volumes=False):
         raise UserError(f"{folder}: cannot be read ({error}); choose another folder") from None
     if not names:
         return False
-    if rows is None:
-        raise UserError(f"{folder}: holds other files ({names[0]}, ...) and is left as it is; choose another folder")
-    people = {(row.get("seed"), row.get("subject")) for row in rows}
-    checks = {
-        "--view": {row.get("view") for row in rows} == {settings.view},
-        "--traps": {row.get("traps") for row in rows} == {" ".join(settings.traps)},
-        "--disease": {row.get("disease") for row in rows} == {str(settings.disease)},
-        "--subjects, --scans or --seed": len(rows) == SLICES * sum(map(len, plan_scans(settings)))
-        and people == {(str(settings.seed), str(subject)) for subject in range(settings.subjects)},
-        "--volumes": ("volumes" in names) == volumes,
-    }
-    for flag, same in checks.items():
-        if not same:
-            raise UserError(f"{folder}: holds phantoms of other {flag} and is left as it is; choose another folder")
+    shared = settings.seed, settings.view, " ".join(settings.traps), settings.disease
+    wanted = Counter()
+    for subject, scans in enumerate(plan_scans(settings)):
+        wanted[tuple(map(str, (subject, *shared)))] = SLICES * len(scans)
+    there = Counter(tuple(map(row.get, ("subject", "seed", "view", "traps", "disease"))) for row in rows)
+    if there != wanted or ("volumes" in names) != volumes:
+        raise UserError(f"{folder}: holds other files, or phantoms of other flags, and is left as it is; choose another folder")
     return True
 
 

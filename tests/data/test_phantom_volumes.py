@@ -248,7 +248,7 @@ def test_the_command_writes_volumes_if_it_is_asked_to(tmp_path, monkeypatch, fla
     masks = [path.name[-15:-12] for path in sorted(tmp_path.rglob("*_mask.nii.gz"))]
     assert masks == (["000", "001", "002", "003"] if flag == "True" else [])
     phantom.main([*argv, flag])  # there already
-    with pytest.raises(UserError, match="other --volumes"):
+    with pytest.raises(UserError, match="phantoms of other flags"):
         phantom.main([*argv, "False" if flag == "True" else "True"])
 
 
