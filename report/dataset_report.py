@@ -47,7 +47,7 @@ class Split(NamedTuple):
     facts: dict  # {"AD/file name": FileFacts} of the readable files
     unreadable: list  # the names of the others
     status: dict  # {class: those of `decode.Files`}
-    levels: dict  # likewise
+    white: dict  # likewise
 
     def of(self, name):
         """{path: FileFacts} of the readable files of a class."""
@@ -67,7 +67,7 @@ def read_split(split, folder, classes, num_workers):
     for name, class_folder in found.folders.items():
         files = [file for file, *_ in find_slices(class_folder)]
         paths = [os.path.join(class_folder, file) for file in files]
-        results, found.status[name], found.levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
+        results, found.status[name], found.white[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
         require_readable(class_folder, found.status[name], files)
         for file, fact in zip(files, results):
             if fact:
@@ -136,7 +136,7 @@ def print_split(split, found):
         print(f"  {title}: {len(notes)}")
         for scan, note in list(notes.items())[:SAMPLES]:
             print(f"    {printable(scan)}: {note}")
-    warn_of_kinds(found.folder, found.status, found.levels)
+    warn_of_kinds(found.folder, found.status, found.white)
     check_brightness(found.folder, {name: [fact.light for fact in found.of(name).values()] for name in found.status})
     return pairs_to_draw(split, pixels, scans, reasons)
 
@@ -261,7 +261,7 @@ def save_samples(path, found, resolution):
     for row, (name, files) in zip(axes, samples.items()):
         row[0].set_ylabel(name, color="white", fontsize=14)
         for axis, file in zip(row, files):
-            pixels = decode(os.path.join(found.folders[name], file.removeprefix(f"{name}/")), resolution, found.levels[name])
+            pixels = decode(os.path.join(found.folders[name], file.removeprefix(f"{name}/")), resolution, found.white[name])
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     save(figure, path)
 
