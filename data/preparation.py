@@ -90,20 +90,20 @@ def prepare(request, draw=None):
         for image, reason in failed.items():
             scan = table[image]
             skipped.append(Skipped(image, scan.person, scan.group, found[image][0].place, reason, True))
-        write_skipped(os.path.join(request.output_dir, "skipped.csv"), skipped)
+        with (
+            atomic_path(os.path.join(request.output_dir, "skipped.csv")) as path,
+            open(path, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(Skipped._fields[:-1])
+            writer.writerows(map(printable, row[:-1]) for row in sorted(skipped, key=lambda row: not row.wanted))
     return conclude(request.output_dir, record, found, skipped)
 
 
 def comparable(request):
     """The flags that slices and sides depend on, as JSON has them; the template by its checksum. UserError if it is unusable."""
-    flags = request.settings._asdict() | {
-        "masks": request.masks is not None,
-        "test_share": request.test_share,
-        "seed": request.seed,
-    }
+    flags = request.settings._asdict() | {"masks": bool(request.masks), "test_share": request.test_share, "seed": request.seed}
     if template := request.settings.template:
-        if not os.path.isfile(template):
-            raise UserError(f"--template {template}: no such file")
         try:
             load_template(template)
         except (UserError, ValueError) as error:  # ValueError: numbers of its header
@@ -177,7 +177,11 @@ def plan(request, table, found, record):
     """([Job, ...], those that get a picture first; number of scans done before). Old slices of what is to do are removed."""
     images, jobs, done = list(found), [], 0
     shown = {images[i] for i in np.linspace(0, len(images) - 1, min(request.pictures, len(images))).astype(int)}
-    make_folders(request.output_dir, shown)
+    for folder in (os.path.join(request.output_dir, part) for part in (*FOLDERS, *(["steps"] if shown else []))):
+        make_folder(folder, "--output_dir")
+        for name in os.listdir(folder):
+            if name.startswith(".tmp-"):  # of a process that was killed
+                os.unlink(os.path.join(folder, name))
     for image in [image for image in record.scans if image in table and image not in found]:
         if label_of(table[image]) is None or record.scans[image]["folder"] != record.place(table[image]):
             print(f"{image}: its slices are removed: the table gives it another group or person now")
@@ -196,15 +200,6 @@ def plan(request, table, found, record):
     return jobs, done
 
 
-def make_folders(output_dir, pictures):
-    """Make the folders of slices and of `pictures`, if any; what a killed process left half written there is removed."""
-    for folder in (os.path.join(output_dir, part) for part in (*FOLDERS, *(["steps"] if pictures else []))):
-        make_folder(folder, "--output_dir")
-        for name in os.listdir(folder):
-            if name.startswith(".tmp-"):
-                os.unlink(os.path.join(folder, name))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The work
 
@@ -213,7 +208,9 @@ def work(request, table, record, jobs, done, draw):
     """Do the jobs and record them; returns {image: why it failed}."""
     started, failed = time.monotonic(), {}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    run = {"command": request.command, "started": now, "versions": versions(), "prepared": 0, "failed": 0, "seconds": 0.0}
+    versions = {"python": platform.python_version(), "SimpleITK": sitk.Version.VersionString(), "numpy": np.__version__}
+    versions |= {"pillow": PIL.__version__, "system": platform.platform()}
+    run = {"command": request.command, "started": now, "versions": versions, "prepared": 0, "failed": 0, "seconds": 0.0}
     record.runs.append(run)
 
     def save():
@@ -247,31 +244,12 @@ def work(request, table, record, jobs, done, draw):
     return failed
 
 
-def versions():
-    return {
-        "python": platform.python_version(),
-        "SimpleITK": sitk.Version.VersionString(),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "system": platform.platform(),
-    }
-
-
-def write_skipped(path, rows):
-    """Write the Skipped rows, those that should have slices first."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(Skipped._fields[:-1])
-        table.writerows(map(printable, row[:-1]) for row in sorted(rows, key=lambda row: not row.wanted))
-
-
 def conclude(output_dir, record, found, skipped):
     """Print what there is now; returns the exit status."""
     empty = []
     for folder in FOLDERS:
         entries = [entry for entry in record.scans.values() if entry["folder"] == folder]
-        people = {entry["scan"]["person"] for entry in entries}
-        slices = sum(len(entry["slices"]) for entry in entries)
+        people, slices = {entry["scan"]["person"] for entry in entries}, sum(len(entry["slices"]) for entry in entries)
         print(f"{folder.replace('/', ' ')}: {len(people)} people, {len(entries)} scans, {slices} slices")
         if not entries:
             empty.append(folder)
@@ -279,11 +257,10 @@ def conclude(output_dir, record, found, skipped):
         print(f"note: nothing in {', '.join(empty)}; with few people, try another --seed or --test_share in a new folder")
     if earlier := set(record.scans) - set(found):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
+    missing, path = [row.image for row in skipped if row.wanted], os.path.join(output_dir, "skipped.csv")
     print(os.path.join(output_dir, "scans.csv"))
-    path = os.path.join(output_dir, "skipped.csv")
     if skipped:
         print(path)
-    missing = [row.image for row in skipped if row.wanted]
     if missing:
         text = f"{len(missing)} AD and CN scans cannot be prepared ({some_of(missing, 5)}): see {path}"
         print(f"warning: {text}; slices of earlier runs stay", file=sys.stderr)

@@ -155,6 +155,8 @@ def is_dicom(path):
 
 def read_path(path):
     """The volume in a file, by `read_volume`; a NIfTI file may have any name."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file")
     return read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
 
 

@@ -336,7 +336,7 @@ def test_colour_and_a_truncated_gz_are_refused(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    assert "cannot be read" in refused(tmp_path / "nowhere.nii")
+    assert "no such file" in refused(tmp_path / "nowhere.nii")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
