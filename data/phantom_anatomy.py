@@ -89,6 +89,7 @@ SAGITTAL_SIGNAL = SIGNAL | {  # as in 3 T scans that were not corrected for the 
     "cerebellar_cortex": 130,
     "cerebellar_white": 188,
 }
+NUCLEI = {"caudate": 0.9, "thalamus": 1.5, "pallidum": 1.2, "putamen": 1.0}  # softness of their borders, mm
 GREY = "cortex", "caudate", "putamen", "pallidum", "thalamus", "hypothalamus", "cerebellar_cortex"
 WHITE = "white", "septum", "callosum", "fornix", "stem", "cerebellar_white"
 
@@ -309,17 +310,11 @@ def axial_layers(params, point, depth, rng):
         "choroid": ventricle * choroid,
         "ventricle": ventricle,
         "sulcus": np.maximum(inside(pial, 0.8), inside(distance["cistern"], 1.5)),
-        **nuclei(distance),
+        **{name: inside(distance[name], soft) for name, soft in NUCLEI.items()},
         "cortex": inside(pial - thickness, 1.4),
         "white": 1,
     }
     return within, layers, inside(-depth, 0.6)
-
-
-def nuclei(distance):
-    """{nucleus: fraction of each pixel inside it} of `deep_structures`."""
-    softness = {"caudate": 0.9, "thalamus": 1.5, "pallidum": 1.2, "putamen": 1.0}
-    return {name: inside(distance[name], soft) for name, soft in softness.items()}
 
 
 def sagittal_layers(params, point, depth, rng):
@@ -331,6 +326,7 @@ def sagittal_layers(params, point, depth, rng):
     added = midline_structures(params, point, rng)
     whole, folia, white = cerebellum(params, point, base_height(point), side, rng)
     whole = np.maximum(whole, 1.0 - added["stem"])
+    distance["thalamus"] = smooth_min(distance["thalamus"], added["adhesion"], 2.0)
     # The gaps between cerebrum, brain stem and cerebellum are filled with fluid; what juts out of the three is not.
     outer = smooth_min(smooth_min(-depth, added["stem"], 20.0), whole, 20.0)
     outer = np.minimum(outer, added["cistern"])
@@ -347,7 +343,7 @@ def sagittal_layers(params, point, depth, rng):
         "cerebellar_sulcus": within_cerebellum * inside(folia, 0.7),
         "cerebellar_cortex": within_cerebellum * inside(white, 1.0),
         "cerebellar_white": within_cerebellum,
-        **nuclei(distance | {"thalamus": smooth_min(distance["thalamus"], added["adhesion"], 2.0)}),
+        **{name: inside(distance[name], soft) for name, soft in NUCLEI.items()},
         "hypothalamus": inside(added["hypothalamus"], 1.5),
         "stem": inside(added["stem"], 0.8),
         "sulcus": np.maximum(inside(pial, 0.8), inside(distance["cistern"], 1.5)),

@@ -11,38 +11,18 @@ CENTRE_Y = -16.0  # the middle of the brain is behind the anterior commissure
 FOLD_MM = 16.5  # wavelength of the folds of the medial wall: two sulci each
 SUBJECT_CALLOSUM_MM = 5.6  # thickness of the body of the corpus callosum for which the radii below hold
 
-# The lowest points of the cerebrum (y, z): at the midline, along the parahippocampal gyri, and along the temporal lobes.
-BASE = (
-    (-104, -8),
-    (-88, -8),
-    (-62, 4),
-    (-42, 10),
-    (-28, 3),
-    (-14, -11),
-    (0, -14),
-    (8, -12),
-    (16, -17),
-    (28, -23),
-    (50, -24),
-    (72, -8),
-)
-MEDIAL_BASE = (-104, -4), (-62, 2), (-45, -3), (-34, -12), (-15, -20), (4, -26), (14, -21), (26, -24), (50, -23), (72, -7)
-LATERAL_BASE = (-104, -6), (-62, -4), (-45, -30), (-10, -38), (18, -36), (27, -25), (50, -22), (72, -6)
-# Knots (y, z, radius) of the corpus callosum, from the rostrum over genu and body to the splenium.
+# y and z of the lowest points of the cerebrum: at the midline, along the parahippocampal gyri, and along the temporal lobes.
+BASE = (-104, -88, -62, -42, -28, -14, 0, 8, 16, 28, 50, 72), (-8, -8, 4, 10, 3, -11, -14, -12, -17, -23, -24, -8)
+MEDIAL_BASE = (-104, -62, -45, -34, -15, 4, 14, 26, 50, 72), (-4, 2, -3, -12, -20, -26, -21, -24, -23, -7)
+LATERAL_BASE = (-104, -62, -45, -10, 18, 27, 50, 72), (-6, -4, -30, -38, -36, -25, -22, -6)
+# y, z and radius of the knots of the corpus callosum, from the rostrum over genu and body to the splenium.
 CALLOSUM = (
-    (15, 1, 0.6),
-    (26, 1.5, 1.7),
-    (32, 8, 4.8),
-    (29.5, 17, 4.2),
-    (18, 24.5, 3.1),
-    (-2, 28, 2.8),
-    (-19, 26, 2.4),
-    (-29, 21, 3.0),
-    (-36, 14, 5.0),
-    (-35, 10, 4.2),
+    (15, 26, 32, 29.5, 18, -2, -19, -29, -36, -35),
+    (1, 1.5, 8, 17, 24.5, 28, 26, 21, 14, 10),
+    (0.6, 1.7, 4.8, 4.2, 3.1, 2.8, 2.4, 3.0, 5.0, 4.2),
 )
-FORNIX = (1.5, -28, 20, 1.1), (1.5, -16, 21.5, 1.2), (1.5, -6, 19, 1.2), (1.5, 1, 13, 1.3), (1.5, 3, 5, 1.3), (2.5, -4, -7, 1.2)
 # Knots (x, y, z, radius) of tubes.
+FORNIX = (1.5, -28, 20, 1.1), (1.5, -16, 21.5, 1.2), (1.5, -6, 19, 1.2), (1.5, 1, 13, 1.3), (1.5, 3, 5, 1.3), (2.5, -4, -7, 1.2)
 STEM = (
     (0, -45, -60, 6),
     (0, -41, -52, 6.4),
@@ -145,10 +125,10 @@ def base_height(point):
     """z (mm) of the lower surface of the cerebrum below or above each point."""
     x, y, _ = point
     lateral = np.abs(x)
-    height = np.interp(y, *zip(*BASE)).astype(np.float32)
+    height = np.interp(y, *BASE).astype(np.float32)
     for start, end, knots in ((9, 19, MEDIAL_BASE), (24, 34, LATERAL_BASE)):
         share = inside((start + end) / 2 - lateral, (end - start) / 2)
-        height += share * (np.interp(y, *zip(*knots)).astype(np.float32) - height)
+        height += share * (np.interp(y, *knots).astype(np.float32) - height)
     return height
 
 
@@ -241,7 +221,7 @@ def midline_structures(params, point, rng):
     rough = wave_field(draw_waves(rng, 6, 30.0), point)
     thickness = params["callosum_thickness_mm"] / SUBJECT_CALLOSUM_MM
     lifted = 5 * (scale - 1)  # by which large ventricles lift the body
-    line = [(0, ky, kz + lifted * np.clip((kz - 8) / 16, 0, 1), thickness * radius) for ky, kz, radius in CALLOSUM]
+    line = [(0, ky, kz + lifted * np.clip((kz - 8) / 16, 0, 1), thickness * radius) for ky, kz, radius in zip(*CALLOSUM)]
     callosum = tube((np.float32(0), y + 0.5 * rough, z + 0.5 * rough), line, 1)
     stem = params["stem_scale"]
     body = smooth_min(

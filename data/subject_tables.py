@@ -14,6 +14,7 @@ import re
 import sys
 from typing import NamedTuple
 
+from data.folders import some_of
 from utils import UserError, printable
 
 # The columns that are looked for, as letters and digits only, in any order: LONI's names (of a collection, and of its search),
@@ -126,13 +127,8 @@ def read_subjects(path, quiet=False, flag="--subjects"):
     table = (read_metadata if text.lstrip()[:1] in ("{", "[") else read_rows)(where, text, doubts)
     for doubt, found in doubts.items():
         if not quiet:
-            print(f"warning: {where}: {doubt} ({len(found)}): {first_of(found)}", file=sys.stderr)
+            print(f"warning: {where}: {doubt} ({len(found)}): {some_of(found, 5)}", file=sys.stderr)
     return table
-
-
-def first_of(names, limit=5):
-    """The first names as text: "a, b and 3 more"."""
-    return printable(", ".join(names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def read_text(where, path):

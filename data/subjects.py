@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 from data.folders import EXTENSIONS, some_of
-from data.subject_tables import Scan, first_of, read_subjects, scan_id
+from data.subject_tables import Scan, read_subjects, scan_id
 from utils import CLASSES, UserError, walk
 
 FOUND_BY_NAME = "meta_data_with_label.json", "participants.tsv", "subjects.csv"  # of ADNI, BIDS, and phantom.py
@@ -122,7 +122,7 @@ def find_subjects(path, dataset_dir, quiet=False):
         people = len({scan.person for scan in table.values()})
         say(f"note: {found} tells whose the slices are ({people} people, {len(table)} scans); --subjects names another table")
     if wrong := contradictions(places, table):
-        say(f"warning: {path or found}: scans whose folder contradicts their group ({len(wrong)}): {first_of(wrong, 10)}")
+        say(f"warning: {path or found}: scans whose folder contradicts their group ({len(wrong)}): {some_of(wrong)}")
     return table
 
 
