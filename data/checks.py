@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from data.decode import FULL_WHITE, KINDS, MOST, PAGES, VALUES, Light, code_of
+from data.decode import FULL_WHITE, KINDS, PAGES, VALUES, Light, code_of
 from utils import UserError, plural, printable
 
 DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
@@ -50,23 +50,18 @@ def warn_of_kinds(place, status, white):
 def check_brightness(place, lights, flag="--dataset_dir"):
     """Look at the `Light` of slices below `place`, {class: [Light] * n}.
 
-    UserError, which names `flag`, if most slices of a class are nearly black; a line on stderr if it is dark (but for logos or
-    text), if some of its slices are far darker than others or have a background that is not black, or if brightness alone tells
-    the classes apart.
+    UserError, which names `flag`, if most slices of a class are nearly black; a line on stderr if it is dark, if some of its slices
+    are far darker than others or have a background that is not black, or if brightness alone tells the classes apart.
     """
     lights = {name: Light(*np.array(values).T) for name, values in lights.items()}
-    for name, (bright, most, edges) in lights.items():
+    for name, (bright, edges) in lights.items():
         if (level := int(np.median(bright))) < DARK:
             raise UserError(
                 f"{flag} {place}: {name} is nearly black: the brightest parts of most of its slices are at {level} of 255; "
                 "save them again, scaled to 0 to 255"
             )
-        level, level_of_most = (int(np.quantile(values, 0.9, method="higher")) for values in (bright, most))
-        if level < DIM:
+        if (level := int(np.quantile(bright, 0.9, method="higher"))) < DIM:
             warn_once(f"warning: {place}: {name} is dark: the brightest parts of its slices are at {level} of 255")
-        elif level_of_most < min(DIM, level / 2):
-            few = f"all but the brightest {1 - MOST:.0%} of the pixels are below {level_of_most + 1} of 255"
-            warn_once(f"warning: {place}: {name} is dark, but for something small and bright, such as a logo or text: {few}")
         if (dark := (bright < level / 4).mean()) >= SHARE:
             warn_once(f"warning: {place}: {dark:.0%} of the slices of {name} are black or far darker than the others")
         if (pale := (edges >= PALE).mean()) >= SHARE:

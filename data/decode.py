@@ -23,7 +23,6 @@ KINDS = "8-bit", "16-bit"  # of files
 UNREADABLE, PAGES, VALUES, FIRST_KIND = 1, 2, 3, 4
 FULL_WHITE = 65535  # of 16 bits, unless decided otherwise
 BRIGHT = 0.995  # quantile of a slice's values that counts as its brightest; hot pixels are beyond
-MOST = 0.97  # of which logos and text do not decide
 USUAL_WHITES = 255, 4095, 65535
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x112, 262, 339  # numbers of Exif and TIFF tags
 
@@ -40,7 +39,6 @@ class Light(NamedTuple):
     """How bright a slice is, in grey levels, 0 to 255."""
 
     bright: int  # its brightest parts but for hot pixels: the BRIGHT quantile
-    most: int  # the MOST quantile
     edges: int  # of two opposite edges the darker one's median, if it is uniform, as a background is; 0 if not
 
 
@@ -125,11 +123,11 @@ def decode(path, resolution, white=None):
 def light_of(pixels):
     """The Light of a slice uint8 [H, W]."""
     counts = np.bincount(pixels.ravel(), minlength=256).cumsum()
-    bright, most = (int(np.searchsorted(counts, quantile * pixels.size)) for quantile in (BRIGHT, MOST))
+    bright = int(np.searchsorted(counts, BRIGHT * pixels.size))
     edges = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
     middle_and_high = (np.sort(edge)[[len(edge) // 2, len(edge) * 9 // 10]].astype(int) for edge in edges)
     top, bottom, left, right = (middle if high <= 1.1 * middle else 0 for middle, high in middle_and_high)
-    return Light(bright, most, int(max(min(top, bottom), min(left, right))))
+    return Light(bright, int(max(min(top, bottom), min(left, right))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def missing_text(dataset_dir, classes):
 def class_folders(dataset_dir, classes="all", flag="--dataset_dir"):
     """{class: folder} of `classes`, "all" or one of CLASSES; a line on stderr names folders whose name is not the class's.
 
-    UserError, which names `flag`, if a folder is missing, a class has two, or two classes have one.
+    UserError, which names `flag`, if a folder is missing, or a class has two.
     """
     if not os.path.isdir(dataset_dir):
         raise UserError(f"{flag} {dataset_dir}: no such folder; it should hold {' and '.join(CLASSES)}")
@@ -64,8 +64,6 @@ def class_folders(dataset_dir, classes="all", flag="--dataset_dir"):
         if folders != [name]:
             warn_once(f"note: {os.path.join(dataset_dir, *folders)} is read as class {name}")
         result[name] = os.path.join(dataset_dir, *folders)
-    if len(set(map(os.path.realpath, result.values()))) < len(result):
-        raise UserError(f"{flag} {dataset_dir}: {' and '.join(result)} are one folder, by a link")
     return result
 
 
@@ -100,10 +98,8 @@ def find_slices(folder, flag="--dataset_dir"):
 
     Hidden files and folders are left out, and other files, which a line on stderr counts and names.
     """
-    files, others, misplaced, own = [], [], [], class_named(os.path.basename(os.path.abspath(folder)))
+    files, others = [], []
     for root, names in walk(folder):
-        if class_named(os.path.basename(root)) not in (None, own):
-            misplaced.append(os.path.relpath(root, folder))
         below = (os.path.relpath(root, folder).replace(os.sep, "/") + "/").removeprefix("./")
         for name in names:
             if name.lower().endswith(EXTENSIONS):
@@ -118,8 +114,6 @@ def find_slices(folder, flag="--dataset_dir"):
     if not files:
         there = f"; there is {some_of(sorted(others))}" if others else ""
         raise UserError(f"{flag}: no slices in {folder} (looked for {', '.join(EXTENSIONS)} at any depth{there})")
-    if misplaced and own:
-        warn_once(f"warning: {folder}: slices in folders of another class's name are read as of this class: {some_of(misplaced)}")
     if others:
         kinds = f"{plural(len(others), 'file')} of kinds that are not read"
         warn_once(f"warning: {folder}: {kinds} left out: {some_of(sorted(others))}")

@@ -156,21 +156,6 @@ def test_two_folders_of_a_class_are_refused(data):
     assert load(data).counts == {"AD": 5, "NC": 7}
 
 
-def test_one_folder_for_two_classes_is_refused(data):
-    shutil.rmtree(data / "NC")
-    os.symlink("AD", data / "NC")
-    assert refusal(data).endswith("AD and NC are one folder, by a link")
-    assert load(data, classes="NC").counts == {"NC": 5}
-
-
-def test_slices_of_another_class_within_a_class_are_named(data, capsys):
-    for name in ("NC/up/AD", "NC/cn", "NC/MCI"):
-        save(data / name / "300_7.png", noise(32, 32))
-    assert load(data).counts == {"AD": 5, "NC": 10}
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"warning: {data / 'NC'}: slices in folders of another class's name are read as of this class: up/AD"
-
-
 @pytest.mark.parametrize("given", ["train", "."])
 def test_a_split_without_a_class_is_named(data, capsys, given):
     parent = data.parent

@@ -294,13 +294,10 @@ def test_brightness_is_that_of_the_brightest_parts():
     pixels = BRAIN.copy()
     pixels[0, :5] = 255
     assert light_of(pixels).bright == int(np.quantile(pixels, 0.995, method="higher")) < 224
-    assert light_of(BRAIN * 0) == (0, 0, 0) and light_of(BRAIN * 0 + 255) == (255, 255, 255)
+    assert light_of(BRAIN * 0) == (0, 0) and light_of(BRAIN * 0 + 255) == (255, 255)
 
 
-def test_light_of_logos_and_edges():
-    pixels = BRAIN // 16
-    pixels[:5, :10] = 255  # 2.6%
-    assert light_of(pixels).bright == 255 and light_of(pixels).most == np.quantile(pixels, 0.97, method="higher") < 14
+def test_light_of_edges():
     assert light_of(255 - BRAIN).edges == 255 and light_of(BRAIN).edges == 0
     padded = np.asarray(pad_and_resize(Image.fromarray(255 - BRAIN), 48))
     assert light_of(padded).edges == 255  # left and right
