@@ -33,11 +33,10 @@ def find_damaged(pixels, scans):
     """{scan: reason} of the damaged scans, in the order of the slices.
 
     pixels: uint8 [N, R, R], R a multiple of 32, an array or `dataset.Slices`; scans: the scan of each slice, [N].
-
-    far darker: the mean grey level of the scan is below a third of that of the median scan, and its logarithm more than five robust
-    standard deviations below (1.4826 times the median absolute deviation over the scans). Of a scan of under SEVERAL slices, which
-    may show little of the brain, the mean over its foreground is also below half of that. noise: neighbouring pixels in the
-    foreground correlate at less than 0.4 of what they do in the median scan, if that shows structure (brains: 0.5 to 0.65).
+    far darker: the mean grey level is below DARK of the median scan's, and its logarithm more than MANY_DEVIATIONS robust standard
+    deviations below (1.4826 times the median absolute deviation); of a scan of under SEVERAL slices, which may show little of the
+    brain, the mean over the foreground is also below half. noise: neighbouring pixels in the foreground correlate at less than
+    NOISE of what they do in the median scan, if that shows structure (brains: 0.5 to 0.65).
     """
     unique, first, group = np.unique(np.asarray(scans, object).astype(str), return_index=True, return_inverse=True)
     if len(unique) < MIN_SCANS:
@@ -68,11 +67,11 @@ def find_damaged(pixels, scans):
     return reasons
 
 
-def damaged_text(reasons, limit=10):
-    """Text that names the scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
-    named = "; ".join(f"{scan}, {reason}" for scan, reason in list(reasons.items())[:limit])
-    more = f"; and {len(reasons) - limit} more" if len(reasons) > limit else ""
-    return printable(f"{plural(len(reasons), 'damaged scan')}: {named}{more}")
+def damaged_text(reasons):
+    """Text that names the first scans in {scan: reason}: "2 damaged scans: 218391, black (...); 218395, noise (...)"."""
+    named = [f"{scan}, {reason}" for scan, reason in reasons.items()]
+    more = [f"and {len(named) - 10} more"] if len(named) > 10 else []
+    return printable(f"{plural(len(named), 'damaged scan')}: {'; '.join(named[:10] + more)}")
 
 
 def leave_out_damaged(slices, flag="--dataset_dir"):
@@ -129,17 +128,12 @@ def slice_statistics(pixels):
 
 def neighbours(images):
     """Two arrays [n, 2 * H * (H - 1)] of [n, H, H]: each pixel, and the next one below it or to its right."""
-    both = [
-        (image[:, 1:].reshape(len(image), -1), image[:, :-1].reshape(len(image), -1)) for image in (images, images.swapaxes(1, 2))
-    ]
-    return [np.concatenate(part, 1) for part in zip(*both)]
+    both = images, images.swapaxes(1, 2)
+    return [np.concatenate([image[:, part].reshape(len(image), -1) for image in both], 1) for part in (np.s_[1:], np.s_[:-1])]
 
 
 def scan_means(values, group, count):
     """Means of values [n, 3] over the slices of each of `count` scans, [3, count]; nan of a scan without a finite one."""
-    finite = np.isfinite(values)
+    columns = [(column, np.isfinite(column)) for column in values.T]
     with np.errstate(all="ignore"):
-        return [
-            np.bincount(group, np.where(ok, column, 0), count) / np.bincount(group, ok, count)
-            for column, ok in zip(values.T, finite.T)
-        ]
+        return [np.bincount(group, np.where(ok, column, 0), count) / np.bincount(group, ok, count) for column, ok in columns]

@@ -47,10 +47,8 @@ class Job(NamedTuple):
 
 
 def prepare_scan(job, draw=None):
-    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed. Raises no Exception.
-
-    draw(panels, pixels, title, path): draws the picture of a Job that has one. A disk that is full adds {"full": True},
-    since the next scan would fail likewise.
+    """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed, with {"full": True} where the
+    disk is full. draw(panels, pixels, title, path): draws the picture of a Job that has one. Raises no Exception.
     """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
     try:

@@ -4,9 +4,9 @@
     mask = read_mask("I218391_mask.nii.gz", image)  # likewise, from a file of any grid
     check_found(image, mask, None, centred=True)
 
-A header that is wrong although no field contradicts another, a mask of another scan, or a cut beside the brain would otherwise end
-in slices that are black, small or turned, of a scan that counts as done. The limits are far outside of what adults have: 1.1 to
-1.8 l within the skull, and 3 to 5 l in a head without its neck. Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
+A wrong header, a mask of another scan, or a cut beside the brain would otherwise end in slices that are black, small or turned. The
+limits are far outside of what adults have: 1.1 to 1.8 l within the skull, and 3 to 5 l in a head without its neck. Arrays are
+[z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
 import numpy as np
@@ -46,11 +46,10 @@ def like(array, image):
 
 
 def head_mask(image, with_neck=False):
-    """The head in a volume, as a mask (uint8, 0 or 1): above Otsu's threshold, the largest part of it, with its holes filled.
+    """The head in a volume, as a mask (uint8, 0 or 1): the largest part above Otsu's threshold, with its holes filled.
 
-    A few voxels far brighter than all others do not count for the threshold, nor does fat around a darker brain. Where the
-    background has one value throughout, as after the removal of the skull, all other voxels are above it. What is more than HEAD_MM
-    below the top is left out, unless `with_neck`.
+    Where the background has one value throughout, as after the removal of the skull, all other voxels count. Without `with_neck`
+    what is more than HEAD_MM below the top is left out.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
     background, around = background_of(image)
@@ -102,11 +101,10 @@ def background_of(image):
 
 
 def tame(image, mask):
-    """A volume without values that would spoil the steps after it; the order of all others stays as it is.
+    """A volume without values that would spoil the steps after it.
 
-    A constant background, whatever its value, becomes as dark as the darkest inside the mask. Negative values, such as z-scores:
-    all is moved so that this is 0, since N4 divides, and what is outside of a brain mask becomes 0. A few voxels far brighter than
-    the brain: cut at OUTLIER times its brightest, since cubic splines carry them through the volume.
+    A constant background becomes as dark as the darkest inside the mask; negative values (z-scores) are moved so that this is 0,
+    since N4 divides; what is brighter than OUTLIER times the brain is cut, since cubic splines carry it through the volume.
     """
     voxels = sitk.GetArrayFromImage(image)
     inside, outside = voxels[sitk.GetArrayViewFromImage(mask) > 0], sitk.GetArrayViewFromImage(mask) == 0
