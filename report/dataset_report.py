@@ -12,7 +12,6 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from analysis.position import index_auc, slice_indices, unknown_text, windows
 from data.checks import check_brightness, warn, warn_of_kinds
@@ -21,7 +20,9 @@ from data.decode import Light, decode, light_of, pad_and_resize, read_files
 from data.folders import class_folders, find_slices, find_splits, require_readable, some_of
 from data.subjects import contradictions, count_and_names, find_subjects, identify, image_order, resampling_groups
 from data.view import find_view
-from utils import UserError, atomic_path, make_folder, printable
+from dataset import spread
+from report.figures import save_image_table
+from utils import make_folder, printable
 
 SAMPLES = 8  # slices of each class in samples.png, and scans that are listed by name or shown in damaged.png
 EXAMINED = 64  # pixels a side at which view and damage are looked for
@@ -110,7 +111,8 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
     with contextlib.suppress(FileNotFoundError):
         os.unlink(damaged_path)  # of an earlier report
     if damaged:
-        save_damaged(damaged_path, damaged[:SAMPLES])
+        captions, cells = zip(*damaged[:SAMPLES])
+        save_image_table(cells, damaged_path, captions, ["as it is", "full contrast", "not damaged"])
         kept = "train.py leaves them out; --keep_damaged True keeps them"
         print(f"damaged scans, each beside one that is not: {damaged_path} ({kept})")
 
@@ -120,7 +122,7 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
 
 
 def print_split(split, found):
-    """Print what there is in a Split and what is doubtful in it; returns `pairs_to_draw` of its damaged scans."""
+    """Print what there is in a Split and what is doubtful in it; returns `rows_to_draw` of its damaged scans."""
     counts, facts = [f"{len(found.of(name))} {name}" for name in found.folders], list(found.facts.values())
     print(f"{split}: {' + '.join(counts)} slices in {found.folder}")
     sizes, modes = tally(f"{fact.size[0]} x {fact.size[1]}" for fact in facts), tally(fact.mode for fact in facts)
@@ -138,7 +140,7 @@ def print_split(split, found):
             print(f"    {printable(scan)}: {note}")
     warn_of_kinds(found.folder, found.status, found.white)
     check_brightness(found.folder, {name: [fact.light for fact in found.of(name).values()] for name in found.status})
-    return pairs_to_draw(split, pixels, scans, reasons)
+    return rows_to_draw(split, pixels, scans, reasons)
 
 
 def tally(values):
@@ -248,54 +250,23 @@ def span(values):
 
 def save_samples(path, found, resolution):
     """Draw evenly spaced slices of a Split as training sees them, a row per class."""
-    samples = {}
-    for name in found.folders:
-        files = list(found.of(name))
-        samples[name] = [files[i] for i in np.linspace(0, len(files) - 1, min(SAMPLES, len(files))).astype(int)]
-    columns = max(map(len, samples.values()))
-    figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * len(samples)), facecolor="black", layout="constrained")
-    axes = figure.subplots(len(samples), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], facecolor="black")
-        axis.spines[:].set_visible(False)
-    for row, (name, files) in zip(axes, samples.items()):
-        row[0].set_ylabel(name, color="white", fontsize=14)
-        for axis, file in zip(row, files):
-            pixels = decode(os.path.join(found.folders[name], file.removeprefix(f"{name}/")), resolution, found.white[name])
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-    save(figure, path)
+    cells = []
+    for name, folder in found.folders.items():
+        files = spread(np.array(list(found.of(name))), min(SAMPLES, len(found.of(name))))
+        pixels = [decode(os.path.join(folder, file.removeprefix(f"{name}/")), resolution, found.white[name]) for file in files]
+        cells.append(pixels + [None] * (SAMPLES - len(pixels)))
+    save_image_table(cells, path, list(found.folders), [""] * SAMPLES)
 
 
-def pairs_to_draw(split, pixels, scans, reasons):
-    """[(title, a slice of a damaged scan, a slice of one that is not)], uint8 [64, 64], of {scan: reason} in a split."""
+def rows_to_draw(split, pixels, scans, reasons):
+    """[(caption, [slice])] of {scan: reason} in a split: a damaged slice, the same with full contrast, one that is not damaged."""
     rows = {}
     for i, scan in enumerate(scans):
         rows.setdefault(scan, []).append(i)
-    normal = [scan for scan in rows if scan not in reasons]
     middle = {scan: pixels[indices[len(indices) // 2]] for scan, indices in rows.items()}
-    usual = sorted(normal, key=lambda scan: middle[scan].mean())[len(normal) // 2] if normal else None
-    return [(f"{split} {scan}: {reason}", middle[scan], f"scan {usual}", middle[usual]) for scan, reason in reasons.items()]
-
-
-def save_damaged(path, pairs):
-    """Draw a row for each of `pairs_to_draw`: the damaged slice as it is, the same with full contrast, and a normal slice."""
-    figure = Figure(figsize=(9, 3.2 * len(pairs)), facecolor="black", layout="constrained")
-    for row, (title, damaged, usual, normal) in zip(figure.subfigures(len(pairs), squeeze=False)[:, 0], pairs):
-        row.set_facecolor("black")
-        row.suptitle("\n".join(textwrap.wrap(title, 90)), color="white", fontsize=9)
-        full = damaged, max(1, damaged.max()), "full contrast"
-        panels = (damaged, 255, "as it is"), full, (normal, 255, f"not damaged: {usual}")
-        for axis, (pixels, white, caption) in zip(row.subplots(1, len(panels)), panels):
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=white)
-            axis.set_title(caption, color="white", fontsize=9)
-            axis.axis("off")
-    save(figure, path)
-
-
-def save(figure, path):
-    """Write a figure; UserError if it cannot be written."""
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=200)
-    except OSError as error:
-        raise UserError(f"--output_dir: cannot write {path} ({error.strerror})") from None
+    sound = sorted((scan for scan in rows if scan not in reasons), key=lambda scan: middle[scan].mean())
+    drawn = []
+    for scan, reason in reasons.items():
+        full = np.uint8(middle[scan] * (255 / max(1, middle[scan].max())))
+        drawn.append((textwrap.fill(f"{split} {scan}: {reason}", 40), [middle[scan], full, middle[sound[len(sound) // 2]]]))
+    return drawn
