@@ -35,8 +35,8 @@ def cache_folder():
 def load_folder(folder, files, resolution, num_workers=None, label=None):
     """Read the `files` of `folder` (as `find_slices` lists them) from the cache; decode them into it if it is missing or old.
 
-    Returns (pixels, status, white, note): pixels uint8 [len(files), R, R], a memory map of the cache; status and white as in
-    `decode.Files`; note None, or the reason why the cache cannot be written, with the pixels in memory.
+    Returns (pixels uint8 [len(files), R, R], status and white of `decode.Files`, note): pixels are a memory map of the cache; note
+    is None, or the reason why it cannot be written, with the pixels in memory.
     """
     cache, identity = cache_folder(), short_hash(os.path.realpath(folder))
     prefix = os.path.join(cache, f"{os.path.basename(folder)}-{identity}-{resolution}-")
@@ -92,15 +92,15 @@ def read_cache(path, shape, folder, files):
     status, white = facts(rows, len(files))
     if not np.isin(status, (UNREADABLE, PAGES, VALUES, *map(code_of, KINDS))).all() or not 0 <= white[0] <= 65535:
         return None
-    # An unreadable file may have become readable without a new time, when a network disk came back.
-    unreadable = [os.path.join(folder, files[i][0]) for i in np.flatnonzero(status < FIRST_KIND)]
-    retried = for_each(lambda file: decode(file, shape[1]), unreadable)
-    # A few slices are decoded again: a disk may have garbled the pixels, and Windows has no time that replaced files cannot keep.
-    readable = np.flatnonzero(status >= FIRST_KIND)
-    few = readable[:: -(-len(readable) // COMPARED) or 1]
+    # Unreadable files may have become readable without a new time, when a network disk came back. A few others are compared: a disk
+    # may have garbled the pixels, and Windows has no time that replaced files cannot keep.
+    lost, readable = np.flatnonzero(status < FIRST_KIND), np.flatnonzero(status >= FIRST_KIND)
+    few = [*lost, *readable[:: -(-len(readable) // COMPARED) or 1]]
     again = for_each(lambda i: decode(os.path.join(folder, files[i][0]), shape[1], white[0]), few)
-    same = all(image is None or np.abs(image - rows[i].astype(int)).mean() < 1 for i, image in zip(few, again))
-    return rows if same and all(image is None for image in retried) else None
+    same = [
+        image is None or status[i] >= FIRST_KIND and np.abs(image - rows[i].astype(int)).mean() < 1 for i, image in zip(few, again)
+    ]
+    return rows if all(same) else None
 
 
 def remove_stale(prefix, keep):

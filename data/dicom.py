@@ -37,7 +37,6 @@ TAGS = {  # of DICOM: one value each
     "person": "0010|0020",
     "name": "0010|0010",
     "instance": "0020|0013",
-    "images": "0020|1002",
     "orientation": "0020|0037",
     "position": "0020|0032",
 }
@@ -63,7 +62,7 @@ def check_size(place, size):
 
 
 def read_headers(files):
-    """The values of TAGS, None where missing, and the sizes of DICOM files: a list of dicts."""
+    """The values of TAGS, "" where missing, and the sizes of DICOM files: a list of dicts."""
     reader, headers = sitk.ImageFileReader(), []
     reader.SetImageIO("GDCMImageIO")
     for path in files:
@@ -72,7 +71,7 @@ def read_headers(files):
             reader.ReadImageInformation()
         except RuntimeError as error:
             raise UserError(f"{path}: damaged, or no DICOM image ({reason(error)})") from None
-        header = {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else None for name, tag in TAGS.items()}
+        header = {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "" for name, tag in TAGS.items()}
         headers.append({**header, "size": reader.GetSize()[:2]})
     return headers
 
@@ -80,7 +79,7 @@ def read_headers(files):
 def numbers(text, count):
     """The `count` finite numbers in a DICOM value "1\\2\\3", or None."""
     try:
-        values = np.array([float(part) for part in (text or "").split("\\")])
+        values = np.array([float(part) for part in text.split("\\")])
     except ValueError:
         return None
     return values if len(values) == count and np.isfinite(values).all() else None
@@ -104,7 +103,7 @@ def read_dicom(files):
         raise UserError(f"{place}: no orientation: Image Orientation has no two perpendicular directions")
     sides = numbers(first["spacing"], 2)  # of rows, of columns
     if sides is None or sides.min() <= 0:
-        raise UserError(f"{place}: no Pixel Spacing ({printable(first['spacing'] or 'missing')}), so sizes would be a guess")
+        raise UserError(f"{place}: no Pixel Spacing ({printable(first['spacing']) or 'missing'}), so sizes would be a guess")
     normal = np.cross(row, column)
     heights = np.array(positions) @ normal
     order = np.argsort(heights, kind="stable")
@@ -127,39 +126,29 @@ def read_dicom(files):
 
 def check_series(place, headers):
     """UserError unless DICOM headers are of one grey MR series of one person, and not of a localiser."""
-    first = headers[0]
     if len(people := {(header["person"], header["name"]) for header in headers}) > 1:
         raise UserError(f"{place}: files of {len(people)} people are mixed in this folder; give each a folder of their own")
     series = Counter(header["series"] for header in headers)
     if len(series) > 1:
-        called = {header["series"]: printable(header["description"] or "no description")[:40] for header in headers}
+        called = {header["series"]: printable(header["description"])[:40] or "no description" for header in headers}
         shown = ", ".join(f"{called[name]}: {count} files" for name, count in series.most_common(3))
         raise UserError(f"{place}: {len(series)} series are mixed in this folder ({shown}); give each a folder of its own")
     for header in headers:
-        description, kind = header["description"] or "", header["type"] or ""
-        if LOCALISER.search(kind) or LOCALISER.search(description) and not SCAN.search(description):
-            raise UserError(f"{place}: a localiser ({printable(description or kind)[:60]})")
-    if other := {header["modality"] for header in headers} - {"MR", "", None}:
-        raise UserError(f"{place}: its modality is {printable(min(other))[:20]}, not MR")
-    if (first["frames"] or "1") != "1":
-        raise UserError(f"{place}: a multi-frame DICOM file; convert it to NIfTI first, such as with dcm2niix")
-    for header in headers:
-        if (header["samples"] or "1") != "1" or (header["colour"] or "MONOCHROME2") != "MONOCHROME2":
+        description = header["description"]
+        if LOCALISER.search(header["type"]) or LOCALISER.search(description) and not SCAN.search(description):
+            raise UserError(f"{place}: a localiser ({printable(description or header['type'])[:60]})")
+        if header["modality"] not in ("", "MR"):
+            raise UserError(f"{place}: its modality is {printable(header['modality'])[:20]}, not MR")
+        if header["samples"] not in ("", "1") or header["colour"] not in ("", "MONOCHROME2"):
             shown = printable(header["colour"] or f"{header['samples']} samples a pixel")
             raise UserError(f"{place}: in colour, or inverted ({shown}), which is no T1 scan; download the original series")
+    if headers[0]["frames"] not in ("", "1"):
+        raise UserError(f"{place}: a multi-frame DICOM file; convert it to NIfTI first, such as with dcm2niix")
 
 
 def check_count(place, headers):
-    """UserError where the headers of DICOM slices say that there are more than these.
-
-    Instance Numbers that begin above their count, such as 1001 or after those of another series, are counted from the first.
-    """
+    """UserError where Instance Numbers say that there are more slices; they may begin above their count."""
     count = len(headers)
-    said = [value[0] for header in headers if (value := numbers(header["images"], 1)) is not None]
-    if said and max(said) > count:
-        raise UserError(
-            f"{place}: {max(said) - count:g} missing slices: {count} files, Images in Acquisition {max(said):g}; download it again"
-        )
     instances = {int(value[0]) for header in headers if (value := numbers(header["instance"], 1)) is not None}
     first = min(instances, default=1)
     if len(instances) == count and (missing := max(instances) - (first if first > count else min(1, first)) + 1 - count) > 0:

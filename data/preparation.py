@@ -196,7 +196,6 @@ def plan(request, table, found, record):
                 continue
             record.forget(image)
         jobs.append(Job(volume, mask, os.path.join(request.output_dir, record.place(scan)), picture, request.settings))
-    record.remove_unrecorded(table)
     return jobs, done
 
 

@@ -12,7 +12,7 @@ import os
 import re
 
 from data.split import SPLITS, File, write_table
-from data.subjects import CLASS_OF, Scan, scan_id
+from data.subjects import CLASS_OF, Scan
 from data.volumes import file_checksum
 from lock import Held, Lock
 from utils import CLASSES, UserError, atomic_path, printable
@@ -112,15 +112,6 @@ class Record:
         for name in old["slices"]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.folder, old["folder"], name))
-
-    def remove_unrecorded(self, table):
-        """Remove slices of scans in the table that are not recorded: a killed run wrote them, maybe as of another class."""
-        for folder in FOLDERS:
-            for name in os.listdir(os.path.join(self.folder, folder)):
-                image = scan_id(name)
-                entry = self.scans.get(image, {"folder": "", "slices": ()})
-                if image in table and (entry["folder"] != folder or name not in entry["slices"]):
-                    os.unlink(os.path.join(self.folder, folder, name))
 
 
 def check_content(record):

@@ -276,19 +276,6 @@ def test_slices_follow_the_table_when_class_or_person_is_corrected(download, gon
     assert not [path for path in slices() if "/102_" in path]
 
 
-def test_slices_that_a_killed_run_left_in_another_class_are_removed(download):
-    run()
-    folder = {"AD": "NC", "NC": "AD"}
-    path = next(path for path in slices() if "/101_" in path)
-    split, label, name = path.split("/")
-    shutil.copy(f"out/{path}", f"out/{split}/{folder[label]}/{name}")
-    shutil.copy(f"out/{path}", f"out/{split}/{label}/101_7.jpeg")
-    shutil.copy(f"out/{path}", f"out/{split}/{label}/999999_7.jpeg")  # of no scan in the table
-    before = set(slices())
-    run()
-    assert before - set(slices()) == {f"{split}/{folder[label]}/{name}", f"{split}/{label}/101_7.jpeg"}
-
-
 @pytest.mark.parametrize("plane", ["sagittal", "axial", "coronal"])
 def test_planes_have_numbers_from_the_middle_and_other_planes_another_folder(download, plane):
     assert run("--plane", plane, "--slices", -8, 16, "--num_slices", 4) == 0  # 4 mm voxels
