@@ -25,7 +25,6 @@ from modules import minibatch_std
 from utils import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-REAL = ROOT / "../shared/data"
 
 
 @pytest.fixture(autouse=True)
@@ -102,14 +101,6 @@ def test_slices_warn_of_unreadable_files_in_one_line_in_every_run(data, capsys):
             assert name in error
         assert slices.counts == {"AD": 5, "NC": 7}
         assert (slices[np.arange(12)][[0, 4, 5, 11]] == [noise(32, 32, seed) for seed in (0, 4, 10, 16)]).all()
-
-
-def test_slices_name_ten_unreadable_files_and_count_the_rest(data, capsys):
-    for i in range(25):
-        (data / f"NC/bad{i:02}.png").write_bytes(b"")
-    load(data)
-    error = capsys.readouterr().err
-    assert "25 unreadable" in error and "bad09" in error and "bad10" not in error and "and 15 more" in error
 
 
 def test_slices_leave_out_images_above_the_limit_of_pixels(data, capsys, monkeypatch):
@@ -321,12 +312,6 @@ def test_cache_on_a_full_disk_falls_back_to_memory_and_leaves_no_file(data, cach
     assert not list(cache.iterdir())
 
 
-def test_slices_do_not_write_into_the_data_folder(data):
-    before = sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*"))
-    load(data)
-    assert sorted((path, path.stat().st_mtime_ns) for path in data.parent.rglob("*")) == before
-
-
 @pytest.mark.slow
 def test_cache_of_two_processes_that_start_together(data, tmp_path):
     for i in range(300):
@@ -492,19 +477,3 @@ def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
     (data / "NC/1_1.png").write_bytes(b"")
     assert "no readable slice" in refusal(data) and "1_1.png" in refusal(data)
     assert load(data, classes="AD").counts == {"AD": 5}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "view, counts, share", [("axial", {"AD": 409, "NC": 330}, (1, 176 / 208)), ("sagittal", {"AD": 200, "NC": 80}, (240 / 256, 1))]
-)
-def test_slices_of_the_real_data_sets(view, counts, share):
-    """share: of the square that a slice fills, down and across."""
-    if not (REAL / view).is_dir():
-        pytest.skip("needs the real slices")
-    slices = Slices(str(REAL / view / "test"), progress=False)
-    assert slices.counts == counts and not slices.unreadable
-    bright = slices[[0]][0] > 40
-    assert bright.shape == (256, 256)
-    for axis, filled in zip((1, 0), share):
-        assert 100 < np.ptp(np.flatnonzero(bright.any(axis))) < 256 * filled

@@ -159,15 +159,6 @@ def test_areas_of_axial_slices_equal_counted_pixels_of_each_tissue():
         check_areas(areas, tissue, "axial")
 
 
-def test_ventricle_area_equals_the_dark_pixels_of_an_axial_image():
-    for number in range(4):
-        params = subject(number, ("AD", "NC")[number % 2], shift_x_mm=0.0, shift_y_mm=0.0)
-        tissue = slice_tissue(params, 15.0, "axial")  # the ventricles are in one piece, the cortex far from them
-        image = render(params, tissue, 15.0, np.random.default_rng(number), "axial")
-        dark = (image[64:160, 87:169] < 90).sum() * VIEWS["axial"].pixel_mm ** 2
-        assert dark == pytest.approx(true_areas(tissue, "axial")["ventricle_mm2"], rel=0.1)
-
-
 def test_callosum_is_what_is_brightest_in_a_sagittal_image_without_shading():
     bright, truth = [], []
     for thickness in (3.6, 4.4, 5.2, 6.0):

@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("SimpleITK")
 
-from data.preparation import assign_sides, find_masks
-from data.preparation_record import Record  # noqa: E402
+from data.preparation import Record, assign_sides, find_masks  # noqa: E402
 from data.subjects import Scan  # noqa: E402
 from utils import UserError  # noqa: E402
 

@@ -10,11 +10,6 @@ from report.dataset_command import MATCHED, parse_args
 from utils import UserError
 
 
-def test_defaults_are_a_report_on_both_classes():
-    args = parse_args(["--dataset_dir", "AD_NC"])
-    assert (args.classes, args.subjects, args.split_by_subject, args.test_share, args.seed) == ("all", None, None, 0.3, 0)
-
-
 @pytest.mark.parametrize(
     "flag",
     [

@@ -240,17 +240,6 @@ def test_report_where_the_slice_index_tells_nothing(heads, tmp_path, capsys):
     assert "slice index alone" not in report(tmp_path, capsys, "--dataset_dir", heads, "--classes", "AD")
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [["--dataset_dir", "nowhere"], ["--dataset_dir", ".", "--resolution", "100"], ["--dataset_dir", ".", "--classes", "MCI"], []],
-)
-def test_wrong_flags_are_user_errors_and_write_no_file(tmp_path, monkeypatch, flags):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError):
-        dataset_command.main(flags)
-    assert not list(tmp_path.iterdir())
-
-
 def test_output_dir_that_cannot_be_made_is_a_user_error(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir"):

@@ -58,17 +58,6 @@ def test_split_by_subject_shares_no_person_and_loses_no_known_slice(data, tmp_pa
     ]  # fmt: skip
 
 
-def test_split_by_subject_reads_cn_as_nc(data, tmp_path, capsys):
-    folder, table = data
-    split_by_subject(str(folder), "all", str(tmp_path / "expected"), table)
-    (folder / "test/NC").rename(folder / "test/CN")
-    (folder / "train/AD").rename(folder / "train/ad")
-    split_by_subject(str(folder), "all", str(tmp_path / "new"), table)
-    assert set(files_below(tmp_path / "new")) == set(files_below(tmp_path / "expected"))
-    error = capsys.readouterr().err
-    assert f"{folder / 'test/CN'} is read as class NC" in error and f"{folder / 'train/ad'} is read as class AD" in error
-
-
 def test_split_csv_tells_where_every_scan_went_and_serves_as_subjects(data, tmp_path):
     folder, table = data
     split_by_subject(str(folder), "all", str(tmp_path / "new"), table)
