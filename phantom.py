@@ -6,9 +6,8 @@
 
 A subject is one three-dimensional anatomy (data/phantom_anatomy.py) cut at 20 neighbouring slices, once for each of its scans.
 AD and NC differ by overlapping distributions of ventricle size, sulcal width, cortical thickness and, in sagittal slices, thickness
-of the corpus callosum. `subjects.csv` lists each subject's parameters and the true areas in each slice, so that what a model learnt
-can be checked against the truth, and says whose each scan is, of which age and sex: it serves as --subjects of dataset.py,
-metrics.py and predict.py. The phantoms are nobody's brain and have no clinical meaning.
+of the corpus callosum. `subjects.csv` lists whose each scan is, what was drawn and the true areas in each slice, and serves as
+--subjects of the other commands. The phantoms are nobody's brain and have no clinical meaning.
 """
 
 import startup  # isort: skip
@@ -247,10 +246,9 @@ def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False
     """Write `folder`/{train,test}/{AD,NC}/<scan>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
 
     volumes: also write `folder`/volumes and `folder`/masks (data/phantom_volumes.py), which needs SimpleITK. traps: of TRAPS.
-
-    On one machine, equal arguments give equal bytes, whatever `num_workers`. Returns the number of slices written: 0 if they were
-    there before. Below 4 subjects, some folders stay empty. UserError if `folder` cannot be written or holds other files, or traps
-    ask for what the others exclude; whatever stops it half way, the slices written so far are removed.
+    Equal arguments give equal bytes, whatever `num_workers`. Returns the number of slices written, 0 if they were there before.
+    UserError if `folder` cannot be written or holds other files, or traps exclude other flags; whatever stops it half way, the
+    slices written so far are removed.
     """
     settings = Settings(subjects, seed, scans, view, tuple(name for name in TRAPS if name in traps), float(disease))
     check_traps(settings)

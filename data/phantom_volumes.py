@@ -36,11 +36,6 @@ def make_image(planes, spacing, orientation="LPS", turned=(0, 0, 0)):
     return sitk.DICOMOrient(image, orientation)
 
 
-def write_nifti(image, path):
-    """Write a SimpleITK.Image as a NIfTI file."""
-    sitk.WriteImage(image, path, useCompression=path.endswith(".gz"))
-
-
 @contextlib.contextmanager
 def same_locale():
     """A context after which the locale is what it was: GDCM's writer sets it to "C", and Python then reads text as ASCII."""
@@ -109,10 +104,10 @@ def write_scan(folder, planes, spacing, subject, scan, image, sex, day):
     place = os.path.join(folder, "volumes", person, SERIES, f"{date}_09_00_00.0", f"I{image:06d}")
     os.makedirs(place)
     os.makedirs(os.path.join(folder, "masks"), exist_ok=True)
-    write_nifti(mask, os.path.join(folder, "masks", f"{person}_I{image:06d}_mask.nii.gz"))
+    sitk.WriteImage(mask, os.path.join(folder, "masks", f"{person}_I{image:06d}_mask.nii.gz"), useCompression=True)
     prefix = os.path.join(place, f"{person}_I{image:06d}")
     if kind == "NIfTI":
-        write_nifti(volume, f"{prefix}.nii.gz")
+        sitk.WriteImage(volume, f"{prefix}.nii.gz", useCompression=True)
         return
     tags = {"0010|0010": f"Phantom^{subject}", "0010|0020": person, "0010|0040": sex, "0008|103e": SERIES, "0020|0011": "1"}
     tags |= dict.fromkeys(("0008|0020", "0008|0021", "0008|0022"), date.replace("-", ""))  # of study, series and acquisition

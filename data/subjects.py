@@ -93,10 +93,9 @@ def shared_text(train, held_out):
 def find_subjects(path, dataset_dir, quiet=False):
     """The table {image: Scan} of `read_subjects` for the slices in `dataset_dir` (or None); None if nothing tells people.
 
-    path: of --subjects; None looks for one of FOUND_BY_NAME in `dataset_dir` and above it, up to the folder above the data set, and
-    names it on stderr; one that cannot be read, or that knows none of the slices, is not used. Without a file, BIDS names tell
-    people. Scans whose group contradicts the class of their folder are named on stderr. quiet: say nothing. UserError as of
-    `read_subjects`, for `path`.
+    path: of --subjects; None looks for one of FOUND_BY_NAME in `dataset_dir` and above it, up to the folder above the data set; one
+    that cannot be read, or knows none of the slices, is not used. Without a file, BIDS names tell people. What was found, and scans
+    whose group contradicts their folder, are named on stderr, unless `quiet`. UserError as of `read_subjects`, for `path`.
     """
 
     def say(text):
@@ -166,4 +165,4 @@ def contradictions(places, table):
 
 def count_and_names(names):
     """Text: "12 (a, b and 10 more)", or "0"."""
-    return f"{len(names)}" + (f" ({some_of(names)})" if names else "")
+    return f"{len(names)} ({some_of(names)})" if names else "0"

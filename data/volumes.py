@@ -41,10 +41,7 @@ class Volume(NamedTuple):
         return os.path.dirname(self.files[0]) if self.format == "DICOM" else self.files[0]
 
     def stamp(self):
-        """SHA-256, in hex, of the names, sizes and times (of contents and of the entry, ns) of its files.
-
-        Quick to compare with that of an earlier run: where it is equal, nobody has written to the files.
-        """
+        """SHA-256, in hex, of the names, sizes and times of its files, which a run compares before it reads them again."""
         stats = [(os.path.basename(path), os.stat(path)) for path in self.files]
         text = repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
@@ -69,11 +66,8 @@ def file_checksum(*paths):
 
 
 def image_id(path, is_dicom=False):
-    """The Image Data ID in a path below the download, or None: I218391 in its file's name or a folder's, else a plain number.
-
-    DICOM files may have any name, I10 among them: of these a folder's counts first. A plain number is that of a NIfTI file, as in
-    218391.nii.gz or 218391_brain.nii.gz, or of a DICOM file's folder.
-    """
+    """The Image Data ID in a path below the download, or None: I218391 in its file's name or a folder's (of DICOM files, which may
+    be called I10, a folder's first), else the plain number of a NIfTI file (218391_brain.nii.gz) or of a DICOM file's folder."""
     *folders, file = path.replace(os.sep, "/").split("/")
     file = file[: len(file) - len(ending(file))]
     folders.reverse()
