@@ -283,8 +283,6 @@ def date_in(path):
 
     Dates with hyphens come first: LONI's folders of scans have them, and the digits in its file names may be of a later conversion.
     """
-    for pattern in (r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}", r"(?<![0-9A-Za-z])(?:19|20)[0-9]{6}"):
-        for digits in (found.replace("-", "") for found in re.findall(pattern, path)):
-            if (date := iso_date(digits)) != digits:
-                return date
-    return None
+    found = re.findall(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}", path) + re.findall(r"(?<![0-9A-Za-z])(?:19|20)[0-9]{6}", path)
+    days = (iso_date(text.replace("-", "")) for text in found)
+    return next((day for day in days if "-" in day), None)  # iso_date keeps what is no day

@@ -272,12 +272,6 @@ def test_write_phantoms_refuses_an_unreadable_table(tmp_path):
         write_phantoms(str(tmp_path), 4, 0)
 
 
-def test_write_phantoms_refuses_a_file_in_place_of_the_folder(tmp_path):
-    (tmp_path / "AD_NC").write_text("")
-    with pytest.raises(UserError, match="AD_NC"):
-        write_phantoms(str(tmp_path / "AD_NC"), 4, 0)
-
-
 @pytest.mark.parametrize(
     "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
 )
@@ -338,17 +332,6 @@ def test_volumes_are_refused_before_anything_is_written_where_simpleitk_is_missi
     with pytest.raises(UserError, match="pip install -r requirements-volumes.txt"):
         phantom.main([str(tmp_path / "AD_NC"), "--subjects", "4", "--volumes", "True"])
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_phantoms_with_and_without_volumes_are_not_taken_for_each_other(tmp_path, there):
-    rows = [f"0,{subject},axial,,1.0\n" for subject in range(4) for _ in range(phantom.SLICES)]
-    (tmp_path / "subjects.csv").write_text("seed,subject,view,traps,disease\n" + "".join(rows))
-    if there:
-        (tmp_path / "volumes").mkdir()
-    assert phantom.already_written(str(tmp_path), Settings(4, 0, view="axial"), volumes=there)
-    with pytest.raises(UserError, match="phantoms of other flags"):
-        phantom.already_written(str(tmp_path), Settings(4, 0, view="axial"), volumes=not there)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
