@@ -519,7 +519,7 @@ def test_a_series_of_truncated_pixels_is_refused(series, tmp_path):
 
 def test_numbers_reads_so_many_finite_values():
     assert numbers("1\\2.5\\-3e1", 3).tolist() == [1, 2.5, -30]
-    assert all(numbers(text, 3) is None for text in (None, "", "1\\2", "1\\2\\x", "1\\2\\nan", "1\\2\\3\\4", "inf\\1\\2"))
+    assert all(numbers(text, 3) is None for text in ("", "1\\2", "1\\2\\x", "1\\2\\nan", "1\\2\\3\\4", "inf\\1\\2"))
 
 
 def test_check_spacing_returns_the_mean_distance_and_refuses_gaps():
