@@ -20,7 +20,6 @@ MASK_VALUES = 256  # a mask may have labels, 0 outside; an image has more grey v
 GREY_VALUES = 64  # a mask of more values up to 255 or 100 holds probabilities, not labels
 ONE_PIECE = 0.95  # of a mask is in its largest piece; the rest, specks, is left out
 CONSTANT = 0.8  # of the background has one value: the skull was removed, or what is around the head set to 0
-NEGATIVE = -0.1  # times the 99.5th percentile inside the head: splines leave smaller negative values around it
 OUTLIER = 3.0  # times the 99.5th percentile inside the head: no tissue or vessel is as bright
 MIN_BRIGHT_SHARE = 0.03  # of a volume is above the threshold, where there is a head and not some voxels far brighter than it
 
@@ -53,9 +52,13 @@ def head_mask(image, with_neck=False):
     what is more than HEAD_MM below the top is left out.
     """
     voxels, bright = sitk.GetArrayViewFromImage(image), otsu(image)
-    dark = voxels[sitk.GetArrayViewFromImage(bright) == 0]
-    if (dark == dark.min()).mean() > CONSTANT:
-        bright = image != float(dark.min())
+    background, around = background_of(image)
+    if background > voxels.min():  # z-scores, say: Otsu's threshold is somewhere within the brain
+        constant = (around == background).mean()
+    else:
+        constant = (voxels[sitk.GetArrayViewFromImage(bright) == 0] == background).mean()
+    if constant > CONSTANT:
+        bright = image != background
     parts = sitk.ConnectedComponent(bright)
     labels = sitk.GetArrayViewFromImage(parts)
     if not labels.any():
@@ -81,22 +84,36 @@ def otsu(image):
     for _ in range(20):
         bright = threshold.Execute(clipped)
         above = sitk.GetArrayViewFromImage(bright) > 0
-        if above.mean() >= MIN_BRIGHT_SHARE:
+        if above.mean() < MIN_BRIGHT_SHARE:  # as bright as the brightest of all others
+            clipped = sitk.Clamp(clipped, upperBound=float(voxels[~above].max()))
+        elif above.mean() > 1 - MIN_BRIGHT_SHARE:
+            clipped = sitk.Clamp(clipped, lowerBound=float(voxels[above].min()))
+        else:
             break
-        clipped = sitk.Clamp(clipped, upperBound=float(voxels[~above].max()))  # as bright as the brightest of all others
     return bright
 
 
-def tame(image, mask):
-    """A volume from 0 to OUTLIER times the brightest inside the mask: cubic splines would carry what is beyond through the volume.
+def background_of(image):
+    """(median, values) of the voxels on the faces of a volume."""
+    voxels = sitk.GetArrayViewFromImage(image)
+    around = np.concatenate([voxels.take(end, axis).ravel() for axis in range(3) for end in (0, -1)])
+    return float(np.median(around)), around
 
-    UserError where a hundredth of the volume is clearly negative.
+
+def tame(image, mask):
+    """A volume without values that would spoil the steps after it.
+
+    A constant background becomes as dark as the darkest inside the mask; negative values (z-scores) are moved so that this is 0,
+    since N4 divides; what is brighter than OUTLIER times the brain is cut, since cubic splines carry it through the volume.
     """
     voxels = sitk.GetArrayFromImage(image)
-    low, high = np.percentile(voxels, 1), np.percentile(voxels[sitk.GetArrayViewFromImage(mask) > 0], 99.5)
-    if low < NEGATIVE * high:
-        raise UserError(f"implausible: values of {low:g}, as z-scores have; the scan as it was downloaded is needed")
-    return like(np.clip(voxels, 0, np.float32(OUTLIER * high)), image)
+    inside, outside = voxels[sitk.GetArrayViewFromImage(mask) > 0], sitk.GetArrayViewFromImage(mask) == 0
+    low, background = min(0.0, float(np.percentile(inside, 0.1))), background_of(image)[0]
+    if outside.any() and (voxels[outside] == background).mean() > CONSTANT:
+        voxels[outside & (voxels == background)] = low
+    if voxels.min() < 0:
+        voxels, inside = np.maximum(voxels - np.float32(low), 0), inside - low
+    return like(np.minimum(voxels, np.float32(OUTLIER * np.percentile(inside, 99.5))), image)
 
 
 def move_mask(mask, grid, transform=None):
