@@ -57,14 +57,14 @@ class Slices:
     def __init__(self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True, flag="--dataset_dir"):
         self.resolution, self.unreadable, self.counts = resolution, [], {}
         self._pixels, labels, rows, identities, notes = {}, [], [], [], set()
-        status, white, bright = {}, {}, {}
+        status, levels, bright = {}, {}, {}
         folders = class_folders(dataset_dir, classes, flag)
         files_of = {name: find_slices(folder, flag) for name, folder in folders.items()}  # of all, before the first is decoded
         for name, files in files_of.items():
             folder = folders[name]
             label = CLASSES.index(name)
             bar = f"decoding {name}" if progress else None
-            pixels, status[name], white[name], note = load_folder(folder, files, resolution, num_workers, bar)
+            pixels, status[name], levels[name], note = load_folder(folder, files, resolution, num_workers, bar)
             self._pixels[label] = pixels
             notes.add(note)
             readable_rows = np.flatnonzero(status[name] >= FIRST_KIND)
@@ -83,7 +83,7 @@ class Slices:
         for note in notes - {None}:
             warn(f"note: {note}")
         warn_of_unreadable(self.unreadable)
-        warn_of_kinds(dataset_dir, status, white)
+        warn_of_kinds(dataset_dir, status, levels)
         check_brightness(dataset_dir, bright, flag)
 
     def only(self, chosen):

@@ -150,12 +150,12 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
         note = f"note: {flag} {folder}: {len(pictures)} pictures of many slices or diagrams left out: {left_out}"
         print(printable(note), file=sys.stderr)
     paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
-    results, status, white, lights = {}, {}, {}, {}
+    results, status, levels, lights = {}, {}, {}, {}
     for name, there in paths_in.items():
         chosen = sorted(set(paths).intersection(there))
         found = read_files(chosen, read, label=f"reading {flag}", folder=there)
         results |= dict(zip(chosen, found.results))
-        status[name], white[name] = found.status, found.white
+        status[name], levels[name] = found.status, found.levels
         if chosen:
             require_readable(os.path.dirname(chosen[0]), found.status, list(map(os.path.basename, chosen)), flag)
             lights[name] = [light_of(result[1]) for result in found.results if result]
@@ -163,7 +163,7 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
         check_brightness(folder, lights, flag)
     if damaged := [os.path.basename(path) for path in paths if results[path] is None]:
         print(f"warning: {flag} {folder}: {len(damaged)} unreadable left out: {some_of(damaged)}", file=sys.stderr)
-    warn_of_kinds(f"{flag} {folder}", status, white)
+    warn_of_kinds(f"{flag} {folder}", status, levels)
     paths = [path for path in paths if results[path]]
     if flag == "--fake":
         check_sizes(folder, resolution, {os.path.relpath(path, folder): results[path][0] for path in paths})

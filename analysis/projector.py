@@ -64,20 +64,20 @@ def read_targets(path, resolution, flag="--project"):
     else:
         raise UserError(f"{flag} {path}: no such file or folder of slices ({', '.join(EXTENSIONS)})")
     labels = {file: class_of(f"{os.path.basename(folder)}/{file}") for file in files}
-    decoded, status, white = {}, {}, {}
+    decoded, status, levels = {}, {}, {}
     for label in sorted(set(labels.values())):
         members = [file for file in files if labels[file] == label]
         paths = [os.path.join(folder, file) for file in members]
         found = read_files(paths, lambda i, _, grey: np.asarray(pad_and_resize(grey, resolution)))
         decoded |= dict(zip(members, found.results))
         name = CLASSES[label] if label >= 0 else os.path.basename(path)
-        status[name], white[name] = found.status, found.white
+        status[name], levels[name] = found.status, found.levels
     readable = [file for file in files if decoded[file] is not None]
     unreadable = [file for file in files if decoded[file] is None]
     if not readable:
         raise UserError(f"{flag} {path}: no readable slice, tried {some_of(unreadable)}")
     warn_of_unreadable(unreadable)
-    warn_of_kinds(path, status, white)
+    warn_of_kinds(path, status, levels)
     images = np.stack([decoded[file] for file in readable])
     try:
         check_brightness(path, {os.path.basename(path): [light_of(image) for image in images]}, flag)

@@ -1,6 +1,6 @@
 """The cache: the decoded slices of one folder at one resolution, as one memory-mapped array, below the user's ~/.cache.
 
-    pixels, status, white, note = load_folder("AD_NC/train/AD", find_slices("AD_NC/train/AD"), 256)
+    pixels, status, levels, note = load_folder("AD_NC/train/AD", find_slices("AD_NC/train/AD"), 256)
 
 A folder is decoded again when the name, size or a time of a file has changed. The system sets ctime whenever a file is written or
 replaced; mtime alone would miss files that `cp -p`, rsync or an unpacked archive have replaced by others of the same time.
@@ -13,12 +13,12 @@ import time
 
 import numpy as np
 
-from data.decode import FIRST_KIND, KINDS, PAGES, UNREADABLE, VALUES, code_of, decode, for_each, pad_and_resize, read_files
+from data.decode import FIRST_KIND, FULL_RANGE, KINDS, PAGES, UNREADABLE, code_of, decode, for_each, pad_and_resize, read_files
 from utils import atomic_path
 
-CACHE_VERSION = 4  # increase it when a change to decoding changes the pixels
+CACHE_VERSION = 3  # increase it when a change to decoding changes the pixels
 COMPARED = 8  # slices of a cache that are compared with their files
-WHITE_BYTES = 8  # of a float64 in the cache: white of 16-bit files, 0 if there are none
+LEVELS = np.empty((len(KINDS), 2))  # what black and white of each kind take in the cache
 
 
 def short_hash(value):
@@ -35,14 +35,14 @@ def cache_folder():
 def load_folder(folder, files, resolution, num_workers=None, label=None):
     """Read the `files` of `folder` (as `find_slices` lists them) from the cache; decode them into it if it is missing or old.
 
-    Returns (pixels uint8 [len(files), R, R], status and white of `decode.Files`, note): pixels are a memory map of the cache; note
+    Returns (pixels uint8 [len(files), R, R], status and levels of `decode.Files`, note): pixels are a memory map of the cache; note
     is None, or the reason why it cannot be written, with the pixels in memory.
     """
     cache, identity = cache_folder(), short_hash(os.path.realpath(folder))
     prefix = os.path.join(cache, f"{os.path.basename(folder)}-{identity}-{resolution}-")
     path = f"{prefix}{short_hash((CACHE_VERSION, resolution, files))}.npy"
-    # One array, so that one rename replaces everything: an image per file, then the status bytes of all files and white.
-    shape = len(files) + -(-(len(files) + WHITE_BYTES) // resolution**2), resolution, resolution
+    # One array, so that one rename replaces everything: an image per file, then the status bytes of all files and the levels.
+    shape = len(files) + -(-(len(files) + LEVELS.nbytes) // resolution**2), resolution, resolution
     rows, note = read_cache(path, shape, folder, files), None
     if rows is None:
         try:
@@ -59,26 +59,27 @@ def load_folder(folder, files, resolution, num_workers=None, label=None):
             note = f"no cache in {cache} ({error.strerror or error}): slices stay in memory, the next run decodes again"
             rows = np.zeros(shape, np.uint8)
             fill(rows, folder, files, num_workers, label)
-    status, white = facts(rows, len(files))
-    return rows[: len(files)], status, float(white[0]) or None, note
+    status, levels = facts(rows, len(files))
+    levels = {kind: tuple(pair) for kind, pair in zip(KINDS, levels.tolist()) if kind != KINDS[0] and code_of(kind) in status}
+    return rows[: len(files)], status, levels, note
 
 
 def facts(rows, count):
-    """Of `count` files in `rows`: the status bytes, a view uint8 [count], and white, a view float64 [1]."""
+    """Of `count` files in `rows`: the status bytes, a view uint8 [count], and the levels, a view float64 of the shape of LEVELS."""
     end = rows[count:].reshape(-1)
-    return end[:count], end[count : count + WHITE_BYTES].view(np.float64)
+    return end[:count], end[count : count + LEVELS.nbytes].view(np.float64).reshape(LEVELS.shape)
 
 
 def fill(rows, folder, files, num_workers, label):
-    """Decode all `files` into `rows` and write their status bytes and white; the row of an unreadable file stays black."""
+    """Decode all `files` into `rows` and write their status bytes and levels; the row of an unreadable file stays black."""
 
     def fill_row(i, _, grey):
         rows[i] = pad_and_resize(grey, rows.shape[1])
         return True
 
     found = read_files([os.path.join(folder, file) for file, *_ in files], fill_row, num_workers, label)
-    status, white = facts(rows, len(files))
-    status[:], white[0] = found.status, found.white or 0
+    status, levels = facts(rows, len(files))
+    status[:], levels[:] = found.status, [found.levels.get(kind, FULL_RANGE) for kind in KINDS]
 
 
 def read_cache(path, shape, folder, files):
@@ -89,14 +90,14 @@ def read_cache(path, shape, folder, files):
         return None
     if rows.shape != shape or rows.dtype != np.uint8:
         return None
-    status, white = facts(rows, len(files))
-    if not np.isin(status, (UNREADABLE, PAGES, VALUES, *map(code_of, KINDS))).all() or not 0 <= white[0] <= 65535:
+    status, levels = facts(rows, len(files))
+    if not np.isin(status, (UNREADABLE, PAGES, *map(code_of, KINDS))).all() or not np.isfinite(levels).all():
         return None
     # Unreadable files may have become readable without a new time, when a network disk came back. A few others are compared: a disk
     # may have garbled the pixels, and Windows has no time that replaced files cannot keep.
     lost, readable = np.flatnonzero(status < FIRST_KIND), np.flatnonzero(status >= FIRST_KIND)
-    few = [*lost, *readable[:: -(-len(readable) // COMPARED) or 1]]
-    again = for_each(lambda i: decode(os.path.join(folder, files[i][0]), shape[1], white[0]), few)
+    few, levels = [*lost, *readable[:: -(-len(readable) // COMPARED) or 1]], dict(zip(KINDS, map(tuple, levels)))
+    again = for_each(lambda i: decode(os.path.join(folder, files[i][0]), shape[1], levels), few)
     same = [
         image is None or status[i] >= FIRST_KIND and np.abs(image - rows[i].astype(int)).mean() < 1 for i, image in zip(few, again)
     ]

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from data.decode import FULL_WHITE, KINDS, PAGES, VALUES, Light, code_of
+from data.decode import FULL_RANGE, KINDS, PAGES, Light, code_of
 from utils import UserError, plural, printable
 
 DARK, DIM = 16, 64  # grey levels below which even the brightest parts of a slice look black, and dark
@@ -27,24 +27,26 @@ def warn_once(line):
     warn(line)
 
 
-def warn_of_kinds(place, status, white):
+def warn_of_kinds(place, status, levels):
     """Print what is doubtful in how the files below `place` were read, a line for each doubt.
 
-    status, white: {class: those of `decode.Files`}.
+    status, levels: {class: those of `decode.Files`}.
     """
-    chosen = [f"{name} 0 and {value:.5g} (16-bit)" for name, value in white.items() if value not in (None, FULL_WHITE)]
+    chosen = [
+        f"{name} {black:.5g} and {white:.5g} ({kind})"
+        for name, by_kind in levels.items()
+        for kind, (black, white) in by_kind.items()
+        if (kind, black, white) != ("16-bit", *FULL_RANGE)
+    ]
     if chosen:
         warn_once(f"warning: {place}: values read as black and white, decided for each folder: {'; '.join(chosen)}")
     counts = {name: {kind: n for kind in KINDS if (n := (codes == code_of(kind)).sum())} for name, codes in status.items()}
     if len({kind for by_kind in counts.values() for kind in by_kind}) > 1:
         text = "; ".join(f"{name} {', '.join(f'{n} {kind}' for kind, n in by_kind.items())}" for name, by_kind in counts.items())
         warn_once(f"warning: {place}: files of several kinds, which may differ in brightness: {text}")
-    for code, what, remedy in (
-        (PAGES, "with several images", "save each image as a file of its own"),
-        (VALUES, "of signed values, floats, 32 bits or 16 bits with 0 for white", "save them as grey of 8 or 16 bits"),
-    ):
-        if count := sum((codes == code).sum() for codes in status.values()):
-            warn_once(f"warning: {place}: {plural(count, 'file')} {what} cannot be used: {remedy}")
+    if pages := sum((codes == PAGES).sum() for codes in status.values()):
+        text = f"{plural(pages, 'file')} with several images cannot be used"
+        warn_once(f"warning: {place}: {text}: save each image as a file of its own")
 
 
 def check_brightness(place, lights, flag="--dataset_dir"):

@@ -1,13 +1,14 @@
-"""From an image file to a square grey slice: modes, orientation, and which value of 16-bit files is white.
+"""From an image file to a square grey slice: modes, orientation, and which values of deeper files are black and white.
 
     files = read_files(paths, lambda i, image, grey: np.asarray(pad_and_resize(grey, 256)))
 
-White is known of files of 8 bits, but not of 16 (12 bits in 16, say). It is decided once for all such files in a class's folder, by
-quantiles, so that neither a few hot pixels nor a few odd files decide.
+What is black and white is known of files of 8 bits, but not of deeper ones (12 bits in 16, 32-bit integers, floats). It is decided
+once for all files of one kind in a class's folder, by quantiles, so that neither a few hot pixels nor a few odd files decide.
 """
 
 import contextlib
 import os
+import re
 import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -15,24 +16,22 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 from tqdm import tqdm
 
 FORMATS = "BMP", "JPEG", "PNG", "TIFF"  # PIL recognises others by their first bytes, among them formats that run code
-KINDS = "8-bit", "16-bit"  # of files
-# Status of a file: damaged; of several images; signed, of more than 16 bits, or with 0 for white in 16 bits; the first of KINDS
-UNREADABLE, PAGES, VALUES, FIRST_KIND = 1, 2, 3, 4
-FULL_WHITE = 65535  # of 16 bits, unless decided otherwise
+DEEP = "16-bit", "32-bit", "float"
+KINDS = ("8-bit", *DEEP, *(f"{kind} MINISWHITE" for kind in DEEP))  # of files, by what their values mean
+UNREADABLE, PAGES, FIRST_KIND = 1, 2, 3  # status of a file that is damaged, that holds several images, and that is of KINDS[0]
+IMAGEJ_STACK = re.compile(r"ImageJ=.*\nimages=(?!1\n)", re.DOTALL)  # further images have no directory of their own
+FULL_RANGE = 0, 65535  # black and white of integers, unless decided otherwise
 BRIGHT = 0.995  # quantile of a slice's values that counts as its brightest; hot pixels are beyond
-USUAL_WHITES = 255, 4095, 65535
-ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x112, 262, 339  # numbers of Exif and TIFF tags
+USUAL_WHITES = 1, 255, 4095, 65535
+ORIENTATION, BITS, PHOTOMETRIC, DESCRIPTION, SAMPLE_FORMAT = 0x112, 258, 262, 270, 339  # numbers of Exif and TIFF tags
 
 
-class Unusable(ValueError):
-    """The file can be read, but is no slice; `status`, PAGES or VALUES, says why."""
-
-    def __init__(self, status):
-        super().__init__(status)
-        self.status = status
+class SeveralPages(ValueError):
+    """The file holds several images, of which only the first would be read."""
 
 
 class Light(NamedTuple):
@@ -50,9 +49,8 @@ class Light(NamedTuple):
 def open_slice(path):
     """Open the image at `path`, as a context manager; its pixels are not read yet.
 
-    Raises PIL's errors for a damaged file, Unusable for a TIFF stack, an animation, and values that are not unsigned ones of 8 or
-    16 bits, and ValueError if `path` is not a regular file, or the square that holds the image would have more than PIL's limit of
-    pixels.
+    Raises PIL's errors for a damaged file, SeveralPages for a TIFF stack or an animation, and ValueError if `path` is not a
+    regular file, the square that holds the image would have more than PIL's limit of pixels, or its 8 bits are signed.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would never end
         raise ValueError("not a regular file")
@@ -60,39 +58,55 @@ def open_slice(path):
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         if max(image.size) ** 2 > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        if getattr(image, "is_animated", False):
-            raise Unusable(PAGES)
         tags = image.tag_v2 if image.format == "TIFF" else {}
-        other = image.mode == "F" or image.mode.startswith("I") and image.format != "PNG" and ";16" not in image.mode
-        if other or 2 in tags.get(SAMPLE_FORMAT, ()) or kind_of(image) == "16-bit" and tags.get(PHOTOMETRIC) == 0:
-            raise Unusable(VALUES)
+        if getattr(image, "is_animated", False) or IMAGEJ_STACK.match(str(tags.get(DESCRIPTION))):
+            raise SeveralPages(path)
+        if image.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ()):
+            raise ValueError("signed values of 8 bits, which PIL takes for unsigned ones")
         yield image
 
 
 def kind_of(image):
-    """Which of KINDS a PIL image is, as `open_slice` opens it."""
-    return KINDS[image.mode.startswith("I")]  # older Pillows open 16-bit PNGs as I
+    """Which of KINDS a PIL image is, as `open_slice` opens it. MINISWHITE: a TIFF whose zero is white, if PIL leaves that to us."""
+    if image.mode == "F":
+        kind = "float"
+    elif image.mode.startswith("I"):
+        kind = "16-bit" if ";16" in image.mode or image.format == "PNG" else "32-bit"  # older Pillows open 16-bit PNGs as I
+    else:
+        return KINDS[0]
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0
+    return f"{kind} MINISWHITE" if inverted else kind
 
 
 def upright(image):
-    """The pixels of an opened image, turned and mirrored as its orientation tag says."""
+    """The pixels of an opened image, turned and mirrored as its orientation tag says; 32-bit integers from 2^31 on as floats."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
     image.load()
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # PIL raises nearly any error on damaged metadata, which say nothing then
         orientation = None
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    image = ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    if image.mode == "I" and tags.get(BITS) == (32,) and 2 not in tags.get(SAMPLE_FORMAT, ()) and np.asarray(image).min() < 0:
+        return Image.fromarray(np.asarray(image).astype(np.uint32).astype(np.float32))  # PIL takes them for signed ones
+    return image
 
 
-def to_grey(image, white=None):
+def to_grey(image, black=FULL_RANGE[0], white=FULL_RANGE[1]):
     """Convert a PIL image of any mode to 8-bit grey (mode "L"); ValueError for a mode that PIL cannot convert (LAB).
 
-    Colour becomes luma (ITU-R 601-2) and transparency is put over black. Grey of 16 bits (modes I;16, I;16B, I) is scaled so that
-    `white` (None: FULL_WHITE) becomes 255, and clipped.
+    Colour becomes luma (ITU-R 601-2) and transparency is put over black. Deeper grey (modes I;16, I;16B, I, F) is scaled so that
+    `black` becomes 0 and `white` 255 (black may be the greater one), and clipped; pixels that are not finite become black, and so
+    does a `filling` where black is negative.
     """
-    if kind_of(image) == "16-bit":
-        grey = np.floor(np.asarray(image).astype(np.float64) * (255 / (white or FULL_WHITE)) + 0.5)
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        if black < 0:
+            filled = np.pad(values == filling(values), 1, constant_values=True)
+            values[ndimage.label(filled)[0][1:-1, 1:-1] == 1] = black  # 1: what is around the brain; within it 0 is a value
+        with np.errstate(invalid="ignore", over="ignore"):
+            grey = np.floor((values - black) * (255 / (white - black)) + 0.5).clip(0, 255)
+        return Image.fromarray(np.where(np.isfinite(values), grey, 0).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -111,13 +125,14 @@ def pad_and_resize(image, resolution):
     return square.resize((resolution, resolution), Image.Resampling.LANCZOS)  # a copy if the size is right
 
 
-def decode(path, resolution, white=None):
+def decode(path, resolution, levels=None):
     """Read the image at `path` as uint8 [resolution, resolution]; raises the errors of `open_slice` and PIL.
 
-    white: of the 16-bit files in its folder, as in `Files`; None: FULL_WHITE.
+    levels: {kind: (black, white)} of its folder, as in `Files`; None: integers have their full range.
     """
     with open_slice(path) as image:
-        return np.asarray(pad_and_resize(to_grey(upright(image), white), resolution))
+        black_and_white = (levels or {}).get(kind_of(image), FULL_RANGE)
+        return np.asarray(pad_and_resize(to_grey(upright(image), *black_and_white), resolution))
 
 
 def light_of(pixels):
@@ -131,22 +146,48 @@ def light_of(pixels):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# White of 16 bits
+# Black and white of deeper files
 
 
-def brightest(image):
-    """The BRIGHT quantile of the values of a 16-bit image; 0 if nearly all are equal."""
-    low, high = np.quantile(np.asarray(image), (1 - BRIGHT, BRIGHT))
-    return float(high) if low < high else 0.0
+def range_of(image):
+    """(low, high) quantiles of the finite values of a deep image but for a `filling`; (0, 0) if there are none."""
+    values = np.asarray(image).astype(np.float64)
+    return limits(values[values != filling(values)])
 
 
-def choose_white(values):
-    """White of all 16-bit files in a folder, from the `brightest` of each: what a tenth reach, or one of USUAL_WHITES near that.
+def limits(values):
+    """(low, high) quantiles of the finite ones of `values`; (0, 0) if there are none."""
+    values = values[np.isfinite(values)]
+    return tuple(np.quantile(values, (1 - BRIGHT, BRIGHT))) if values.size else (0.0, 0.0)
 
-    Files of one value, such as black ones, have no say.
+
+def filling(values):
+    """The value of [H, W] that fills what is around the brain and is not on the scale of the others: the one that most pixels at
+    the edges have, if it is 0 among values that are clearly negative, too (z-scores of the brain alone), or far below all others
+    (-1000, -3.4e38). nan if there is none."""
+    edges, counts = np.unique(np.concatenate((values[0], values[-1], values[:, 0], values[:, -1])), return_counts=True)
+    value = edges[counts.argmax()]
+    if counts.max() * 2 > counts.sum() and (value == 0 or value < -1):
+        low, high = limits(values[values != value])
+        if low < -0.1 * abs(high) if value == 0 else low - value > 4 * max(high - low, -0.1 * value):
+            return value
+    return np.nan
+
+
+def choose_levels(kind, ranges):
+    """(black, white) of all files of one kind in a folder, from the `range_of` each.
+
+    White is what a tenth of the files reach, or one of USUAL_WHITES near that; black is 0, or the lowest value if that is clearly
+    negative; values from -1 to 1 keep that range. In kinds that are MINISWHITE it is the other way round. Files of one value, such
+    as black ones, have no say.
     """
-    values = [value for value in values if value > 0]
-    return usual_white(np.quantile(values, 0.9, method="lower")) if values else 1.0
+    lows, highs = np.array([(low, high) for low, high in ranges if low < high] or ranges, float).T
+    low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
+    black = float(low) if low < -0.1 * abs(high) else 0.0
+    white = usual_white(high) if high > 0 else float(black == 0)  # 1: all values are 0
+    if abs(low + 1) < 0.01 and high <= 1.1:
+        black, white = -1.0, 1.0
+    return (white, black) if kind.endswith("MINISWHITE") else (black, white)
 
 
 def usual_white(value):
@@ -164,45 +205,49 @@ class Files(NamedTuple):
     """What `read_files` has read."""
 
     results: list  # [N] of work(), None for a file that was not read
-    status: np.ndarray  # uint8 [N]: UNREADABLE, PAGES, VALUES, or FIRST_KIND + the index of the file's kind in KINDS
-    white: float | None  # of the 16-bit files among them; None without
+    status: np.ndarray  # uint8 [N]: UNREADABLE, PAGES, or FIRST_KIND + the index of the file's kind in KINDS
+    levels: dict  # {kind: (black, white)} of the deep kinds among them
 
 
 def read_files(paths, work, num_workers=None, label=None, folder=()):
     """Read the images at `paths`, of one class: `Files` with work(i, image, grey) of each.
 
-    i: the path's index; image: PIL's, upright; grey: the same in mode "L", with white as decided for all `paths` together, or for
-    all of `folder`, if `paths` are a sample of these. num_workers, label: of `for_each`. Only 16-bit files are read twice.
+    i: the path's index; image: PIL's, upright; grey: the same in mode "L", with black and white as decided for all `paths`
+    together, or for all of `folder`, if `paths` are a sample of these. num_workers, label: of `for_each`. Only deep files are read
+    twice.
     """
 
     def read(i):
         try:
             with open_slice(paths[i]) as image:
                 kind, image = kind_of(image), upright(image)
-                return code_of(kind), brightest(image) if kind == "16-bit" else work(i, image, to_grey(image))
-        except Unusable as error:
-            return error.status, None
+                return (kind, range_of(image)) if kind in KINDS[1:] else (kind, work(i, image, to_grey(image)))
+        except SeveralPages:
+            return None, SeveralPages
 
     def measure(path):
         with open_slice(path) as image:
-            return brightest(upright(image)) if kind_of(image) == "16-bit" else None
+            return (kind_of(image), range_of(upright(image))) if kind_of(image) in KINDS[1:] else (None, None)
 
     def read_deep(i):
         with open_slice(paths[i]) as image:
+            black, white = levels[kind_of(image)]
             image = upright(image)
-            return work(i, image, to_grey(image, white))
+            return work(i, image, to_grey(image, black, white))
 
-    found = [one or (UNREADABLE, None) for one in for_each(read, range(len(paths)), num_workers, label)]
-    status, results = (list(column) for column in zip(*found)) if found else ([], [])
-    deep, white = [i for i, code in enumerate(status) if code == code_of("16-bit")], None
-    if deep:
-        others = for_each(measure, sorted(set(folder) - set(paths)), num_workers, label)
-        white = choose_white([results[i] for i in deep] + [value for value in others if value is not None])
+    found = [one or (None, None) for one in for_each(read, range(len(paths)), num_workers, label)]
+    results = [result if kind == KINDS[0] else None for kind, result in found]
+    deep, ranges = [i for i, (kind, _) in enumerate(found) if kind in KINDS[1:]], {}
+    others = for_each(measure, sorted(set(folder) - set(paths)), num_workers, label) if deep else []
+    for kind, values in [found[i] for i in deep] + [one for one in others if one and one[0]]:
+        ranges.setdefault(kind, []).append(values)
+    levels = {kind: choose_levels(kind, ranges[kind]) for kind in KINDS if kind in ranges}
     for i, result in zip(deep, for_each(read_deep, deep, num_workers, label)):
         results[i] = result
-        if result is None:
-            status[i] = UNREADABLE
-    return Files(results, np.array(status, np.uint8), white)
+    status = [PAGES if result is SeveralPages else UNREADABLE if kind is None else code_of(kind) for kind, result in found]
+    for i in deep:
+        status[i] = UNREADABLE if results[i] is None else status[i]
+    return Files(results, np.array(status, np.uint8), levels)
 
 
 def code_of(kind):

@@ -3,7 +3,7 @@
 import os
 
 from data.checks import warn, warn_once
-from data.decode import FIRST_KIND, PAGES, VALUES
+from data.decode import FIRST_KIND, PAGES
 from utils import CLASSES, UserError, plural, printable, walk
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
@@ -135,9 +135,7 @@ def warn_of_unreadable(names):
 def require_readable(folder, status, files, flag="--dataset_dir"):
     """UserError, which names `flag`, if none of `files` of `folder`, of this status (see `decode.Files`), was read."""
     if not (status >= FIRST_KIND).any():
-        reason = "damaged, or of a kind that Pillow does not read"
+        reason = "damaged, or of a kind that Pillow does not read, such as TIFFs of 64-bit floats"
         if pages := (status == PAGES).sum():
             reason = f"{pages} hold several images each: save each image as a file of its own"
-        elif values := (status == VALUES).sum():
-            reason = f"{values} hold signed values, floats, 32 bits or 16 bits with 0 for white: save them as grey of 8 or 16 bits"
         raise UserError(f"{flag}: no readable slice in {folder}, tried {some_of(files)} ({reason})")

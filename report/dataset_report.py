@@ -48,7 +48,7 @@ class Split(NamedTuple):
     facts: dict  # {"AD/file name": FileFacts} of the readable files
     unreadable: list  # the names of the others
     status: dict  # {class: those of `decode.Files`}
-    white: dict  # likewise
+    levels: dict  # likewise
 
     def of(self, name):
         """{path: FileFacts} of the readable files of a class."""
@@ -68,7 +68,7 @@ def read_split(split, folder, classes, num_workers):
     for name, class_folder in found.folders.items():
         files = [file for file, *_ in find_slices(class_folder)]
         paths = [os.path.join(class_folder, file) for file in files]
-        results, found.status[name], found.white[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
+        results, found.status[name], found.levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
         require_readable(class_folder, found.status[name], files)
         for file, fact in zip(files, results):
             if fact:
@@ -138,7 +138,7 @@ def print_split(split, found):
         print(f"  {title}: {len(notes)}")
         for scan, note in list(notes.items())[:SAMPLES]:
             print(f"    {printable(scan)}: {note}")
-    warn_of_kinds(found.folder, found.status, found.white)
+    warn_of_kinds(found.folder, found.status, found.levels)
     check_brightness(found.folder, {name: [fact.light for fact in found.of(name).values()] for name in found.status})
     return rows_to_draw(split, pixels, scans, reasons)
 
@@ -253,7 +253,7 @@ def save_samples(path, found, resolution):
     cells = []
     for name, folder in found.folders.items():
         files = spread(np.array(list(found.of(name))), min(SAMPLES, len(found.of(name))))
-        pixels = [decode(os.path.join(folder, file.removeprefix(f"{name}/")), resolution, found.white[name]) for file in files]
+        pixels = [decode(os.path.join(folder, file.removeprefix(f"{name}/")), resolution, found.levels[name]) for file in files]
         cells.append(pixels + [None] * (SAMPLES - len(pixels)))
     save_image_table(cells, path, list(found.folders), [""] * SAMPLES)
 

@@ -33,7 +33,9 @@ TARGETS = {
     "ops.py": Target("tests/test_ops.py"),
     "modules.py": Target("tests/test_modules.py"),
     "dataset.py": Target("tests/test_dataset.py", "to_float to_uint8 steps_per_epoch schedule shard batches"),
-    "data/decode.py": Target("tests/data/test_decode.py", "to_grey pad_and_resize light_of brightest choose_white usual_white"),
+    "data/decode.py": Target(
+        "tests/data/test_decode.py", "to_grey pad_and_resize light_of filling range_of choose_levels usual_white"
+    ),
     "training/loss.py": Target("tests/training/test_loss.py"),
     "training/step.py": Target("tests/training/test_step.py"),
     "training/ada.py": Target("tests/training/test_ada.py"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.checks import check_brightness, warn, warn_of_kinds, warn_once
-from data.decode import FIRST_KIND, PAGES, VALUES, Light
+from data.decode import FIRST_KIND, PAGES, Light
 from utils import UserError
 
 
@@ -82,25 +82,26 @@ def test_classes_alike_in_brightness_are_not_named(capsys):
     assert said(capsys, {"AD": [110] * 3, "NC": [220] * 3}) == ""  # too few to say
 
 
-def kinds(capsys, status, white):
-    warn_of_kinds("data", {name: np.array(codes, np.uint8) + FIRST_KIND for name, codes in status.items()}, white)
+def kinds(capsys, status, levels):
+    warn_of_kinds("data", {name: np.array(codes, np.uint8) + FIRST_KIND for name, codes in status.items()}, levels)
     return capsys.readouterr().err.splitlines()
 
 
-def test_white_and_kinds_are_named_by_class(capsys):
-    assert kinds(capsys, {"AD": [0, 0], "NC": [0]}, {"AD": None, "NC": None}) == []
-    assert kinds(capsys, {"AD": [1], "NC": [1]}, {"AD": 65535.0, "NC": 65535.0}) == []
-    lines = kinds(capsys, {"AD": [0, 0, 0], "NC": [1, 1]}, {"AD": None, "NC": 4095.0})
+def test_levels_and_kinds_are_named_by_class(capsys):
+    assert kinds(capsys, {"AD": [0, 0], "NC": [0]}, {"AD": {}, "NC": {}}) == []
+    assert kinds(capsys, {"AD": [1], "NC": [1]}, dict.fromkeys(("AD", "NC"), {"16-bit": (0, 65535)})) == []
+    lines = kinds(capsys, {"AD": [0, 0, 0], "NC": [1, 1]}, {"AD": {}, "NC": {"16-bit": (0.0, 4095.0)}})
     assert lines == [
         "warning: data: values read as black and white, decided for each folder: NC 0 and 4095 (16-bit)",
         "warning: data: files of several kinds, which may differ in brightness: AD 3 8-bit; NC 2 16-bit",
     ]
+    (line,) = kinds(capsys, {"AD": [3], "NC": [3]}, {"AD": {"float": (-1.25, 1.0)}, "NC": {"float": (0.0, 1.0)}})
+    assert "AD -1.25 and 1 (float); NC 0 and 1 (float)" in line
 
 
-def test_files_of_several_images_and_other_values_are_counted(capsys):
-    warn_of_kinds("data", {"AD": np.array([PAGES, FIRST_KIND, PAGES, VALUES])}, {"AD": None})
-    pages, values = capsys.readouterr().err.splitlines()
-    assert "2 files with several images cannot be used" in pages and "1 file of signed values, floats, 32 bits" in values
+def test_files_of_several_images_are_counted(capsys):
+    warn_of_kinds("data", {"AD": np.array([PAGES, FIRST_KIND, PAGES])}, {"AD": {}})
+    assert "2 files with several images cannot be used" in capsys.readouterr().err
 
 
 def test_a_line_is_printed_once(capsys):

@@ -13,8 +13,8 @@ from data.decode import (
     KINDS,
     PAGES,
     UNREADABLE,
-    VALUES,
-    choose_white,
+    choose_levels,
+    filling,
     light_of,
     pad_and_resize,
     read_files,
@@ -71,10 +71,20 @@ def test_to_grey_scales_16_bit_modes_without_clipping(mode):
     assert (np.asarray(to_grey(image)) == np.floor(values / 257 + 0.5)).all()
 
 
-def test_to_grey_of_16_bits_is_scaled_to_white_and_clipped():
-    image = Image.fromarray(np.array([[0, 1000, 2047, 2048, 4095, 70]], np.uint16))
-    assert np.asarray(to_grey(image, 4095)).tolist() == [[0, 62, 127, 128, 255, 4]]
-    assert np.asarray(to_grey(image, 1000)).tolist() == [[0, 255, 255, 255, 255, 18]]
+def test_to_grey_clips_what_exceeds_the_range():
+    grey = to_grey(Image.fromarray(np.array([[-500, 0, 65535, 70000]], np.int32)))
+    assert grey.mode == "L" and np.asarray(grey).tolist() == [[0, 0, 255, 255]]
+    grey = to_grey(Image.fromarray(np.array([[1e6, 65535, 65407, 65406, 0]], np.float32)))  # 254.502 and 254.498 of 255
+    assert grey.mode == "L" and np.asarray(grey).tolist() == [[255, 255, 255, 254, 0]]
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_to_grey_of_floats_is_between_black_and_white(white):
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32) * white
+    assert np.asarray(to_grey(Image.fromarray(values), 0, white)).tolist() == [[0, 64, 128, 255]]
+    assert np.asarray(to_grey(Image.fromarray(values), white, 0)).tolist() == [[255, 191, 128, 0]]
+    broken = np.array([[np.nan, -white, white, np.inf, -np.inf]], np.float32)
+    assert np.asarray(to_grey(Image.fromarray(broken), -white, white)).tolist() == [[0, 0, 255, 0, 0]]
 
 
 # Squares --------------------------------------------------------------------------------------------------------------
@@ -149,7 +159,7 @@ def assert_read(tmp_path, contents, kind, tolerance=1, truth=BRAIN, rows=slice(N
     assert set(found.status.tolist()) == {FIRST_KIND + KINDS.index(kind)}
     for pixels in found.results[rows]:
         np.testing.assert_allclose(pixels.astype(int), truth, atol=tolerance)
-    return found.white
+    return found.levels
 
 
 DEEP = BRAIN.astype(np.uint16) * 16  # 12 bits
@@ -163,40 +173,50 @@ DEEP = BRAIN.astype(np.uint16) * 16  # 12 bits
         (png(BRAIN.astype(np.uint16)), "16-bit"),
         (tiff(DEEP), "16-bit"),
         (tiff(big_endian(DEEP)), "16-bit"),
+        (tiff(DEEP.astype(np.int16) - np.int16(2)), "32-bit"),
+        (tiff(big_endian(DEEP.astype(np.int16))), "32-bit"),
+        (tiff(BRAIN.astype(np.int32)), "32-bit"),
+        (tiff(BRAIN.astype(np.uint32) * 257), "32-bit"),
+        (tiff((BRAIN / 255).astype(np.float32)), "float"),
+        (tiff(big_endian((BRAIN / 255).astype(np.float32))), "float"),
+        (tiff(BRAIN.astype(np.float32)), "float"),
+        (tiff((BRAIN * 16.0).astype(np.float32)), "float"),
+        (tiff((BRAIN * 257.0).astype(np.float32)), "float"),
+        (tiff((BRAIN / 127.5 - 1).astype(np.float32)), "float"),
+        (tiff(65535 - BRAIN.astype(np.uint16) * 257, photometric=0), "16-bit MINISWHITE"),
+        (tiff(4095 - DEEP, photometric=0), "16-bit MINISWHITE"),
+        (tiff((1 - BRAIN / 255).astype(np.float32), photometric=0), "float MINISWHITE"),
         (tiff(255 - BRAIN, photometric=0), "8-bit"),
     ],
 )
-def test_values_of_every_depth_give_the_same_slice(tmp_path, content, kind):
+def test_values_of_every_depth_and_sign_give_the_same_slice(tmp_path, content, kind):
     assert_read(tmp_path, [content] * 3, kind)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        tiff(BRAIN.astype(np.int8)),
-        tiff(DEEP.astype(np.int16)),
-        tiff(big_endian(DEEP.astype(np.int16))),
-        tiff(BRAIN.astype(np.int32)),
-        tiff(BRAIN.astype(np.uint32) * 257),
-        tiff((BRAIN / 255).astype(np.float32)),
-        tiff(4095 - DEEP, photometric=0),
-    ],
+    "scale, dtype, kind",
+    [(6.5, "<f4", "float"), (1e-5, "<f4", "float"), (1e8, "<f4", "float"), (5000, "<i4", "32-bit"), (5, "<u2", "16-bit")],
 )
-def test_values_of_which_pillow_does_not_say_what_they_mean_are_left_out(tmp_path, content):
-    found = read(tmp_path, [content, png(DEEP)])
-    assert found.status.tolist() == [VALUES, FIRST_KIND + 1] and found.results[0] is None and found.white == 4095
+def test_values_of_no_usual_range_are_scaled_to_the_brightest(tmp_path, scale, dtype, kind):
+    levels = assert_read(
+        tmp_path, [tiff((BRAIN.astype(float) * scale).astype(dtype))] * 3, kind, 3, (BRAIN * (255 / 223)).clip(0, 255)
+    )
+    ((black, white),) = levels.values()
+    assert black == 0 and white == pytest.approx(223 * scale, rel=0.02)
 
 
-def test_values_of_no_usual_range_are_scaled_to_the_brightest(tmp_path):
-    white = assert_read(tmp_path, [png(BRAIN.astype(np.uint16) * 5)] * 3, "16-bit", 3, (BRAIN * (255 / 223)).clip(0, 255))
-    assert white == pytest.approx(223 * 5, rel=0.02)
+def test_signed_values_keep_their_black(tmp_path):
+    levels = assert_read(tmp_path, [tiff(DEEP.astype(np.int16) - np.int16(2048))] * 3, "32-bit", 2, BRAIN * (255 / 223))
+    assert levels["32-bit"][0] == -2048
+    wide = (BRAIN - BRAIN.mean()) / BRAIN.std()  # z-scores
+    assert_read(tmp_path, [tiff(wide.astype(np.float32))] * 3, "float", 2, BRAIN * (255 / 223))
 
 
-def test_one_white_for_all_files_of_a_folder(tmp_path):
-    """Maxima of 0.95 and 1.05 of 12 bits by turns, as resampling leaves them: white is 4095 for all."""
+def test_one_white_for_all_files_of_a_kind(tmp_path):
+    """Maxima of 0.95 and 1.05 by turns, as resampling leaves them: white is 1 for all."""
     factors = [0.95, 1.05] * 6
-    found = read(tmp_path, [png((BRAIN * (4095 / 223 * factor)).round().astype(np.uint16)) for factor in factors])
-    assert found.white == 4095
+    found = read(tmp_path, [tiff((BRAIN / 223 * factor).astype(np.float32)) for factor in factors])
+    assert found.levels == {"float": (0, 1)}
     for pixels, factor in zip(found.results, factors):
         np.testing.assert_allclose(pixels.astype(int), (BRAIN / 223.0 * factor * 255).clip(0, 255), atol=1)
 
@@ -204,36 +224,52 @@ def test_one_white_for_all_files_of_a_folder(tmp_path):
 def test_neither_hot_pixels_nor_odd_files_decide(tmp_path):
     hot = DEEP.copy()
     hot[0, :8] = 65535
-    assert assert_read(tmp_path, [png(hot)] * 3 + [png(DEEP)], "16-bit", rows=slice(3, None)) == 4095
+    levels = assert_read(tmp_path, [png(hot)] * 3 + [png(DEEP)], "16-bit", rows=slice(3, None))
+    assert levels == {"16-bit": (0, 4095)}
     assert_read(tmp_path, [png(DEEP)] * 11 + [png(DEEP * 18)], "16-bit", rows=slice(11))
     assert_read(tmp_path, [png(DEEP)] * 11 + [png(DEEP * 0)], "16-bit", rows=slice(11))
 
 
-def test_files_of_8_and_16_bits_are_mixed(tmp_path):
-    found = read(tmp_path, [png(BRAIN), png(DEEP)])
-    assert found.white == 4095 and read(tmp_path, [png(BRAIN)]).white is None
+def test_kinds_of_a_folder_have_levels_of_their_own(tmp_path):
+    contents = [
+        png(BRAIN),
+        png(DEEP),
+        tiff((BRAIN / 255).astype(np.float32)),
+        tiff(4095 - DEEP, photometric=0),
+        tiff(BRAIN.astype(np.int32)),
+    ]
+    found = read(tmp_path, contents)
+    assert found.levels == {"16-bit": (0, 4095), "32-bit": (0, 255), "float": (0, 1), "16-bit MINISWHITE": (4095, 0)}
     for pixels in found.results:
         np.testing.assert_allclose(pixels.astype(int), BRAIN, atol=1)
 
 
-def test_white_of_a_sample_is_that_of_the_folder(tmp_path):
-    whole = read(tmp_path, [png((BRAIN * (6.0 + i)).astype(np.uint16)) for i in range(9)])
+def test_levels_of_a_sample_are_those_of_the_folder(tmp_path):
+    whole = read(tmp_path, [tiff((BRAIN * (6.0 + i)).astype(np.float32)) for i in range(9)])
     paths = [str(tmp_path / f"{i:03}.tif") for i in range(9)]
     part = read_files(paths[:2], lambda i, image, grey: np.asarray(grey), folder=paths)
-    assert part.white == whole.white and all((a == b).all() for a, b in zip(part.results, whole.results))
+    assert part.levels == whole.levels and all((a == b).all() for a, b in zip(part.results, whole.results))
 
 
 def test_values_without_any_light_are_black(tmp_path):
-    assert read(tmp_path, [png(DEEP * 0)]).results[0].max() == 0
+    for content in (tiff(DEEP * 0), tiff(np.full((9, 9), np.nan, np.float32)), tiff(np.full((9, 9), -5, np.int16))):
+        found = read(tmp_path, [content])
+        assert found.results[0].max() == 0
 
 
-def test_choose_white():
-    assert choose_white([3000, 3500, 65535]) == 4095 and choose_white([0, 1500]) == 1500 and choose_white([0]) == 1
+def test_choose_levels():
+    assert choose_levels("16-bit", [(0, 3000), (0, 3500), (0, 65535)]) == (0, 4095)
+    assert choose_levels("16-bit", [(0, 1500)]) == (0, 1500)
+    assert choose_levels("float", [(-1, 1.05)]) == choose_levels("float", [(-1, 0.5)]) == (-1, 1)
+    assert choose_levels("float", [(-0.9, 3.2)]) == (-0.9, 3.2)
+    assert choose_levels("float", [(-0.02, 0.9)]) == (0, 1)  # ringing
+    assert choose_levels("16-bit MINISWHITE", [(200, 65535)]) == (65535, 0)
+    assert choose_levels("32-bit", [(0, 0)]) == (0, 1)
 
 
 def test_usual_white_has_no_steps():
     """Classes that differ by one per cent are never scaled by factors that differ by more than twice that."""
-    for white in (255, 4095, 65535):
+    for white in (1, 255, 4095, 65535):
         for share in (0.7, 0.9, 1, 1.1):
             assert usual_white(share * white) == white
         for share in (0.2, 0.4, 1.3, 2):
@@ -277,6 +313,7 @@ def test_orientation_tags_are_applied(tmp_path, orientation):
         (tiff(np.asarray(turned), orientation=orientation), 0),
         (tiff(deep, orientation=orientation), 1),
         (tiff(big_endian(deep), orientation=orientation), 1),
+        (tiff((deep / 4080).astype(np.float32), orientation=orientation), 1),
         (encoded(turned, "TIFF", tiffinfo={274: orientation}, compression="tiff_lzw"), 0),
     ):
         (pixels,) = read(tmp_path, [content]).results
@@ -304,3 +341,42 @@ def test_light_of_edges():
     pixels = BRAIN.copy()
     pixels[-9:] = 180  # a neck
     assert light_of(pixels).edges == 0 and light_of(noise(48, 40)).edges == 0
+
+
+def test_fillings_around_the_brain_are_black_and_have_no_say(tmp_path):
+    """z-scores of the brain alone, in which 0 is what was not measured, and values of which none can be measured."""
+    brain = BRAIN[BRAIN > 0].astype(float)
+    scores = (BRAIN - brain.mean() - 0.5) / brain.std()
+    low, high = np.quantile(scores[BRAIN > 0], (0.005, 0.995))
+    truth = np.where(BRAIN > 0, ((scores - low) / (high - low) * 255).clip(0, 255), 0)
+    for fill in (0, -1000, -3.4e38, np.nan):
+        levels = assert_read(tmp_path, [tiff(np.where(BRAIN > 0, scores, fill).astype("<f4"))] * 3, "float", 2, truth)
+        assert levels["float"] == pytest.approx((low, high), rel=0.01)
+    for dtype in ("<i2", "<i4"):
+        assert_read(tmp_path, [tiff(np.where(BRAIN > 0, scores * 500, 0).astype(dtype))] * 3, "32-bit", 2, truth)
+        assert_read(tmp_path, [tiff(np.where(BRAIN > 0, BRAIN.astype(int), -2000).astype(dtype))] * 3, "32-bit")
+    within = np.where(BRAIN > 0, scores, 0)
+    within[18:22, 20:28] = 0  # a value, which is not black
+    (pixels,) = read(tmp_path, [tiff(within.astype("<f4"))]).results
+    assert (pixels[18:22, 20:28] == np.floor(-low / (high - low) * 255 + 0.5)).all() and not pixels[BRAIN == 0].any()
+    for values in (BRAIN, BRAIN / 127.5 - 1, DEEP.astype(int) - 2048, BRAIN - 5.0, scores, BRAIN * np.nan):
+        assert np.isnan(filling(np.asarray(values, float)))
+
+
+def test_large_unsigned_integers_of_32_bits(tmp_path):
+    """Beyond 2^31, where Pillow has negative values."""
+    full = BRAIN.astype(np.uint32) * 16843009
+    assert_read(tmp_path, [tiff(full)] * 3, "32-bit", 2, (BRAIN * (255 / 223)).clip(0, 255))
+
+
+def test_signed_values_of_8_bits_are_not_read(tmp_path):
+    """Pillow takes -1 for 255."""
+    assert read(tmp_path, [tiff((BRAIN.astype(int) - 128).astype(np.int8))]).status.tolist() == [UNREADABLE]
+
+
+@pytest.mark.parametrize("images, status", [(1, FIRST_KIND), (5, PAGES), (13, PAGES)])
+def test_stacks_of_imagej_are_left_out(tmp_path, images, status):
+    """Their further images follow the first without directories of their own."""
+    text = f"ImageJ=1.53t\nimages={images}\nslices={images}\n"
+    content = encoded(Image.fromarray(BRAIN), "TIFF", description=text)
+    assert read(tmp_path, [content]).status.tolist() == [status]
