@@ -64,8 +64,10 @@ def read_header(path):
     try:
         with open_content(path) as file:
             content = file.read(LENGTH)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: cannot be read ({printable(str(error))})") from None
+    except gzip.BadGzipFile:
+        raise UserError(f"{path}: not gzipped, although its name says so; remove .gz from the name, or download it again") from None
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({printable(str(error))}); download it again") from None
     order = {LENGTH.to_bytes(4, "little"): "<", LENGTH.to_bytes(4, "big"): ">"}.get(content[:4])
     if order is None or len(content) < LENGTH:
         start = printable(content[:12].decode("latin-1"))

@@ -199,6 +199,11 @@ def test_nifti_files_that_are_no_whole_scan_are_refused(tmp_path, content, part)
     assert part in refused(tmp_path / "x.nii")
 
 
+def test_plain_file_whose_name_says_gz_is_refused(tmp_path):
+    (tmp_path / "x.nii.gz").write_bytes(patched())
+    assert "remove .gz from the name" in refused(tmp_path / "x.nii.gz")
+
+
 def patched(*patches, affine=None):
     """A NIfTI file whose qform and sform agree, after (offset, format, values) were written into its header."""
     content = bytearray(nifti_bytes(random_voxels(20, 20, 20), np.diag([2.0, 2, 2, 1]) if affine is None else affine, qform=1))
