@@ -220,7 +220,7 @@ def train(results, args, sizes):
     for minutes in MOMENTS:
         row = min(evaluations, key=lambda row: abs(row["seconds"] - 60 * minutes))
         place = f"at {row['seconds'] / 60:.1f} minutes"
-        figures |= {f"{key} {place}": row[key] for key in ("kid", "kid_test", "precision", "recall")}
+        figures |= {f"{key} {place}": row[key] for key in ("kid", "kid_train", "precision", "recall")}
         figures[f"kimg {place}"] = row["images"] / 1000
     rates = [row["images_per_second"] for row in losses[len(losses) // 2 :]]
     figures |= {"images/s, mean of the second half": sum(rates) / len(rates), "peak memory, GiB": losses[-1]["memory_gib"]}

@@ -48,13 +48,11 @@ def add_data_flags(group):
     group.add_bool("--conditional", False, "with --classes all: one model that is told the class")
     group.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     group.add(
-        "--test_dir",
-        help="slices that evaluations compare with beside the training slices (default: test/ beside "
-        "--dataset_dir, if there is one)",
+        "--validation_dir",
+        help="slices of other people, by which best.pt, alerts and --augment ada choose (default: those of about a tenth of the "
+        "people in --dataset_dir, who are not trained on then)",
     )
-    group.add(
-        "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): are people in both?"
-    )
+    group.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md)")
     group.add_bool(
         "--keep_damaged", False, "train on scans that are black, far darker than the others or noise, too; dataset.py shows which"
     )

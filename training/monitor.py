@@ -109,12 +109,12 @@ ALERTS = {  # name: (condition on a row of losses.csv or evaluations.csv, what i
     ),
     "low diversity": (
         lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
-        "generated slices look real (precision {precision:.2f}) but cover few of the training slices (recall {recall:.2f}); an "
-        "earlier generator may be better: best.pt is the one with the lowest KID",
+        "generated slices look real (precision {precision:.2f}) but cover few of the real ones (recall {recall:.2f}); an earlier "
+        " generator may be better: best.pt is the one with the lowest KID",
     ),
     "critic overfits": (
         lambda row: row["overfitting"] > 0.5,
-        "it scores held-out real slices {overfitting:.0%} of the way from training slices to generated ones; more slices or "
+        "it scores validation slices {overfitting:.0%} of the way from training slices to generated ones; more slices or "
         "--augment ada may help, and best.pt is the generator with the lowest KID",
     ),
 }

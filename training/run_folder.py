@@ -45,7 +45,12 @@ NAMES = (  # of what a run writes, but for its lock
 STYLES_SAVED = 512  # fixed latents that are mapped to w in styles/
 FIXED = "resolution", "channel_base", "channel_max", "mapping_layers"  # settings of the networks, which a run cannot change
 FREE = "grow", "loss", *(name for name in Recipe._fields if name not in FIXED), "mirror", "augment", "seed", "amp"
-RENAMED = {"unseen": "held_out", "lit": "foreground_fraction", "beyond": "overbright_fraction"}  # columns of earlier losses.csv
+RENAMED = {
+    "unseen": "held_out",
+    "score_test": "score_validation",
+    "lit": "foreground_fraction",
+    "beyond": "overbright_fraction",
+}  # columns of earlier losses.csv
 
 
 class RunFolder:
@@ -249,13 +254,15 @@ def find_run(folder, resume):
 
 
 def check_place(folder, data):
-    """UserError if a run in `folder` would lie among slices: those of `data`, {flag: folder that holds AD/ and NC/}, or others."""
+    """UserError if a run in `folder` would lie among slices: those of `data`, {flag: folder of AD/ and NC/, or None}, or others."""
 
     def within(path, other):
         return path == other or path.startswith(os.path.join(other, ""))
 
     place, asked = os.path.realpath(folder), f"--model_dir: the run's folder would be {folder}, which"
     for flag, path in data.items():
+        if path is None:
+            continue
         data_dir = os.path.realpath(path)
         if within(data_dir, place) or any(within(place, os.path.join(data_dir, name)) for name in (*CLASSES, "CN")):
             raise UserError(f"{asked} belongs to the slices of {flag} {path}: choose another --model_dir")
@@ -297,11 +304,13 @@ def check_same_run(folder, config):
         old_flags = EARLIER_FLAGS | saved["flags"]
         sizes = config["network"], {"mapping_layers": EARLIER_MAPPING_LAYERS} | saved["network"]
         differing = changes(*sizes, FIXED)
-        if saved["data"]["fingerprint"] != config["data"]["fingerprint"]:
-            differing.append(
-                f"--dataset_dir {config['flags']['dataset_dir']} (its slices differ from those of "
-                f"{saved['flags']['dataset_dir']}: {saved['data']['counts']}, now {config['data']['counts']})"
-            )
+        old_data, data = saved["data"], config["data"]
+        validation = old_data.get("validation"), data.get("validation")
+        for flag, (old, new) in {"dataset_dir": (old_data, data), "validation_dir": validation}.items():
+            if old and new and old["fingerprint"] != new["fingerprint"]:
+                place, before = config["flags"][flag], saved["flags"].get(flag)
+                text = f"its slices differ from those of {before}: {old['counts']}, now {new['counts']}"
+                differing.append(f"--{flag} {place} ({text})")
         changed = changes(config["flags"], old_flags, FREE)
         if config["torch"] != old_torch:
             changed.append(f"PyTorch {config['torch']} (was {old_torch})")

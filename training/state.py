@@ -63,6 +63,7 @@ class RunState:
     seconds: float = 0.0  # of training
     skipped: int = 0  # steps with gradients that are not finite
     lr_scale: float = 1.0  # 0.5 after the run went back to a checkpoint
+    images_before: int = 0  # that the networks of --start_from had learnt from
     lr_decay: float = 1.0  # the smallest factor that the decay of the learning rates has reached
     skipped_in_a_row: int = 0  # of this process alone, as are all below
     signum: int = 0  # the signal to stop, or 0
@@ -83,6 +84,11 @@ class RunState:
     @property
     def images(self):
         return self.step * self.schedule.batch_size
+
+    @property
+    def images_learnt(self):
+        """Images that the networks have learnt from, in the run that this one started from, too."""
+        return self.images_before + self.images
 
     @property
     def epoch(self):
@@ -160,7 +166,7 @@ class RunState:
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoints
 
-    SAVED = "seconds", "skipped", "lr_scale", "lr_decay", "first_resolution", "done", "images"
+    SAVED = "seconds", "skipped", "lr_scale", "lr_decay", "first_resolution", "done", "images", "images_before"
 
     def state_dict(self):
         """What a checkpoint keeps."""
@@ -170,6 +176,7 @@ class RunState:
         """Continue from what `state_dict` saved; ValueError, KeyError or TypeError if that is impossible."""
         self.stage, self.first_resolution = Stage(**saved["stage"]), int(saved["first_resolution"])
         self.seconds, self.skipped = float(saved["seconds"]), int(saved["skipped"])
+        self.images_before = int(saved.get("images_before", 0))  # which runs of earlier code forgot
         self.lr_scale, self.lr_decay, self.done = (float(saved[name]) for name in ("lr_scale", "lr_decay", "done"))
         self.step, self.skipped_in_a_row = saved["images"] // self.schedule.batch_size, 0
         possible = (
@@ -177,6 +184,7 @@ class RunState:
             and 0 <= self.stage.images <= saved["images"]
             and 0 <= self.seconds < 1e10
             and self.skipped >= 0
+            and self.images_before >= 0
             and 0 < self.lr_scale <= 1
             and 0 <= self.lr_decay <= 1
             and 0 <= self.done <= 1

@@ -95,7 +95,7 @@ def test_each_call_of_part_3_does_the_first_run_that_is_missing(tmp_path, slices
         folder = tmp_path / name.replace(" ", "_").replace("-", "") / "AD"
         folder.mkdir(parents=True)
         rows = [f"{60 * minute},{minute},{minute / 10},0,0,{1000 * minute}" for minute in (1, 2.2, 3.9, 7)]
-        (folder / "evaluations.csv").write_text("\n".join(["seconds,kid,kid_test,precision,recall,images", *rows]))
+        (folder / "evaluations.csv").write_text("\n".join(["seconds,kid,kid_train,precision,recall,images", *rows]))
         (folder / "losses.csv").write_text("images_per_second,memory_gib\n1,1\n1,1\n4,2\n6,3\n")
         return "done"
 

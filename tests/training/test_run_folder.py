@@ -155,6 +155,7 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path, slices_dir, unplott
     monkeypatch.setattr(validation, "VALIDATED", 16)
     monkeypatch.setattr(validation, "Features", lambda *_: lambda pixels: torch.as_tensor(pixels[:, ::8, ::8]).flatten(1).float())
     flags, stops = RUNS[name]
+    flags = [*flags, "--validation_dir", os.path.join(os.path.dirname(slices_dir), "test")]
     if name == "conditional":
         flags = [*flags, "--classes", "all"]
     assert start(slices_dir, tmp_path / "one", "--epochs", stops[-1], *flags) == 0
@@ -470,13 +471,13 @@ def test_run_among_slices_is_refused(tmp_path, slices_dir):
         (data / "train", "--dataset_dir"),
         (tmp_path / "link/train", "--dataset_dir"),
         (data / "train/NC/model", "--dataset_dir"),
-        (data / "test", "--test_dir"),
+        (data / "test", "--validation_dir"),
         (tmp_path / "other", "holds other images .*1.PNG"),
-        (data / "test/AD/model", "--test_dir"),
+        (data / "test/AD/model", "--validation_dir"),
     ):
         for resume in ("True", "False"):
             with pytest.raises(UserError, match=f"--model_dir: the run's folder would be .*{flag}.*choose another"):
-                start(str(data / "train"), model_dir, "--test_dir", data / "test", "--resume", resume)
+                start(str(data / "train"), model_dir, "--validation_dir", data / "test", "--resume", resume)
     (tmp_path / "model").mkdir()
     os.rename(data, tmp_path / "model/AD")  # --resume False would take the slices away
     (tmp_path / "model/AD/generator.pt").touch()

@@ -414,11 +414,13 @@ def test_average_has_its_half_life():
     with torch.no_grad():
         p.fill_(1)
     for _ in range(50):
-        update_average(state, 10**7)
+        update_average(state, 10**9)
     assert average.mean().item() == pytest.approx(0.5, rel=1e-3)
     average.zero_()
-    update_average(state, 0)  # at the start: a twentieth of the images so far
-    assert average.mean().item() == pytest.approx(1 - 0.5 ** (1 / 0.05), rel=1e-5)
+    for images in (100, 1000):  # at the start: a twentieth of the images so far
+        average.zero_()
+        update_average(state, images)
+        assert average.mean().item() == pytest.approx(1 - 0.5 ** (100 / (0.05 * images)), rel=1e-5)
 
 
 def test_micro_batches_draw_their_own_latents_for_each_update():
