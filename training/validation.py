@@ -37,8 +37,9 @@ class Validation:
                 pixels = mirror_half(part[rows]) if mirror else part[rows]
                 self.real[name] = pixels, torch.from_numpy(part.labels[rows]), self.features(pixels), groups[rows]
         self.reference = "validation" if slices.record["validation"] else "train"
-        labels = np.resize(self.real["train"][1], VALIDATED)
-        self.labels = torch.from_numpy(labels).to(device) if num_classes else None
+        labels = self.real["train"][1]
+        labels = labels.repeat(-(-VALIDATED // len(labels)))[:VALIDATED]
+        self.labels = labels.to(device) if num_classes else None
 
     @torch.no_grad()
     def __call__(self, averaged, critic, batch_size):
