@@ -83,8 +83,8 @@ def test_failing_commands_are_recorded_with_their_last_line(results, tmp_path):
 
 def test_table_of_the_benchmark_is_read():
     text = f"{'':44}{'ours':>17}\n{'train.py' + chr(39) + 's step':34}{'images/s':10}{'12.5':>17}\n"
-    text += f"{'  critic':34}{'ms':10}{'3.0':>17}{'1e+04':>17}\nPyTorch 2.11\n"
-    assert gpu_check.table(text) == {"train.py's step, images/s": 12.5, "critic, ms": "3.0 / 1e+04"}
+    text += f"{'peak memory':34}{'GiB':10}{'3.0':>17}{'1e+04':>17}\nPyTorch 2.11\n"
+    assert gpu_check.table(text) == {"train.py's step, images/s": 12.5, "peak memory, GiB": "3.0 / 1e+04"}
 
 
 def test_each_call_of_part_3_does_the_first_run_that_is_missing(tmp_path, slices_dir, monkeypatch, capsys):
@@ -121,7 +121,6 @@ def quick_measurements(monkeypatch, capsys):
         return capsys.readouterr().out
 
     monkeypatch.setattr(gpu_check, "run", run_here)
-    monkeypatch.setitem(bench.MATRIX_SIDE, "cpu", 256)
     monkeypatch.setattr(gpu_check, "PROFILED_STEPS", 2)  # the first of which has a penalty
 
 
