@@ -1,9 +1,9 @@
-"""Architecture diagrams of the networks in modules.py: generator.png, style_block.png and discriminator.png.
+"""Architecture diagrams of the networks in modules.py, the full ones at 256x256: generator.png and discriminator.png.
 
     python -m tools.diagrams --output_dir model_images
 
-Sizes come from modules.channels_at, and numbers of parameters from the networks themselves, so any configuration is drawn
-correctly. Coordinates are pixels of a page 900 wide, y downwards, and mark the centre of a shape; the PNGs have twice as many.
+Sizes come from modules.channels_at, and numbers of parameters from the networks themselves. Coordinates are pixels of a page 900
+wide, y downwards, and mark the centre of a shape; the PNGs have twice as many.
 """
 
 import os
@@ -15,9 +15,8 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon
 from matplotlib.path import Path
 from PIL import Image
 
-from modules import RELU_GAIN, Discriminator, Generator, MappingNetwork, channels_at
-from ops import SLOPE
-from utils import LARGEST, RESOLUTIONS, ArgumentParser, atomic_path, make_folder, number, run_cli
+from modules import Discriminator, Generator, MappingNetwork, channels_at
+from utils import ArgumentParser, atomic_path, make_folder, run_cli
 
 BLUE, RED, PURPLE, AMBER = "#2a6f97", "#c8553d", "#7a5195", "#ef9b20"
 GREY, DARK, PALE = "#8a8f94", "#2b2f33", "#cfd4d8"
@@ -53,11 +52,10 @@ class Diagram:
         return Sides((x - width / 2, y), (x + width / 2, y), (x, y - height / 2), (x, y + height / 2))
 
     def node(self, x, y, sign, colour):
-        """A circle with a "+" or "x" in it, or a dot for "."."""
-        radius = 3 if sign == "." else 10
+        """A circle with a "+" in it, or a dot for "."."""
+        radius, arm = (3, 0) if sign == "." else (10, 5.5)
         self.axes.add_patch(Circle((x, y), radius, fc=colour if sign == "." else "white", ec=colour, lw=1.3 * POINT))
-        a, b = {".": (0, 0), "+": (5.5, 0), "x": (4, 4)}[sign]
-        for dx, dy in ((a, b), (b, -a)):
+        for dx, dy in ((arm, 0), (0, arm)):
             self.axes.plot([x - dx, x + dx], [y - dy, y + dy], color=colour, lw=1.5 * POINT)
         return Sides((x - radius, y), (x + radius, y), (x, y - radius), (x, y + radius))
 
@@ -90,7 +88,7 @@ def millions(network):
 # Mapping network and generator
 
 
-def draw_generator(resolution, channel_base, channel_max):
+def draw_generator(resolution=256, channel_base=8192, channel_max=256):
     blocks = block_table(resolution, channel_base, channel_max)
     mapping, network = MappingNetwork(), Generator(resolution, channel_base, channel_max)
     end = 44 + 122 * len(blocks)
@@ -166,73 +164,10 @@ def _draw_legend(page, num_ws):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A style block in detail
-
-
-def draw_style_block():
-    page = Diagram(678, {235: "As computed here: one kernel for the batch", 705: "As in the paper: one kernel per image"})
-    page.box(235, 252, 442, 320, "", PALE)
-    page.box(705, 252, 362, 320, "", PALE)
-    page.write(490, 252, "=", 34, weight="bold")
-    styling = [(58, 30, "style vector $w$", PURPLE), (120, 32, "$s = A(w)$", PURPLE)]
-
-    _, style = page.column(80, 104, styling, colour=PURPLE)
-    features = [
-        (58, 30, "$x$   [N, $C_{in}$, H, W]", GREY),
-        (120, "x", PURPLE),
-        (169, 28, "if ↑ 2: insert zeros", GREY, True),
-        (228, 46, "3 × 3 convolution with\n$w_{oik}$, shared by all images", BLUE),
-        (287, 28, "if ↑ 2: filter [1, 3, 3, 1]", GREY, True),
-        (352, "x", PURPLE),
-        (448, "+", BLUE),
-        (500, "+", AMBER),
-        (556, 30, f"leaky ReLU, slope {SLOPE}", GREY),
-        (620, 30, "[N, $C_{out}$, H, W],  if ↑ 2: 2H, 2W", GREY),
-    ]
-    _, scale, _, conv, _, rescale, add_bias, add_noise, *_ = page.column(333, 222, features)
-    root = page.box(128, 352, 200, 60, r"$d_o = g/\sqrt{\sum_{ik}\,(s_i\,w_{oik})^2 + \epsilon}$", PURPLE, size=13.5)
-    page.arrow(style.right, scale.left, colour=PURPLE)
-    page.arrow(style.bottom, (80, 322), colour=PURPLE)
-    page.arrow(root.right, rescale.left, colour=PURPLE)
-    page.arrow(conv.left, (176, 228), (176, 322), colour=BLUE)
-    page.arrow(page.box(128, 448, 200, 28, "learned bias $b_o$", BLUE).right, add_bias.left, colour=BLUE)
-    page.arrow(page.box(128, 500, 200, 28, "learned strength × noise", AMBER).right, add_noise.left, colour=AMBER)
-
-    _, style = page.column(590, 104, styling, colour=PURPLE)
-    demodulated = r"$w_{oik}^{\prime\prime} = g\,w_{oik}^{\prime}\,/\,\sqrt{\sum_{ik}\,w_{oik}^{\prime\,2} + \epsilon}$"
-    kernels = [(196, 40, r"$w_{oik}^{\prime} = s_i\,w_{oik}$", PURPLE), (286, 60, demodulated, PURPLE)]
-    _, kernel = page.column(638, 200, kernels, size=13.5, colour=PURPLE)
-    features = [
-        (58, 30, "$x$", GREY),
-        (150, 28, "if ↑ 2: zeros", GREY, True),
-        (286, 80, "3 × 3\nconvolution,\neach image with\n" r"its own $w_{oik}^{\prime\prime}$", BLUE),
-        (372, 28, "if ↑ 2: filter", GREY, True),
-        (456, 46, "bias, noise,\nleaky ReLU", GREY),
-    ]
-    conv = page.column(818, 112, features)[2]
-    page.arrow(style.bottom, (590, 176), colour=PURPLE)
-    page.arrow(page.box(700, 120, 76, 32, "$w_{oik}$", BLUE).bottom, (700, 176), colour=BLUE)
-    page.arrow(kernel.right, conv.left, colour=PURPLE)
-
-    equality = r"$d_o\,\sum_{ik} w_{oik}\,(s_i\,x_{i,p+k}) = \sum_{ik}\,(d_o\,s_i\,w_{oik})\,x_{i,p+k}$"
-    symbols = (
-        "$o$, $i$: output and input channel; $k$: tap; $p$: pixel\n"
-        "$w_{oik}$: learned weight, equalised (divided by the root of $9\\,C_{in}$)\n"
-        f"$g = {RELU_GAIN:.2f}$: keeps the scale through the leaky ReLU\n"
-        "if ↑ 2: the first layer of every block except 4 × 4\n"
-        "The code multiplies by $d_o > 0$ later, with the next style"
-    )
-    page.write(505, 516, "Both give the same, as convolution is linear:", align="left", weight="bold")
-    page.write(505, 552, equality, 15, align="left")
-    page.write(505, 616, symbols, align="left")
-    return page.figure
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Discriminator
 
 
-def draw_discriminator(resolution, channel_base, channel_max):
+def draw_discriminator(resolution=256, channel_base=8192, channel_max=256):
     blocks = block_table(resolution, channel_base, channel_max)[::-1]
     (_, first), (_, last) = blocks[0], blocks[-1]
     tail = max(172 + 58 * (len(blocks) - 1), 450)  # y of the first box after the residual blocks
@@ -302,23 +237,14 @@ def _draw_residual_block(page):
 
 
 def main(argv=None):
-    parser = ArgumentParser(
-        "Draw the networks of modules.py for the README.",
-        "-m tools.diagrams",
-        "-m tools.diagrams --resolution 64 --channel_base 1024 --channel_max 64 --output_dir thin",
-    )
+    parser = ArgumentParser("Draw the networks of modules.py for docs/networks.md.", "-m tools.diagrams")
     parser.prog = "-m tools.diagrams"
-    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels")
-    parser.add_argument("--channel_base", type=number(int, 32, LARGEST["channel_base"]), default=8192, help="as for train.py")
-    parser.add_argument("--channel_max", type=number(int, 1, LARGEST["channel_max"]), default=256, help="as for train.py")
-    parser.add_argument("--output_dir", default="model_images", help="folder for the three images")
+    parser.add_argument("--output_dir", default="model_images", help="folder for the two images")
     args = parser.parse_args(argv)
     make_folder(args.output_dir, "--output_dir")
-    size = args.resolution, args.channel_base, args.channel_max
-    figures = {"generator": draw_generator(*size), "style_block": draw_style_block(), "discriminator": draw_discriminator(*size)}
-    for name, figure in figures.items():
+    for name, draw in (("generator", draw_generator), ("discriminator", draw_discriminator)):
         with atomic_path(os.path.join(args.output_dir, f"{name}.png")) as path:
-            figure.savefig(path, dpi=2 * 72 / POINT)
+            draw().savefig(path, dpi=2 * 72 / POINT)
             Image.open(path).convert("RGB").quantize(96).save(path, optimize=True)  # a palette: a third of the size
 
 
