@@ -116,7 +116,10 @@ def atomic_path(path, sync=False):
                     os.fsync(file.fileno())
             os.replace(temporary, path)
             if sync:
-                flush_folder(os.path.dirname(path) or ".")
+                with contextlib.suppress(OSError):  # Windows cannot flush a folder's names
+                    handle = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+                    os.fsync(handle)
+                    os.close(handle)
         except (OSError, RuntimeError) as error:
             if getattr(error, "errno", None) is None:  # PIL, NumPy and SimpleITK do not say why; the system will
                 with open(temporary, "ab") as file:
@@ -125,16 +128,6 @@ def atomic_path(path, sync=False):
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-
-
-def flush_folder(folder):
-    """Flush a folder's names to disk, a renaming among them, where the system can (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def save_tensors(state, path):
@@ -311,18 +304,23 @@ def read_config(folder):
 
 def read_network(folder):
     """The validated network settings in a run's config.json, {name: int}; {} if any is missing or impossible."""
-    names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
     try:
-        network = {"mapping_layers": EARLIER_MAPPING_LAYERS} | read_config(folder)["network"]
-        network = {name: operator.index(network[name]) for name in names}
-    except (KeyError, TypeError):
+        return check_network(read_config(folder)["network"])
+    except (KeyError, TypeError, ValueError):
         return {}
-    valid = (
-        network["resolution"] in RESOLUTIONS
-        and all(0 < network[name] <= largest for name, largest in LARGEST.items())
-        and network["num_classes"] in (0, len(CLASSES))
-    )
-    return network if valid else {}
+
+
+def check_network(network):
+    """The network settings in a dictionary of a file, {name: int}; KeyError, TypeError or ValueError if any is impossible."""
+    names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
+    network = {"mapping_layers": EARLIER_MAPPING_LAYERS} | network
+    network = {name: operator.index(network[name]) for name in names}
+    allowed = {"resolution": RESOLUTIONS, "num_classes": (0, len(CLASSES))}
+    allowed |= {name: range(1, largest + 1) for name, largest in LARGEST.items()}
+    for name, values in allowed.items():
+        if network[name] not in values:
+            raise ValueError(f"{name} {network[name]}")
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -371,16 +369,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def meant_flags(self, words):
         """The flags nearest to those of `words` that are not flags, whatever their letter case and dashes: "--AD_dir --NC_dir"."""
-        known, near = {plain_flag(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
+
+        def plain(word):  # "--ad_dir" of "-AD-dir"
+            return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
+
+        known, near = {plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
         for word in (word.split("=")[0] for word in words):
             if word not in self._option_string_actions:
-                near += difflib.get_close_matches(plain_flag(word), known, 1)
+                near += difflib.get_close_matches(plain(word), known, 1)
         return " ".join(dict.fromkeys(known[flag] for flag in near))
-
-
-def plain_flag(word):
-    """A flag in lower case, with two dashes at its beginning and "_" for any other: "--ad_dir" of "-AD-dir"."""
-    return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
 
 
 class Group:
