@@ -57,13 +57,16 @@ EVALUATION_COLUMNS = (*POSITION, *VALIDATION)
 
 def train(plan, config):
     """Train until the last epoch, the deadline or a signal; returns the process's exit status. config: that of the run's files."""
-    columns = {"losses": LOSS_COLUMNS + std_columns(plan), "evaluations": EVALUATION_COLUMNS}
+    layers = tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
+    columns = {"losses": LOSS_COLUMNS + layers, "evaluations": EVALUATION_COLUMNS}
     files, processes, recipe = RunFolder(plan.folder, config, columns, plan.processes), plan.processes, plan.options.recipe
     processes.barrier()  # all have looked for a checkpoint before one is written
     state, run = begin(plan, files)
     if run.finished:
         return exit_status(plan, run)
-    validate, alerts = make_validation(plan), Alerts()
+    alerts, validate = Alerts(), None
+    if plan.schedule.eval_every and processes.leading:
+        validate = Validation(plan.slices, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
     data, terms = training_batches(plan, run.step), []  # terms: of the steps since the last row of losses.csv
     run.start_clock()
     with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, processes.leading) as bar:
@@ -97,7 +100,7 @@ def train(plan, config):
                 state, data, terms = checkpoint, training_batches(plan, run.step), []
                 bar.n = run.images
                 continue
-            row |= measure_row(plan, state, run, len(terms))
+            row |= dict.fromkeys(layers, math.nan) | measure_row(plan, state, run, len(terms))
             files.log("losses", row)
             show_progress(bar, plan.name, row, plan.schedule)
 
@@ -134,17 +137,9 @@ def begin(plan, files):
 
 def first_stage(plan):
     """The Stage in which a new run begins."""
-    if plan.source is None:
-        return Stage(first_resolution(plan.schedule.resolution, plan.schedule.grow))
-    resolution = first_resolution(plan.schedule.resolution, plan.schedule.grow, plan.source.network["resolution"])
-    return Stage(resolution, fade_images=fade_images(plan.source.images))
-
-
-def make_validation(plan):
-    """The Validation of a run, in the process that needs one; else None."""
-    if not plan.schedule.eval_every or not plan.processes.leading:
-        return None
-    return Validation(plan.slices, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
+    source, reached = plan.source, plan.source.network["resolution"] if plan.source else None
+    resolution = first_resolution(plan.schedule.resolution, plan.schedule.grow, reached)
+    return Stage(resolution, fade_images=fade_images(source.images) if source else 0)
 
 
 def training_batches(plan, step):
@@ -188,26 +183,13 @@ def skip_or_go_back(plan, files, run, steps, skipped):
     return state
 
 
-def std_columns(plan):
-    """The columns of losses.csv with the standard deviation after each block, of all stages."""
-    return tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
-
-
 def measure_row(plan, state, run, steps):
-    """The columns of a row of losses.csv beside its TERMS; the row ends now, after so many steps."""
-    seconds = run.end_row()
+    """The columns of a row of losses.csv beside its TERMS, of the layers of this stage; the row ends now, after so many steps."""
+    rate = steps * plan.schedule.batch_size / run.end_row()
     deviations = {f"std {name}": value for name, value in state.activations.deviations().items()}
-    return (
-        run.position()
-        | {
-            "images_per_second": steps * plan.schedule.batch_size / seconds,
-            "memory_gib": memory_gib(plan.device),
-            "lr": state.model_optimizer.param_groups[0]["lr"],
-            "skipped": run.skipped,
-            "augment_p": float(state.augmentation.p),
-        }
-        | {name: deviations.get(name, math.nan) for name in std_columns(plan)}
-    )
+    measured = {"images_per_second": rate, "memory_gib": memory_gib(plan.device), "skipped": run.skipped}
+    measured |= {"lr": state.model_optimizer.param_groups[0]["lr"], "augment_p": float(state.augmentation.p)}
+    return run.position() | measured | deviations
 
 
 def save(plan, files, state, run):
@@ -247,10 +229,10 @@ def exit_status(plan, run):
 # The command
 
 
-def note(text, leading, kind="note"):
+def note(text, leading):
     """Print a line on stderr, in one of all processes."""
     if leading:
-        print(f"{kind}: {text}", file=sys.stderr)
+        print(text, file=sys.stderr)
 
 
 def make_plan(args, folder, resuming, device, begun):
@@ -270,10 +252,8 @@ def make_plan(args, folder, resuming, device, begun):
     place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
     slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
-    if slices.validation:
-        note(f"validation: {slices.validation_text}", processes.leading)
     if mirror and (warning := mirror_warning(slices.train)):
-        note(warning, processes.leading, "warning")
+        note(f"warning: {warning}", processes.leading)
     network = network_settings(recipe, args.resolution, args.conditional)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None
     options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
@@ -282,12 +262,9 @@ def make_plan(args, folder, resuming, device, begun):
         *(recipe.lr_decay, args.save_every, args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
     )
     plan = Plan(folder, slices, network_name, network, options, schedule, source, device, dtype, processes)
-    flags = (
-        vars(args)
-        | recipe._asdict()
-        | {"network": network_name, "loss": loss, "mirror": mirror, "keep_damaged": slices.keep_damaged}
-    )
-    flags |= {"amp": dtype == torch.bfloat16, "max_minutes": None if args.max_minutes == math.inf else args.max_minutes}
+    minutes = None if args.max_minutes == math.inf else args.max_minutes
+    flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "max_minutes": minutes}
+    flags |= {"amp": dtype == torch.bfloat16, "keep_damaged": slices.keep_damaged}
     config = {
         "network": network,
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],
@@ -304,13 +281,13 @@ def describe_start(plan, config, resuming, mirror_asked):
     if resuming:
         changed = check_same_run(plan.folder, config)
         if changed:
-            note(f"{plan.folder} was started with other flags, and continues with {', '.join(changed)}", leading)
+            note(f"note: {plan.folder} was started with other flags, and continues with {', '.join(changed)}", leading)
         if plan.options.mirror and mirror_asked is None:
-            note(f"{plan.folder} was begun with mirrored slices and keeps them; --mirror False ends it", leading)
+            note(f"note: {plan.folder} was begun with mirrored slices and keeps them; --mirror False ends it", leading)
     elif plan.source and leading:
         print(describe_source(plan.source, plan.network))
     if plan.device.type == "cpu" and plan.schedule.resolution > 64:
-        note(f"without a GPU this takes long; {QUICK} learns in minutes", leading)
+        note(f"note: without a GPU this takes long; {QUICK} learns in minutes", leading)
 
 
 @contextlib.contextmanager

@@ -60,11 +60,10 @@ def draw(resolution=256, channel_base=8192, channel_max=256):
     draw_critic(page, critic, bottom)
     page.box(SUM, bottom, 150, f"image, {resolution} × {resolution}", RED)
     page.arrow((SUM + 75, bottom), (CRITIC - 105, bottom))
-    page.write(
-        WIDTH / 2,
-        bottom + 50,
-        "w enters the image layers, too. Every style block adds noise. A class joins z by its embedding, and the score by a projection.",
+    text = (
+        "w enters the image layers, too; style blocks add noise. A class joins z by its embedding, and the score by a projection."
     )
+    page.write(WIDTH / 2, bottom + 50, text)
     return page.figure
 
 

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import math
 
-from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, default_network, plain_table, valid_numbers
+from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table, valid_numbers
 from utils import (
     CLASSES,
     EARLIER_FLAGS,
@@ -130,8 +130,11 @@ def add_machine_flags(group):
 
 
 def recipes_text():
-    """The recipes, for --help."""
-    return f"recipes (a flag overrides one number, --set NAME=NUMBER one whose name has no dashes):\n{plain_table()}"
+    """The recipes in columns, for --help."""
+    rows = table()
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(["recipes (a flag overrides one number, --set NAME=NUMBER one whose name has no dashes):", *lines])
 
 
 def setting(text):
@@ -162,7 +165,7 @@ def choose_recipe(args, device, kept=None):
     kept: {"network", "loss", column: number} of another run, which stand in place of the defaults.
     """
     kept = kept or {}
-    network = args.network or kept.get("network") or default_network(device)
+    network = args.network or kept.get("network") or ("thin" if device.type == "cpu" else "full")
     loss = args.loss or kept.get("loss") or LOSSES[0]
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None} | dict(args.set or [])
     numbers = {name: value for name, value in kept.items() if name in COLUMNS}

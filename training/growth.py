@@ -89,7 +89,7 @@ class Fade:
 
 
 def fade_state(fade):
-    """What a checkpoint keeps of a critic's Fade; {} for None."""
+    """What a checkpoint keeps of a critic's Fade, or of None."""
     return {} if fade is None else {"resolution": fade.resolution, "weights": fade.from_image.state_dict()}
 
 

@@ -80,6 +80,7 @@ def read_slices(
     text = f"{len(people)} {unit}, {plural(len(validation), 'slice')}"
     if unit != "people":
         text += ", of people who may be trained on, too, as --subjects does not tell"
+    say(f"note: validation: {text}")
     if shared := len(people & set(groups[~kept])):
         say(f"warning: {shared} of {len(people)} {unit} of the validation slices are trained on, too, so that they choose badly")
     if begun is None or validation_dir or "validation" in begun.get("data", {}):
