@@ -30,7 +30,7 @@ from data.subjects import find_subjects
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
 from report import figures
-from training.ada import HELD_OUT_EVERY
+from training.augment import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, describe_source, fade_images, first_resolution, grow, read_source, set_fade, start_from

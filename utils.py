@@ -247,10 +247,7 @@ def pick_device(name):
 
 
 def keep_freed_memory():
-    """Make glibc keep freed memory for the next allocation instead of returning it to the system; no effect elsewhere.
-
-    By default it returns every block from 32 MiB on, and training faults the next one in page by page.
-    """
+    """Make glibc keep freed memory for the next tensor, which would be faulted in page by page; no effect elsewhere."""
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
@@ -273,21 +270,12 @@ def pick_dtype(amp, device):
     """
     import torch
 
-    if amp is None:
-        amp = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bfloat16()
+    if amp is None and device.type == "cuda":
+        amp = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif amp is None and torch.backends.mkldnn.is_available():
+        with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux alone tells
+            amp = not {"amx_bf16", "avx512_bf16"}.isdisjoint(file.read().split())
     return torch.bfloat16 if amp else torch.float32
-
-
-def cpu_has_bfloat16():
-    """Whether the CPU multiplies in bfloat16 (AMX, AVX512-BF16) and PyTorch can use it; only told on Linux."""
-    import torch
-
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = file.read().split()
-    except OSError:
-        return False
-    return torch.backends.mkldnn.is_available() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def read_config(folder):

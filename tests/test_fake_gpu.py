@@ -21,8 +21,7 @@ from modules import build_networks
 from ops import resample
 from report.samples import Samples
 from training import validation
-from training.ada import AugmentationStrength, score_separation
-from training.augment import augment
+from training.augment import AugmentationStrength, augment, score_separation
 from training.growth import Fade
 from training.loss import LOSSES, clip_images
 from training.monitor import image_statistics

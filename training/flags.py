@@ -1,7 +1,6 @@
 """train.py's flags. Nothing here needs PyTorch until the device is known, so that --help is quick. Numbers: recipes.py."""
 
 import argparse
-import difflib
 import math
 
 from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table, valid_numbers
@@ -140,15 +139,10 @@ def recipes_text():
 def setting(text):
     """An argparse type: NAME=NUMBER -> (name, number), for columns of a recipe that have no flag of their own."""
     name, equals, value = text.partition("=")
-    if name in FLAGS:
-        raise argparse.ArgumentTypeError(f"{name} has a flag of its own: --{name} {value}")
-    if name not in COLUMNS:
-        names = [name for name in COLUMNS if name not in FLAGS]
-        near = difflib.get_close_matches(name, names, 1)
-        meant = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
-        raise argparse.ArgumentTypeError(f"unknown name {name!r}: {meant}")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{name} has no number: write {name}=NUMBER")
+    names = [name for name in COLUMNS if name not in FLAGS]
+    if name not in names or not equals:
+        hint = f"{name} has a flag of its own, --{name}" if name in FLAGS else f"NAME is one of {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER: {hint}")
     try:
         return name, COLUMNS[name].parse(value)
     except argparse.ArgumentTypeError as error:
@@ -178,9 +172,9 @@ def kept_settings(folder):
     Its config.json may lack any of them, or hold nonsense, which is ignored.
     """
     flags = EARLIER_FLAGS | read_config(folder).get("flags", {})
-    kept = valid_numbers(flags) | kept_sizes(folder)
     choices = {"network": NETWORKS, "loss": LOSSES, "mirror": (False, True)}
-    return kept | {name: flags[name] for name, values in choices.items() if name in flags and flags[name] in values}
+    chosen = {name: flags[name] for name, values in choices.items() if flags.get(name) in values}
+    return valid_numbers(flags) | kept_sizes(folder) | chosen
 
 
 def kept_sizes(folder):

@@ -18,8 +18,7 @@ import torch
 from dataset import shard
 from modules import build_networks
 from ops import resample
-from training.ada import AugmentationStrength, score_separation
-from training.augment import OPERATIONS, augment
+from training.augment import OPERATIONS, AugmentationStrength, augment, score_separation
 from training.distributed import Processes
 from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics

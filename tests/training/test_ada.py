@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import ada
-from training.ada import (
+from training import augment as ada
+from training.augment import (
     HELD_OUT_EVERY,
     MIN_SEPARATION,
     MODES,

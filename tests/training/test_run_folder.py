@@ -22,7 +22,7 @@ import train
 from report import figures
 from training import step as training_step
 from training import validation
-from training.ada import AugmentationStrength
+from training.augment import AugmentationStrength
 from training.run_folder import NAMES, RunFolder, check_same_run, find_run, lock_folder, rename_run, restore_random_stream
 from training.step import TrainingState
 from utils import UserError

@@ -15,7 +15,7 @@ from data.subjects import find_subjects
 from dataset import Slices, batches
 from training import slices as slices_module
 from training import validation
-from training.ada import OVERFITTING_TARGET, AugmentationStrength
+from training.augment import OVERFITTING_TARGET, AugmentationStrength
 from training.slices import MIN_KEPT, MIN_PEOPLE, SHARE, choose_people, match_shares, read_slices
 
 # ---------------------------------------------------------------------------------------------------------------------
