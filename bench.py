@@ -3,9 +3,8 @@
     python bench.py --resolution 64 --network thin --batch_size 16
     python bench.py --against other.py
 
-The table begins with the speed of train.py's own step. Below it is a plain step: the same algorithm without clipping, augmentation
-and path length. `--against` runs the plain step on another code base's networks too, alternating with ours, so that other load on
-the machine affects both. The Python file is executed and must define
+`--against` alternates train.py's step with a plain one on another code base's networks, so that other load on the machine affects
+both: the same algorithm without clipping, augmentation and path length. The Python file is executed and must define
 
     def build(resolution, channel_base, channel_max):
         return generate, critic, generator_parameters, critic_parameters
@@ -23,8 +22,6 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 from training.flags import add_recipe_flags, choose_recipe, recipes_text
 from training.recipes import Options, network_settings
@@ -61,95 +58,70 @@ from tqdm import tqdm
 from dataset import Slices, batches, to_uint8
 from training.loss import LOSSES
 from training.monitor import memory_gib
-from training.step import BETAS, FLOAT32_UP_TO, Batch, TrainingState, generate, train_step
+from training.step import BETAS, Batch, TrainingState, generate, require_grad, train_step
 
 ROUND = 5  # steps, at least, before the other code base's turn
 
 
-class Networks(NamedTuple):
-    """One code base's networks; `penalised` is the critic as its gradient penalty uses it."""
+def other_step(path, network, loss, recipe, device):
+    """A `PlainStep` on what `build` in the Python file `path` returns; UserError if it is not as described above.
 
-    name: str
-    generate: Callable  # n -> images [n, 1, R, R]
-    critic: Callable  # images -> scores [n]
-    penalised: Callable  # images, labels -> scores [n]
-    generator_weights: list
-    critic_weights: list
-
-
-def our_networks(state):
-    """`Networks` of a TrainingState."""
-    critic, dtype = state.critic, state.dtype
-    return Networks(
-        "this repository",
-        lambda n: generate(state, n, style_mixing=0)[0],
-        lambda images: critic(images, None, dtype),
-        lambda images, _: critic(images, None, dtype, float32_up_to=FLOAT32_UP_TO),
-        state.model_weights,
-        state.critic_weights,
-    )
-
-
-def other_networks(path, network, batch_size, device):
-    """`Networks` of what `build` in the Python file `path` returns; UserError if it is not as described above.
-
-    network: settings, of which `build` gets the sizes; batch_size: of the images that are tried.
+    network: settings, of which `build` gets the sizes.
     """
     if device.type != "cpu":
         torch.set_default_device(device)
-    side, n = network["resolution"], batch_size
+    side, n = network["resolution"], recipe.batch_size
     try:
         spec = importlib.util.spec_from_file_location("against", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        generate_images, critic, *weights = module.build(side, network["channel_base"], network["channel_max"])
-        images = generate_images(n)
+        generate, critic, *weights = module.build(side, network["channel_base"], network["channel_max"])
+        images = generate(n)
         scores = critic(images)
         if images.shape != (n, 1, side, side) or scores.numel() != n:
             raise ValueError(f"n = {n} gives images {list(images.shape)} and scores {list(scores.shape)}")
+        return PlainStep(generate, critic, *map(list, weights), loss, recipe)
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise UserError(
             f"--against {path}: {type(error).__name__} ({reason}); the head of bench.py says what the file must define"
         ) from None
 
-    def flat_critic(images, labels=None):
-        return critic(images).flatten()
-
-    return Networks(os.path.basename(path), generate_images, flat_critic, flat_critic, *map(list, weights))
-
 
 class PlainStep:
-    """The algorithm of train.py, but for clipping, augmentation and path length, on any `Networks`; called with real images."""
+    """The algorithm of train.py on any networks, but for clipping, augmentation and path length; called with real images.
 
-    def __init__(self, networks, loss, recipe):
-        self.networks, self.recipe, self.loss, self.step = networks, recipe, LOSSES[loss], 0
-        self.generator_optimizer = torch.optim.Adam(networks.generator_weights, recipe.lr, BETAS, fused=True)
-        self.critic_optimizer = torch.optim.Adam(networks.critic_weights, recipe.lr_critic, BETAS, fused=True)
-        self.averaged = [p.detach().clone() for p in networks.generator_weights]
+    generate: n -> images [n, 1, R, R]; critic: images -> scores [n] or [n, 1].
+    """
+
+    def __init__(self, generate, critic, generator_weights, critic_weights, loss, recipe):
+        self.generate, self.critic = generate, lambda images, labels=None: critic(images).flatten()
+        self.generator_weights, self.critic_weights = generator_weights, critic_weights
+        self.recipe, self.loss, self.step = recipe, LOSSES[loss], 0
+        self.generator_optimizer = torch.optim.Adam(generator_weights, recipe.lr, BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(critic_weights, recipe.lr_critic, BETAS, fused=True)
+        self.averaged = [p.detach().clone() for p in generator_weights]
 
     def __call__(self, real):
-        networks, updates_generator = self.networks, self.step % self.recipe.n_critic == 0
+        updates_generator = self.step % self.recipe.n_critic == 0
         with torch.set_grad_enabled(updates_generator):
-            fake = networks.generate(len(real))
-        for p in networks.critic_weights:
-            p.requires_grad_(True)
+            fake = self.generate(len(real))
+        require_grad(self.critic_weights, True)
         self.critic_optimizer.zero_grad()
-        self.loss.critic(networks.critic(real), networks.critic(fake.detach())).backward()
+        self.loss.critic(self.critic(real), self.critic(fake.detach())).backward()
         if self.step % self.recipe.gp_every == 0:
-            penalty, _ = self.loss.penalty(networks.penalised, real, fake.detach())
+            penalty, _ = self.loss.penalty(self.critic, real, fake.detach())
             (self.recipe.gp_every * self.recipe.lambda_gp * penalty).backward()
         self.critic_optimizer.step()
 
         if updates_generator:
-            for p in networks.critic_weights:
-                p.requires_grad_(False)
+            require_grad(self.critic_weights, False)
             self.generator_optimizer.zero_grad()
             with torch.no_grad():
-                score_real = networks.critic(real) if self.loss.generator_sees_real else None
-            self.loss.generator(networks.critic(fake), score_real).backward()
+                score_real = self.critic(real) if self.loss.generator_sees_real else None
+            self.loss.generator(self.critic(fake), score_real).backward()
             self.generator_optimizer.step()
-        torch._foreach_lerp_(self.averaged, [p.detach() for p in networks.generator_weights], 0.001)
+        torch._foreach_lerp_(self.averaged, [p.detach() for p in self.generator_weights], 0.001)
         self.step += 1
 
 
@@ -209,12 +181,12 @@ def benchmark(args, recipe, loss, device, dtype):
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
     data, own_steps = batches(slices, n, device, seed=0), itertools.count()
     real, _ = next(data)
-    all_networks = [our_networks(state)] + ([other_networks(args.against, network, n, device)] if args.against else [])
     steps = [lambda real: train_step(state, next(own_steps), Batch(real))]
-    steps += [PlainStep(networks, loss, recipe) for networks in all_networks]
+    if args.against:
+        steps.append(other_step(args.against, network, loss, recipe, device))
     length = -(-ROUND // period) * period  # as many penalties and generator updates in every round
     alternate(steps, real, 1, length, device)  # warm up
-    own, *seconds = alternate(steps, real, -(-args.steps // length), length, device)
+    own, *other = alternate(steps, real, -(-args.steps // length), length, device)
 
     yield (
         f"{args.resolution}x{args.resolution}, channels {recipe.channel_base} / {recipe.channel_max}, batch {n}, {loss}, "
@@ -224,22 +196,20 @@ def benchmark(args, recipe, loss, device, dtype):
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     yield f"{kind}{threads}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}\n"
-    yield line("", "", [networks.name for networks in all_networks])
-    yield line("train.py's step", "images/s", [n / own])
-    yield line("plain step", "images/s", [n / each for each in seconds])
     with torch.no_grad():
-        rates = [rate(lambda networks=networks: to_uint8(networks.generate(n)), n, device) for networks in all_networks]
-    yield line("generating", "images/s", rates)
-    yield line("loading", "images/s", [rate(lambda: next(data), n, device, 100)])
-    yield line("peak memory", "GiB", [memory_gib(device)])
+        generating = rate(lambda: to_uint8(generate(state, n, style_mixing=0)[0]), n, device)
+    rows = {"train.py's step": n / own, "generating": generating, "loading": rate(lambda: next(data), n, device, 100)}
     if args.against:
-        faster = f"train.py's step {seconds[1] / own:.2f}, plain step {seconds[1] / seconds[0]:.2f}"
-        yield f"\ntimes as fast as {all_networks[1].name}: {faster}"
+        rows[f"plain step of {os.path.basename(args.against)}"] = n / other[0]
+    for label, value in rows.items():
+        yield line(label, "images/s", value)
+    yield line("peak memory", "GiB", memory_gib(device))
+    if args.against:
+        yield f"\ntrain.py's step is {other[0] / own:.2f} times as fast as the plain one"
 
 
-def line(label, unit, values):
-    cells = [value if isinstance(value, str) else f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values]
-    return f"{label:34}{unit:10}" + "".join(f"{cell:>17}" for cell in cells)
+def line(label, unit, value):
+    return f"{label:34}{unit:10}{value:17.3g}" if value < 100 else f"{label:34}{unit:10}{value:17.0f}"
 
 
 def main(argv=None):

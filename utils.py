@@ -336,13 +336,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         argv = sys.argv[1:] if argv is None else argv
-        try:
-            args, unknown = self.parse_known_args(argv)
-        except UserError as error:
-            misspelt = self.meant_flags([word for word in argv if word.startswith(DASHES)])
-            if misspelt and "arguments are required" in str(error):
-                raise UserError(f"{error}; did you mean {misspelt}?") from None
-            raise
+        args, unknown = self.parse_known_args(argv)
         if unknown:
             meant = self.meant_flags([word for word in unknown if word.startswith(DASHES)] or unknown[:1])
             self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {meant}?" if meant else ""))

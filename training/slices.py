@@ -154,10 +154,7 @@ def kept_before(names, begun):
 
 
 def folder_before(begun, dataset_dir, classes):
-    """The folder of validation slices of a run that was begun before, or None.
-
-    Runs of earlier code were compared with --test_dir, or with test/ beside the training slices.
-    """
+    """The folder of validation slices of a run that was begun before, or None; of earlier code --test_dir, or test/ beside train/."""
     flags = begun.get("flags", {})
     if "validation" in begun.get("data", {}):
         return flags.get("validation_dir")
