@@ -154,7 +154,7 @@ def kept_before(names, begun):
 
 
 def folder_before(begun, dataset_dir, classes):
-    """The folder of validation slices of a run that was begun before, or None; of earlier code --test_dir, or test/ beside train/."""
+    """The folder of validation slices of a run that was begun before: of earlier code --test_dir, or test/ beside it; or None."""
     flags = begun.get("flags", {})
     if "validation" in begun.get("data", {}):
         return flags.get("validation_dir")
