@@ -66,9 +66,6 @@ class RunFolder:
     def path(self, *names):
         return os.path.join(self.folder, *names)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Resuming
-
     def resume(self, run, new_state):
         """The TrainingState of the newest undamaged checkpoint, made by new_state(resolution).
 
@@ -121,9 +118,6 @@ class RunFolder:
                     rows.append([row.get(column, math.nan) for column in self.tables[name]])
         return rows
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Tables and alerts
-
     def log(self, name, row):
         """Append a row, {column: number}, to a table in memory and on disk."""
         if not self.processes.leading:
@@ -140,9 +134,6 @@ class RunFolder:
             tqdm.write(f"{self.folder}: {line}")
             with naming(self.path("alerts.log")), open(self.path("alerts.log"), "a") as file:
                 file.write(line + "\n")
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Saving
 
     def make_folders_and_tables(self):
         make_folder(self.path("fake_vs_real"), "--model_dir")

@@ -314,7 +314,7 @@ def test_a_run_of_earlier_code_that_trained_in_a_way_that_is_gone_is_refused_in_
     assert "\n" not in str(refused.value)
 
 
-UNREADABLE = {"": "", "[]": "", "{": "", '{"torch": "2"}': "it lacks 'network'", None: "No such file or directory"}
+UNREADABLE = {"": "", "[]": "", "{": "", '{"torch": "2"}': "it lacks 'flags'", None: "No such file or directory"}
 
 
 @pytest.mark.parametrize("content", [*UNREADABLE, '{"torch": "2", "network": 3, "data": {}, "flags": {}}'])
