@@ -80,7 +80,7 @@ def read_slices(
     text = f"{len(people)} {unit}, {plural(len(validation), 'slice')}"
     if unit != "people":
         text += ", of people who may be trained on, too, as --subjects does not tell"
-    say(f"note: validation: {text}")
+    say(f"note: {'validation' if folder else 'kept for validation, not trained on'}: {text}")
     if shared := len(people & set(groups[~kept])):
         say(f"warning: {shared} of {len(people)} {unit} of the validation slices are trained on, too, so that they choose badly")
     if begun is None or validation_dir or "validation" in begun.get("data", {}):
@@ -138,6 +138,7 @@ def match_shares(slices, counts):
     Otherwise classes that the critic scores differently, or that features differ by, would be taken for overfitting, or for a
     distance.
     """
+    counts = {name: count for name, count in counts.items() if count}
     share, rows = min(slices.counts[name] / count for name, count in counts.items()), []
     for name, count in counts.items():
         rows.append(spread(np.flatnonzero(slices.labels == CLASSES.index(name)), max(1, round(share * count))))
@@ -150,13 +151,15 @@ def kept_before(names, begun):
     """Which slices, given their file names, a run that was begun before keeps for validation, bool [N]."""
     saved = begun.get("data", {}).get("validation")
     scans = saved.get("scans") if isinstance(saved, dict) else None
-    return np.array([scan in scans for scan in scans_of(names)]) if isinstance(scans, list) else np.zeros(len(names), bool)
+    kept = np.array([isinstance(scans, list) and scan in scans for scan in scans_of(names)])
+    return kept & ~kept.all()  # all would be nonsense
 
 
 def folder_before(begun, dataset_dir, classes):
     """The folder of validation slices of a run that was begun before: of earlier code --test_dir, or test/ beside it; or None."""
     flags = begun.get("flags", {})
-    if "validation" in begun.get("data", {}):
-        return flags.get("validation_dir")
-    folder = flags.get("test_dir") or find_splits(dataset_dir, classes).get("test")
-    return None if folder is None or os.path.realpath(folder) == os.path.realpath(dataset_dir) else folder
+    folder = flags.get("validation_dir")
+    if "validation" not in begun.get("data", {}):
+        beside = find_splits(dataset_dir, classes).get("test", dataset_dir)
+        folder = flags.get("test_dir") or (beside if os.path.realpath(beside) != os.path.realpath(dataset_dir) else None)
+    return folder if isinstance(folder, str) else None

@@ -172,7 +172,7 @@ def test_a_run_that_chooses_nothing_trains_on_everybody(data, tmp_path, unplotte
     for flags, chooses in (([], False), (["--augment", "ada"], True), (["--eval_every", 1], True)):
         assert start(data, tmp_path, "--dry_run", *flags) == 0
         captured = capsys.readouterr()
-        assert ("validation  none\n" in captured.out) != chooses and ("note: validation: " in captured.err) == chooses
+        assert ("validation  none\n" in captured.out) != chooses and ("kept for validation, not" in captured.err) == chooses
         assert ("images      24 (24 AD)" in captured.out) != chooses
 
 
@@ -190,6 +190,15 @@ def test_a_resumed_run_keeps_the_same_people_without_its_table(data, tmp_path, c
     assert all(row["kid"] != row["kid_train"] for row in rows)
     best = torch.load(tmp_path / "AD/best.pt", weights_only=True)
     assert best["images"] == min(rows, key=lambda row: row["kid"])["images"]
+
+
+@pytest.mark.parametrize(
+    "nonsense", [3, "x", ["100"], {}, {"scans": 3}, {"scans": [1, None, ["100"]]}, {"scans": [str(i) for i in range(300)]}]
+)
+def test_nonsense_in_place_of_the_validation_people_of_a_run_keeps_nobody(data, nonsense):
+    begun = {"data": {"damaged": {}, "validation": nonsense}, "flags": {"keep_damaged": False, "validation_dir": 3}}
+    found = read_slices(data, "all", 32, begun=begun)
+    assert found.validation is None and len(found.train) == 52
 
 
 @pytest.mark.slow
