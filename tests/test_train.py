@@ -205,13 +205,6 @@ def test_a_run_draws_batches_of_real_and_held_out_slices_mirrored_only_if_asked(
     assert asked == [mirror, mirror]
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_flags_override_those_of_the_run(cpu_run, device):
-    kept = recipe_of(device, folder=cpu_run)
-    for numbers in ({"batch_size": 16}, {"lr": 1e-3}, {"lr_critic": 1e-3}, {"lr": 1.0, "lr_critic": 2.0}, {"channel_max": 4}):
-        assert recipe_of(device, *flags_of(numbers), folder=cpu_run) == kept._replace(**numbers)  # channels are refused later
-
-
 @pytest.mark.parametrize(
     "nonsense",
     [
