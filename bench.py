@@ -1,11 +1,10 @@
-"""Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.
+"""Benchmark training on this machine: images/s of a step, of generating and of loading.
 
     python bench.py --resolution 64 --network thin --batch_size 16
     python bench.py --against other.py
 
-The table begins with the speed of train.py's own step. Below it is a plain step: the same algorithm without clipping and
-augmentation, timed phase by phase. `--against` runs the plain step on another code base's networks too, alternating with
-ours, so that other load on the machine affects both. The Python file is executed and must define
+`--against` alternates train.py's step with a plain one on another code base's networks, so that other load on the machine affects
+both: the same algorithm without clipping, augmentation and path length. The Python file is executed and must define
 
     def build(resolution, channel_base, channel_max):
         return generate, critic, generator_parameters, critic_parameters
@@ -16,15 +15,13 @@ differentiated twice, and two lists of parameters, all on --device unless its co
 
 import startup  # noqa: F401  # isort: skip
 
-import functools
 import importlib.util
+import itertools
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
 
 from training.flags import add_recipe_flags, choose_recipe, recipes_text
 from training.recipes import Options, network_settings
@@ -33,7 +30,7 @@ from utils import RESOLUTIONS, ArgumentParser, Group, UserError, number, parse_b
 
 def parse_args(argv=None):
     parser = ArgumentParser(
-        "Benchmark training on this machine: images/s, where the time goes, and how close that is to what the machine can do.",
+        "Benchmark training on this machine: images/s of a step, of generating and of loading.",
         "bench.py --resolution 64 --network thin --batch_size 16",
         "bench.py --set n_critic=1 path_length=0 --against other.py",
     )
@@ -56,139 +53,76 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from dataset import Slices, batches, to_uint8
 from training.loss import LOSSES
 from training.monitor import memory_gib
-from training.step import BETAS, FLOAT32_UP_TO, Batch, TrainingState, generate, train_step
+from training.step import BETAS, Batch, TrainingState, generate, require_grad, train_step
 
-PHASES = "generator", "critic", "penalty", "averaging"
 ROUND = 5  # steps, at least, before the other code base's turn
-MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrix product that shows what the machine can do
 
 
-class Networks(NamedTuple):
-    """One code base's networks; `penalised` is the critic as its gradient penalty uses it."""
+def other_step(path, network, loss, recipe, device):
+    """A `PlainStep` on what `build` in the Python file `path` returns; UserError if it is not as described above.
 
-    name: str
-    generate: Callable  # n -> images [n, 1, R, R]
-    critic: Callable  # images -> scores [n]
-    penalised: Callable  # images -> scores [n]
-    generator_weights: list
-    critic_weights: list
-
-
-def our_networks(state):
-    """`Networks` of a TrainingState."""
-    critic, dtype = state.critic, state.dtype
-    return Networks(
-        "this repository",
-        lambda n: generate(state, n, style_mixing=0)[0],
-        lambda images: critic(images, None, dtype),
-        lambda images: critic(images, None, dtype, float32_up_to=FLOAT32_UP_TO),
-        state.model_weights,
-        state.critic_weights,
-    )
-
-
-def other_networks(path, network, batch_size, device):
-    """`Networks` of what `build` in the Python file `path` returns; UserError if it is not as described above.
-
-    network: settings, of which `build` gets the sizes; batch_size: of the images that are tried.
+    network: settings, of which `build` gets the sizes.
     """
     if device.type != "cpu":
         torch.set_default_device(device)
+    side, n = network["resolution"], recipe.batch_size
     try:
         spec = importlib.util.spec_from_file_location("against", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        side, n = network["resolution"], batch_size
-        generate_images, critic, generator_weights, critic_weights = module.build(
-            side, network["channel_base"], network["channel_max"]
-        )
-        images = generate_images(n)
+        generate, critic, *weights = module.build(side, network["channel_base"], network["channel_max"])
+        images = generate(n)
         scores = critic(images)
         if images.shape != (n, 1, side, side) or scores.numel() != n:
             raise ValueError(f"n = {n} gives images {list(images.shape)} and scores {list(scores.shape)}")
+        return PlainStep(generate, critic, *map(list, weights), loss, recipe)
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise UserError(
             f"--against {path}: {type(error).__name__} ({reason}); the head of bench.py says what the file must define"
         ) from None
 
-    def flat_critic(images):
-        return critic(images).flatten()
-
-    name = os.path.basename(path)
-    return Networks(name, generate_images, flat_critic, flat_critic, list(generator_weights), list(critic_weights))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Steps: callables on real images [N, 1, R, R]
-
-
-class OwnStep:
-    """train.py's own step, with its path length penalty."""
-
-    def __init__(self, state):
-        self.state, self.step = state, 0
-
-    def __call__(self, real):
-        train_step(self.state, self.step, Batch(real))
-        self.step += 1
-
 
 class PlainStep:
-    """The same algorithm, but for the path length, on any `Networks`, phase by phase; `seconds` adds up the time of each phase."""
+    """The algorithm of train.py on any networks, but for clipping, augmentation and path length; called with real images.
 
-    def __init__(self, networks, loss, recipe, device):
-        self.networks, self.recipe, self.device = networks, recipe, device
-        self.loss, self.step = LOSSES[loss], 0
-        self.generator_optimizer = torch.optim.Adam(networks.generator_weights, recipe.lr, BETAS, fused=True)
-        self.critic_optimizer = torch.optim.Adam(networks.critic_weights, recipe.lr_critic, BETAS, fused=True)
-        self.averaged = [p.detach().clone() for p in networks.generator_weights]
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+    generate: n -> images [n, 1, R, R]; critic: images -> scores [n] or [n, 1].
+    """
+
+    def __init__(self, generate, critic, generator_weights, critic_weights, loss, recipe):
+        self.generate, self.critic = generate, lambda images, labels=None: critic(images).flatten()
+        self.generator_weights, self.critic_weights = generator_weights, critic_weights
+        self.recipe, self.loss, self.step = recipe, LOSSES[loss], 0
+        self.generator_optimizer = torch.optim.Adam(generator_weights, recipe.lr, BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(critic_weights, recipe.lr_critic, BETAS, fused=True)
+        self.averaged = [p.detach().clone() for p in generator_weights]
 
     def __call__(self, real):
-        networks, self.phase_begun = self.networks, now(self.device)
         updates_generator = self.step % self.recipe.n_critic == 0
         with torch.set_grad_enabled(updates_generator):
-            fake = networks.generate(len(real))
-        self.end_phase("generator")
-
-        for p in networks.critic_weights:
-            p.requires_grad_(True)
+            fake = self.generate(len(real))
+        require_grad(self.critic_weights, True)
         self.critic_optimizer.zero_grad()
-        self.loss.critic(networks.critic(real), networks.critic(fake.detach())).backward()
-        self.end_phase("critic")
+        self.loss.critic(self.critic(real), self.critic(fake.detach())).backward()
         if self.step % self.recipe.gp_every == 0:
-            penalty, _ = self.loss.penalty(lambda images, _: networks.penalised(images), real, fake.detach())
+            penalty, _ = self.loss.penalty(self.critic, real, fake.detach())
             (self.recipe.gp_every * self.recipe.lambda_gp * penalty).backward()
-            self.end_phase("penalty")
         self.critic_optimizer.step()
-        self.end_phase("critic")
 
         if updates_generator:
-            for p in networks.critic_weights:
-                p.requires_grad_(False)
+            require_grad(self.critic_weights, False)
             self.generator_optimizer.zero_grad()
-            score_real = None
-            if self.loss.generator_sees_real:
-                with torch.no_grad():
-                    score_real = networks.critic(real)
-            self.loss.generator(networks.critic(fake), score_real).backward()
+            with torch.no_grad():
+                score_real = self.critic(real) if self.loss.generator_sees_real else None
+            self.loss.generator(self.critic(fake), score_real).backward()
             self.generator_optimizer.step()
-            self.end_phase("generator")
-        torch._foreach_lerp_(self.averaged, [p.detach() for p in networks.generator_weights], 0.001)
-        self.end_phase("averaging")
+        torch._foreach_lerp_(self.averaged, [p.detach() for p in self.generator_weights], 0.001)
         self.step += 1
-
-    def end_phase(self, name):
-        begun, self.phase_begun = self.phase_begun, now(self.device)
-        self.seconds[name] += self.phase_begun - begun
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,44 +160,6 @@ def rate(work, count, device, calls=10):
     return count / statistics.median(durations[2:])
 
 
-def matrix_gflops(dtype, device):
-    """Billion operations per second of a product of two square matrices; a multiplication and an addition count as two."""
-    side = MATRIX_SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return rate(lambda: a @ b, 2 * side**3 / 1e9, device)
-
-
-class OperationCounter(TorchDispatchMode):
-    """Counts the operations of convolutions and matrix products, derivatives included, by PyTorch's formulas.
-
-    PyTorch's own FlopCounterMode attributes them to modules too, and fails at that in a second derivative.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function._overloadpacket in flop_registry:
-            self.total += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def gflop_per_image(step, real, steps):
-    """Billion operations per image in `steps` calls of `step`."""
-    with OperationCounter() as counter:
-        for _ in range(steps):
-            step(real)
-    return counter.total / steps / len(real) / 1e9
-
-
-@torch.no_grad()
-def generate_uint8(networks, n):
-    """n random images, uint8 [n, R, R]."""
-    return to_uint8(networks.generate(n))
-
-
 class RandomSlices:
     """Random pixels behind the part of the interface of dataset.Slices that dataset.batches uses."""
 
@@ -278,67 +174,42 @@ class RandomSlices:
         return self.pixels[indices]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
 def benchmark(args, recipe, loss, device, dtype):
     """Yield the table's lines."""
-    network, n = network_settings(recipe, args.resolution), recipe.batch_size
-    options = Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0)
-    state = TrainingState(options, network, device, dtype)
+    network, n, period = network_settings(recipe, args.resolution), recipe.batch_size, math.lcm(recipe.gp_every, recipe.n_critic)
+    state = TrainingState(Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0), network, device, dtype)
     slices = Slices(args.dataset_dir, "all", args.resolution) if args.dataset_dir else RandomSlices(args.resolution)
-    data = batches(slices, n, device, seed=0)
+    data, own_steps = batches(slices, n, device, seed=0), itertools.count()
     real, _ = next(data)
-    all_networks = [our_networks(state)] + ([other_networks(args.against, network, n, device)] if args.against else [])
-    plain_steps = [PlainStep(networks, loss, recipe, device) for networks in all_networks]
-    steps = [OwnStep(state), *plain_steps]
-
-    period = math.lcm(recipe.gp_every, recipe.n_critic)
+    steps = [lambda real: train_step(state, next(own_steps), Batch(real))]
+    if args.against:
+        steps.append(other_step(args.against, network, loss, recipe, device))
     length = -(-ROUND // period) * period  # as many penalties and generator updates in every round
     alternate(steps, real, 1, length, device)  # warm up
-    for step in plain_steps:
-        step.seconds, step.step = dict.fromkeys(PHASES, 0.0), 0
-    own, *seconds = alternate(steps, real, -(-args.steps // length), length, device)
+    own, *other = alternate(steps, real, -(-args.steps // length), length, device)
 
     yield (
         f"{args.resolution}x{args.resolution}, channels {recipe.channel_base} / {recipe.channel_max}, batch {n}, {loss}, "
         f"penalty every {recipe.gp_every} steps, path length {recipe.path_length:g}, "
         f"{recipe.n_critic} critic updates per generator update"
     )
-    yield f"{describe(device)}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}"
-    yield ""
-    yield line("", "", [networks.name for networks in all_networks])
-    yield line("train.py's step", "images/s", [n / own])
-    yield line("plain step", "images/s", [n / each for each in seconds])
-    for phase in PHASES:
-        yield line(f"  {phase}", "ms", [1000 * step.seconds[phase] / step.step for step in plain_steps])
-    rates = [rate(functools.partial(generate_uint8, networks, n), n, device) for networks in all_networks]
-    yield line("generating", "images/s", rates)
-    yield line("loading", "images/s", [rate(lambda: next(data), n, device, 100)])
-    yield line("peak memory", "GiB", [memory_gib(device)])
-    gflop = gflop_per_image(plain_steps[0], real, period)
-    yield line("operations per image", "GFLOP", [gflop])
-    yield line("  per second", "GFLOP/s", [gflop * n / own])
-    for kind in dict.fromkeys((dtype, torch.float32)):
-        share = gflop * n / own / matrix_gflops(kind, device)
-        yield line(f"  of a matrix product in {str(kind).removeprefix('torch.')}", "%", [100 * share])
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    yield f"{kind}{threads}, PyTorch {torch.__version__}, activations in {str(dtype).removeprefix('torch.')}\n"
+    with torch.no_grad():
+        generating = rate(lambda: to_uint8(generate(state, n, style_mixing=0)[0]), n, device)
+    rows = {"train.py's step": n / own, "generating": generating, "loading": rate(lambda: next(data), n, device, 100)}
     if args.against:
-        yield (
-            f"\ntimes as fast as {all_networks[1].name}: train.py's step {seconds[1] / own:.2f}, plain step "
-            f"{seconds[1] / seconds[0]:.2f}"
-        )
+        rows[f"plain step of {os.path.basename(args.against)}"] = n / other[0]
+    for label, value in rows.items():
+        yield line(label, "images/s", value)
+    yield line("peak memory", "GiB", memory_gib(device))
+    if args.against:
+        yield f"\ntrain.py's step is {other[0] / own:.2f} times as fast as the plain one"
 
 
-def line(label, unit, values):
-    cells = [value if isinstance(value, str) else f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values]
-    return f"{label:34}{unit:10}" + "".join(f"{cell:>17}" for cell in cells)
-
-
-def describe(device):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def line(label, unit, value):
+    return f"{label:34}{unit:10}{value:17.3g}" if value < 100 else f"{label:34}{unit:10}{value:17.0f}"
 
 
 def main(argv=None):

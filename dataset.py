@@ -140,7 +140,10 @@ def steps_per_epoch(num_slices, batch_size):
 
 
 def schedule(num_slices, batch_size, seed, start_step=0):
-    """Yield (indices int64 [batch_size], mirrored bool [batch_size]) without end; the k-th pair depends on seed and k alone."""
+    """Yield (indices int64 [batch_size], mirrored bool [batch_size]) without end; the k-th pair depends on seed and k alone.
+
+    Order and mirroring have streams of their own: NumPy takes (seed, epoch) and (seed, epoch, 0) for one seed.
+    """
     steps = steps_per_epoch(num_slices, batch_size)
     while True:
         epoch, first = divmod(start_step, steps)
@@ -148,7 +151,7 @@ def schedule(num_slices, batch_size, seed, start_step=0):
         repeats = -(-batch_size // num_slices)  # above 1 only if a batch is larger than the data set
         order = np.concatenate([rng.permutation(num_slices) for _ in range(repeats)])
         for step in range(first, steps):
-            mirrored = np.random.default_rng((seed, epoch, step)).random(batch_size) < 0.5
+            mirrored = np.random.default_rng((seed, epoch, step + 1)).random(batch_size) < 0.5
             yield order[step * batch_size : (step + 1) * batch_size], mirrored
         start_step = (epoch + 1) * steps
 

@@ -26,13 +26,11 @@ if __name__ == "__main__":
 
 import torch
 
-from data.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of
-from data.folders import find_splits
-from data.subjects import find_subjects, identify, resampling_groups, shared_text
+from data.subjects import find_subjects
 from data.view import mirror_warning
-from dataset import Slices, batches, steps_per_epoch
+from dataset import batches, steps_per_epoch
 from report import figures
-from training.ada import HELD_OUT_EVERY
+from training.augment import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, describe_source, fade_images, first_resolution, grow, read_source, set_fade, start_from
@@ -40,6 +38,7 @@ from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
 from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, rename_run
+from training.slices import read_slices
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
 from training.validation import VALIDATION, Validation
@@ -58,13 +57,16 @@ EVALUATION_COLUMNS = (*POSITION, *VALIDATION)
 
 def train(plan, config):
     """Train until the last epoch, the deadline or a signal; returns the process's exit status. config: that of the run's files."""
-    columns = {"losses": LOSS_COLUMNS + std_columns(plan), "evaluations": EVALUATION_COLUMNS}
+    layers = tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
+    columns = {"losses": LOSS_COLUMNS + layers, "evaluations": EVALUATION_COLUMNS}
     files, processes, recipe = RunFolder(plan.folder, config, columns, plan.processes), plan.processes, plan.options.recipe
     processes.barrier()  # all have looked for a checkpoint before one is written
     state, run = begin(plan, files)
     if run.finished:
         return exit_status(plan, run)
-    validate, alerts = make_validation(plan), Alerts()
+    alerts, validate = Alerts(), None
+    if plan.schedule.eval_every and processes.leading:
+        validate = Validation(plan.slices, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
     data, terms = training_batches(plan, run.step), []  # terms: of the steps since the last row of losses.csv
     run.start_clock()
     with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, processes.leading) as bar:
@@ -82,7 +84,7 @@ def train(plan, config):
                 term = update_critic(state, run.step, micro_batches, shared)
                 if run.step % recipe.n_critic == 0:
                     term |= update_generator(state, run.step, micro_batches, shared, term["critic_gradient"])
-            update_average(state, run.step)
+            update_average(state, run.images_learnt + recipe.batch_size)
             state.augmentation.update(term, recipe.batch_size)
             terms.append(term)
             run.advance(signals.signum, processes)
@@ -98,7 +100,7 @@ def train(plan, config):
                 state, data, terms = checkpoint, training_batches(plan, run.step), []
                 bar.n = run.images
                 continue
-            row |= measure_row(plan, state, run, len(terms))
+            row |= dict.fromkeys(layers, math.nan) | measure_row(plan, state, run, len(terms))
             files.log("losses", row)
             show_progress(bar, plan.name, row, plan.schedule)
 
@@ -127,6 +129,7 @@ def begin(plan, files):
         return state, run
     state = plan.new_state(run.stage.resolution)
     if plan.source:
+        run.images_before = plan.source.images
         start_from(plan.source, state, plan.new_state(plan.source.network["resolution"], plan.source.network))
     save(plan, files, state, run)
     return state, run
@@ -134,30 +137,22 @@ def begin(plan, files):
 
 def first_stage(plan):
     """The Stage in which a new run begins."""
-    if plan.source is None:
-        return Stage(first_resolution(plan.schedule.resolution, plan.schedule.grow))
-    resolution = first_resolution(plan.schedule.resolution, plan.schedule.grow, plan.source.network["resolution"])
-    return Stage(resolution, fade_images=fade_images(plan.source.checkpoint["images"]))
-
-
-def make_validation(plan):
-    """The Validation of a run, in the process that needs one; else None."""
-    if not plan.schedule.eval_every or not plan.processes.leading:
-        return None
-    return Validation(plan.slices, plan.held_out, Z_DIM, plan.network["num_classes"], plan.device, plan.groups, plan.options.mirror)
+    source, reached = plan.source, plan.source.network["resolution"] if plan.source else None
+    resolution = first_resolution(plan.schedule.resolution, plan.schedule.grow, reached)
+    return Stage(resolution, fade_images=fade_images(source.images) if source else 0)
 
 
 def training_batches(plan, step):
-    """Endless `Batch`es of this process from step number `step` on; for --augment ada some with held-out images."""
+    """Endless `Batch`es of this process from step number `step` on; for --augment ada some with validation images."""
 
     def shards(slices, start_step):
         options, processes = plan.options, plan.processes
         place = {"shards": processes.size, "shard_index": processes.rank}
         return batches(slices, options.recipe.batch_size, plan.device, options.seed, start_step, options.mirror, **place)
 
-    real, held_out = shards(plan.slices, step), None
-    if plan.held_out and plan.options.augment == "ada":
-        held_out = shards(plan.held_out, -(-step // HELD_OUT_EVERY))
+    real, held_out = shards(plan.slices.train, step), None
+    if plan.slices.validation and plan.options.augment == "ada":
+        held_out = shards(plan.slices.validation, -(-step // HELD_OUT_EVERY))
     for k in itertools.count(step):
         batch = Batch(*next(real), *(next(held_out) if held_out and k % HELD_OUT_EVERY == 0 else ()))
         yield batch if plan.network["num_classes"] else batch._replace(labels=None, held_out_labels=None)
@@ -188,26 +183,13 @@ def skip_or_go_back(plan, files, run, steps, skipped):
     return state
 
 
-def std_columns(plan):
-    """The columns of losses.csv with the standard deviation after each block, of all stages."""
-    return tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
-
-
 def measure_row(plan, state, run, steps):
-    """The columns of a row of losses.csv beside its TERMS; the row ends now, after so many steps."""
-    seconds = run.end_row()
+    """The columns of a row of losses.csv beside its TERMS, of the layers of this stage; the row ends now, after so many steps."""
+    rate = steps * plan.schedule.batch_size / run.end_row()
     deviations = {f"std {name}": value for name, value in state.activations.deviations().items()}
-    return (
-        run.position()
-        | {
-            "images_per_second": steps * plan.schedule.batch_size / seconds,
-            "memory_gib": memory_gib(plan.device),
-            "lr": state.model_optimizer.param_groups[0]["lr"],
-            "skipped": run.skipped,
-            "augment_p": float(state.augmentation.p),
-        }
-        | {name: deviations.get(name, math.nan) for name in std_columns(plan)}
-    )
+    measured = {"images_per_second": rate, "memory_gib": memory_gib(plan.device), "skipped": run.skipped}
+    measured |= {"lr": state.model_optimizer.param_groups[0]["lr"], "augment_p": float(state.augmentation.p)}
+    return run.position() | measured | deviations
 
 
 def save(plan, files, state, run):
@@ -220,7 +202,7 @@ def save(plan, files, state, run):
     fake = torch.cat([generator(part, noise="fixed") for part in shown.split(4)])
     title = f"epoch {run.epoch}, {run.images / 1000:.1f} kimg"
     name = f"{resolution}x{resolution}" if run.stage_over else f"epoch_{run.epoch:04d}"  # the last of a stage is kept
-    figures.save_fake_and_real(fake, plan.slices, title, files.path("fake_vs_real", f"{name}.png"))
+    figures.save_fake_and_real(fake, plan.slices.train, title, files.path("fake_vs_real", f"{name}.png"))
     if files.rows["losses"]:
         losses, evaluations = (figures.columns(files.rows[name], columns) for name, columns in files.tables.items())
         figures.plot_dashboard(losses, evaluations, files.path("losses.png"))
@@ -247,49 +229,10 @@ def exit_status(plan, run):
 # The command
 
 
-def load_held_out(args, keep_damaged=False, leading=True):
-    """Slices of --test_dir, else of test/ beside --dataset_dir; None if there are none, or nothing would use them."""
-    if not args.eval_every and args.augment != "ada" and not args.test_dir:
-        return None
-    folder = args.test_dir or find_splits(args.dataset_dir, args.classes).get("test")
-    if folder is None or os.path.realpath(folder) == os.path.realpath(args.dataset_dir):
-        return None
-    slices = Slices(folder, args.classes, args.resolution, flag="--test_dir")
-    if keep_damaged:
-        return slices
-    slices, left_out = leave_out_damaged(slices, "--test_dir")
-    if left_out:
-        note(f"held-out slices: {damaged_text(left_out)}; left out", leading)
-    return slices
-
-
-def load_slices(args, resumed, leading):
-    """(training slices, {scan: reason} of the damaged scans left out of them, held-out slices or None, --keep_damaged).
-
-    A run that is `resumed`, its config.json's contents or None, keeps to what it was begun with.
-    """
-    slices, keep = Slices(args.dataset_dir, args.classes, args.resolution, progress=leading), args.keep_damaged
-    found = find_damaged(slices, scans_of(slices.names))
-    if resumed is None:
-        left_out = {} if keep else found
-        if left_out:
-            note(f"{damaged_text(left_out)}; left out, --keep_damaged True keeps them", leading)
-    else:
-        left_out = resumed.get("data", {}).get("damaged")  # None in runs of earlier commits, which were begun with all scans
-        left_out = left_out if isinstance(left_out, dict) else {}
-        keep = resumed.get("flags", {}).get("keep_damaged") is not False
-        if left_out and args.keep_damaged:
-            text = f"this run was begun without {damaged_text(left_out)}, and continues so; --resume False starts again with them"
-            note(text, leading)
-        elif found and keep and not args.keep_damaged:
-            note(f"this run was begun with them and keeps them: {damaged_text(found)}", leading)
-    return leave_out(slices, left_out), left_out, load_held_out(args, keep, leading), keep
-
-
-def note(text, leading, kind="note"):
+def note(text, leading):
     """Print a line on stderr, in one of all processes."""
     if leading:
-        print(f"{kind}: {text}", file=sys.stderr)
+        print(text, file=sys.stderr)
 
 
 def make_plan(args, folder, resuming, device, begun):
@@ -306,28 +249,26 @@ def make_plan(args, folder, resuming, device, begun):
     check_divisible(recipe.batch_size, processes.size * args.grad_accum)
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
     resumed = read_config(folder) if resuming else None
-    loaded = processes.first_on_each_machine(lambda: load_slices(args, resumed, processes.leading))
-    slices, damaged, held_out, keep_damaged = loaded
-    scans = identify(slices.names, table)
-    if table and held_out:
-        note(shared_text(scans, identify(held_out.names, table)), processes.leading)
-    if mirror and (warning := mirror_warning(slices)):
-        note(warning, processes.leading, "warning")
+    place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
+    chooses = args.eval_every > 0 or args.augment == "ada"
+    slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
+    if mirror and (warning := mirror_warning(slices.train)):
+        note(f"warning: {warning}", processes.leading)
     network = network_settings(recipe, args.resolution, args.conditional)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None
     options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
     schedule = Schedule(
-        *(args.epochs, steps_per_epoch(len(slices), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
+        *(args.epochs, steps_per_epoch(len(slices.train), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
         *(recipe.lr_decay, args.save_every, args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
     )
-    groups, _ = resampling_groups(scans)
-    plan = Plan(folder, slices, held_out, groups, network_name, network, options, schedule, source, device, dtype, processes)
-    flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "keep_damaged": keep_damaged}
-    flags |= {"amp": dtype == torch.bfloat16, "max_minutes": None if args.max_minutes == math.inf else args.max_minutes}
+    plan = Plan(folder, slices, network_name, network, options, schedule, source, device, dtype, processes)
+    minutes = None if args.max_minutes == math.inf else args.max_minutes
+    flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "max_minutes": minutes}
+    flags |= {"amp": dtype == torch.bfloat16, "keep_damaged": slices.keep_damaged}
     config = {
         "network": network,
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],
-        "data": {"counts": slices.counts, "fingerprint": slices.fingerprint, "damaged": damaged},
+        "data": slices.record,
         "flags": {name: value for name, value in flags.items() if name != "set"},
         "torch": torch.__version__,
     }
@@ -340,13 +281,13 @@ def describe_start(plan, config, resuming, mirror_asked):
     if resuming:
         changed = check_same_run(plan.folder, config)
         if changed:
-            note(f"{plan.folder} was started with other flags, and continues with {', '.join(changed)}", leading)
+            note(f"note: {plan.folder} was started with other flags, and continues with {', '.join(changed)}", leading)
         if plan.options.mirror and mirror_asked is None:
-            note(f"{plan.folder} was begun with mirrored slices and keeps them; --mirror False ends it", leading)
+            note(f"note: {plan.folder} was begun with mirrored slices and keeps them; --mirror False ends it", leading)
     elif plan.source and leading:
         print(describe_source(plan.source, plan.network))
     if plan.device.type == "cpu" and plan.schedule.resolution > 64:
-        note(f"without a GPU this takes long; {QUICK} learns in minutes", leading)
+        note(f"note: without a GPU this takes long; {QUICK} learns in minutes", leading)
 
 
 @contextlib.contextmanager
@@ -376,7 +317,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
-    check_place(folder, {flag: path for flag, path in (("--dataset_dir", args.dataset_dir), ("--test_dir", args.test_dir)) if path})
+    check_place(folder, {"--dataset_dir": args.dataset_dir, "--validation_dir": args.validation_dir})
     found = find_run(folder, args.resume)
     plan, config = make_plan(args, folder, found == "resume", device, begun)
     describe_start(plan, config, found == "resume", args.mirror)

@@ -116,7 +116,10 @@ def atomic_path(path, sync=False):
                     os.fsync(file.fileno())
             os.replace(temporary, path)
             if sync:
-                flush_folder(os.path.dirname(path) or ".")
+                with contextlib.suppress(OSError):  # Windows cannot flush a folder's names
+                    handle = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+                    os.fsync(handle)
+                    os.close(handle)
         except (OSError, RuntimeError) as error:
             if getattr(error, "errno", None) is None:  # PIL, NumPy and SimpleITK do not say why; the system will
                 with open(temporary, "ab") as file:
@@ -125,16 +128,6 @@ def atomic_path(path, sync=False):
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-
-
-def flush_folder(folder):
-    """Flush a folder's names to disk, a renaming among them, where the system can (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def save_tensors(state, path):
@@ -254,10 +247,7 @@ def pick_device(name):
 
 
 def keep_freed_memory():
-    """Make glibc keep freed memory for the next allocation instead of returning it to the system; no effect elsewhere.
-
-    By default it returns every block from 32 MiB on, and training faults the next one in page by page.
-    """
+    """Make glibc keep freed memory for the next tensor, which would be faulted in page by page; no effect elsewhere."""
     mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
         mallopt = ctypes.CDLL(None).mallopt
@@ -280,21 +270,12 @@ def pick_dtype(amp, device):
     """
     import torch
 
-    if amp is None:
-        amp = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bfloat16()
+    if amp is None and device.type == "cuda":
+        amp = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif amp is None and torch.backends.mkldnn.is_available():
+        with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux alone tells
+            amp = not {"amx_bf16", "avx512_bf16"}.isdisjoint(file.read().split())
     return torch.bfloat16 if amp else torch.float32
-
-
-def cpu_has_bfloat16():
-    """Whether the CPU multiplies in bfloat16 (AMX, AVX512-BF16) and PyTorch can use it; only told on Linux."""
-    import torch
-
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = file.read().split()
-    except OSError:
-        return False
-    return torch.backends.mkldnn.is_available() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def read_config(folder):
@@ -311,18 +292,23 @@ def read_config(folder):
 
 def read_network(folder):
     """The validated network settings in a run's config.json, {name: int}; {} if any is missing or impossible."""
-    names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
     try:
-        network = {"mapping_layers": EARLIER_MAPPING_LAYERS} | read_config(folder)["network"]
-        network = {name: operator.index(network[name]) for name in names}
-    except (KeyError, TypeError):
+        return check_network(read_config(folder)["network"])
+    except (KeyError, TypeError, ValueError):
         return {}
-    valid = (
-        network["resolution"] in RESOLUTIONS
-        and all(0 < network[name] <= largest for name, largest in LARGEST.items())
-        and network["num_classes"] in (0, len(CLASSES))
-    )
-    return network if valid else {}
+
+
+def check_network(network):
+    """The network settings in a dictionary of a file, {name: int}; KeyError, TypeError or ValueError if any is impossible."""
+    names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
+    network = {"mapping_layers": EARLIER_MAPPING_LAYERS} | network
+    network = {name: operator.index(network[name]) for name in names}
+    allowed = {"resolution": RESOLUTIONS, "num_classes": (0, len(CLASSES))}
+    allowed |= {name: range(1, largest + 1) for name, largest in LARGEST.items()}
+    for name, values in allowed.items():
+        if network[name] not in values:
+            raise ValueError(f"{name} {network[name]}")
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,13 +336,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         argv = sys.argv[1:] if argv is None else argv
-        try:
-            args, unknown = self.parse_known_args(argv)
-        except UserError as error:
-            misspelt = self.meant_flags([word for word in argv if word.startswith(DASHES)])
-            if misspelt and "arguments are required" in str(error):
-                raise UserError(f"{error}; did you mean {misspelt}?") from None
-            raise
+        args, unknown = self.parse_known_args(argv)
         if unknown:
             meant = self.meant_flags([word for word in unknown if word.startswith(DASHES)] or unknown[:1])
             self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {meant}?" if meant else ""))
@@ -371,16 +351,15 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def meant_flags(self, words):
         """The flags nearest to those of `words` that are not flags, whatever their letter case and dashes: "--AD_dir --NC_dir"."""
-        known, near = {plain_flag(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
+
+        def plain(word):  # "--ad_dir" of "-AD-dir"
+            return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
+
+        known, near = {plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
         for word in (word.split("=")[0] for word in words):
             if word not in self._option_string_actions:
-                near += difflib.get_close_matches(plain_flag(word), known, 1)
+                near += difflib.get_close_matches(plain(word), known, 1)
         return " ".join(dict.fromkeys(known[flag] for flag in near))
-
-
-def plain_flag(word):
-    """A flag in lower case, with two dashes at its beginning and "_" for any other: "--ad_dir" of "-AD-dir"."""
-    return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
 
 
 class Group:

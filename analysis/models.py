@@ -18,11 +18,10 @@ from dataset import to_uint8
 from modules import Generator, MappingNetwork, build_generator
 from utils import (
     CLASSES,
-    LARGEST,
-    RESOLUTIONS,
     ArgumentParser,
     UserError,
     atomic_path,
+    check_network,
     checksum,
     load_tensors,
     make_folder,
@@ -131,13 +130,9 @@ def check_generator(saved):
     """Raise an error (of any type) unless `saved`, the content of generator.pt, is a generator with weights that fit it."""
     if "classes" not in saved:
         raise ValueError("it does not record the classes that it was trained on")
-    network, classes = saved["network"], saved["classes"]
-    if network["resolution"] not in RESOLUTIONS or network["num_classes"] not in (0, len(CLASSES)):
-        raise ValueError(f"resolution {network['resolution']}, {network['num_classes']} classes")
+    network, classes = check_network(saved["network"]), saved["classes"]
     if not isinstance(saved.get("images", 0), int):
         raise ValueError(f"trained with {saved['images']} images")
-    if not 0 < network.get("mapping_layers", 1) <= LARGEST["mapping_layers"]:
-        raise ValueError(f"{network['mapping_layers']} mapping layers")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError(f"trained on {classes}, not on AD, NC or both")
     if network["num_classes"] and len(classes) < 2:

@@ -1,7 +1,7 @@
 """Which scans of a data set are damaged: black, far darker than the others, or noise?
 
     find_damaged(slices, scans)          # {"218391": "noise (neighbouring pixels correlate at 0.02, the median scan's at 0.57)"}
-    slices, damaged = leave_out_damaged(slices)                      # what train.py does, unless --keep_damaged True
+    slices = leave_out(slices, find_damaged(slices, scans))          # what train.py does, unless --keep_damaged True
 
 A scan is compared with the median scan of the set, so that a set is never damaged as a whole. Its slices are averaged to 32x32
 pixels first, where noise is uncorrelated even if it was resampled once, and where each resolution gives the same answer.
@@ -72,12 +72,6 @@ def damaged_text(reasons):
     named = [f"{scan}, {reason}" for scan, reason in reasons.items()]
     more = [f"and {len(named) - 10} more"] if len(named) > 10 else []
     return printable(f"{plural(len(named), 'damaged scan')}: {'; '.join(named[:10] + more)}")
-
-
-def leave_out_damaged(slices, flag="--dataset_dir"):
-    """(`dataset.Slices` without the damaged scans among `slices`, {scan: reason} of these); UserError if a class would be empty."""
-    reasons = find_damaged(slices, scans_of(slices.names))
-    return leave_out(slices, reasons, flag), reasons
 
 
 def leave_out(slices, scans, flag="--dataset_dir"):

@@ -150,16 +150,16 @@ DASHBOARD = {
     "Losses": [("critic_loss", "critic, without penalty", CRITIC), ("generator_loss", "generator", FAKE)],
     "critic(real) - critic(generated)": [("wasserstein", "Wasserstein estimate", REAL)],
     "Gradient penalty": [("penalty", "penalty (weighted)", PENALTY), ("gradient_norm", "mean norm of the critic's gradient", NORM)],
-    "KID x 1000 of the averaged generator": [("kid", "training slices", CRITIC), ("kid_test", "held-out slices", REAL)],
+    "KID x 1000 of the averaged generator": [("kid_train", "training slices", CRITIC), ("kid", "validation slices if any", REAL)],
     "Critic's mean score": [
         ("score_train", "training slices", CRITIC),
-        ("score_test", "held-out slices", REAL),
+        ("score_validation", "validation slices", REAL),
         ("score_generated", "generated slices", FAKE),
     ],
     "Overfitting": [
         ("separation", "separation of a batch, 2 AUC - 1", NEUTRAL),
         ("augment_p", "augmentation p", PENALTY),
-        ("overfitting", "held-out slices scored: 0 like training, 1 like generated", REAL),
+        ("overfitting", "validation slices scored: 0 like training, 1 like generated", REAL),
     ],
 }
 # Margins and gaps as shares of the figure and of a panel; Matplotlib's own layout would take as long again as drawing.

@@ -173,7 +173,7 @@ def models(tmp_path_factory, slices_dir):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(validation, "VALIDATED", 32)
             patch.setattr(validation, "Features", functools.cache(validation.Features))  # the same network for all
-            flags = ["--epochs", 2, "--save_every", 1]
+            flags = ["--epochs", 2, "--save_every", 1, "--validation_dir", os.path.join(os.path.dirname(slices_dir), "test")]
             assert start(slices_dir, folder, *flags, "--eval_every", 1) == 0
             leave_plots_out(patch)
             assert start(slices_dir, folder, *flags, "--classes", "NC") == 0

@@ -38,8 +38,7 @@ TARGETS = {
     ),
     "training/loss.py": Target("tests/training/test_loss.py"),
     "training/step.py": Target("tests/training/test_step.py"),
-    "training/ada.py": Target("tests/training/test_ada.py"),
-    "training/augment.py": Target("tests/training/test_augment.py", "move tone add_noise cut_out augment"),
+    "training/augment.py": Target("tests/training/test_ada.py tests/training/test_augment.py"),
     "analysis/distances.py": Target(
         "tests/analysis/test_distances.py",
         "standardise polynomial_mmd kid prdc in_balls filter_separable smooth laplacian_pyramid draw_patches sliced_wasserstein "

@@ -410,6 +410,17 @@ def test_schedule_leaves_out_a_different_remainder_each_epoch():
     assert set(np.concatenate([next(plan)[0] for _ in range(20)])) == set(range(7))
 
 
+@pytest.mark.parametrize("seed, epoch", [(0, 0), (0, 3), (7, 2)])
+def test_no_batch_is_mirrored_by_the_numbers_that_order_its_epoch(seed, epoch):
+    """NumPy takes (seed, epoch) and (seed, epoch, 0) for one seed: the first batch's flips would follow from the order."""
+    of_order = np.random.default_rng((seed, epoch)).random(400) < 0.5
+    order = np.random.default_rng((seed, epoch)).permutation(1200)
+    for step in range(3):
+        indices, mirrored = next(schedule(1200, 400, seed, 3 * epoch + step))
+        assert (indices == order[400 * step : 400 * (step + 1)]).all()
+        assert abs((mirrored == of_order).mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
+
+
 def test_schedule_of_fewer_slices_than_a_batch():
     for indices, mirrored in (next(schedule(3, 8, seed=0, start_step=k)) for k in range(5)):
         assert len(indices) == len(mirrored) == 8 and set(Counter(indices.tolist()).values()) <= {2, 3}

@@ -21,11 +21,11 @@ from modules import build_networks
 from ops import resample
 from report.samples import Samples
 from training import validation
-from training.ada import AugmentationStrength, score_separation
-from training.augment import augment
+from training.augment import AugmentationStrength, augment, score_separation
 from training.growth import Fade
 from training.loss import LOSSES, clip_images
 from training.monitor import image_statistics
+from training.slices import RunSlices
 from training.step import TrainingState, mix_styles, update_average
 from utils import random_stream
 
@@ -135,7 +135,7 @@ def test_augmentation_and_its_controller_run_on_a_gpu(gpu):
 
 def test_average_is_updated_on_a_gpu(gpu):
     state = new_state(gpu)
-    update_average(state, 3)
+    update_average(state, 24)
     assert {x.device for x in state.averaged.state_dict().values()} == {gpu}
 
 
@@ -207,7 +207,8 @@ def test_validation_runs_on_a_gpu(gpu, monkeypatch, kind, network):
         slices[count] = type("Slices", (), {"labels": np.arange(count) % 2, "__len__": lambda self, n=count: n})()
         type(slices[count]).__getitem__ = lambda self, rows: np.zeros((len(rows), 32, 32), np.uint8)
     state = new_state(gpu, network)
-    measure = validation.Validation(slices[8], slices[12], network["z_dim"], network["num_classes"], gpu)
+    found = RunSlices(slices[8], np.arange(8), slices[12], np.arange(12), "", {"validation": {"counts": {}}}, False)
+    measure = validation.Validation(found, network["z_dim"], network["num_classes"], gpu)
     assert measure(state.averaged, state.critic, 4).keys() == set(validation.VALIDATION)
 
 

@@ -45,7 +45,6 @@ from data.subject_tables import image_id, iso_date, read_subjects, years
 from data.subjects import find_subjects, slice_index
 from report import augmentation, dataset_command, dataset_report
 from report.report import Section
-from tools import diagrams
 from training.run_folder import check_same_run
 from utils import RESOLUTIONS, UserError, load_tensors, read_config, read_network, run_cli, save_tensors
 
@@ -532,7 +531,6 @@ def scripts(saved, own_slices, tmp_path_factory):
     study = real(*rng.integers(0, 255, (2, 12, 32, 32), dtype=np.uint8))
     row = {"path": "train/AD/000000_75.jpeg", "seed": 0}
     section = Section("x")
-    figure = diagrams.Figure(figsize=(1, 1))
     drawn = draw_phantoms(tmp_path_factory.mktemp("phantoms"))
     return {
         "train": (
@@ -578,11 +576,6 @@ def scripts(saved, own_slices, tmp_path_factory):
             augmentation.main,
             ["--dataset_dir", own_slices, "--resolution", "32"],
             [(augmentation, "plot_operations", lambda *_: None)],
-        ),
-        "diagrams": (
-            diagrams.main,
-            ["--output_dir", "out"],
-            [(diagrams, name, lambda *_: figure) for name in ("draw_generator", "draw_style_block", "draw_discriminator")],
         ),
         "areas": (
             areas.main,
@@ -635,9 +628,7 @@ def draw_phantoms(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset", "prepare"]
-)
+@pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "augment", "areas", "dataset", "prepare"])
 def test_any_flags_end_in_status_0_or_one_line(scripts, saved, own_slices, name):
     main, base, workers = scripts[name]
     if name == "prepare" and not HAS_SITK:

@@ -217,19 +217,16 @@ def test_checksum_is_that_of_the_content():
     "change",
     [
         {"a": torch.arange(6.0).reshape(2, 3)},
-        {"a": torch.arange(6.0).double()},
         {"a": torch.arange(6.0).bfloat16()},
         {"a": torch.arange(6)},
         {"a": torch.tensor([0.0, 1, 2, 3, 4, 5.0000005])},
         {"a": torch.tensor([-0.0, 1, 2, 3, 4, 5])},
         {"a": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]},
         {"n": 4},
-        {"n": 3.0},
         {"n": "3"},
         {"b": {"lr": 0.1, "betas": (0.0, 0.9)}},
         {"b": {"lr": 0.1, "betas": [0.0, 0.99]}},
         {"b": {"betas": (0.0, 0.99), "l": 0.1}},
-        {"b": {"betas": (0.0, 0.99)}},
         {"c": None},
     ],
 )
@@ -243,11 +240,6 @@ def test_checksum_sees_one_bit_of_a_tensor_of_any_dtype(dtype):
     changed = tensor.clone()
     changed.view(torch.uint8)[-1] ^= 1
     assert checksum({"x": tensor}) == checksum({"x": tensor.clone()}) != checksum({"x": changed})
-
-
-def test_checksum_depends_on_the_order_of_keys_and_on_nesting():
-    assert checksum({"a": 1, "b": 2}) != checksum({"b": 2, "a": 1})
-    assert len({checksum(value) for value in ([1, [2]], [[1], 2], [1, 2], [[1, 2]], [])}) == 5
 
 
 def test_load_tensors_returns_what_was_saved(tmp_path):
@@ -466,14 +458,6 @@ def test_flags_in_another_letter_case_or_with_other_dashes_are_recognised(given,
     with pytest.raises(UserError, match=f"unknown: {given}") as refused:
         parse_predict(given.split())
     assert (f" did you mean {meant}?" in str(refused.value)) if meant else ("did you mean" not in str(refused.value))
-
-
-def test_a_misspelt_flag_is_named_where_it_leaves_another_one_missing():
-    with pytest.raises(UserError, match="required: --dataset_dir .*did you mean --dataset_dir?"):
-        parse_train(["--Dataset-dir", "x"])
-    with pytest.raises(UserError) as refused:
-        parse_train(["--classes", "AD"])
-    assert "did you mean" not in str(refused.value)
 
 
 @pytest.mark.parametrize("parse", [parse_train, parse_predict])

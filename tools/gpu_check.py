@@ -10,8 +10,7 @@
     5       peak memory of a step against the estimate of --dry_run
 
 A call of one part ends within ten minutes; all together are meant to take less than 25. Each figure is written as soon as it is
-measured, and stays when other parts are run. gpu.md is the same as a page. With --device cpu everything is tiny, to try the
-command itself.
+measured, and stays when other parts are run. With --device cpu everything is tiny, to try the command itself.
 """
 
 import csv
@@ -25,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 from utils import ArgumentParser, UserError, atomic_path, make_folder, number, parse_before_import, pick_device, pick_dtype, run_cli
 
@@ -32,21 +32,25 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 590  # seconds for one call of a part
 MOMENTS = 2, 4, 7  # minutes of training whose evaluations are kept
 LOSSES = "wgan-gp", "relativistic"
-PROFILED_KERNELS = 12  # the longest
+PROFILED_STEPS, PROFILED_KERNELS = 8, 12  # steps, among them one of the relativistic loss's penalties; the longest kernels
 MAP = (  # of two runs of AD, which predict.py does not take for AD and NC: only the time counts
     "import sys; from analysis.models import load_model; from analysis.style_maps import MapSettings, compute_maps, map_specs; "
     "from report.maps import draw_maps; ad, nc, output, device = sys.argv[1:]; settings = MapSettings('umap', 15, 0.1, 1000, 0); "
     "draw_maps(compute_maps(map_specs(load_model(ad, device), load_model(nc, device)), settings), settings, output)"
 )
-PROFILED_STEPS = 8  # among them one of the relativistic loss's penalties
-NETWORKS = {
-    "cuda": {"resolution": 256, "channel_base": 8192, "channel_max": 256},
-    "cpu": {"resolution": 64, "channel_base": 128, "channel_max": 8},
-}
-SIZES = {
-    "cuda": {"batch_size": 32, "minutes": 7, "export": 1000, "steps": 100},
-    "cpu": {"batch_size": 4, "minutes": 0.1, "export": 8, "steps": 2},
-}
+
+
+class Sizes(NamedTuple):
+    resolution: int
+    channel_base: int
+    channel_max: int
+    batch_size: int
+    minutes: float  # of training
+    export: int  # slices
+    steps: int  # of a benchmark
+
+
+SIZES = {"cuda": Sizes(256, 8192, 256, 32, 7, 1000, 50), "cpu": Sizes(64, 128, 8, 4, 0.1, 8, 1)}
 
 
 def parse_args(argv=None):
@@ -57,10 +61,9 @@ def parse_args(argv=None):
     )
     parser.prog = "-m tools.gpu_check"
     parser.add_argument("--dataset_dir", help="folder that holds AD/ and NC/, such as AD_NC/train; parts 3 and 4 need it")
-    parser.add_argument("--output_dir", default="gpu", help="folder for gpu.json, gpu.md, logs and models")
+    parser.add_argument("--output_dir", default="gpu", help="folder for gpu.json, logs and models")
     parser.add_argument("--part", type=number(int, 1, 5), help="only this part")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ..., or cpu to try this command")
-    parser.add_argument("--against", metavar="FILE.py", help="other networks to time in part 2: see bench.py")
     args = parser.parse_args(argv)
     if not args.dataset_dir and args.part in (None, 3, 4):
         raise UserError("--dataset_dir: parts 3 and 4 train on slices; give a folder such as AD_NC/train, or another --part")
@@ -79,12 +82,12 @@ from training.step import Batch, TrainingState, train_step
 
 
 class Results:
-    """{name: {figure: value}} in <folder>/gpu.json and, as a page, in gpu.md, both written after every measurement."""
+    """{name: {figure: value}} in <folder>/gpu.json, written after every measurement."""
 
     def __init__(self, folder, machine):
-        self.folder, self.measured, self.deadline = folder, {}, math.inf
+        self.folder, self.path, self.deadline, self.measured = folder, os.path.join(folder, "gpu.json"), math.inf, {}
         try:
-            with open(os.path.join(folder, "gpu.json")) as file:
+            with open(self.path) as file:
                 measured = dict(json.load(file))
             if measured["machine"] == machine:
                 self.measured = measured
@@ -93,14 +96,10 @@ class Results:
         self.add("machine", machine)
 
     def add(self, name, figures):
-        self.measured[name], lines = figures, ["# What tools.gpu_check measured"]
-        for title, values in self.measured.items():
-            lines += ["", f"## {title}", "", "| | |", "|---|---|"]
-            lines += [f"| {key} | {f'{value:.4g}' if isinstance(value, float) else value} |" for key, value in values.items()]
-        for extension, text in (("json", json.dumps(self.measured, indent=2)), ("md", "\n".join(lines))):
-            with atomic_path(os.path.join(self.folder, f"gpu.{extension}")) as path, open(path, "w") as file:
-                file.write(text + "\n")
-        shown = [f"{key} {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in figures.items()]
+        self.measured[name] = figures
+        with atomic_path(self.path) as path, open(path, "w") as file:
+            json.dump(self.measured, file, indent=2)
+        shown = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()]
         print(f"{name}: {', '.join(shown[:4])}", flush=True)
 
 
@@ -130,53 +129,39 @@ def run(results, name, *command):
 def test(results, args, sizes):
     """Part 1."""
     chosen = ["-m", "gpu"] if args.device != "cpu" else ["-k", "float32_is_float32 and cpu"]
-    text = run(results, "tests", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "tests/test_gpu.py")
-    if text:
+    if text := run(results, "tests", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "tests/test_gpu.py"):
         results.add("tests", {"result": re.search(r"\d+ passed.*", text)[0]})
 
 
-def network_flags(args):
-    return [f"--{name}={value}" for name, value in NETWORKS[args.device.split(":")[0]].items()]
+def size_flags(sizes):
+    """Flags of train.py and bench.py."""
+    return [f"--{name}={getattr(sizes, name)}" for name in ("resolution", "channel_base", "channel_max", "batch_size")]
 
 
-def new_step(loss, batch_size, device, dtype):
+def new_step(loss, sizes, device, dtype):
     """A function that takes the step of this number, on black images, and the settings of its networks."""
-    side, sizes = (
-        NETWORKS[device.type]["resolution"],
-        {name: NETWORKS[device.type][name] for name in ("channel_base", "channel_max")},
-    )
-    recipe = RECIPES["full", loss]._replace(batch_size=batch_size, **sizes)
+    side, n = sizes.resolution, sizes.batch_size
+    recipe = RECIPES["full", loss]._replace(batch_size=n, channel_base=sizes.channel_base, channel_max=sizes.channel_max)
     network = network_settings(recipe, side)
-    options = Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0)
-    state = TrainingState(options, network, device, dtype)
-    batch = Batch(torch.full([batch_size, 1, side, side], -1.0, device=device))
+    state = TrainingState(Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0), network, device, dtype)
+    batch = Batch(torch.full([n, 1, side, side], -1.0, device=device))
     return lambda step: train_step(state, step, batch), network
 
 
 def bench(results, args, sizes):
     """Part 2."""
-    flags = [*network_flags(args), "--batch_size", sizes["batch_size"], "--device", args.device, "--steps", sizes["steps"] // 2]
-    flags += ["--against", os.path.abspath(args.against)] if args.against else []
+    flags = [*size_flags(sizes), "--device", args.device, "--steps", sizes.steps]
     for loss in LOSSES:
         if text := run(results, f"bench {loss}", "bench.py", "--loss", loss, *flags):
-            results.add(f"bench {loss}", table(text))
-    device = torch.device(args.device)
+            rows = re.findall(r"^(.{34})(\S+) +([\d.e+]+)$", text, re.MULTILINE)
+            results.add(f"bench {loss}", {f"{label.strip()}, {unit}": float(value) for label, unit, value in rows})
     for loss in LOSSES:
-        results.add(f"profile {loss}", profile(loss, sizes, device))
-
-
-def table(text):
-    """{"train.py's step, images/s": 140.0, ...} of what bench.py printed; of several networks, the values as text."""
-    rows = re.findall(r"^(.{34})(\S+) +([\d.e+ ]+)$", text, re.MULTILINE)
-    return {
-        f"{label.strip()}, {unit}": float(values) if len(values.split()) == 1 else " / ".join(values.split())
-        for label, unit, values in rows
-    }
+        results.add(f"profile {loss}", profile(loss, sizes, torch.device(args.device)))
 
 
 def profile(loss, sizes, device):
     """Milliseconds of a step, the share of the time in which the device computes, and that of the longest kernels."""
-    take, _ = new_step(loss, sizes["batch_size"], device, pick_dtype(None, device))
+    take, _ = new_step(loss, sizes, device, pick_dtype(None, device))
     cuda = device.type == "cuda"
     kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
 
@@ -194,11 +179,10 @@ def profile(loss, sizes, device):
         steps()
     events = [(event.self_device_time_total if cuda else event.self_cpu_time_total, event.key) for event in profiler.key_averages()]
     total = sum(microseconds for microseconds, _ in events)
-    figures = {"step, ms": 1000 * seconds / PROFILED_STEPS, "images/s": PROFILED_STEPS * sizes["batch_size"] / seconds}
+    figures = {"step, ms": 1000 * seconds / PROFILED_STEPS, "images/s": PROFILED_STEPS * sizes.batch_size / seconds}
     figures["kernels' share of the time, %"] = total / seconds / 1e4
-    return figures | {
-        f"{key[:80]}, %": 100 * microseconds / total for microseconds, key in sorted(events, reverse=True)[:PROFILED_KERNELS]
-    }
+    longest = sorted(events, reverse=True)[:PROFILED_KERNELS]
+    return figures | {f"{key[:80]}, %": 100 * microseconds / total for microseconds, key in longest}
 
 
 def train(results, args, sizes):
@@ -208,19 +192,18 @@ def train(results, args, sizes):
     if name is None:
         print("part 3 is done: remove gpu.json to train again")
         return
-    folder = os.path.join(results.folder, name.replace(" ", "_").replace("-", ""))
-    flags = [*network_flags(args), "--batch_size", sizes["batch_size"], "--device", args.device, "--classes", "AD"]
-    flags += ["--epochs", 10**6, "--max_minutes", sizes["minutes"], "--eval_every", 1, "--save_every", 1]
+    folder = os.path.join(results.folder, name.replace(" ", "_"))
+    flags = [*size_flags(sizes), "--device", args.device, "--classes", "AD", "--epochs", 10**6, "--max_minutes", sizes.minutes]
+    flags += ["--eval_every", 1, "--save_every", 1, *runs[name]]
     shutil.rmtree(folder, ignore_errors=True)  # of a call that was cut off
-    command = ["train.py", "--dataset_dir", os.path.abspath(args.dataset_dir), "--model_dir", folder, *flags, *runs[name]]
-    if run(results, name, *command) is None:
+    if not run(results, name, "train.py", "--dataset_dir", os.path.abspath(args.dataset_dir), "--model_dir", folder, *flags):
         return
     figures = {}
     losses, evaluations = (read_rows(os.path.join(folder, "AD", f"{table}.csv")) for table in ("losses", "evaluations"))
     for minutes in MOMENTS:
         row = min(evaluations, key=lambda row: abs(row["seconds"] - 60 * minutes))
         place = f"at {row['seconds'] / 60:.1f} minutes"
-        figures |= {f"{key} {place}": row[key] for key in ("kid", "kid_test", "precision", "recall")}
+        figures |= {f"{key} {place}": row[key] for key in ("kid", "kid_train", "precision", "recall")}
         figures[f"kimg {place}"] = row["images"] / 1000
     rates = [row["images_per_second"] for row in losses[len(losses) // 2 :]]
     figures |= {"images/s, mean of the second half": sum(rates) / len(rates), "peak memory, GiB": losses[-1]["memory_gib"]}
@@ -237,13 +220,12 @@ def analyse(results, args, sizes):
     runs = [os.path.join(results.folder, name, "AD") for name in ("training", "training_without_growing")]
     if not os.path.isfile(os.path.join(runs[0], "generator.pt")):
         raise UserError(f"--part 4 needs the model of part 3: no {runs[0]}/generator.pt")
-    data = os.path.abspath(args.dataset_dir)
-    slice_path = os.path.join(data, "AD", sorted(os.listdir(os.path.join(data, "AD")))[0])
+    slices = os.path.join(os.path.abspath(args.dataset_dir), "AD")
     output = os.path.join(results.folder, "predictions")
     predict = ["predict.py", "--device", args.device, "--model_dir", runs[0], "--output_dir", output]
     jobs = {
-        "projection": [*predict, "--project", slice_path],
-        "export": [*predict, "--export", sizes["export"]],
+        "projection": [*predict, "--project", os.path.join(slices, min(os.listdir(slices)))],
+        "export": [*predict, "--export", sizes.export],
         "report": [*predict, "--report", "True"],
         "map of styles": ["-c", MAP, *runs, output, args.device],
     }
@@ -258,13 +240,13 @@ def memory(results, args, sizes):
     """Part 5."""
     device = torch.device(args.device)
     for loss in LOSSES:
-        for batch_size in (sizes["batch_size"] // 2, sizes["batch_size"]):
+        for batch_size in (sizes.batch_size // 2, sizes.batch_size):
             for dtype in dict.fromkeys((pick_dtype(None, device), torch.float32)):
                 if device.type == "cuda":
                     gc.collect()
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats(device)
-                take, network = new_step(loss, batch_size, device, dtype)
+                take, network = new_step(loss, sizes._replace(batch_size=batch_size), device, dtype)
                 for step in range(2):
                     take(step)
                 measured, estimate = memory_gib(device), estimate_memory(network, loss, batch_size, dtype) / 2**30
@@ -287,7 +269,7 @@ def main(argv=None):
     for part in (args.part,) if args.part else (1, 2, 3, 3, 4, 5):
         results.deadline = time.monotonic() + LIMIT
         PARTS[part](results, args, SIZES[device.type])
-    print(os.path.join(args.output_dir, "gpu.json"), os.path.join(args.output_dir, "gpu.md"), sep="\n")
+    print(results.path)
     return 1 if any("failed" in figures for figures in results.measured.values()) else 0
 
 

@@ -7,13 +7,13 @@ or nothing, where a page quotes the run in words.
 A table row whose first cell is a decision gets its alternatives and their figures in the two cells that follow.
 """
 
-import ast
 import csv
 import itertools
 import re
 from pathlib import Path
 
 from training import recipes
+from training.monitor import ALERTS
 from utils import ArgumentParser, atomic_path, run_cli
 
 ROOT = Path(__file__).parent.parent
@@ -51,21 +51,21 @@ def figures(runs):
 
 def alerts_table():
     """The alerts of training/monitor.py in Markdown: name, condition on a row of its CSV, and the message."""
-    tree = ast.parse((ROOT / "training/monitor.py").read_text(encoding="utf-8"))
-    assigned = {ast.unparse(node.targets[0]): node.value for node in ast.walk(tree) if isinstance(node, ast.Assign)}
-    lines = ["| alert | when | message |", "| --- | --- | --- |"]
-    for name, alert in zip(assigned["ALERTS"].keys, assigned["ALERTS"].values):
-        nodes = list(ast.walk(alert))
-        condition = next(ast.unparse(node.body) for node in nodes if isinstance(node, ast.Lambda))
-        message = next(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
-        condition, message = re.sub(r"row\['(\w+)'\]", r"\1", condition), re.sub(r"{(\w+)[^}]*}", r"`\1`", message)
-        lines.append(f"| {ast.literal_eval(name)} | {condition} | {message} |")
-    return "\n".join(lines)
+    rows = [["alert", "when", "message"]]
+    for name, (conditions, message) in ALERTS.items():
+        when = " and ".join(f"{column} {sign} {bound}" for column, sign, bound in conditions)
+        rows.append([name, when, re.sub(r"{(\w+)[^}]*}", r"`\1`", message)])
+    return markdown(rows)
+
+
+def markdown(rows):
+    """Rows of text as a table, the first as its header."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
 def made_tables():
     """What `with_tables` needs: (figures of the runs, {first cell of the header: table from the code})."""
-    return compare_runs(read_runs()), {"network": recipes.markdown_table(), "alert": alerts_table()}
+    return compare_runs(read_runs()), {"network": markdown(recipes.table()), "alert": alerts_table()}
 
 
 def first_cell(line):

@@ -54,16 +54,13 @@ def read_checkpoint(folder, warn=True, hint=RESTART_HINT):
 
 
 def restore(parts, state):
-    """Load every part, {name: object with load_state_dict}, from `state`; raises what PyTorch raises if one does not fit."""
+    """Load every part, {name: object with load_state_dict}, from `state`; raises what PyTorch raises if one does not fit.
+
+    Adam's moments get the strides of their weights: fused Adam walks through both in memory order.
+    """
     for name, part in parts.items():
         part.load_state_dict(state[name])
-        if isinstance(part, torch.optim.Optimizer):
-            match_memory_format(part)
-
-
-def match_memory_format(optimizer):
-    """Give loaded Adam moments the strides of their weights: fused Adam walks through both in memory order."""
-    for weight, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if value.shape == weight.shape:
-                moments[name] = torch.empty_like(weight).copy_(value)
+        for weight, moments in part.state.items() if isinstance(part, torch.optim.Optimizer) else ():
+            for key, value in moments.items():
+                if value.shape == weight.shape:
+                    moments[key] = torch.empty_like(weight).copy_(value)

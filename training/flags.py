@@ -1,10 +1,9 @@
 """train.py's flags. Nothing here needs PyTorch until the device is known, so that --help is quick. Numbers: recipes.py."""
 
 import argparse
-import difflib
 import math
 
-from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, default_network, plain_table, valid_numbers
+from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table, valid_numbers
 from utils import (
     CLASSES,
     EARLIER_FLAGS,
@@ -48,13 +47,11 @@ def add_data_flags(group):
     group.add_bool("--conditional", False, "with --classes all: one model that is told the class")
     group.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     group.add(
-        "--test_dir",
-        help="slices that evaluations compare with beside the training slices (default: test/ beside "
-        "--dataset_dir, if there is one)",
+        "--validation_dir",
+        help="slices of other people, by which best.pt, alerts and --augment ada choose (default: those of about a tenth of the "
+        "people in --dataset_dir, who are not trained on then)",
     )
-    group.add(
-        "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): are people in both?"
-    )
+    group.add("--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md)")
     group.add_bool(
         "--keep_damaged", False, "train on scans that are black, far darker than the others or noise, too; dataset.py shows which"
     )
@@ -132,22 +129,20 @@ def add_machine_flags(group):
 
 
 def recipes_text():
-    """The recipes, for --help."""
-    return f"recipes (a flag overrides one number, --set NAME=NUMBER one whose name has no dashes):\n{plain_table()}"
+    """The recipes in columns, for --help."""
+    rows = table()
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(["recipes (a flag overrides one number, --set NAME=NUMBER one whose name has no dashes):", *lines])
 
 
 def setting(text):
     """An argparse type: NAME=NUMBER -> (name, number), for columns of a recipe that have no flag of their own."""
     name, equals, value = text.partition("=")
-    if name in FLAGS:
-        raise argparse.ArgumentTypeError(f"{name} has a flag of its own: --{name} {value}")
-    if name not in COLUMNS:
-        names = [name for name in COLUMNS if name not in FLAGS]
-        near = difflib.get_close_matches(name, names, 1)
-        meant = f"did you mean {near[0]}?" if near else f"it takes {', '.join(names)}"
-        raise argparse.ArgumentTypeError(f"unknown name {name!r}: {meant}")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{name} has no number: write {name}=NUMBER")
+    names = [name for name in COLUMNS if name not in FLAGS]
+    if name not in names or not equals:
+        hint = f"{name} has a flag of its own, --{name}" if name in FLAGS else f"NAME is one of {', '.join(names)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER: {hint}")
     try:
         return name, COLUMNS[name].parse(value)
     except argparse.ArgumentTypeError as error:
@@ -164,7 +159,7 @@ def choose_recipe(args, device, kept=None):
     kept: {"network", "loss", column: number} of another run, which stand in place of the defaults.
     """
     kept = kept or {}
-    network = args.network or kept.get("network") or default_network(device)
+    network = args.network or kept.get("network") or ("thin" if device.type == "cpu" else "full")
     loss = args.loss or kept.get("loss") or LOSSES[0]
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None} | dict(args.set or [])
     numbers = {name: value for name, value in kept.items() if name in COLUMNS}
@@ -177,9 +172,9 @@ def kept_settings(folder):
     Its config.json may lack any of them, or hold nonsense, which is ignored.
     """
     flags = EARLIER_FLAGS | read_config(folder).get("flags", {})
-    kept = valid_numbers(flags) | kept_sizes(folder)
     choices = {"network": NETWORKS, "loss": LOSSES, "mirror": (False, True)}
-    return kept | {name: flags[name] for name, values in choices.items() if name in flags and flags[name] in values}
+    chosen = {name: flags[name] for name, values in choices.items() if flags.get(name) in values}
+    return valid_numbers(flags) | kept_sizes(folder) | chosen
 
 
 def kept_sizes(folder):

@@ -89,7 +89,7 @@ class Fade:
 
 
 def fade_state(fade):
-    """What a checkpoint keeps of a critic's Fade; {} for None."""
+    """What a checkpoint keeps of a critic's Fade, or of None."""
     return {} if fade is None else {"resolution": fade.resolution, "weights": fade.from_image.state_dict()}
 
 
@@ -197,6 +197,11 @@ class Source(NamedTuple):
     checkpoint: dict
     network: dict
 
+    @property
+    def images(self):
+        """Images that its networks have learnt from, in runs from which it started, too."""
+        return self.checkpoint["images"] + self.checkpoint.get("images_before", 0)
+
 
 def read_source(folder, network):
     """The Source in `folder` for a new run with settings `network`; UserError if the new networks cannot hold those of the run."""
@@ -239,4 +244,4 @@ def describe_source(source, network):
         new.append(f"blocks above {size}x{size} and the critic's first layer")
     if source.network["num_classes"] < network["num_classes"]:
         new.append("class embeddings")
-    return f"starting from {source.folder} ({source.checkpoint['images'] / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"
+    return f"starting from {source.folder} ({source.images / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"

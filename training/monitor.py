@@ -84,37 +84,37 @@ def memory_gib(device):
 # ---------------------------------------------------------------------------------------------------------------------
 # Alerts
 
-ALERTS = {  # name: (condition on a row of losses.csv or evaluations.csv, what it means and what may help)
+ALERTS = {  # name: (conditions on a row of losses.csv or evaluations.csv, all of which hold, what they mean and what may help)
     "generator collapsed": (
-        lambda row: row["diversity"] < 0.1,
+        [("diversity", "<", 0.1)],
         "its images are nearly all the same ({diversity:.2f} of the real spread); a new run with a lower --lr or a higher "
         "--lambda_gp may help",
     ),
     "generator black": (
-        lambda row: row["foreground_fraction"] < 0.1,
+        [("foreground_fraction", "<", 0.1)],
         "its images are nearly black ({foreground_fraction:.2f} of the real foreground)",
     ),
     "generator saturated": (
-        lambda row: row["overbright_fraction"] > 0.25,
+        [("overbright_fraction", ">", 0.25)],
         "{overbright_fraction:.0%} of its pixels are far brighter than white; a lower --lr may help",
     ),
     "critic won": (
-        lambda row: row["separation"] > 0.999 and row["images"] > 50_000,
+        [("separation", ">", 0.999), ("images", ">", 50_000)],
         "it tells every generated slice from every real one; a higher --lambda_gp or --augment ada may help",
     ),
     "critic lost": (
-        lambda row: row["separation"] < -0.2,
+        [("separation", "<", -0.2)],
         "it scores most generated slices above real ones, so the generator learns the wrong way; a new run with a lower --lr or "
         "a larger --batch_size may help",
     ),
     "low diversity": (
-        lambda row: row["recall"] < 0.1 and row["precision"] > 0.5,
-        "generated slices look real (precision {precision:.2f}) but cover few of the training slices (recall {recall:.2f}); an "
-        "earlier generator may be better: best.pt is the one with the lowest KID",
+        [("recall", "<", 0.1), ("precision", ">", 0.5)],
+        "generated slices look real (precision {precision:.2f}) but cover few of the real ones (recall {recall:.2f}); an earlier "
+        " generator may be better: best.pt is the one with the lowest KID",
     ),
     "critic overfits": (
-        lambda row: row["overfitting"] > 0.5,
-        "it scores held-out real slices {overfitting:.0%} of the way from training slices to generated ones; more slices or "
+        [("overfitting", ">", 0.5)],
+        "it scores validation slices {overfitting:.0%} of the way from training slices to generated ones; more slices or "
         "--augment ada may help, and best.pt is the generator with the lowest KID",
     ),
 }
@@ -130,11 +130,10 @@ class Alerts:
     def check(self, row):
         """Lines for the problems that this row, {column: number}, confirms; a row without an alert's columns is no evidence."""
         lines = []
-        for name, (condition, meaning) in ALERTS.items():
-            try:
-                holds = condition(row)
-            except KeyError:
+        for name, (conditions, meaning) in ALERTS.items():
+            if not all(column in row for column, _, _ in conditions):
                 continue
+            holds = all(row[column] < bound if sign == "<" else row[column] > bound for column, sign, bound in conditions)
             self.rows_in_a_row[name] = self.rows_in_a_row[name] + 1 if holds else 0
             if self.rows_in_a_row[name] == (1 if "overfitting" in row else PATIENCE):
                 lines.append(f"{name}: {meaning.format(**row)}")

@@ -5,15 +5,14 @@ import math
 import os
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from dataset import Slices
 from modules import GROUP_SIZE, build_networks
 from training.distributed import Processes
 from training.growth import Source
 from training.loss import LOSSES
 from training.recipes import Options
+from training.slices import RunSlices
 from training.state import Schedule
 from training.step import FLOAT32_UP_TO, TrainingState
 from utils import plural
@@ -23,9 +22,7 @@ class Plan(NamedTuple):
     """Everything that a run is given, none of which changes while it trains."""
 
     folder: str
-    slices: Slices  # to train on
-    held_out: Slices | None  # to compare with
-    groups: np.ndarray  # of the training slices, [N]: their people, or scans where people are unknown
+    slices: RunSlices
     network_name: str  # "full" or "thin", the row of the recipes
     network: dict  # settings of the networks at the last stage's resolution, as in config.json
     options: Options
@@ -109,7 +106,7 @@ def describe_recipe(plan):
 
 def print_plan(plan, status, first_resolution):
     """Print a Plan; status: of its run, such as "new"; first_resolution: of its first stage."""
-    options, schedule, slices = plan.options, plan.schedule, plan.slices
+    options, schedule, slices = plan.options, plan.schedule, plan.slices.train
     recipe, side = options.recipe, schedule.resolution
     counts = " + ".join(f"{n} {name}" for name, n in slices.counts.items())
     mirrored = ", mirrored at random" if options.mirror else ""
@@ -121,7 +118,7 @@ def print_plan(plan, status, first_resolution):
     print(
         f"run         {plan.folder} ({status})\n"
         f"images      {len(slices)} ({counts}) at {side}x{side}{mirrored}\n"
-        f"held out    {'none (--test_dir)' if plan.held_out is None else f'{len(plan.held_out)} to compare with'}\n"
+        f"validation  {plan.slices.validation_text}\n"
         f"recipe      {describe_recipe(plan)}\n"
         f"penalties   {recipe.lambda_gp:g} every {recipe.gp_every} steps, path length {recipe.path_length:g}\n"
         f"augmented   {options.augment}\n"

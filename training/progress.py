@@ -43,8 +43,7 @@ def show_progress(bar, name, row, schedule):
 class StopSignals:
     """A context in which Ctrl-C, SIGTERM and SIGUSR1 only set `signum`, so that the step under way can end and be saved.
 
-    Another signal more than two seconds after the first acts at once. An earlier one is taken for the same: `timeout` and
-    `make` signal a process and then its whole group.
+    Another one acts at once, but within two seconds is taken for the same: `timeout` signals a process and then its group.
     """
 
     def __enter__(self):

@@ -89,11 +89,6 @@ class Options(NamedTuple):
     seed: int
 
 
-def default_network(device):
-    """The network for a torch.device: "thin" on a CPU, "full" elsewhere."""
-    return "thin" if device.type == "cpu" else "full"
-
-
 def network_settings(recipe, resolution, conditional=False):
     """The settings of networks as config.json and generator.pt keep them, {name: int}."""
     sizes = {name: getattr(recipe, name) for name in ("channel_base", "channel_max", "mapping_layers")}
@@ -123,17 +118,3 @@ def table():
         title = f"--{name}" if name in FLAGS else name
         rows.append([title, *(f"{getattr(recipe, name):g}" for recipe in RECIPES.values())])
     return rows
-
-
-def plain_table():
-    """`table` in columns, for --help."""
-    rows = table()
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
-def markdown_table():
-    """`table` in Markdown, for docs/training.md."""
-    rows = table()
-    rule = ["---"] * len(rows[0])
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))

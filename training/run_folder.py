@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.folders import EXTENSIONS
 from lock import Held, Lock
 from training.checkpoint import FILES, RESTART_HINT, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import fade_state, restore_fade, upscaled
@@ -35,7 +34,6 @@ from utils import (
     read_config,
     reason,
     save_tensors,
-    walk,
 )
 
 NAMES = (  # of what a run writes, but for its lock
@@ -45,7 +43,12 @@ NAMES = (  # of what a run writes, but for its lock
 STYLES_SAVED = 512  # fixed latents that are mapped to w in styles/
 FIXED = "resolution", "channel_base", "channel_max", "mapping_layers"  # settings of the networks, which a run cannot change
 FREE = "grow", "loss", *(name for name in Recipe._fields if name not in FIXED), "mirror", "augment", "seed", "amp"
-RENAMED = {"unseen": "held_out", "lit": "foreground_fraction", "beyond": "overbright_fraction"}  # columns of earlier losses.csv
+RENAMED = {
+    "unseen": "held_out",
+    "score_test": "score_validation",
+    "lit": "foreground_fraction",
+    "beyond": "overbright_fraction",
+}  # columns of earlier losses.csv
 
 
 class RunFolder:
@@ -62,9 +65,6 @@ class RunFolder:
 
     def path(self, *names):
         return os.path.join(self.folder, *names)
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Resuming
 
     def resume(self, run, new_state):
         """The TrainingState of the newest undamaged checkpoint, made by new_state(resolution).
@@ -91,17 +91,15 @@ class RunFolder:
 
     def check_owner(self, saved):
         """UserError if the checkpoint, or generator.pt, was copied here from another run: the next save would overwrite a model."""
-        classes, copied = self.config["classes"], None
-        if saved.get("classes", classes) != classes:
-            copied = f"{saved['file']} was trained on {' and '.join(saved['classes'])}"
+        files, copied = {saved["file"]: saved}, None
         with contextlib.suppress(Exception):  # missing or damaged: it is written again
-            generator = load_tensors(self.path("generator.pt"))
-            if generator["classes"] != classes:
-                copied = f"generator.pt was trained on {' and '.join(generator['classes'])}"
-            elif saved["file"] == FILES[0] and generator["images"] > saved["images"]:
-                copied = (
-                    f"generator.pt is newer ({generator['images'] / 1000:.1f} kimg) than {FILES[0]} ({saved['images'] / 1000:.1f})"
-                )
+            files["generator.pt"] = load_tensors(self.path("generator.pt"))
+        for name, content in files.items():
+            if content.get("classes", self.config["classes"]) != self.config["classes"]:
+                copied = f"{name} was trained on {' and '.join(content['classes'])}"
+        reached = {name: content.get("images", 0) / 1000 for name, content in files.items()}
+        if saved["file"] == FILES[0] and reached.get("generator.pt", 0) > reached[FILES[0]]:
+            copied = f"generator.pt is newer ({reached['generator.pt']:.1f} kimg) than {FILES[0]} ({reached[FILES[0]]:.1f})"
         if copied:
             raise UserError(f"{self.folder}: {copied}, so one of them was copied here; {RESTART_HINT}")
 
@@ -120,9 +118,6 @@ class RunFolder:
                     rows.append([row.get(column, math.nan) for column in self.tables[name]])
         return rows
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Tables and alerts
-
     def log(self, name, row):
         """Append a row, {column: number}, to a table in memory and on disk."""
         if not self.processes.leading:
@@ -140,18 +135,12 @@ class RunFolder:
             with naming(self.path("alerts.log")), open(self.path("alerts.log"), "a") as file:
                 file.write(line + "\n")
 
-    def write_table(self, name):
-        with atomic_path(self.path(name + ".csv")) as path, open(path, "w", newline="") as file:
-            csv.writer(file).writerows([self.tables[name], *map(_format, self.rows[name])])
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Saving
-
     def make_folders_and_tables(self):
         make_folder(self.path("fake_vs_real"), "--model_dir")
         make_folder(self.path("styles"), "--model_dir")
-        for name in self.tables:
-            self.write_table(name)
+        for name, columns in self.tables.items():
+            with atomic_path(self.path(name + ".csv")) as path, open(path, "w", newline="") as file:
+                csv.writer(file).writerows([columns, *map(_format, self.rows[name])])
 
     def save(self, state, run):
         """Write the TrainingState and RunState as a checkpoint, the generator and its styles; the rest before the first step.
@@ -249,20 +238,19 @@ def find_run(folder, resume):
 
 
 def check_place(folder, data):
-    """UserError if a run in `folder` would lie among slices: those of `data`, {flag: folder that holds AD/ and NC/}, or others."""
+    """UserError if a run in `folder` would lie among the slices of `data`, {flag: folder of AD/ and NC/, or None}."""
 
     def within(path, other):
         return path == other or path.startswith(os.path.join(other, ""))
 
-    place, asked = os.path.realpath(folder), f"--model_dir: the run's folder would be {folder}, which"
+    place = os.path.realpath(folder)
     for flag, path in data.items():
+        if path is None:
+            continue
         data_dir = os.path.realpath(path)
         if within(data_dir, place) or any(within(place, os.path.join(data_dir, name)) for name in (*CLASSES, "CN")):
-            raise UserError(f"{asked} belongs to the slices of {flag} {path}: choose another --model_dir")
-    if os.path.isdir(folder) and not run_files(folder):
-        for parent, names in walk(folder, "--model_dir"):
-            if images := [name for name in names if name.lower().endswith(EXTENSIONS)]:
-                raise UserError(f"{asked} holds other images ({os.path.join(parent, images[0])}): choose another --model_dir")
+            text = f"the run's folder would be {folder}, which belongs to the slices of {flag} {path}"
+            raise UserError(f"--model_dir: {text}: choose another")
 
 
 def lock_folder(folder):
@@ -297,11 +285,13 @@ def check_same_run(folder, config):
         old_flags = EARLIER_FLAGS | saved["flags"]
         sizes = config["network"], {"mapping_layers": EARLIER_MAPPING_LAYERS} | saved["network"]
         differing = changes(*sizes, FIXED)
-        if saved["data"]["fingerprint"] != config["data"]["fingerprint"]:
-            differing.append(
-                f"--dataset_dir {config['flags']['dataset_dir']} (its slices differ from those of "
-                f"{saved['flags']['dataset_dir']}: {saved['data']['counts']}, now {config['data']['counts']})"
-            )
+        old_data, data = saved["data"], config["data"]
+        validation = old_data.get("validation"), data.get("validation")
+        for flag, (old, new) in {"dataset_dir": (old_data, data), "validation_dir": validation}.items():
+            if old and new and old["fingerprint"] != new["fingerprint"]:
+                place, before = config["flags"][flag], saved["flags"].get(flag)
+                text = f"its slices differ from those of {before}: {old['counts']}, now {new['counts']}"
+                differing.append(f"--{flag} {place} ({text})")
         changed = changes(config["flags"], old_flags, FREE)
         if config["torch"] != old_torch:
             changed.append(f"PyTorch {config['torch']} (was {old_torch})")

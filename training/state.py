@@ -63,6 +63,7 @@ class RunState:
     seconds: float = 0.0  # of training
     skipped: int = 0  # steps with gradients that are not finite
     lr_scale: float = 1.0  # 0.5 after the run went back to a checkpoint
+    images_before: int = 0  # that the networks of --start_from had learnt from
     lr_decay: float = 1.0  # the smallest factor that the decay of the learning rates has reached
     skipped_in_a_row: int = 0  # of this process alone, as are all below
     signum: int = 0  # the signal to stop, or 0
@@ -77,12 +78,14 @@ class RunState:
         self.begun = self.row_begun = time.monotonic()
         self.done_before, self.row_is_old = self.done, False
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Read off
-
     @property
     def images(self):
         return self.step * self.schedule.batch_size
+
+    @property
+    def images_learnt(self):
+        """Images that the networks have learnt from, in the run that this one started from, too."""
+        return self.images_before + self.images
 
     @property
     def epoch(self):
@@ -91,7 +94,6 @@ class RunState:
 
     @property
     def next_resolution(self):
-        """The resolution of the next step."""
         return resolution_at(self.schedule.stages(self.first_resolution), self.done)
 
     @property
@@ -112,9 +114,6 @@ class RunState:
             "seconds": self.seconds,
             "resolution": self.stage.resolution,
         }
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Moved on
 
     def begin_stage(self):
         """Enter the stage of the next step, whose new blocks fade in."""
@@ -157,31 +156,22 @@ class RunState:
         """Begin to count the time of the next row of losses.csv; what came before it, such as a save, is no training."""
         self.row_begun = time.monotonic()
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Checkpoints
-
-    SAVED = "seconds", "skipped", "lr_scale", "lr_decay", "first_resolution", "done", "images"
+    SAVED = "seconds", "skipped", "lr_scale", "lr_decay", "first_resolution", "done", "images", "images_before"
 
     def state_dict(self):
-        """What a checkpoint keeps."""
         return {name: getattr(self, name) for name in self.SAVED} | {"stage": self.stage._asdict()}
 
     def resume(self, saved):
         """Continue from what `state_dict` saved; ValueError, KeyError or TypeError if that is impossible."""
         self.stage, self.first_resolution = Stage(**saved["stage"]), int(saved["first_resolution"])
-        self.seconds, self.skipped = float(saved["seconds"]), int(saved["skipped"])
-        self.lr_scale, self.lr_decay, self.done = (float(saved[name]) for name in ("lr_scale", "lr_decay", "done"))
-        self.step, self.skipped_in_a_row = saved["images"] // self.schedule.batch_size, 0
-        possible = (
-            8 <= self.stage.resolution <= self.schedule.resolution
-            and 0 <= self.stage.images <= saved["images"]
-            and 0 <= self.seconds < 1e10
-            and self.skipped >= 0
-            and 0 < self.lr_scale <= 1
-            and 0 <= self.lr_decay <= 1
-            and 0 <= self.done <= 1
+        self.seconds, self.lr_scale, self.lr_decay, self.done = (
+            float(saved[name]) for name in ("seconds", "lr_scale", "lr_decay", "done")
         )
-        if not possible:
+        self.skipped, self.images_before = int(saved["skipped"]), int(saved.get("images_before", 0))  # 0: of earlier code
+        self.step, self.skipped_in_a_row = saved["images"] // self.schedule.batch_size, 0
+        sizes = 8 <= self.stage.resolution <= self.schedule.resolution and 0 <= self.stage.images <= saved["images"]
+        shares = 0 < self.lr_scale <= 1 and 0 <= self.lr_decay <= 1 and 0 <= self.done <= 1
+        if not (sizes and shares and 0 <= self.seconds < 1e10 and min(self.skipped, self.images_before) >= 0):
             raise ValueError("counters out of range")
 
 

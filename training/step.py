@@ -18,8 +18,7 @@ import torch
 from dataset import shard
 from modules import build_networks
 from ops import resample
-from training.ada import AugmentationStrength, score_separation
-from training.augment import OPERATIONS, augment
+from training.augment import OPERATIONS, AugmentationStrength, augment, score_separation
 from training.distributed import Processes
 from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
@@ -126,7 +125,7 @@ def train_step(state, step, batch):
     terms = update_critic(state, step, micro_batches, shared)
     if step % state.recipe.n_critic == 0:
         terms |= update_generator(state, step, micro_batches, shared, terms["critic_gradient"])
-    update_average(state, step)
+    update_average(state, (step + 1) * state.recipe.batch_size)
     state.augmentation.update(terms, state.recipe.batch_size)
     return terms
 
@@ -275,9 +274,11 @@ def adam_step(optimizer, weights, other_norm=0.0):
 
 
 @torch.no_grad()
-def update_average(state, step):
-    """Move the averaged weights towards the weights with a half-life of `ema_kimg` thousand images, shorter at the start."""
-    batch_size = state.recipe.batch_size
-    half_life = min(1000 * state.recipe.ema_kimg, EMA_RAMPUP * (step + 1) * batch_size)
-    torch._foreach_lerp_(state.averaged_weights, state.model_weights, 1 - 0.5 ** (batch_size / half_life))
+def update_average(state, images):
+    """Move the averaged weights towards the weights, with a half-life of `ema_kimg` thousand images, shorter at the start.
+
+    images: those that the weights have learnt from, with this step's, and those of the run that --start_from names.
+    """
+    half_life = min(1000 * state.recipe.ema_kimg, EMA_RAMPUP * images)
+    torch._foreach_lerp_(state.averaged_weights, state.model_weights, 1 - 0.5 ** (state.recipe.batch_size / half_life))
     state.averaged["mapping"].w_mean.copy_(state.model["mapping"].w_mean)

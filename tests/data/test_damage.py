@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from synthetic import brains, noise, save
 
-from data.damage import damaged_text, find_damaged, leave_out, leave_out_damaged, scans_of, slice_statistics, touches_upper_edge
+from data.damage import damaged_text, find_damaged, leave_out, scans_of, slice_statistics, touches_upper_edge
 from data.phantom_anatomy import VIEWS, draw_subject, render, slice_tissue
 from dataset import Slices
 from utils import UserError
@@ -148,7 +148,8 @@ def folder(tmp_path):
 
 def test_what_is_left_out_changes_names_counts_pixels_and_fingerprint(folder):
     slices = Slices(str(folder), resolution=32, progress=False)
-    part, reasons = leave_out_damaged(slices)
+    reasons = find_damaged(slices, scans_of(slices.names))
+    part = leave_out(slices, reasons)
     assert list(reasons) == ["102"] and part.counts == {"AD": 15, "NC": 18} and len(part) == 33
     assert [name for name in slices.names if name not in part.names] == [f"AD/102_{i}.png" for i in range(3)]
     rows = [slices.names.index(name) for name in part.names]
@@ -162,5 +163,5 @@ def test_what_is_left_out_changes_names_counts_pixels_and_fingerprint(folder):
 
 def test_a_class_without_a_sound_scan_is_an_error(folder):
     slices = Slices(str(folder), resolution=32, progress=False)
-    with pytest.raises(UserError, match="--test_dir: each scan of AD is damaged .*--keep_damaged True"):
-        leave_out(slices, {str(100 + i): "noise" for i in range(6)}, "--test_dir")
+    with pytest.raises(UserError, match="--validation_dir: each scan of AD is damaged .*--keep_damaged True"):
+        leave_out(slices, {str(100 + i): "noise" for i in range(6)}, "--validation_dir")

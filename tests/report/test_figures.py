@@ -13,7 +13,7 @@ from report import figures
 LOSSES = ("images", "epoch", "seconds", "critic_loss", "generator_loss", "wasserstein", "penalty", "gradient_norm", "separation")
 LOSSES += ("augment_p", "critic_gradient", "generator_gradient", "images_per_second", "memory_gib", "skipped")
 LOSSES += ("std generator 4x4", "std generator 8x8", "std critic 8x8", "std critic 4x4", "std image")
-EVALUATIONS = ("images", "kid", "kid_test", "score_train", "score_test", "score_generated", "overfitting")
+EVALUATIONS = ("images", "kid", "kid_train", "score_train", "score_validation", "score_generated", "overfitting")
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_plot_dashboard_draws_every_column_in_its_panel(drawn):
     assert len(labels) == len(LOSSES) + len(EVALUATIONS) - 7  # images twice, epoch, seconds, speed, memory and skipped
     np.testing.assert_allclose(curves["Wasserstein estimate"].get_ydata(), losses["wasserstein"])  # 5 rows: not smoothed
     np.testing.assert_allclose(
-        curves["held-out slices scored: 0 like training, 1 like generated"].get_ydata(), evaluations["overfitting"]
+        curves["validation slices scored: 0 like training, 1 like generated"].get_ydata(), evaluations["overfitting"]
     )
     shown = next(line for line in drawn["a.png"].axes[0].lines if line.get_label() == "generator")
     np.testing.assert_allclose(shown.get_xdata(), np.delete(losses["images"], 2) / 1000)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import ada
-from training.ada import (
+from training.augment import (
     HELD_OUT_EVERY,
     MIN_SEPARATION,
     MODES,
@@ -32,14 +31,6 @@ def terms(separation, **others):
 # Separation
 
 
-def test_separation_is_the_mean_sign_over_pairs():
-    rng = seeded_rng()
-    real, fake = ((torch.randn(20_000, generator=rng) + shift).round(decimals=1) for shift in (0.3, 0))  # with ties
-    signs = [np.sign(r - f) for r, f in zip(real.tolist(), fake.tolist())]
-    assert {-1, 0, 1} == set(signs)
-    assert score_separation(real, fake).item() == pytest.approx(np.mean(signs), abs=1e-6)
-
-
 def test_separation_is_twice_the_auc_minus_one():
     rng, n = seeded_rng(), 20_000
     real, fake = torch.randn(n, generator=rng) + 0.3, torch.randn(n, generator=rng)
@@ -56,13 +47,6 @@ def test_separation_of_extreme_scores():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The controller
-
-
-def test_constants_of_the_controller():
-    assert ada.TARGET == 0.6  # Karras et al. 2020 (arXiv:2006.06676), section 3, of r_t
-    assert ada.P_MAX == 0.8  # section 2.2: no leaks were found below it
-    assert (OVERFITTING_TARGET, MIN_SEPARATION, HELD_OUT_EVERY) == (0.5, 0.2, 4)  # docs/training.md, "Augmentation"
-    assert SEPARATION_HALF_LIFE == 4 * 64 and OVERFITTING_HALF_LIFE == 2000
 
 
 def test_p_takes_100_kimg_from_0_to_1():

@@ -12,8 +12,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from training import augment as augmentation
-from training.ada import P_MAX
-from training.augment import OPERATIONS, add_noise, augment, cut_out, move, tone
+from training.augment import OPERATIONS, P_MAX, add_noise, augment, cut_out, move, tone
 
 
 @pytest.fixture(autouse=True)

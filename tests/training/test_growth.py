@@ -27,6 +27,7 @@ from training import state as state_module
 from training.flags import choose_recipe, kept_sizes, parse_args
 from training.growth import Fade, Stage, grow, read_source, resolution_at, set_fade, stage_shares, upscaled
 from training.loss import LOSSES
+from training.slices import RunSlices
 from training.step import Batch, TrainingState, train_step
 from training.validation import Validation
 from utils import UserError, load_tensors
@@ -264,7 +265,8 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
         def __getitem__(self, rows):
             return real[rows]
 
-    validate = Validation(Real(), Real(), 16, 0, "cpu")
+    slices = RunSlices(Real(), np.arange(12), Real(), np.arange(12), "", {"validation": {"counts": {}}}, False)
+    validate = Validation(slices, 16, 0, "cpu")
     state, sizes = state_of(SMALL), []
     for block in state.averaged["generator"].blocks:
         block.to_image.weight.mul_(0.1)  # within [-1, 1], so that it does not matter at which size images are clipped
@@ -274,7 +276,7 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
     large = validate.generate(upscaled(state.averaged, LARGE), 8)
     assert np.abs(small.astype(int) - large).max() <= 1 and small.std() > 1
     row = validate(state.averaged, state.critic, 4)
-    assert np.isfinite(row["kid"]) and np.isfinite(row["score_test"]) and set(sizes) == {16}
+    assert np.isfinite(row["kid"]) and np.isfinite(row["score_validation"]) and set(sizes) == {16}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -526,6 +528,25 @@ def test_a_run_starts_from_one_of_other_classes_at_the_same_resolution(tmp_path,
     assert after["images"] == 0 and after["fade"] == {} and not same_checkpoints(before["rng"], after["rng"])
     assert f"starting from {source} (0.0 kimg); new: nothing\n" in capsys.readouterr().out
     assert start(slices_dir, tmp_path, "--epochs", 2, "--start_from", "gone") == 0  # resumes
+
+
+@pytest.mark.slow
+def test_the_carried_average_is_where_the_average_goes_on_from(tmp_path, slices_dir, source, unplotted):
+    """After one step of 4 images: its half-life is a twentieth of all 36 + 4 that the networks have learnt from."""
+    assert start(slices_dir, tmp_path, "--epochs", 9, "--max_minutes", 1e-9, "--start_from", source) == 0
+    carried, now = checkpoint(source), checkpoint(tmp_path / "AD")
+    before = carried["images"]
+    assert (before, now["images_before"], now["images"]) == (24, 24, 4)
+    kept = 0.5 ** (4 / (0.05 * (before + 4)))
+    for name, weight in now["model"].items():
+        if "w_mean" not in name:
+            expected = kept * carried["averaged"][name] + (1 - kept) * weight
+            torch.testing.assert_close(now["averaged"][name], expected, rtol=1e-5, atol=1e-7)
+    for folder in (tmp_path / "AD", tmp_path / "next/AD"):
+        parent = folder.parent
+        assert start(slices_dir, parent, "--epochs", 9, "--max_minutes", 1e-9, "--start_from", tmp_path / "AD") == 0
+    resumed, third = checkpoint(tmp_path / "AD"), checkpoint(tmp_path / "next/AD")
+    assert (resumed["images_before"], resumed["images"]) == (24, 8) and third["images_before"] == 24 + 8
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The plan of --dry_run: its numbers, and an estimate of memory that follows batch, loss and data type."""
 
+import os
 import re
 
 import pytest
@@ -14,10 +15,11 @@ THIN = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256,
 
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):
-    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --set gp_every=4 n_critic=2 --augment ada --eval_every 1".split()
+    flags = "--epochs 3 --dry_run --loss logistic --lambda_gp 7 --set gp_every=4 n_critic=2 --augment ada".split()
+    flags += ["--validation_dir", os.path.join(os.path.dirname(slices_dir), "test")]
     assert start(slices_dir, tmp_path / "model", *flags) == 0
     out = capsys.readouterr().out
-    for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 to compare with", "(new)", "float32"):
+    for expected in ("9 AD", "32x32", "3 epochs of 2 = 6", "GiB", "M, critic", "6 scans, 6 slices", "(new)", "float32"):
         assert expected in out, expected
     assert re.search(
         r"recipe +thin network, logistic: batch 4, learning rates 0.004 \(generator\) and 0.004 \(critic\), 2 critic updates per "

@@ -15,15 +15,11 @@ from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS
 from training.step import (
     BETAS,
-    EMA_RAMPUP,
-    FLOAT32_UP_TO,
-    PATH_LENGTH_EVERY,
     Batch,
     TrainingState,
     adam_step,
     generate,
     mean_row,
-    mean_terms,
     mix_styles,
     train_step,
     update_average,
@@ -238,13 +234,6 @@ def test_train_step_is_the_algorithm_written_out(float64, loss, n_critic, condit
 # Parts of the step
 
 
-def test_constants_of_the_step():
-    assert BETAS == (0.0, 0.99)  # Karras et al. 2018 (arXiv:1710.10196), appendix A.1
-    assert PATH_LENGTH_EVERY == 8  # Karras et al. 2020 (arXiv:1912.04958), appendix B
-    assert EMA_RAMPUP == 0.05  # Karras et al. 2020 (arXiv:2006.06676), StyleGAN2-ADA's code
-    assert FLOAT32_UP_TO == 16  # docs/networks.md, "Precision"
-
-
 def weights(state):
     modules = state.model, state.critic, state.averaged
     return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
@@ -414,11 +403,13 @@ def test_average_has_its_half_life():
     with torch.no_grad():
         p.fill_(1)
     for _ in range(50):
-        update_average(state, 10**7)
+        update_average(state, 10**9)
     assert average.mean().item() == pytest.approx(0.5, rel=1e-3)
     average.zero_()
-    update_average(state, 0)  # at the start: a twentieth of the images so far
-    assert average.mean().item() == pytest.approx(1 - 0.5 ** (1 / 0.05), rel=1e-5)
+    for images in (100, 1000):  # at the start: a twentieth of the images so far
+        average.zero_()
+        update_average(state, images)
+        assert average.mean().item() == pytest.approx(1 - 0.5 ** (100 / (0.05 * images)), rel=1e-5)
 
 
 def test_micro_batches_draw_their_own_latents_for_each_update():
@@ -461,11 +452,6 @@ def test_processes_have_the_same_weights_and_other_random_numbers(monkeypatch):
         states.append(new_state())
     assert all(torch.equal(a, b) for a, b in zip(*(state.model_weights for state in states)))
     assert not torch.equal(*(generate(state, 2)[0] for state in states))
-
-
-def test_mean_terms():
-    terms = mean_terms([{"a": torch.tensor(1.0, requires_grad=True)}, {"a": torch.tensor(4.0)}])
-    assert terms["a"].item() == 2.5 and not terms["a"].requires_grad
 
 
 def test_a_row_is_the_mean_over_the_steps_that_have_a_term_and_are_finite():
@@ -587,19 +573,6 @@ def test_gradients_terms_and_path_lengths_are_averaged_over_processes():
     assert alone.keys() == averaged.keys() and len(alone) > 12
     for name, value in alone.items():
         torch.testing.assert_close(averaged[name], 2 * value)
-
-
-def test_checkpoint_has_these_parts():
-    assert {name: type(part).__name__ for name, part in new_state().parts.items()} == {
-        "model": "ModuleDict",
-        "critic": "Discriminator",
-        "averaged": "ModuleDict",
-        "model_optimizer": "Adam",
-        "critic_optimizer": "Adam",
-        "augmentation": "AugmentationStrength",
-        "path_length": "PathLength",
-    }
-    assert new_state().activations.names and new_state().resolution == SIDE
 
 
 def test_step_never_waits_for_a_number():
