@@ -9,17 +9,20 @@ from modules import Discriminator
 from utils import UserError, load_tensors, read_network
 
 
-def load_critic(folder, device):
-    """The critic in a run's checkpoint.pt, in evaluation mode; UserError if it cannot be read.
+def load_critic(model):
+    """The critic that was trained beside the weights of a Model, from its run's checkpoint.pt, in evaluation mode.
 
-    None if there is no checkpoint.pt, beside a generator that was copied by itself (`analysis.models.share`).
+    None without one: a copied generator has none, and where best.pt is older than checkpoint.pt, its critic is no longer kept.
+    UserError if the file cannot be read.
     """
-    path = os.path.join(folder, "checkpoint.pt")
+    path = os.path.join(model.folder, "checkpoint.pt")
     if not os.path.exists(path):
         return None
-    network = read_network(folder)
+    network = read_network(model.folder)
     try:
         saved = load_tensors(path)
+        if saved["images"] != model.images:
+            return None
         reached, resolution = saved["stage"]["resolution"], network["resolution"]
         critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
         if reached == resolution:
@@ -33,7 +36,7 @@ def load_critic(folder, device):
         raise UserError(
             f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
         )
-    return critic.to(device).eval().requires_grad_(False)
+    return critic.to(model.device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

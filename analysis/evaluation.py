@@ -63,7 +63,7 @@ class EvaluationResult(NamedTuple):
     """The answers to all four questions, for one model or a pair of one-class models."""
 
     slices: EvaluatedSlices
-    scores: dict  # of critics: {class: {kind: [n]}}, without classes whose run has no checkpoint.pt
+    scores: dict  # of critics: {class: {kind: [n]}}, without classes of whose weights there is no critic
     critic: dict  # {class: `critic_gaps`}
     classifier: dict | None  # of `classify`; None without both classes
     areas: dict  # {kind: {class: {tissue: mm^2 [N]}}}; empty below 64x64 or where the view cannot be told
@@ -119,7 +119,7 @@ def evaluate_models(models, generated, dataset_dir, table=None):
     """
     train, test = train_and_test(dataset_dir, list(generated))
     device, mirror = models[0].device, any(model.mirrored for model in models)
-    critics = [load_critic(model.folder, device) for model in models]  # first of all, so that errors come early
+    critics = [load_critic(model) for model in models]  # first of all, so that errors come early
     slices = collect_slices(train, test, generated, table)
     scores = {}
     for model, critic in zip(models, critics):
@@ -128,7 +128,7 @@ def evaluate_models(models, generated, dataset_dir, table=None):
     classifier = None
     if len(slices.classes) > 1:
         kinds, names = (slices.reduced[kind] for kind in ("train", "generated", "held-out")), slices.names
-        classifier = classify(*kinds, slices.groups["held-out"], device, mirror, names)
+        classifier = classify(*kinds, slices.groups, device, mirror, names)
     areas, comparison = {}, None
     if view := view_or_note(np.concatenate(list(slices.reduced["train"].values())), f"--dataset_dir {dataset_dir}"):
         areas = {
@@ -162,12 +162,15 @@ def collect_slices(train, test, generated, table=None):
         for members in pixels[kind].values():
             note_damaged(members, members.names, folder)
         scans[kind] = {name: identify(members.names, table) for name, members in pixels[kind].items()}
-        groups[kind] = {name: resampling_groups(members)[0] for name, members in scans[kind].items()}
     names = {kind: {name: members.names for name, members in classes.items()} for kind, classes in pixels.items()}
     pixels["generated"] = generated
     rows = {kind: {name: rng.permutation(len(members))[:COMPARED] for name, members in pixels[kind].items()} for kind in KINDS}
     everyone = {kind: [scan for members in classes.values() for scan in members] for kind, classes in scans.items()}
-    unit = resampling_groups(everyone["train"] + everyone["held-out"])[1]
+    labels, unit = resampling_groups(everyone["train"] + everyone["held-out"])
+    for kind, classes in scans.items():
+        groups[kind] = {}
+        for name, members in classes.items():
+            groups[kind][name], labels = labels[: len(members)], labels[len(members) :]
     return EvaluatedSlices(
         pixels,
         {kind: {name: members[rows[kind][name]] for name, members in pixels[kind].items()} for kind in KINDS},

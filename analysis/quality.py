@@ -58,6 +58,7 @@ class Quality(NamedTuple):
     fake: Description
     memory: Memorisation | None  # None without a training set
     floor: str  # what the values with the prefix floor_ compare with the real set; "" if there are none
+    size: int  # images of each set that precision, recall, density and coverage compare, and their floors
 
 
 @torch.inference_mode()
@@ -118,12 +119,11 @@ def measure_quality(
 ):
     """Compare uint8 real [N, R, R] with fake [M, R, R], both in random order, and with `train` (may be `Slices`): `Quality`.
 
-    values: those of `compare_sets`; with the prefix floor_ those of training slices drawn in place of the generated ones, or,
-    without `train`, those of two halves of `real`, if these are large enough; given `train`, memorised (the share from
-    `memorisation`, with its interval and what is expected of new images), nearest_fake and nearest_real (median relative
-    distances). groups, train_groups [N]: people, see Description; for the balls of `prdc`, the standard error, the interval and
-    the floor. mirror: of a generator that was trained on mirrored images, too: compare with `mirror_half` of `real`, and count
-    mirrored copies.
+    values: those of `compare_sets`; with the prefix floor_, at the same sizes, those of training slices drawn in place of the
+    generated ones, or, without `train`, those of two halves of `real`, if these are large enough; with them lost: `share_lost`;
+    given `train`, memorised (the share from `memorisation`, with its interval and what is expected of new images), nearest_fake and
+    nearest_real (median relative distances). groups, train_groups [N]: people, see Description. mirror: of a generator that was
+    trained on mirrored images, too: compare with `mirror_half` of `real`, and count mirrored copies.
     Memory at R = 256: 150 kB per image besides the images. UserError: too few images, or images of different sizes.
     """
     sides = {images.shape[-1] for images in (real, fake, *([] if train is None else [train[[0]]]))}
@@ -140,24 +140,35 @@ def measure_quality(
 
     real_set = described(mirror_half(real, seed) if mirror else real, "real", groups)
     fake_set = described(fake, "generated")
-    size = min(len(real), len(fake))
-    values = compare_sets(real_set, fake_set, size, size // 2, seed)
+    size, floor = min(len(real), len(fake)), "real halves"
     if train is not None and len(train) > NEIGHBOURS:
         rows = np.random.default_rng(seed).permutation(len(train))[: len(fake)]
         drawn = mirror_half(train[rows], seed) if mirror else train[rows]
-        drawn_set = described(drawn, "training slices", None if train_groups is None else np.asarray(train_groups)[rows])
-        count = min(size, len(rows))
-        floor, floor_values = "training slices", compare_sets(real_set, drawn_set, count, min(size // 2, count), seed)
-    elif len((half := halves(real_set, size // 2))[0].features) > NEIGHBOURS:
-        count = len(half[0].features)
-        floor, floor_values = "real halves", compare_sets(*half, count, count, seed)
+        of_rows = None if train_groups is None else np.asarray(train_groups)[rows]
+        floor, floor_sets = "training slices", [real_set, described(drawn, "training slices", of_rows)]
     else:
-        floor, floor_values = "", {}
-    values |= {f"floor_{name}": value for name, value in floor_values.items()}
+        floor_sets = halves(real_set, size // 2)
+    count = min(size, *(len(description.features) for description in floor_sets))
+    if count <= NEIGHBOURS:
+        count, floor = size, ""
+    values = compare_sets(real_set, fake_set, count, min(size // 2, count), seed)
+    if floor:
+        floor_values = compare_sets(*floor_sets, count, min(size // 2, count), seed)
+        values |= {f"floor_{name}": value for name, value in floor_values.items()}
+        values["lost"] = share_lost(values, floor_values)
     memory = None
     if train is not None:
         memory = memorisation(real, fake, train, progress, groups, mirror)
         values |= {"memorised": memory.share, "memorised_low": memory.low, "memorised_high": memory.high}
         values["floor_memorised"] = expected_share(len(memory.held_out))
         values["nearest_fake"], values["floor_nearest_fake"] = memory.fake.median().item(), memory.held_out.median().item()
-    return Quality(values, real_set, fake_set, memory, floor)
+    return Quality(values, real_set, fake_set, memory, floor, count)
+
+
+def share_lost(values, floor):
+    """How far the worst of precision, recall and coverage lies on the way from its floor (0) to nothing (1), a share.
+
+    Sets without any overlap have 0 of each, so the share is 1 - value / floor. Distances such as KID have no such end.
+    """
+    shares = [1 - values[name] / floor[name] if floor[name] else math.nan for name in ("precision", "recall", "coverage")]
+    return max(shares, key=lambda share: (math.isnan(share), share))  # nan if one is

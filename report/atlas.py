@@ -290,10 +290,10 @@ def epochs_view(runs, style_map):
 def write_quality_atlas(path, quality, real, fake, names, fake_names, method="umap", seed=0, table=None):
     """Write the page with a map of the features of uint8 real [N, R, R] and fake [M, R, R], of `measure_quality`'s `quality`.
 
-    Like precision and recall it shows the first min(N, M) of both. names, fake_names: their files. A real slice is missed if it is
+    It shows the slices that precision and recall compare. names, fake_names: their files. A real slice is missed if it is
     in no generated slice's ball: the slices of which recall is not made up; so is a generated one that is in no real slice's.
     """
-    size = min(len(real), len(fake))
+    size = quality.size
     features = [quality.real.features[:size], quality.fake.features[:size]]
     groups = None if quality.real.groups is None else quality.real.groups[:size]
     balls, recalled, _ = in_balls(*features, real_groups=groups)
@@ -317,7 +317,7 @@ def write_quality_atlas(path, quality, real, fake, names, fake_names, method="um
     measures = []
     for name in ("recall", "precision"):
         value, floor = (quality.values.get(key, math.nan) for key in (name, f"floor_{name}"))
-        measures.append(Measure(name, value, number_text(value), math.nan, math.nan, floor, "two halves of the real slices"))
+        measures.append(Measure(name, value, number_text(value), math.nan, math.nan, floor, quality.floor))
     sentence = (
         f"{missed.sum()} of {size} real slices have no generated slice nearby and are outlined: the generator misses them. Nearby "
         "is measured between the features, not on the map, whose gaps and clusters are no finding by themselves."

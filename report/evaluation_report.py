@@ -42,7 +42,9 @@ def draw_evaluation(result, title, output_dir):
 
 def critic_section(result, title, path):
     missing = [
-        f"Not measured for {name}: no checkpoint.pt with a critic." for name in result.slices.classes if name not in result.critic
+        f"Not measured for {name}: no checkpoint.pt of these weights (best.pt is often older than the critic in it)."
+        for name in result.slices.classes
+        if name not in result.critic
     ]
     if not result.scores:
         return Section(f"{title}: the critic on held-out slices", missing)
@@ -62,7 +64,8 @@ def area_section(result, title, path):
     if not result.areas:
         return Section(f"{title}: areas", ["Not measured: the view of the training slices cannot be told."])
     plot_areas(result.areas, result.area_comparison, path)
-    text = [*(area_position_text(result.classifier) if result.classifier else []), *result.slices.resampled]
+    text = [area_text(result.area_comparison)]
+    text += [*(area_position_text(result.classifier) if result.classifier else []), *result.slices.resampled]
     shown = [ReportFigure(path, "Areas of generated and of training slices.")]
     return Section(f"{title}: areas", text, area_tables(result.area_comparison), shown, result.area_comparison)
 
@@ -92,20 +95,23 @@ def critic_tables(results):
 
 def classifier_text(results):
     """What share of the above-chance AUC training on generated slices reaches, and whether slice position may explain it."""
-    real = results["train"]
+    real, difference = results["train"], results["difference"]
     position = real.get("position")
     if results["ratio"] is None:
         text = (
-            f"Trained on real slices, the classifier is no better than chance (AUC {real['auc'][0]:.2f}): there is no "
+            f"Trained on real slices, the classifier was not shown to be better than chance (AUC {real['auc']}): there is no "
             "above-chance AUC of which training on generated slices could reach a share."
         )
     else:
+        share, low, high = results["ratio"]
         text = (
-            f"Trained on generated slices alone, the classifier reaches {results['ratio']:.0%} of the above-chance AUC (AUC less "
-            "0.5) of one trained on real slices."
+            f"Trained on generated slices alone, the classifier reaches {share:.0%} ({low:.0%} to {high:.0%}) of the above-chance "
+            "AUC (AUC less 0.5) of one trained on as many real slices."
         )
         if position and position["known"] and not beyond_position(real["auc"], position):
             text += " The latter was not shown to see more than slice position, so this share says nothing about AD and NC."
+    found = "were not shown to differ" if difference.low <= 0 <= difference.high else "differ"
+    text += f" The AUCs {found}: generated less real {difference}."
     return " ".join([text, *(position_text(position, "the classifier trained on real slices") if position else [])])
 
 
@@ -117,11 +123,29 @@ def area_position_text(results):
     return [f"Slice index alone tells AD from NC (AUC {alone}), so AD minus NC may be a difference of slice position."]
 
 
+def area_text(results):
+    """A sentence that names every area in which generated slices were shown to differ from training slices, of `compare_areas`."""
+    compared = {
+        f"{name} {tissue}": row["generated / train - 1"]
+        for name, tissues in results.items()
+        if name != "AD - NC"
+        for tissue, row in tissues.items()
+    }
+    apart = [f"{name} {x.value:+.1%} ({x.low:+.1%} to {x.high:+.1%})" for name, x in compared.items() if not x.low <= 0 <= x.high]
+    if not apart:
+        return "No area of generated slices was shown to differ from that of training slices: all intervals include zero."
+    return f"{len(apart)} of {len(compared)} areas differ from those of training slices: {', '.join(apart)}."
+
+
 def classifier_tables(results):
     position = results["train"].get("position", {})
     columns = ["trained on", "AUC on held-out real slices", "standard deviation over seeds"]
     rows = [[name, results[kind]["auc"], results[kind]["spread"]] for kind, name in TRAINED_ON.items()]
-    caption = f"AUC of AD against NC, mean of {len(results['train']['seeds'])} classifiers in each row."
+    kept = results["validation"]
+    caption = (
+        f"AUC of AD against NC by the mean score of {len(results['train']['seeds'])} classifiers in each row, trained until they "
+        f"do no better on {kept['people']} other people or scans of the training set ({kept['slices']} slices)."
+    )
     if position.get("known"):
         columns.append("position-stratified AUC")
         rows = [[*row, results[kind]["position"]["position-stratified"]] for row, kind in zip(rows, TRAINED_ON)]
@@ -198,8 +222,8 @@ def plot_critic(scores, gaps, path):
 
 
 def plot_classifier(results, unit, path):
-    """The AUC of the three classifiers: each seed, their mean and its interval over `unit` (people, scans or slices), with the
-    position-stratified AUC and that of the slice index alone where it is known."""
+    """The AUC of the three classifiers: of each seed, of their mean score with its interval over `unit` (people, scans or slices),
+    with the position-stratified AUC and that of the slice index alone where it is known."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for x, kind in enumerate(TRAINED_ON):
@@ -225,7 +249,7 @@ def plot_classifier(results, unit, path):
         ylabel="AUC, AD against NC, on held-out real slices",
         ylim=(min(0.48, axes.get_ylim()[0]), 1.005),
     )
-    axes.set_title(f"dots: seeds; bars: their mean and its 95% interval over {unit}", fontsize=10)
+    axes.set_title(f"dots: seeds; bars: their mean score, 95% interval over {unit}", fontsize=10)
     figures.save_figure(figure, path)
 
 

@@ -16,6 +16,8 @@ def quality_table(quality):
     rows += [(f"  at {name.removeprefix('swd_x1000_')}", name) for name in values if name.startswith("swd_x1000_")]
     rows += [("spectrum, dB", "spectrum_db"), ("MS-SSIM of pairs", "ms_ssim")]
     lines = [(label, values[name], values.get(f"floor_{name}")) for label, name in rows]
+    if "lost" in values:
+        lines.append(("lost, share", values["lost"], 0.0))
     if "memorised" in values:
         lines += [
             ("memorised, share", values["memorised"], values["floor_memorised"]),
@@ -49,11 +51,12 @@ def plot_quality(quality, path):
 def _draw_table(axes, quality):
     explanation = (
         "Right: the same of real slices, which a perfect generator would reach.\nLower is better, except for precision, recall, "
-        "density and coverage\n(higher) and MS-SSIM, memorised and nearest (equal to the real set's)."
+        "density and coverage\n(higher) and MS-SSIM, memorised and nearest (equal to the real set's). lost: how far the worst\n"
+        "of precision, recall and coverage is on the way from its floor to nothing."
     )
     axes.axis("off")
     axes.text(0, 1, quality_table(quality), family="monospace", fontsize=9, va="top", transform=axes.transAxes)
-    axes.text(0, -0.06, explanation, fontsize=8.5, va="bottom", transform=axes.transAxes)
+    axes.text(0, -0.1, explanation, fontsize=8.5, va="bottom", transform=axes.transAxes)
 
 
 def _draw_spectra(axes, quality):

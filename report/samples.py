@@ -239,9 +239,9 @@ def plot_directions(samples):
 
 def plot_morph(samples):
     """morph.png, morph_mean.png and morph.gif of a conditional model: the same latents from AD to NC, and the mean difference."""
-    result = latents.morph(samples.model, samples.latents(MORPH_LATENTS), SHOWN, samples.psi)
-    difference, exceeds = result.means[1] - result.means[0], np.abs(result.means[1] - result.means[0]) > 2 * result.error
-    mean = plot_mean_difference(samples, result, difference, exceeds)
+    result = latents.morph(samples.model, samples.latents(MORPH_LATENTS), SHOWN, samples.psi, seed=samples.seed)
+    difference = result.means[1] - result.means[0]
+    mean = plot_mean_difference(samples, result, difference)
     ends = result.images[:, -1].astype(float) - result.images[:, 0]
     limit = float(np.quantile(np.abs(ends), 0.999))
     cells = [[*images, last] for images, last in zip(result.images, figures.colour(ends, limit))]
@@ -255,25 +255,32 @@ def plot_morph(samples):
     numbers = {
         "latents": result.latents,
         "mean_absolute_difference": float(np.abs(difference).mean()),
-        "share_of_pixels_beyond_two_errors": float(exceeds.mean()),
+        "share_of_pixels_beyond_two_errors": result.found,
+        "share_by_chance": result.chance[0],
+        "share_by_chance_high": result.chance[1],
     }
+    text = [
+        f"{result.found:.0%} of the pixels differ by more than two standard errors; if the label made no difference, "
+        f"{result.chance[0]:.0%} would on average, and up to {result.chance[1]:.0%} in 97.5% of draws."
+    ]
     shown = (mean, "The mean difference between the classes."), (strip, "Single latents."), (gif, "Three latents, from AD to NC.")
-    return samples.section("AD and NC of the same latents", *shown, numbers=numbers)
+    return samples.section("AD and NC of the same latents", *shown, text=text, numbers=numbers)
 
 
-def plot_mean_difference(samples, result, difference, exceeds):
-    """morph_mean.png of a `latents.Morph`; difference [R, R] of its means, exceeds bool [R, R]: where it is above two errors."""
+def plot_mean_difference(samples, result, difference):
+    """morph_mean.png of a `latents.Morph`; difference [R, R]: of its means."""
     limit = float(np.quantile(np.abs(difference), 0.999))
     cells = [
         *result.means.round().astype(np.uint8),
         figures.colour(difference, limit),
         figures.colour(result.error, result.error.max(), "inferno"),
-        figures.colour(difference * exceeds, limit),
+        figures.colour(difference * (np.abs(difference) > 2 * result.error), limit),
     ]
     note = (
         f"Means over {result.latents} latents. Red where NC is brighter, blue where AD is, up to {limit:.0f} grey levels.\n"
         f"Standard error of that difference, black to yellow, up to {result.error.max():.1f}; last, the difference where it "
-        "exceeds two\nerrors. The error says how well the mean of the model is known, not how realistic the model is."
+        f"exceeds two\nerrors: {result.found:.0%} of the pixels, by chance {result.chance[0]:.0%} (up to {result.chance[1]:.0%}). "
+        "The error says how well the mean of the model is known,\nnot how realistic the model is."
     )
     columns = ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"]
     return samples.save_table("morph_mean", [cells], [""], columns, note, min_side=192)

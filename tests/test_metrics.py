@@ -57,7 +57,7 @@ def test_command_prints_and_writes(folders, tmp_path, script):
     assert done.stdout.startswith("24 generated against 30 real slices at 32x32, vgg16\n")
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     values = written["values"]
-    assert quality_table(Quality(values, None, None, None, "training slices")) in done.stdout
+    assert quality_table(Quality(values, None, None, None, "training slices", 0)) in done.stdout
     assert values["memorised"] == pytest.approx(3 / 24, abs=1.5 / 24)
     assert (written["real"], written["fake"], written["flags"]["resolution"]) == (30, 24, 32)
     for name in ("metrics.png", "nearest.png"):

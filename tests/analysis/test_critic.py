@@ -9,7 +9,7 @@ import torch
 from planted import Corner, Discs
 
 from analysis.critic import critic_scores, load_critic, mean_score
-from analysis.models import share
+from analysis.models import load_model, share
 from modules import Discriminator
 from utils import UserError
 
@@ -33,24 +33,26 @@ def test_mean_score_of_a_conditional_critic_does_not_depend_on_class_proportions
 
 @pytest.mark.parametrize("run, conditional", [("AD", False), ("all-conditional", True)])
 def test_load_critic_reads_the_checkpoint(models, run, conditional):
-    critic = load_critic(os.path.join(models, run), "cpu")
+    model = load_model(os.path.join(models, run), "cpu")
+    critic = load_critic(model)
     saved = torch.load(os.path.join(models, run, "checkpoint.pt"), weights_only=True)["critic"]
     assert isinstance(critic, Discriminator) and not critic.training
     assert not any(parameter.requires_grad for parameter in critic.parameters())
     assert all(torch.equal(value, saved[name]) for name, value in critic.state_dict().items())
     assert (critic.embedding is not None) == conditional
+    assert load_critic(model._replace(images=model.images - 4)) is None  # best.pt of an earlier step, which had another critic
 
 
 def test_load_critic_names_what_is_missing(models, tmp_path):
     run = shutil.copytree(os.path.join(models, "AD"), tmp_path / "AD")
     os.unlink(run / "config.json")
     with pytest.raises(UserError, match="checkpoint.pt: no critic can be read .* needs config.json"):
-        load_critic(str(run), "cpu")
+        load_critic(load_model(str(run), "cpu"))
 
 
 def test_there_is_no_critic_beside_a_copied_generator(models, tmp_path):
     share(os.path.join(models, "AD"), str(tmp_path / "AD"))
-    assert load_critic(str(tmp_path / "AD"), "cpu") is None
+    assert load_critic(load_model(str(tmp_path / "AD"), "cpu")) is None
 
 
 def test_load_critic_refuses_a_changed_byte(models, tmp_path):
@@ -59,4 +61,4 @@ def test_load_critic_refuses_a_changed_byte(models, tmp_path):
     data[len(data) // 2] ^= 1  # within the weights: torch.load would not notice
     (run / "checkpoint.pt").write_bytes(data)
     with pytest.raises(UserError, match="no critic can be read"):
-        load_critic(str(run), "cpu")
+        load_critic(load_model(str(run), "cpu"))

@@ -22,7 +22,7 @@ def test_quality_table_shows_every_value_beside_its_floor():
     }
 
     def measured(values):
-        return quality.Quality(values, None, None, None, "training slices")
+        return quality.Quality(values, None, None, None, "training slices", 0)
 
     lines = quality_report.quality_table(measured(values | {"floor_kid_x1000": -0.5})).splitlines()
     assert lines[1].split() == ["KID", "x", "1000", "12.346", "-0.500"]
