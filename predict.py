@@ -259,7 +259,7 @@ def main(argv=None):
     real = real_slices(args, specs, table)
     check_colour(args, specs, real, table)
     make_folder(args.output_dir, "--output_dir")
-    models, sections = name_apart(models, args.output_dir), []
+    models, sections = name_apart(models), []
     for model in models:
         sections += [show(section) for section in draw_model(args, model)]
     if args.evaluate or args.report and args.dataset_dir:

@@ -1,11 +1,10 @@
 """Distances between sets of images: the mathematics behind metrics.py and the validation during training.
 
-In order: features of random or trained networks; standardised KID, precision, recall, density and coverage between sets of
+In order: features of a random network; standardised KID, precision, recall, density and coverage between sets of
 features; sliced Wasserstein distance; radial power spectrum and MS-SSIM; distance to the nearest training image.
 """
 
 import math
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -55,29 +54,24 @@ def in_batches(images, device, label=None, size=BATCH):
 
 
 class Features:
-    """Maps images to feature vectors: `Features("vgg16", device)(images)` is float32 [N, D] on the CPU.
+    """Maps images to feature vectors: `Features(device)(images)` is float32 [N, D] on the CPU.
 
-    "vgg16": the last pooling layer of a VGG16 (Simonyan and Zisserman 2015) with one input channel, no biases and random
-    He-normal weights; random features judge images unlike ImageNet's better than trained ones (Naeem et al. 2020).
-    The weights depend on `seed` alone. Images must be at least 32 pixels wide. Images wider than FEATURE_SIDE are averaged
-    down to it for speed, so other metrics must judge finer detail. D = 512 (side / 32)^2, which is 512 or 2048.
-    "inception": the 2048 pooled features of torchvision's Inception v3; UserError if its weights cannot be loaded.
+    The last pooling layer of a VGG16 (Simonyan and Zisserman 2015) with one input channel, no biases and random He-normal
+    weights, which depend on `seed` alone; random features judge images unlike ImageNet's better than trained ones (Naeem et al.
+    2020). Images must be at least 32 pixels wide; wider than FEATURE_SIDE, they are averaged down to it for speed, so other metrics
+    must judge finer detail. D = 512 (side / 32)^2, which is 512 or 2048.
     """
 
-    def __init__(self, name="vgg16", device="cpu", seed=0):
-        self.name, self.device = name, torch.device(device)
-        network = pretrained_inception() if name == "inception" else random_vgg16(seed)
-        self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+    def __init__(self, device="cpu", seed=0):
+        self.device = torch.device(device)
+        self.network = random_vgg16(seed).eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images, label=None):
         """Features of uint8 [N, R, R] or float [N, 1, R, R] in [-1, 1], NumPy or torch; `label` names a progress bar."""
-        return torch.cat([self._of_batch(batch).cpu() for batch in in_batches(images, self.device, label)])
+        return torch.cat([self._extract(batch).cpu() for batch in in_batches(images, self.device, label)])
 
-    def _of_batch(self, images):
-        if self.name == "inception":
-            images = F.interpolate(images, (299, 299), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
-            return self.network(images)
+    def _extract(self, images):
         images = F.adaptive_avg_pool2d(images, min(FEATURE_SIDE, images.shape[-1]))
         features = self.network(images.contiguous(memory_format=torch.channels_last)).flatten(1)
         # Without biases a vector's length only measures contrast, yet makes up 40% of the variance: all get length 1.
@@ -97,23 +91,6 @@ def random_vgg16(seed):
         layers += [convolution, nn.ReLU(inplace=True)]
         channels = width
     return nn.Sequential(*layers)
-
-
-def pretrained_inception():
-    """torchvision's Inception v3 for images in [-1, 1], up to its last pooling layer; downloads its weights once."""
-    from torchvision.models import Inception_V3_Weights, inception_v3  # takes seconds to import
-
-    weights = Inception_V3_Weights.IMAGENET1K_V1
-    try:
-        network = inception_v3(weights=weights, progress=False)
-    except Exception as error:  # no network, a proxy's error page, a damaged file, a full disk
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-        raise UserError(
-            f"--features inception: cannot load its weights ({str(error).splitlines()[0][:80]}); put "
-            f"{weights.url} into {folder}, or take --features vgg16"
-        ) from None
-    network.transform_input, network.fc = False, nn.Identity()
-    return network
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Distance:
 
     def __init__(self, device="cpu"):
         self.blocks = [[]]  # each a list of layers; all but the first begin with a pooling
-        for layer in Features("vgg16", device).network:
+        for layer in Features(device).network:
             if isinstance(layer, nn.MaxPool2d):
                 self.blocks.append([])
             self.blocks[-1].append(layer)

@@ -114,9 +114,7 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
 
 
-def measure_quality(
-    real, fake, train=None, features="vgg16", device="cpu", seed=0, progress=False, groups=None, train_groups=None, mirror=False
-):
+def measure_quality(real, fake, train=None, device="cpu", seed=0, progress=False, groups=None, train_groups=None, mirror=False):
     """Compare uint8 real [N, R, R] with fake [M, R, R], both in random order, and with `train` (may be `Slices`): `Quality`.
 
     values: those of `compare_sets`; with the prefix floor_, at the same sizes, those of training slices drawn in place of the
@@ -132,7 +130,7 @@ def measure_quality(
     for name, images in (("real", real), ("generated", fake)):
         if len(images) <= NEIGHBOURS:
             raise UserError(f"{len(images)} {name} slices are too few: each set needs at least {NEIGHBOURS + 1}")
-    extract = Features(features, device, seed)
+    extract = Features(device, seed)
 
     def described(images, label, groups=None):
         description = describe(images, extract, seed, label if progress else None)

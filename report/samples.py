@@ -1,29 +1,24 @@
 """Pictures of what a model generates, the files of predict.py --draw: each function writes some and returns a report.Section.
 
-    (model,) = name_apart([model], "predictions")
     samples = Samples(model, seed=0, psi=1.0, output_dir="predictions")
     section = plot_mixing(samples)                      # writes predictions/<model>_mixing.png
 
-What they show is computed in analysis/latents.py. Every PNG records the run that it was drawn of, so that no run's pictures
-replace those of another.
+What they show is computed in analysis/latents.py.
 """
 
 import math
 import os
-import sys
-from collections import Counter
 
 import numpy as np
 import torch
 
 from analysis import latents
-from analysis.models import draw_z, generate, half_checksum, style_vectors, synthesize
-from data.cache import short_hash
+from analysis.models import draw_z, generate, style_vectors, synthesize
 from data.damage import note_damaged
 from dataset import Slices, spread
 from report import figures
 from report.report import ReportFigure, ReportTable, Section
-from utils import CLASSES, UserError, printable, random_stream
+from utils import CLASSES, random_stream
 
 SHOWN = 6  # latents in a figure; with two classes, half of them for each in figures with one row per latent
 PSIS = 0.0, 0.25, 0.5, 0.75, 1.0, 1.25
@@ -31,47 +26,18 @@ DIRECTIONS = 5  # of each method
 MORPH_LATENTS = 256  # latents for the mean difference between the classes
 NOISE_DRAWS = 32  # random noises for the noise map
 FRAMES = 12  # of the GIF from one latent to the next
-PNGS = "generated fake_vs_real mixing sweep interpolation noise_map pyramid ganspace sefa morph morph_mean".split()
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Names of files
 
 
-def run_text(model):
-    """What tells the pictures of one run from those of another of the same name, {name: text}; no path is disclosed."""
-    return {"run": short_hash(os.path.realpath(model.folder)), "weights": half_checksum(model)[:16]}
-
-
-def png_path(model, name, output_dir):
-    return os.path.join(output_dir, f"{model.name}_{name}.png")
-
-
-def shows_another_run(model, output_dir):
-    """Whether a picture of this Model's name in `output_dir` is of another run: neither the same folder nor the same weights."""
-    found = [text for name in PNGS if (text := figures.read_text(png_path(model, name, output_dir)))]
-    return bool(found) and not any(text.get(key) == value for text in found for key, value in run_text(model).items())
-
-
-def name_apart(models, output_dir):
-    """The models, with the folders above in the names of those whose pictures would replace one another's in `output_dir`.
-
-    A name is taken by another of the models, letter case aside, or by a run whose pictures are there already. UserError if all of
-    a model's names are taken.
-    """
-    parts = [os.path.abspath(model.folder).strip(os.sep).split(os.sep) for model in models]
-    shared, named = Counter(folders[-1].casefold() for folders in parts), []
-    for model, folders in zip(models, parts):
-        for depth in range(1 + (shared[folders[-1].casefold()] > 1), 1 + len(folders)):
-            model = model._replace(name="_".join(folders[-depth:]))
-            taken = {other.name.casefold() for other in named}
-            if model.name.casefold() not in taken and not shows_another_run(model, output_dir):
-                break
-        else:
-            raise UserError(f"{output_dir} holds pictures of another run called {model.name}: choose another folder")
-        if model.name != folders[-1]:
-            note = f"note: the name {folders[-1]} is taken: files of the run in {model.folder} are called {model.name}_..."
-            print(printable(note), file=sys.stderr)
-        named.append(model)
+def name_apart(models):
+    """The models, with folders above in the names of those that share one, letter case aside: their files begin with it."""
+    paths = [os.path.abspath(model.folder).strip(os.sep).split(os.sep) for model in models]
+    named = []
+    for model, path in zip(models, paths):
+        others = [[part.casefold() for part in other] for other in paths if other != path]
+        depth = 1
+        while depth < len(path) and [part.casefold() for part in path[-depth:]] in [other[-depth:] for other in others]:
+            depth += 1
+        named.append(model._replace(name="_".join(path[-depth:])))
     return named
 
 
@@ -97,14 +63,15 @@ class Samples:
 
     def save_table(self, name, cells, *captions_and_note, min_side=128):
         """Write an image table of this name, see `figures.save_image_table`; returns its path."""
-        path = png_path(self.model, name, self.output_dir)
-        figures.save_image_table(cells, path, *captions_and_note, min_side=min_side, text=run_text(self.model))
-        return path
+        figures.save_image_table(cells, self.path(f"{name}.png"), *captions_and_note, min_side=min_side)
+        return self.path(f"{name}.png")
 
     def save_gif(self, name, frames, milliseconds=80):
-        path = os.path.join(self.output_dir, f"{self.model.name}_{name}.gif")
-        figures.save_gif(frames, path, milliseconds)
-        return path
+        figures.save_gif(frames, self.path(f"{name}.gif"), milliseconds)
+        return self.path(f"{name}.gif")
+
+    def path(self, name):
+        return os.path.join(self.output_dir, f"{self.model.name}_{name}")
 
     def section(self, title, *paths_and_captions, **others):
         """A report.Section of figures."""
@@ -130,8 +97,7 @@ def plot_grids(samples, count, dataset_dir=None):
             real[f"real, {names}"] = spread(slices, count)
     shown, columns = [], max(4, math.ceil(math.sqrt(count)))
     for name, images in {"generated": generated, **({"fake_vs_real": generated | real} if real else {})}.items():
-        path = png_path(model, name, samples.output_dir)
-        figures.save_grids(images, path, columns, run_text(model))
+        figures.save_grids(images, path := samples.path(f"{name}.png"), columns)
         shown.append((path, f"The first {count} latents of seed {samples.seed}, psi {samples.psi:g}, not selected."))
     return samples.section("generated images", *shown)
 

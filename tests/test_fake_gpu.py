@@ -212,7 +212,7 @@ def test_validation_runs_on_a_gpu(gpu, monkeypatch, kind, network):
 
 
 def test_features_distances_and_quality_run_on_a_gpu(gpu):
-    extract = Features("vgg16", gpu)
+    extract = Features(gpu)
     assert next(extract.network.parameters()).device == gpu
     images = np.zeros((16, 32, 32), np.uint8)
     features = extract(images)

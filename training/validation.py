@@ -26,7 +26,7 @@ class Validation:
     """
 
     def __init__(self, train, test, z_dim, num_classes, device, groups=None, mirror=False):
-        self.device, self.features = device, Features("vgg16", device)
+        self.device, self.features = device, Features(device)
         self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
         self.labels = torch.arange(VALIDATED, device=device) % num_classes if num_classes else None
         self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D]), "test": ...}

@@ -189,7 +189,7 @@ def test_project_reports_errors_and_spread_of_its_own_images(model, projected):
 
 def test_project_gives_a_slice_the_same_result_in_a_batch_and_alone(projected, monkeypatch):
     """In float64: Adam divides gradients by their size, so float32 rounding can turn the sign of a step where one is near 0."""
-    features = Features("vgg16", "cpu")
+    features = Features("cpu")
     features.network.double()
     monkeypatch.setattr(projector, "Features", lambda *_: features)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the generator sums its image in float32

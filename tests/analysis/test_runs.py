@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 
 import pytest
 from conftest import change_weights
 
-import predict
-from analysis.models import load_model, share
+from analysis.models import share
 from analysis.runs import choose_model, map_models, same_training
 from report.samples import name_apart
 from utils import UserError
@@ -138,44 +136,10 @@ def test_choose_model_takes_the_named_the_only_or_the_one_called_all(models, tmp
 # Names of files
 
 
-@pytest.fixture
-def same_names(map_folder, tmp_path):
-    """Folders a/run, b/run and b/RUN: an AD and two NC models."""
-    for name, source in (("a/run", "AD"), ("b/run", "NC"), ("c/RUN", "control")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copytree(os.path.join(map_folder, source), tmp_path / name, ignore=shutil.ignore_patterns("ch*", "pr*", "styles"))
-    return tmp_path
+def test_runs_of_one_name_get_files_of_different_names(model):
+    def names(*folders):
+        return [named.name for named in name_apart([model._replace(folder=folder) for folder in folders])]
 
-
-def test_any_picture_of_another_run_takes_a_name(same_names, capsys):
-    one, other = (load_model(str(same_names / name), "cpu") for name in ("a/run", "b/run"))
-    out = str(same_names / "out")
-    flags = ["--classes", one.folder, "--output_dir", out, "--device", "cpu", "--draw", "sweep"]
-    assert predict.main(flags) == 0 and os.listdir(out) == ["run_sweep.png"]
-    assert [model.name for model in name_apart([one], out)] == ["run"]
-    assert [model.name for model in name_apart([other], out)] == ["b_run"]
-
-
-def test_runs_of_one_name_get_files_of_different_names(same_names, capsys):
-    both = [load_model(str(same_names / name), "cpu") for name in ("a/run", "b/run", "c/RUN")]
-    assert [model.name for model in name_apart(both, str(same_names))] == ["a_run", "b_run", "c_RUN"]
-    assert "the name run is taken: files of the run in" in capsys.readouterr().err
-    assert [model.name for model in name_apart(both[:1], str(same_names))] == ["run"] and not capsys.readouterr().err
-
-
-def test_pictures_of_another_run_of_the_same_name_stay(same_names, capsys):
-    out = same_names / "out"
-
-    def draw(folder):
-        assert predict.main(["--classes", str(folder), "--output_dir", str(out), "--device", "cpu", "--num_images", "1"]) == 0
-        return capsys.readouterr().out.strip()
-
-    assert draw(same_names / "a/run") == str(out / "run_generated.png")
-    kept = (out / "run_generated.png").read_bytes()
-    assert draw(same_names / "b/run") == draw(same_names / "b/run") == str(out / "b_run_generated.png")
-    assert (out / "run_generated.png").read_bytes() == kept
-    (same_names / "a").rename(same_names / "moved")
-    assert draw(same_names / "moved/run") == str(out / "run_generated.png")  # the same weights in another folder
-    shutil.copy(same_names / "c/RUN/generator.pt", same_names / "b/run/generator.pt")
-    assert draw(same_names / "b/run") == str(out / "b_run_generated.png")  # trained further in the same folder
-    assert sorted(os.listdir(out)) == ["b_run_generated.png", "run_generated.png"]
+    assert names("/x/AD", "/x/NC") == ["AD", "NC"] and names("/x/a/run") == ["run"]
+    assert names("/x/a/run", "/x/b/run", "/x/c/RUN", "/x/c/other") == ["a_run", "b_run", "c_RUN", "other"]
+    assert names("/x/a/run", "/y/a/run") == ["x_a_run", "y_a_run"]
