@@ -7,12 +7,7 @@
 Critic: does it score held-out real slices like those it was trained on, or like generated ones? Classifier: after training on
 generated slices, does it tell AD from NC on held-out real ones as well as after training on real ones (classifier.py)? Areas: are
 ventricles, grey and white matter as large as in real slices, and AD and NC as far apart (areas.py)? Image quality: the metrics
-of quality.py, class by class. PACGAN, a progressive GAN with an auxiliary classifier (Lai et al. 2025,
-doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on held-out ADNI slices; its slices, people and
-networks differ, so the AUCs cannot be compared.
-
-Slices of one brain are alike, so intervals resample people where a table tells them, else scans, else slices (subjects.py).
-Tables, figures and files are made in report/evaluation_report.py.
+of quality.py, class by class. Intervals resample people where a table tells them, else scans, else slices (subjects.py).
 """
 
 from typing import NamedTuple
@@ -72,12 +67,10 @@ class EvaluationResult(NamedTuple):
 
     def numbers(self):
         """The results as plain values, for <title>_evaluation.json and report.json."""
-        numbers = {"critic": self.critic, "resampled": self.slices.resampled}
-        if self.classifier:
-            numbers["classifier"] = self.classifier
-        if self.area_comparison:
-            numbers["areas"] = self.area_comparison
-        return numbers | {"metrics": {name: quality.values for name, quality in self.quality.items()}}
+        parts = {"critic": self.critic, "classifier": self.classifier, "areas": self.area_comparison}
+        metrics = {name: quality.values for name, quality in self.quality.items()}
+        measured = {name: part for name, part in parts.items() if part is not None}
+        return {**measured, "resampled": self.slices.resampled, "metrics": metrics}
 
 
 def evaluation_groups(models):
@@ -124,7 +117,9 @@ def evaluate_models(models, generated, dataset_dir, table=None):
     scores = {}
     for model, critic in zip(models, critics):
         if critic is not None:
-            scores |= score_classes(critic, model, slices.sample)
+            samples = [{name: slices.sample[kind][name] for name in model.classes} for kind in KINDS]
+            found = [scores_by_class(critic, sample, device) for sample in tqdm(samples, f"critic of {model.folder}", disable=None)]
+            scores |= {name: dict(zip(KINDS, [of_kind[name] for of_kind in found])) for name in model.classes}
     classifier = None
     if len(slices.classes) > 1:
         kinds, names = (slices.reduced[kind] for kind in ("train", "generated", "held-out")), slices.names
@@ -136,19 +131,11 @@ def evaluate_models(models, generated, dataset_dir, table=None):
             for kind in KINDS
         }
         comparison = compare_areas(areas, slices.groups, true_means(train, slices.classes, view))
-    quality = {
-        name: measure_quality(
-            slices.sample["held-out"][name],
-            slices.sample["generated"][name],
-            slices.pixels["train"][name],
-            device=device,
-            progress=True,
-            groups=slices.sample_groups[name],
-            train_groups=slices.groups["train"][name],
-            mirror=mirror,
-        )
-        for name in slices.classes
-    }
+    quality = {}
+    for name in slices.classes:
+        real, fake = (slices.sample[kind][name] for kind in ("held-out", "generated"))
+        people = {"groups": slices.sample_groups[name], "train_groups": slices.groups["train"][name]}
+        quality[name] = measure_quality(real, fake, slices.pixels["train"][name], device, progress=True, mirror=mirror, **people)
     gaps = {name: critic_gaps(kinds) for name, kinds in scores.items()}
     return EvaluationResult(slices, scores, gaps, classifier, areas, comparison, quality)
 
@@ -191,15 +178,6 @@ def reduce_all(pixels):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The critic
-
-
-def score_classes(critic, model, sample):
-    """{class: {kind: scores float64 [n]}} of a Model's critic, of slices {kind: {class: uint8 [N, R, R]}}."""
-    scores = {name: {} for name in model.classes}
-    for kind in tqdm(KINDS, f"critic of {model.folder}", disable=None):
-        for name, values in scores_by_class(critic, {name: sample[kind][name] for name in model.classes}, model.device).items():
-            scores[name][kind] = values
-    return scores
 
 
 def scores_by_class(critic, slices, device):
@@ -275,7 +253,6 @@ def compare_areas(areas, groups, truth=None):
                 row["truth"] = float(truth[name][tissue])
             comparison[name][tissue] = row
     if len(areas["train"]) == 2:
-        comparison["AD - NC"] = {
-            tissue: {kind: difference((kind, "AD"), (kind, "NC"), tissue) for kind in KINDS} for tissue in areas["train"]["AD"]
-        }
+        tissues = areas["train"]["AD"]
+        comparison["AD - NC"] = {x: {kind: difference((kind, "AD"), (kind, "NC"), x) for kind in KINDS} for x in tissues}
     return comparison

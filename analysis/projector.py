@@ -4,9 +4,8 @@
     projection = project(model, targets.images, targets.labels, seed=0, progress=True)
 
 Follows Karras et al. 2020 (arXiv:1912.04958), appendix D, called K20 below. What cannot be reproduced by w is what the generator
-has not learnt. Noise maps have many more degrees of freedom and reproduce more, but do not show that the generator would ever
-generate such a slice; nor would a w for each layer (Abdal et al. 2019, arXiv:1904.03189), so the search is in w alone.
-report/projections.py draws what is found.
+has not learnt. Noise maps reproduce more, but do not show that the generator would ever generate such a slice; nor would a w for
+each layer (Abdal et al. 2019, arXiv:1904.03189), so the search is in w alone.
 """
 
 import math
@@ -115,8 +114,7 @@ class Distance:
 
     Features are the maps before the first BLOCKS poolings of the random VGG16 of distances.Features, at half the resolution,
     scaled to length 1 at each position; their squared difference is averaged over positions (Zhang et al. 2018,
-    arXiv:1801.03924, eq. 1, with all weights 1). With all five blocks at full resolution, a step on real slices of 64x64 took
-    nearly seven times as long, for little benefit.
+    arXiv:1801.03924, eq. 1, with all weights 1).
     """
 
     def __init__(self, device="cpu"):

@@ -1,7 +1,6 @@
 """How good generated images are: what metrics.py and predict.py --evaluate compute from sets of images.
 
     quality = measure_quality(real, fake, train)  # uint8 [N, R, R] each
-    print(quality_table(quality))                 # of report/quality_report.py
 
 Every value comes with its floor, which a generator that draws new slices of the training people would reach: the same measure of
 as many training slices in place of the generated ones. Without a training set it is the measure between two halves of the real
@@ -15,9 +14,7 @@ import numpy as np
 import torch
 
 from analysis.distances import (
-    BATCH,
     NEIGHBOURS,
-    PAIRS,
     PATCH,
     PATCHES,
     Features,
@@ -28,7 +25,6 @@ from analysis.distances import (
     laplacian_pyramid,
     memorisation,
     mirror_half,
-    ms_ssim,
     polynomial_mmd,
     prdc,
     radial_power,
@@ -46,7 +42,6 @@ class Description(NamedTuple):
     features: torch.Tensor  # [N, D]
     patches: list  # of each band of the Laplacian pyramid, finest first: [N, PATCHES, 49]
     power: torch.Tensor  # from `radial_power`, [N, R/2]
-    similarity: torch.Tensor  # MS-SSIM of images 0 and 1, 2 and 3, ...: [min(N // 2, PAIRS)]
     groups: np.ndarray | None = None  # such as the people that the images show, [N]; None: each image is one
 
 
@@ -64,7 +59,7 @@ class Quality(NamedTuple):
 @torch.inference_mode()
 def describe(images, extract, seed=0, label=None):
     """Compute the Description of uint8 `images` [N, R, R] in random order, on the device of `extract` (Features)."""
-    rng, power, similarity, start = np.random.default_rng(seed), [], [], 0
+    rng, power, start = np.random.default_rng(seed), [], 0
     bands = int(math.log2(images.shape[-1] / 16)) + 1
     patches = [torch.empty(len(images), PATCHES, PATCH**2, device=extract.device) for _ in range(bands)]
     for batch in in_batches(images, extract.device, label and f"pixels of {label}"):
@@ -72,26 +67,21 @@ def describe(images, extract, seed=0, label=None):
             drawn[start : start + len(batch)] = draw_patches(band, rng)
         start += len(batch)
         power.append(radial_power(batch))
-        if len(similarity) * BATCH < 2 * PAIRS:
-            similarity.append(ms_ssim(batch[0 : len(batch) // 2 * 2 : 2], batch[1::2]))
     features = extract(images, label and f"features of {label}")
-    return Description(features, patches, torch.cat(power), torch.cat(similarity).cpu())
+    return Description(features, patches, torch.cat(power))
 
 
 def halves(description, size):
-    """Two Descriptions of equally many images, at most `size`, with the same `similarity` and none of the groups in both.
+    """Two Descriptions of equally many images, at most `size`, with none of the groups in both.
 
     Without groups, they are the images at even and at odd positions.
     """
-    features, patches, power, similarity, groups = description
-    rows = split_groups(np.arange(2 * size) if groups is None else groups, 2)
-    size = min(size, *map(len, rows))
-    return [
-        Description(
-            features[part], [band[part] for band in patches], power[part], similarity, None if groups is None else groups[part]
-        )
-        for part in (of_half[:size] for of_half in rows)
-    ]
+    features, patches, power, groups = description
+    rows, parts = split_groups(np.arange(2 * size) if groups is None else groups, 2), []
+    for half in (rows[0][: len(rows[1])][:size], rows[1][: len(rows[0])][:size]):
+        of_half = None if groups is None else groups[half]
+        parts.append(Description(features[half], [band[half] for band in patches], power[half], of_half))
+    return parts
 
 
 def compare_sets(real, fake, size, swd_size, seed=0):
@@ -111,7 +101,7 @@ def compare_sets(real, fake, size, swd_size, seed=0):
     values |= {f"swd_x1000_{finest >> i}": value for i, value in enumerate(swd)}
     values["swd_x1000"] = sum(swd) / len(swd)
     values["spectrum_db"] = (spectrum_db(real.power) - spectrum_db(fake.power)).abs().mean().item()
-    return values | {"ms_ssim": fake.similarity.mean().item(), "ms_ssim_real": real.similarity.mean().item()}
+    return values
 
 
 def measure_quality(real, fake, train=None, device="cpu", seed=0, progress=False, groups=None, train_groups=None, mirror=False):
@@ -157,7 +147,7 @@ def measure_quality(real, fake, train=None, device="cpu", seed=0, progress=False
     memory = None
     if train is not None:
         memory = memorisation(real, fake, train, progress, groups, mirror)
-        values |= {"memorised": memory.share, "memorised_low": memory.low, "memorised_high": memory.high}
+        values |= dict(zip(("memorised", "memorised_low", "memorised_high"), memory.share))
         values["floor_memorised"] = expected_share(len(memory.held_out))
         values["nearest_fake"], values["floor_nearest_fake"] = memory.fake.median().item(), memory.held_out.median().item()
     return Quality(values, real_set, fake_set, memory, floor, count)

@@ -89,20 +89,17 @@ def check_classes(asked, model, expected):
         )
 
 
-def same_run(one, other):
-    """Why two Models are of one run, as text: equal weights, or the same training, perhaps at two times; None if they are not."""
-    folders = f"{one.folder} and {other.folder}"
-    if same_weights(one, other):
+def same_run(*models):
+    """Why two Models are of one run, as text: equal weights, or the same training, perhaps at two times; None if they are not.
+
+    A copy of a generator alone has no settings to compare.
+    """
+    folders = " and ".join(model.folder for model in models)
+    if same_weights(*models):
         return f"{folders} hold the same weights"
-    return f"{folders} have the same slices, network, loss and --seed" if same_training(one.folder, other.folder) else None
-
-
-def same_training(*folders):
-    """Whether the settings of two runs are of the same network, slices, loss and seed; False where a run has none, as a copy of its
-    generator alone."""
-    configs = [(config, config.get("flags", {})) for config in map(read_config, folders)]
+    configs = [(config, config.get("flags", {})) for config in (read_config(model.folder) for model in models)]
     one, other = ([config.get("network"), config.get("data"), flags.get("loss"), flags.get("seed")] for config, flags in configs)
-    return one == other and None not in one
+    return f"{folders} have the same slices, network, loss and --seed" if one == other and None not in one else None
 
 
 def tell_run(asked, model, places=()):

@@ -3,6 +3,7 @@
 for section in draw_evaluation(result, "all-conditional", "predictions"):       # predictions/all-conditional_critic.png, ...
 """
 
+import itertools
 import json
 import os
 
@@ -34,7 +35,10 @@ def draw_evaluation(result, title, output_dir):
 
     sections = [critic_section(result, title, path("critic"))]
     if result.classifier:
-        sections.append(classifier_section(result, title, path("classifier")))
+        plot_classifier(result.classifier, result.slices.unit, path("classifier"))
+        text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
+        shown = [ReportFigure(path("classifier"), "AUC on held-out real slices.")]
+        sections.append(Section(f"{title}: a classifier of AD and NC", text, tables, shown, result.classifier))
     if result.slices.side >= SIDE:
         sections.append(area_section(result, title, path("areas")))
     return [*sections, quality_section(result, title, path)]
@@ -51,13 +55,6 @@ def critic_section(result, title, path):
     plot_critic(result.scores, result.critic, path)
     shown = [ReportFigure(path, "Scores of the critic.")]
     return Section(f"{title}: the critic on held-out slices", missing, critic_tables(result.critic), shown, result.critic)
-
-
-def classifier_section(result, title, path):
-    plot_classifier(result.classifier, result.slices.unit, path)
-    text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
-    shown = [ReportFigure(path, "AUC on held-out real slices.")]
-    return Section(f"{title}: a classifier of AD and NC", text, tables, shown, result.classifier)
 
 
 def area_section(result, title, path):
@@ -160,12 +157,8 @@ def classifier_tables(results):
 def area_tables(results):
     columns = {name: name for name in (*KINDS, "generated / train - 1", "held-out / train - 1")}
     columns |= {"wasserstein": "Wasserstein", "floor": "Wasserstein, held-out", "truth": "truth, train"}
-    rows = [
-        [name, tissue, *map(row.get, columns)]
-        for name, tissues in results.items()
-        if name != "AD - NC"
-        for tissue, row in tissues.items()
-    ]
+    compared = {name: tissues for name, tissues in results.items() if name != "AD - NC"}
+    rows = [[name, tissue, *map(row.get, columns)] for name, tissues in compared.items() for tissue, row in tissues.items()]
     caption = (
         "Mean areas, mm2 (nominal except for phantoms), measured in the same way in all images, and the Wasserstein distance of "
         "generated slices from training slices; that of held-out slices is what a perfect generator would get."
@@ -180,13 +173,12 @@ def area_tables(results):
 
 def quality_tables(results):
     metrics = [metric for metric in next(iter(results.values())) if not metric.startswith("floor_")]
-    rows = [
-        [metric, *(value for values in results.values() for value in (values[metric], values.get(f"floor_{metric}")))]
-        for metric in metrics
-    ]
+    pairs = {metric: [(values.get(metric), values.get(f"floor_{metric}")) for values in results.values()] for metric in metrics}
+    rows = [[metric, *itertools.chain(*of_metric)] for metric, of_metric in pairs.items()]
     caption = (
         "Generated slices compared with held-out ones, as by metrics.py; the floor is that of training slices drawn in place of "
-        "the generated ones. memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
+        "the generated ones. lost: how far the worst of precision, recall and coverage is on the way from its floor to nothing. "
+        "memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
     )
     return [ReportTable(["", *(head for name in results for head in (name, f"{name}, floor"))], rows, caption)]
 
@@ -242,13 +234,8 @@ def plot_classifier(results, unit, path):
         axes.legend(labelled.values(), labelled, frameon=False, fontsize=8)
     axes.axhline(0.5, color="grey", linewidth=0.5)
     axes.annotate("chance", (2.48, 0.5), ha="right", va="bottom", color="grey", fontsize=8)
-    axes.set(
-        xticks=range(3),
-        xticklabels=[f"trained on {name}" for name in TRAINED_ON.values()],
-        xlim=(-0.6, 2.5),
-        ylabel="AUC, AD against NC, on held-out real slices",
-        ylim=(min(0.48, axes.get_ylim()[0]), 1.005),
-    )
+    axes.set(xlim=(-0.6, 2.5), ylim=(min(0.48, axes.get_ylim()[0]), 1.005), ylabel="AUC, AD against NC, on held-out real slices")
+    axes.set_xticks(range(3), [f"trained on {name}" for name in TRAINED_ON.values()])
     axes.set_title(f"dots: seeds; bars: their mean score, 95% interval over {unit}", fontsize=10)
     figures.save_figure(figure, path)
 

@@ -219,14 +219,9 @@ def plot_loss_proportion(losses, path):
     terms = [_smooth(np.abs(np.nan_to_num(losses[name]))) for name in ("wasserstein", "penalty", "generator_loss")]
     terms = np.c_[np.array(terms)[:, :1], terms]  # start at 0, so that even one row makes an area
     figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.stackplot(
-        np.r_[0, losses["images"] / 1000],
-        terms / np.maximum(terms.sum(0), 1e-12),
-        colors=[REAL, PENALTY, FAKE],
-        labels=["critic (Wasserstein)", "gradient penalty", "generator"],
-        alpha=0.85,
-    )
+    axes, x, shares = figure.subplots(), np.r_[0, losses["images"] / 1000], terms / np.maximum(terms.sum(0), 1e-12)
+    labels = ["critic (Wasserstein)", "gradient penalty", "generator"]
+    axes.stackplot(x, shares, colors=[REAL, PENALTY, FAKE], labels=labels, alpha=0.85)
     axes.set(xlabel="thousand real slices shown (kimg)", ylabel="share of the loss, by absolute value", ylim=(0, 1))
     axes.margins(x=0)
     axes.legend(loc="lower right", framealpha=0.9)

@@ -86,18 +86,10 @@ def plot_moved(images, name, class_name, path):
 
 def save_arrays(projection, i, path):
     """Write the arrays of slice number `i` as an .npz file."""
+    arrays = {name: getattr(projection, name)[i] for name in ("ws", "images", "rms", "perceptual", "spread")}
+    arrays |= {f"noise_{k:02d}": maps[i, 0] for k, maps in enumerate(projection.noise)}
     with atomic_path(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ws=projection.ws[i].numpy(),
-            target=projection.targets[i],
-            images=projection.images[i],
-            rms=projection.rms[i],
-            perceptual=projection.perceptual[i],
-            spread=projection.spread[i],
-            label=projection.labels[i],
-            **{f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)},
-        )
+        np.savez_compressed(temporary, target=projection.targets[i], label=projection.labels[i], **arrays)
 
 
 def draw_chosen(drawn, folder, output_dir):

@@ -83,27 +83,9 @@ def plain(value):
 
 def as_json(title, facts, sections):
     """The report as a dict of plain values; figures are named, not included."""
-
-    def cell(value):
-        return plain(dict(zip(("value", "low", "high"), value)) if isinstance(value, (list, tuple)) else value)
-
-    return {
-        "title": title,
-        "facts": plain(facts),
-        "sections": [
-            {
-                "title": section.title,
-                "text": list(section.text),
-                "tables": [
-                    {"caption": table.caption, "columns": list(table.columns), "rows": [list(map(cell, row)) for row in table.rows]}
-                    for table in section.tables
-                ],
-                "figures": [{"file": os.path.basename(figure.path), "caption": figure.caption} for figure in section.figures],
-                "numbers": plain(section.numbers or {}),
-            }
-            for section in sections
-        ],
-    }
+    named = [[figure._replace(path=os.path.basename(figure.path)) for figure in section.figures] for section in sections]
+    sections = [section._replace(figures=figures) for section, figures in zip(sections, named)]
+    return plain({"title": title, "facts": facts, "sections": sections})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,32 +144,24 @@ def cell_text(value):
 def render(title, facts, sections):
     """The page as text."""
     table_numbers, figure_numbers = count(1), count(1)
-    return fill_template(
-        "report.html.j2",
-        title=title,
-        facts=[(name, cell_text(value)[0]) for name, value in facts.items()],
-        sections=[
-            {
-                "title": section.title,
-                "text": section.text,
-                "pages": [os.path.basename(path) for path in section.pages],
-                "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
-                "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
-            }
-            for section in sections
-        ],
-    )
+    contents = [
+        {
+            "title": section.title,
+            "text": section.text,
+            "pages": [os.path.basename(path) for path in section.pages],
+            "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
+            "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
+        }
+        for section in sections
+    ]
+    facts = [(name, cell_text(value)[0]) for name, value in facts.items()]
+    return fill_template("report.html.j2", title=title, facts=facts, sections=contents)
 
 
 def fill_template(name, **content):
     """The text of a page, from a template in this folder, which escapes every value of `content`."""
-    environment = Environment(
-        loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, trim = FileSystemLoader(os.path.dirname(os.path.abspath(__file__))), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **trim)
     return environment.get_template(name).render(policy_hash=policy_hash, **content)
 
 

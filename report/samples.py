@@ -20,7 +20,7 @@ from report import figures
 from report.report import ReportFigure, ReportTable, Section
 from utils import CLASSES, random_stream
 
-SHOWN = 6  # latents in a figure; with two classes, half of them for each in figures with one row per latent
+SHOWN = 6  # latents in a figure; with two classes, half of them for each where a row is a latent
 PSIS = 0.0, 0.25, 0.5, 0.75, 1.0, 1.25
 DIRECTIONS = 5  # of each method
 MORPH_LATENTS = 256  # latents for the mean difference between the classes
@@ -44,8 +44,8 @@ def name_apart(models):
 class Samples:
     """The style vectors of a model's first SHOWN latents, for the pictures below.
 
-    w: [SHOWN, w_dim] of each class of the model, truncated with `psi`; untruncated: the same before truncation, each with its
-    labels [SHOWN] or None; captions: the name of each class, "" for a model that is not conditional.
+    w: [SHOWN, w_dim] of each class of the model, truncated with `psi`; untruncated: before that, each with its labels [SHOWN] or
+    None; captions: the name of each class, "" for a model that is not conditional.
     """
 
     def __init__(self, model, seed, psi, output_dir):
@@ -103,10 +103,7 @@ def plot_grids(samples, count, dataset_dir=None):
 
 
 def plot_mixing(samples):
-    """mixing.png: coarse styles by row, the styles of layers from 16x16 on by column.
-
-    Rows and columns are the two classes of a conditional model, else two sets of latents.
-    """
+    """mixing.png: coarse styles by row, those of layers from 16x16 on by column; each a class, or a set of latents."""
     model, num_ws = samples.model, samples.model.generator.num_ws
     layers = latents.layers_from(16, num_ws)
     rows, columns = samples.w[0], samples.w[-1]
@@ -115,10 +112,7 @@ def plot_mixing(samples):
     mixed = latents.mix_styles(model, rows, columns, layers)
     cells = [[None, *synthesize(model, columns)]]
     cells += [[source, *images] for source, images in zip(synthesize(model, rows), mixed)]
-    note = (
-        "Above and left: the unmixed images. Each mixed image has the styles of its row, but in layers\n"
-        f"{layers[0]} to {layers[-1]} those of its column."
-    )
+    note = f"Mixed images have the styles of their row, but in layers {layers[0]} to {layers[-1]} those of their column."
     captions = [samples.captions[-1]] + [samples.captions[0]] * SHOWN
     path = samples.save_table("mixing", cells, captions, [""] * (SHOWN + 1), note)
     return samples.section("style mixing", (path, "Coarse styles by row, fine styles by column."))
@@ -195,11 +189,9 @@ def plot_directions(samples):
         shown.append((samples.save_table(method, images, rows, columns, note), f"{name}."))
         numbers = zip(directions.share, directions.cosine, directions.correlation)
         table_rows += [[name, i + 1, *map(float, values)] for i, values in enumerate(numbers)]
-    table = ReportTable(
-        ["method", "direction", "share", "cosine with AD to NC", "correlation with class"],
-        table_rows,
-        "share: of the variance of w (GANSpace), of the squared gain of the modulation (SeFa)",
-    )
+    columns = ["method", "direction", "share", "cosine with AD to NC", "correlation with class"]
+    caption = "share: of the variance of w (GANSpace), of the squared gain of the modulation (SeFa)"
+    table = ReportTable(columns, table_rows, caption)
     return samples.section("principal directions", *shown, tables=[table])
 
 
@@ -218,13 +210,8 @@ def plot_morph(samples):
     columns = ["AD", *[""] * (latents.STEPS - 2), "NC", "NC - AD"]
     strip = samples.save_table("morph", cells, [""] * SHOWN, columns, note)
     gif = samples.save_gif("morph", np.concatenate(list(result.images[:3]), axis=2), 200)
-    numbers = {
-        "latents": result.latents,
-        "mean_absolute_difference": float(np.abs(difference).mean()),
-        "share_of_pixels_beyond_two_errors": result.found,
-        "share_by_chance": result.chance[0],
-        "share_by_chance_high": result.chance[1],
-    }
+    numbers = {"latents": result.latents, "mean_absolute_difference": float(np.abs(difference).mean())}
+    numbers |= {"share_of_pixels_beyond_two_errors": result.found, "share_by_chance": result.chance}
     text = [
         f"{result.found:.0%} of the pixels differ by more than two standard errors; if the label made no difference, "
         f"{result.chance[0]:.0%} would on average, and up to {result.chance[1]:.0%} in 97.5% of draws."

@@ -43,7 +43,7 @@ from analysis.style_maps import MapSettings, MapSpec, StyleSource, history, maps
 from data import decode
 from data.subject_tables import image_id, iso_date, read_subjects, years
 from data.subjects import find_subjects, slice_index
-from report import augmentation, dataset_command, dataset_report
+from report import dataset_command, dataset_report
 from report.report import Section
 from tools import diagrams
 from training.run_folder import check_same_run
@@ -574,11 +574,6 @@ def scripts(saved, own_slices, tmp_path_factory):
             ["--resolution", "32", "--device", "cpu", "--dataset_dir", own_slices],
             [(bench, "benchmark", lambda *_: [])],
         ),
-        "augment": (
-            augmentation.main,
-            ["--dataset_dir", own_slices, "--resolution", "32"],
-            [(augmentation, "plot_operations", lambda *_: None)],
-        ),
         "diagrams": (
             diagrams.main,
             ["--output_dir", "out"],
@@ -635,9 +630,7 @@ def draw_phantoms(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "predict", "metrics", "phantom", "bench", "augment", "diagrams", "areas", "dataset", "prepare"]
-)
+@pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "diagrams", "areas", "dataset", "prepare"])
 def test_any_flags_end_in_status_0_or_one_line(scripts, saved, own_slices, name):
     main, base, workers = scripts[name]
     if name == "prepare" and not HAS_SITK:

@@ -6,8 +6,9 @@ import os
 import pytest
 from conftest import change_weights
 
+from analysis import runs
 from analysis.models import share
-from analysis.runs import choose_model, map_models, same_training
+from analysis.runs import choose_model, map_models
 from report.samples import name_apart
 from utils import UserError
 
@@ -100,19 +101,21 @@ def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_fol
         (tmp_path / "all-conditional").unlink()
 
 
-def test_same_training_is_of_one_network_one_set_of_slices_one_loss_and_one_seed(tmp_path):
+def test_runs_of_one_network_one_set_of_slices_one_loss_and_one_seed_are_the_same(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "same_weights", lambda *_: False)
+
     def written(name, **changes):
         flags = {"seed": 1, "loss": "wgan-gp", "epochs": 5} | changes
         config = {"network": {"resolution": 64}, "data": {"fingerprint": changes.get("slices", "x")}, "flags": flags}
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        return str(tmp_path / name)
+        return model._replace(folder=str(tmp_path / name))
 
-    run, longer = written("run"), written("longer", epochs=50)
-    assert same_training(run, longer)
+    run, longer, nowhere = written("run"), written("longer", epochs=50), model._replace(folder=str(tmp_path / "nowhere"))
+    assert "have the same slices, network, loss and --seed" in runs.same_run(run, longer)
     for name, change in {"seed": 2, "loss": "relativistic", "slices": "y"}.items():
-        assert not same_training(run, written(name, **{name: change}))
-    assert not same_training(run, str(tmp_path / "nowhere")) and not same_training(*[str(tmp_path / "nowhere")] * 2)
+        assert runs.same_run(run, written(name, **{name: change})) is None
+    assert runs.same_run(run, nowhere) is runs.same_run(nowhere, nowhere) is None
 
 
 def test_choose_model_takes_the_named_the_only_or_the_one_called_all(models, tmp_path):

@@ -183,10 +183,10 @@ def test_json_is_strict_and_contains_what_was_given(written, tmp_path):
     assert first["title"] == EVIL and first["text"] == [EVIL, "two\nlines"]
     assert first["numbers"] == {EVIL: [1.5, None], "array": [[1, 2]], "one": 0.1, "path": str(tmp_path)}
     assert first["tables"] == [{"caption": EVIL, "columns": [EVIL, "number"], "rows": [[EVIL, 1.5], ["b", None]]}]
-    assert first["figures"][0] == {"file": """a"b'<i> & ü.png""", "caption": EVIL}
-    assert second == {"title": "empty", "text": [], "tables": [], "figures": [], "numbers": {}}
-    assert third["tables"][0]["rows"][0] == ["slice 10", {"value": 0.81, "low": 0.77, "high": 0.85}, 0.12, -3.5, "64x64"]
-    assert third["tables"][0]["rows"][4] == ["slice 3", {"value": None, "low": None, "high": None}, -0.04, 1e-7, 20]
+    assert first["figures"][0] == {"path": """a"b'<i> & ü.png""", "caption": EVIL}
+    assert second == {"title": "empty", "text": [], "tables": [], "figures": [], "numbers": None, "pages": []}
+    assert third["tables"][0]["rows"][0] == ["slice 10", [0.81, 0.77, 0.85], 0.12, -3.5, "64x64"]
+    assert third["tables"][0]["rows"][4] == ["slice 3", [None, None, None], -0.04, 1e-7, 20]
 
 
 def test_plain_converts_arrays_and_named_tuples():
