@@ -124,7 +124,7 @@ def add_map_flags(group):
 
 def add_evaluation_flags(group):
     text = (
-        "does the model preserve the AD/NC difference? The critic on held-out slices, classifiers trained on generated images, "
+        "does the model preserve the AD/NC difference? Classifiers trained on generated images and tested on held-out slices, "
         "tissue areas and image quality; needs --dataset_dir, such as AD_NC/test"
     )
     group.add_bool("--evaluate", False, text)

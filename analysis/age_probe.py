@@ -63,8 +63,10 @@ def age_probe(points, classes, scans, indices=None, seed=0):
             result[name] = auc_interval(values[rows], positive[rows], people[rows], strata[rows], seed)
         return {**result, "index": index_auc(indices[rows], positive[rows], people[rows], seed=seed, strata=strata[rows])}
 
+    low, high = (f"{edge:.1f}" for edge in edges)
+    spans = f"under {low} years", f"{low} to {high} years", f"{high} years and over"
     rows = [compared("all", everyone, alike), compared(AGE_STRATIFIED, everyone, thirds)]
-    rows += [compared(f"of them, {span}", thirds == i, alike) for i, span in enumerate(spans(edges))]
+    rows += [compared(f"of them, {span}", thirds == i, alike) for i, span in enumerate(spans)]
     if (sexes != "").any():
         rows.append(compared("sex-stratified", sexes != "", sexes))
         rows += [compared(f"of them, {sex}", sexes == sex, alike) for sex in np.unique(sexes[sexes != ""])]
@@ -77,12 +79,6 @@ def age_probe(points, classes, scans, indices=None, seed=0):
         "unknown": int((~known).sum()),
         "thirds": edges.tolist(),
     }
-
-
-def spans(edges):
-    """The three thirds of ages in words."""
-    low, high = (f"{edge:.1f}" for edge in edges)
-    return f"under {low} years", f"{low} to {high} years", f"{high} years and over"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

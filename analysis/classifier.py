@@ -101,11 +101,11 @@ def balanced_loss(scores, is_ad):
 # What it learns from real and from generated slices
 
 
-def classify(train, generated, held_out, groups=None, device="cpu", mirror=False, names=None):
+def classify(train, generated, held_out, groups, device="cpu", mirror=False, names=None):
     """AUC of AD against NC on held-out real slices after training on real slices, on generated ones, and on both together.
 
     train, generated, held_out: {class: uint8 [n, R, R]}; groups: {"train", "held-out": {class: [n]}}, people, by whom validation
-    slices are set aside and whom intervals resample (None: each slice is one); mirror: see `train_classifier`. Real and generated
+    slices are set aside and whom intervals resample; mirror: see `train_classifier`. Real and generated
     slices are used in equal numbers per class. names: {"train", "held-out": {class: names of the files [n]}}. Returns {"train",
     "generated", "both": `summary`, with names also "position": `position_probe`, whose rule for the slice index is fitted to the
     training slices; "difference", "ratio": `compare_arms` of generated and train; "validation": {"people", "slices": numbers}}.
@@ -114,8 +114,6 @@ def classify(train, generated, held_out, groups=None, device="cpu", mirror=False
     for kind, slices in (("real", train), ("generated", generated), ("held-out", held_out)):
         if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:
             raise UserError(f"AD against NC needs slices of both classes: there are no {kind} slices of {' and '.join(missing)}")
-    if groups is None:
-        groups = {"train": number_slices(train, "train"), "held-out": number_slices(held_out, "held-out")}
     rng = np.random.default_rng(0)
     people = validation_people(groups["train"], groups["held-out"], rng)
     kept_back = {name: np.isin(groups["train"][name], people) for name in CLASSES}
@@ -144,11 +142,6 @@ def classify(train, generated, held_out, groups=None, device="cpu", mirror=False
                 results[kind]["position"] = position_probe(scores[kind], is_ad, held_out_groups, files, fitted)
     kept = {"validation": {"people": len(people), "slices": len(validation[1])}}
     return results | compare_arms(scores["generated"], scores["train"], is_ad, held_out_groups) | kept
-
-
-def number_slices(slices, kind):
-    """{class: group [n]}: each slice of {class: [n, ...]} a group by itself."""
-    return {name: np.array([f"{kind} {name} {i}" for i in range(len(slices[name]))]) for name in CLASSES}
 
 
 def shuffled(slices, rng):

@@ -1,42 +1,8 @@
-"""The critic of a run, read from its checkpoint, and the scores that it gives."""
-
-import os
+"""The scores that a critic gives to slices, in training and on held-out people."""
 
 import torch
 
 from dataset import to_float
-from modules import Discriminator
-from utils import UserError, load_tensors, read_network
-
-
-def load_critic(model):
-    """The critic that was trained beside the weights of a Model, from its run's checkpoint.pt, in evaluation mode.
-
-    None without one: a copied generator has none, and where best.pt is older than checkpoint.pt, its critic is no longer kept.
-    UserError if the file cannot be read.
-    """
-    path = os.path.join(model.folder, "checkpoint.pt")
-    if not os.path.exists(path):
-        return None
-    network = read_network(model.folder)
-    try:
-        saved = load_tensors(path)
-        if saved["images"] != model.images:
-            return None
-        reached, resolution = saved["stage"]["resolution"], network["resolution"]
-        critic = Discriminator(*(network[name] for name in ("resolution", "channel_base", "channel_max", "num_classes")))
-        if reached == resolution:
-            critic.load_state_dict(saved["critic"])
-    except Exception as error:
-        raise UserError(
-            f"{path}: no critic can be read ({type(error).__name__}); the evaluation needs config.json and "
-            "an undamaged checkpoint.pt"
-        ) from None
-    if reached < resolution:
-        raise UserError(
-            f"{path}: this run still trains at {reached}x{reached} and can be evaluated once it has reached {resolution}"
-        )
-    return critic.to(model.device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,25 +1,23 @@
-"""What predict.py --evaluate measures: does a model preserve the AD/NC difference, beyond images that look right? Four questions.
+"""What predict.py --evaluate measures: does a model preserve the AD/NC difference, beyond images that look right? Three questions.
 
     for models in evaluation_groups(all_models):
         generated = generate_classes(models, "AD_NC/test", seed=0, truncation=1.0)
         result = evaluate_models(models, generated, "AD_NC/test")
 
-Critic: does it score held-out real slices like those it was trained on, or like generated ones? Classifier: after training on
-generated slices, does it tell AD from NC on held-out real ones as well as after training on real ones (classifier.py)? Areas: are
-ventricles, grey and white matter as large as in real slices, and AD and NC as far apart (areas.py)? Image quality: the metrics
-of quality.py, class by class. Intervals resample people where a table tells them, else scans, else slices (subjects.py).
+Classifier: after training on generated slices, does it tell AD from NC on held-out real ones as well as after training on real
+ones (classifier.py)? Areas: are ventricles, grey and white matter as large as in real slices, and AD and NC as far apart
+(areas.py)? Image quality: the metrics of quality.py, class by class. Intervals resample people where a table tells them, else
+scans, else slices (subjects.py).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from analysis.areas import measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
-from analysis.critic import critic_scores, load_critic
 from analysis.models import BATCH, generate
 from analysis.quality import measure_quality
 from data.damage import note_damaged
@@ -29,7 +27,7 @@ from dataset import Slices
 from utils import CLASSES, UserError
 
 KINDS = "train", "held-out", "generated"  # of slices: the first two are real
-COMPARED = 2000  # slices of each kind and class, at most, for the critic and the metrics
+COMPARED = 2000  # slices of each kind and class, at most, for the metrics
 
 
 class EvaluatedSlices(NamedTuple):
@@ -55,11 +53,9 @@ class EvaluatedSlices(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """The answers to all four questions, for one model or a pair of one-class models."""
+    """The answers to all three questions, for one model or a pair of one-class models."""
 
     slices: EvaluatedSlices
-    scores: dict  # of critics: {class: {kind: [n]}}, without classes of whose weights there is no critic
-    critic: dict  # {class: `critic_gaps`}
     classifier: dict | None  # of `classify`; None without both classes
     areas: dict  # {kind: {class: {tissue: mm^2 [N]}}}; empty below 64x64 or where the view cannot be told
     area_comparison: dict | None  # of `compare_areas`
@@ -67,7 +63,7 @@ class EvaluationResult(NamedTuple):
 
     def numbers(self):
         """The results as plain values, for <title>_evaluation.json and report.json."""
-        parts = {"critic": self.critic, "classifier": self.classifier, "areas": self.area_comparison}
+        parts = {"classifier": self.classifier, "areas": self.area_comparison}
         metrics = {name: quality.values for name, quality in self.quality.items()}
         measured = {name: part for name, part in parts.items() if part is not None}
         return {**measured, "resampled": self.slices.resampled, "metrics": metrics}
@@ -112,14 +108,7 @@ def evaluate_models(models, generated, dataset_dir, table=None):
     """
     train, test = train_and_test(dataset_dir, list(generated))
     device, mirror = models[0].device, any(model.mirrored for model in models)
-    critics = [load_critic(model) for model in models]  # first of all, so that errors come early
     slices = collect_slices(train, test, generated, table)
-    scores = {}
-    for model, critic in zip(models, critics):
-        if critic is not None:
-            samples = [{name: slices.sample[kind][name] for name in model.classes} for kind in KINDS]
-            found = [scores_by_class(critic, sample, device) for sample in tqdm(samples, f"critic of {model.folder}", disable=None)]
-            scores |= {name: dict(zip(KINDS, [of_kind[name] for of_kind in found])) for name in model.classes}
     classifier = None
     if len(slices.classes) > 1:
         kinds, names = (slices.reduced[kind] for kind in ("train", "generated", "held-out")), slices.names
@@ -136,8 +125,7 @@ def evaluate_models(models, generated, dataset_dir, table=None):
         real, fake = (slices.sample[kind][name] for kind in ("held-out", "generated"))
         people = {"groups": slices.sample_groups[name], "train_groups": slices.groups["train"][name]}
         quality[name] = measure_quality(real, fake, slices.pixels["train"][name], device, progress=True, mirror=mirror, **people)
-    gaps = {name: critic_gaps(kinds) for name, kinds in scores.items()}
-    return EvaluationResult(slices, scores, gaps, classifier, areas, comparison, quality)
+    return EvaluationResult(slices, classifier, areas, comparison, quality)
 
 
 def collect_slices(train, test, generated, table=None):
@@ -174,38 +162,6 @@ def reduce_all(pixels):
     """`reduce_to_side` of an array or Slices [N, R, R], 1024 at a time."""
     parts = np.array_split(np.arange(len(pixels)), -(-len(pixels) // 1024))
     return np.concatenate([reduce_to_side(pixels[rows]) for rows in parts])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The critic
-
-
-def scores_by_class(critic, slices, device):
-    """{class: scores float64 [n]} of {class: uint8 [N, R, R]}, from full batches that mix the classes, as in training."""
-    label = {name: CLASSES.index(name) if name in CLASSES else 0 for name in slices}
-    labels = np.repeat([label[name] for name in slices], [len(pixels) for pixels in slices.values()])
-    order = np.random.default_rng(0).permutation(len(labels))
-    pixels, labels = np.concatenate(list(slices.values()))[order], labels[order]
-    scores = critic_scores(critic, pixels, torch.from_numpy(labels), BATCH, device).double().cpu().numpy()
-    labels = labels[: len(scores)]
-    return {name: scores[labels == label[name]] for name in slices}
-
-
-def critic_gaps(scores):
-    """Gaps between the mean scores {kind of KINDS: [n]} of one class, in standard deviations (root mean square of both sets').
-
-    By class, since a class-conditional critic is trained within classes: its scores of AD may all be above those of NC.
-    """
-
-    def gap(a, b):
-        return float((a.mean() - b.mean()) / max(1e-12, np.sqrt((a.var() + b.var()) / 2)))
-
-    return {
-        "mean": {kind: float(values.mean()) for kind, values in scores.items()},
-        "deviation": {kind: float(values.std()) for kind, values in scores.items()},
-        "train - held-out": gap(scores["train"], scores["held-out"]),
-        "held-out - generated": gap(scores["held-out"], scores["generated"]),
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

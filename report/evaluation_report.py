@@ -1,6 +1,6 @@
-"""Sections, tables and figures of an EvaluationResult: scores of the critic, AUCs of the classifiers, areas, image quality.
+"""Sections, tables and figures of an EvaluationResult: AUCs of the classifiers, areas, image quality.
 
-for section in draw_evaluation(result, "all-conditional", "predictions"):       # predictions/all-conditional_critic.png, ...
+for section in draw_evaluation(result, "all-conditional", "predictions"):       # predictions/all-conditional_areas.png, ...
 """
 
 import itertools
@@ -33,7 +33,7 @@ def draw_evaluation(result, title, output_dir):
     def path(name):
         return os.path.join(output_dir, f"{title}_{name}.png")
 
-    sections = [critic_section(result, title, path("critic"))]
+    sections = []
     if result.classifier:
         plot_classifier(result.classifier, result.slices.unit, path("classifier"))
         text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
@@ -42,19 +42,6 @@ def draw_evaluation(result, title, output_dir):
     if result.slices.side >= SIDE:
         sections.append(area_section(result, title, path("areas")))
     return [*sections, quality_section(result, title, path)]
-
-
-def critic_section(result, title, path):
-    missing = [
-        f"Not measured for {name}: no checkpoint.pt of these weights (best.pt is often older than the critic in it)."
-        for name in result.slices.classes
-        if name not in result.critic
-    ]
-    if not result.scores:
-        return Section(f"{title}: the critic on held-out slices", missing)
-    plot_critic(result.scores, result.critic, path)
-    shown = [ReportFigure(path, "Scores of the critic.")]
-    return Section(f"{title}: the critic on held-out slices", missing, critic_tables(result.critic), shown, result.critic)
 
 
 def area_section(result, title, path):
@@ -82,12 +69,6 @@ def quality_section(result, title, path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text and tables, from the parts of an EvaluationResult
-
-
-def critic_tables(results):
-    rows = [[name, gaps["train - held-out"], gaps["held-out - generated"]] for name, gaps in results.items()]
-    caption = "Gaps between mean scores, in standard deviations. A critic that overfits scores held-out slices like generated ones."
-    return [ReportTable(["class", "train minus held-out", "held-out minus generated"], rows, caption)]
 
 
 def classifier_text(results):
@@ -196,21 +177,6 @@ def histogram(axes, values, kinds=KINDS):
         axes.hist(values[kind], bins, density=True, histtype="step", label=kind, **style)
         axes.axvline(values[kind].mean(), linestyle=":", **style)
     axes.set_yticks([])
-
-
-def plot_critic(scores, gaps, path):
-    """The critic's scores {class: {kind: [n]}} with their `critic_gaps`, one panel for each class."""
-    figure = Figure(figsize=(6.5 * len(scores), 4), layout="constrained")
-    for axes, (name, kinds) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items()):
-        histogram(axes, kinds)
-        axes.set(xlabel="score of the critic (dotted: means)")
-        axes.set_title(
-            f"{name}, gaps in standard deviations: train minus held-out {gaps[name]['train - held-out']:.2f},\n"
-            f"held-out minus generated {gaps[name]['held-out - generated']:.2f}",
-            fontsize=10,
-        )
-        axes.legend(frameon=False)
-    figures.save_figure(figure, path)
 
 
 def plot_classifier(results, unit, path):

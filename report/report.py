@@ -124,16 +124,14 @@ def interval_text(value, low, high):
 
 
 def cell_text(value):
-    """What a cell shows and its key for sorting: a float, NaN where there is no value, None for text."""
+    """What a cell shows, and its key for sorting: a number as JavaScript reads it, "" where there is no value, None for text."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None or value == "":
-        return NOTHING, math.nan
+        return NOTHING, ""
     if isinstance(value, (list, tuple)):
-        return interval_text(*value), math.nan if value[0] is None else float(value[0])
-    if isinstance(value, bool):
-        return "yes" if value else "no", None
+        return interval_text(*value), cell_text(value[0])[1]
     if isinstance(value, (int, float)):
-        return number_text(value), float(value)
+        return number_text(value), "" if math.isnan(value) else str(float(value)).replace("inf", "Infinity")
     return str(value), None
 
 
@@ -171,17 +169,10 @@ def table_content(table):
     numeric = [all(key is not None for _, key in column) for column in zip(*rows)] or [False] * len(table.columns)
 
     def cells(row):
-        return [{"text": text, "key": sort_key(key), "numeric": number} for (text, key), number in zip(row, numeric, strict=True)]
+        return [{"text": text, "key": key, "numeric": number} for (text, key), number in zip(row, numeric, strict=True)]
 
     columns = [{"name": name, "numeric": number} for name, number in zip(table.columns, numeric, strict=True)]
     return {"caption": table.caption, "columns": columns, "rows": [cells(row) for row in rows]}
-
-
-def sort_key(key):
-    """A key of `cell_text` for the page's script: text that JavaScript reads as a number, "" for NaN, None for text."""
-    if key is None:
-        return None
-    return "" if math.isnan(key) else str(key).replace("inf", "Infinity")
 
 
 def figure_content(figure):

@@ -208,7 +208,6 @@ def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
         "principal directions",
         "AD and NC of the same latents",
         "real slices projected",
-        "the critic on held-out slices",
         "a classifier of AD and NC",
         "metrics",
         "Style space",

@@ -134,20 +134,24 @@ def test_train_classifier_sees_both_classes_alike_moved_and_if_asked_mirrored(sh
 # Real and generated slices
 
 
-def people(slices, each, first=0):
-    """{class: groups [n]} of {class: [n, ...]}: `each` slices of a person."""
-    return {name: np.array([f"{name} {first + i // each}" for i in range(len(pixels))]) for name, pixels in slices.items()}
+def people(train, held_out, each=1):
+    """The groups of two sets {class: [n, ...]}: `each` slices of a person."""
+    sets = {"train": train, "held-out": held_out}
+    return {
+        kind: {name: np.array([f"{kind} {name} {i // each}" for i in range(len(pixels))]) for name, pixels in slices.items()}
+        for kind, slices in sets.items()
+    }
 
 
 @pytest.mark.slow
 def test_classify_learns_a_planted_difference_from_real_and_from_generated_slices(short_training):
     real, generated = ({"AD": discs(80, 8, seed), "NC": discs(80, 11, seed + 1)} for seed in (0, 10))
     held_out = {"AD": discs(50, 8, 2), "NC": discs(50, 11, 3)}
-    results = classify(real, generated, held_out, {"train": people(real, 4), "held-out": people(held_out, 5, 50)})
+    results = classify(real, generated, held_out, people(real, held_out, 4))
     assert min(results[name]["auc"].low for name in ("train", "generated", "both")) > 0.9
     assert abs(results["difference"].value) < 0.05 and results["ratio"].value == pytest.approx(1, abs=0.1)
     assert results["validation"] == {"people": 8, "slices": 32}  # a fifth of 20 people of each class
-    useless = classify(real, {"AD": discs(80, 9, 4), "NC": discs(80, 9, 5)}, held_out)
+    useless = classify(real, {"AD": discs(80, 9, 4), "NC": discs(80, 9, 5)}, held_out, people(real, held_out))
     assert useless["train"]["auc"].low > 0.9 and useless["difference"].high < 0 and useless["ratio"].high < 1
 
 
@@ -155,7 +159,7 @@ def test_classify_learns_a_planted_difference_from_real_and_from_generated_slice
 def test_classify_is_at_chance_without_a_difference(short_training):
     alike = {"AD": discs(60, 9.5, 4), "NC": discs(60, 9.5, 5)}
     held_out = {"AD": discs(150, 9.5, 6), "NC": discs(150, 9.5, 7)}
-    results = classify(alike, alike, held_out)
+    results = classify(alike, alike, held_out, people(alike, held_out))
     for kind in ("train", "generated", "both"):
         assert results[kind]["auc"].low < 0.5 < results[kind]["auc"].high
     assert results["difference"].low < 0 < results["difference"].high and results["ratio"] is None
@@ -270,4 +274,4 @@ def test_intervals_of_difference_and_ratio_are_those_of_people_drawn_for_both_ar
 def test_classify_refuses_a_missing_class(kind):
     both, ad_only = {"AD": discs(3, 8, 0), "NC": discs(3, 8, 0)}, {"AD": discs(3, 8, 0)}
     with pytest.raises(UserError, match=f"no {kind} slices of NC"):
-        classify(*(ad_only if name == kind else both for name in ("real", "generated", "held-out")))
+        classify(*(ad_only if name == kind else both for name in ("real", "generated", "held-out")), people(both, both))

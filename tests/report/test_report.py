@@ -238,7 +238,6 @@ def test_plain_converts_arrays_and_named_tuples():
         (-INF, "−∞"),
         ("", "–"),
         ("-", "-"),
-        (True, "yes"),
         ("AD", "AD"),
         ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"),
         (Interval(-0.03, -0.12, 0.06), "−0.03 (−0.12 to 0.06)"),
@@ -261,24 +260,23 @@ def test_cell_text_of_numbers_intervals_and_text(value, text):
 @pytest.mark.parametrize(
     "value, key",
     [
-        (0.5, 0.5),
-        (3, 3),
-        (None, NAN),
-        (NAN, NAN),
-        ("", NAN),
-        ((0.81, 0.77, 0.85), 0.81),
-        ((None, None, None), NAN),
+        (0.5, "0.5"),
+        (3, "3.0"),
+        (-INF, "-Infinity"),
+        (None, ""),
+        (NAN, ""),
+        ("", ""),
+        ((0.81, 0.77, 0.85), "0.81"),
+        ((None, None, None), ""),
         ("0.81", None),
         ("64x64", None),
         ("218391_78.jpeg", None),
         ("2025-11-22", None),
         ("AD", None),
-        (True, None),
     ],
 )
 def test_cell_text_has_a_number_to_sort_by(value, key):
-    found = report.cell_text(value)[1]
-    assert found is key if key is None else found == pytest.approx(key, nan_ok=True)
+    assert report.cell_text(value)[1] == key
 
 
 def test_a_row_that_is_not_as_long_as_the_head_is_an_error():
