@@ -190,11 +190,13 @@ def read_styles(path, label=None):
         w = np.load(path, allow_pickle=False)
         if w.shape[:-2] != classes or w.ndim != len(classes) + 2 or not w.size or w.dtype.kind not in "fiu":
             raise ValueError
+        with np.errstate(over="ignore"):
+            w = w.astype(np.float32)
         if not (np.abs(w) <= 1e6).all():
             raise ValueError
     except Exception as error:  # NumPy raises nearly any error on a damaged file
         raise UserError(f"{path}: these are not style vectors saved by train.py ({type(error).__name__}); remove it") from None
-    return (w if label is None else w[label]).astype(np.float32)
+    return w if label is None else w[label]
 
 
 def maps_over_epochs(saved, settings, done=lambda: None):
