@@ -105,11 +105,11 @@ def classify(train, generated, held_out, groups, device="cpu", mirror=False, nam
     """AUC of AD against NC on held-out real slices after training on real slices, on generated ones, and on both together.
 
     train, generated, held_out: {class: uint8 [n, R, R]}; groups: {"train", "held-out": {class: [n]}}, people, by whom validation
-    slices are set aside and whom intervals resample; mirror: see `train_classifier`. Real and generated
-    slices are used in equal numbers per class. names: {"train", "held-out": {class: names of the files [n]}}. Returns {"train",
-    "generated", "both": `summary`, with names also "position": `position_probe`, whose rule for the slice index is fitted to the
-    training slices; "difference", "ratio": `compare_arms` of generated and train; "validation": {"people", "slices": numbers}}.
-    UserError if a class has no slices, or too few people.
+    slices are set aside and whom intervals resample; mirror: see `train_classifier`. Real and generated slices are used in equal
+    numbers per class. names: {"train", "held-out": {class: names of the files [n]}}. Returns {"train", "generated", "both":
+    `summary` and "steps", with names also "position": `position_probe`, whose rule for the slice index is fitted to the training
+    slices; "difference", "ratio": `compare_arms` of generated and train; "validation": {"people", "slices": numbers}}. UserError
+    if a class has no slices, or too few people.
     """
     for kind, slices in (("real", train), ("generated", generated), ("held-out", held_out)):
         if missing := [name for name in CLASSES if not len(slices.get(name, ()))]:

@@ -97,7 +97,8 @@ def plot_grids(samples, count, dataset_dir=None):
             real[f"real, {names}"] = spread(slices, count)
     shown, columns = [], max(4, math.ceil(math.sqrt(count)))
     for name, images in {"generated": generated, **({"fake_vs_real": generated | real} if real else {})}.items():
-        figures.save_grids(images, path := samples.path(f"{name}.png"), columns)
+        path = samples.path(f"{name}.png")
+        figures.save_grids(images, path, columns)
         shown.append((path, f"The first {count} latents of seed {samples.seed}, psi {samples.psi:g}, not selected."))
     return samples.section("generated images", *shown)
 
