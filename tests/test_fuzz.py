@@ -637,7 +637,7 @@ def test_any_flags_end_in_status_0_or_one_line(scripts, saved, own_slices, name)
     code, usage, _ = cli(main, "--help")
     assert code == 0
     flags = sorted(set(re.findall(r"^  (--\w+)", usage, re.MULTILINE)) - {"--help"})
-    assert len(flags) >= 2
+    assert flags
 
     @cases(40)
     @given(
