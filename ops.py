@@ -210,27 +210,3 @@ class _LeakyReLU(torch.autograd.Function):
 def leaky_relu(x, in_place=False):
     """max(x, 0.2 x) elementwise. Never use `in_place` on a view: autograd would copy the tensor three times."""
     return _LeakyReLU.apply(x, in_place)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Clipping
-
-
-class _Clip(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, images):
-        ctx.save_for_backward(images)
-        return images.clamp(-1, 1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (images,) = ctx.saved_tensors
-        return grad * (((images > -1) | (grad < 0)) & ((images < 1) | (grad > 0)))  # a descent step goes along -grad
-
-
-def clip_images(images):
-    """Images [N, 1, R, R] clipped to [-1, 1], as they will be saved. Gradients that would push pixels further out are zero.
-
-    About half of a real slice is exactly black. Without clipping the critic could recognise generated images by that alone.
-    """
-    return _Clip.apply(images)

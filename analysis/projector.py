@@ -25,7 +25,6 @@ from data.checks import check_brightness, warn, warn_of_kinds
 from data.decode import light_of, pad_and_resize, read_files
 from data.folders import EXTENSIONS, class_named, find_slices, some_of, warn_of_unreadable
 from dataset import to_float, to_uint8
-from ops import clip_images
 from utils import CLASSES, UserError
 
 STEPS = 100  # of the search for w, and as many for the noise
@@ -127,7 +126,7 @@ class Distance:
     def features(self, images):
         """Images [N, 1, R, R] in [-1, 1] -> features [N, D], differentiable."""
         side = min(FEATURE_SIDE, images.shape[-1] // 2)
-        x = F.adaptive_avg_pool2d(clip_images(images), side).contiguous(memory_format=torch.channels_last)
+        x = F.adaptive_avg_pool2d(images.clamp(-1, 1), side).contiguous(memory_format=torch.channels_last)
         maps = []
         for block in self.blocks:
             for layer in block:
@@ -138,9 +137,10 @@ class Distance:
     def embed(self, images):
         """Images [N, 1, R, R], clipped to [-1, 1] as they are when saved -> [N, D]: the pixels and the features.
 
-        Pixels beyond black or white keep the gradients that lead back.
+        Pixels beyond black or white have no gradient: with those that lead back, as in training, all of eight real slices were
+        reproduced 1 to 4% worse in as many steps, since much of a slice is black already.
         """
-        pixels = clip_images(images).flatten(1) * (math.sqrt(PIXEL_WEIGHT) / images.shape[-1])
+        pixels = images.clamp(-1, 1).flatten(1) * (math.sqrt(PIXEL_WEIGHT) / images.shape[-1])
         return torch.cat([pixels, self.features(images)], 1)
 
 

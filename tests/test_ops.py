@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ops
 from modules import Discriminator
-from ops import SLOPE, blur, clip_images, convolve, downsample, input_gradients_only, leaky_relu, resample, upsample
+from ops import SLOPE, blur, convolve, downsample, input_gradients_only, leaky_relu, resample, upsample
 
 
 @pytest.fixture(autouse=True)
@@ -157,31 +157,3 @@ def test_leaky_relu_passes_on_no_tensor_of_zeros():
     with Zeros() as zeros:
         gradient.sum().backward()
     assert zeros.count == 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Clipping
-
-
-def test_clip_images_clips_and_passes_only_gradients_that_lead_back_inside():
-    images = torch.tensor([-1.5, -1.5, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 2.0, 2.0], requires_grad=True)
-    weight = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5])  # descending moves an image against it
-    clipped = clip_images(images)
-    torch.testing.assert_close(clipped, torch.tensor([-1.0, -1.0, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 1.0, 1.0]))
-    (weight * clipped).sum().backward()
-    torch.testing.assert_close(images.grad, torch.tensor([0.0, -0.5, 0.0, -0.5, 0.5, -0.5, 0.5, 0.0, 0.5, 0.0]))
-
-
-def test_clip_images_lets_pixels_outside_come_back():
-    target = torch.linspace(-1, 1, 9, dtype=torch.float64)
-    images = (-3 * target).requires_grad_()
-    for _ in range(200):
-        (gradient,) = torch.autograd.grad((clip_images(images) - target).square().sum(), images)
-        images = (images - 0.1 * gradient).detach().requires_grad_()
-    torch.testing.assert_close(images.detach().clamp(-1, 1), target)
-
-
-def test_clip_images_derivatives_inside_match_finite_differences():
-    images = torch.rand(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: clip_images(x).pow(3), images)
-    assert torch.autograd.gradgradcheck(lambda x: clip_images(x).pow(3), images)

@@ -17,11 +17,11 @@ import torch
 
 from dataset import shard
 from modules import build_networks
-from ops import clip_images, resample
+from ops import resample
 from training.ada import AugmentationStrength, score_separation
 from training.augment import OPERATIONS, augment
 from training.distributed import Processes
-from training.loss import LOSSES, PathLength
+from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
 from utils import random_stream
 

@@ -7,7 +7,7 @@ import torch
 
 from modules import Discriminator, build_generator
 from training import recipes
-from training.loss import LOSSES, PathLength
+from training.loss import LOSSES, PathLength, clip_images
 
 REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)
 
@@ -65,6 +65,34 @@ def small_networks(conditional=False):
         torch.randn(4, 8, dtype=torch.float64),
         torch.tensor([0, 1, 1, 0]) if conditional else None,
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images as they are saved
+
+
+def test_clip_images_clips_and_passes_only_gradients_that_lead_back_inside():
+    images = torch.tensor([-1.5, -1.5, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 2.0, 2.0], requires_grad=True)
+    weight = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5])  # descending moves an image against it
+    clipped = clip_images(images)
+    torch.testing.assert_close(clipped, torch.tensor([-1.0, -1.0, -1.0, -1.0, -0.3, 0.7, 1.0, 1.0, 1.0, 1.0]))
+    (weight * clipped).sum().backward()
+    torch.testing.assert_close(images.grad, torch.tensor([0.0, -0.5, 0.0, -0.5, 0.5, -0.5, 0.5, 0.0, 0.5, 0.0]))
+
+
+def test_clip_images_lets_pixels_outside_come_back():
+    target = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    images = (-3 * target).requires_grad_()
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad((clip_images(images) - target).square().sum(), images)
+        images = (images - 0.1 * gradient).detach().requires_grad_()
+    torch.testing.assert_close(images.detach().clamp(-1, 1), target)
+
+
+def test_clip_images_derivatives_inside_match_finite_differences():
+    images = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: clip_images(x).pow(3), images)
+    assert torch.autograd.gradgradcheck(lambda x: clip_images(x).pow(3), images)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

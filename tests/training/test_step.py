@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from plain_options import plain_options
 
 from modules import build_networks
-from ops import clip_images
 from training import step as step_module
 from training.augment import OPERATIONS, augment
-from training.loss import LOSSES, PathLength
+from training.loss import LOSSES, PathLength, clip_images
 from training.monitor import IMAGE_STATISTICS
 from training.step import (
     BETAS,
