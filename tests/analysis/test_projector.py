@@ -308,5 +308,5 @@ def test_move_class_with_shift_zero_is_the_projection_and_is_saved(tmp_path):
     assert moved.shape == (2, len(projector.SHIFTS), 32, 32)
     np.testing.assert_array_equal(moved[:, 2], projection.images[:, 1])
     paths = save_projection(projection, ["a", "b"], str(tmp_path), moved)
-    assert [os.path.basename(path) for path in paths[3::4]] == ["a_classes.png", "b_classes.png"]
+    assert [os.path.basename(path) for path in paths[2::3]] == ["a_classes.png", "b_classes.png"]
     assert all(os.path.getsize(path) for path in paths)
