@@ -14,7 +14,6 @@ import startup  # noqa: F401  # isort: skip
 
 import json
 import os
-import re
 import sys
 from collections import Counter
 
@@ -53,8 +52,6 @@ def parse_args(argv=None):
 
     comparison = Group(parser, "comparison")
     comparison.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="size to compare at; larger images are reduced")
-    text = "random VGG16, or Inception v3 trained on ImageNet, which has to be downloaded"
-    comparison.add("--features", choices=("vgg16", "inception"), default="vgg16", help=text)
     text = "for a model of train.py --mirror True: mirror half of the real images, and look for mirrored copies"
     comparison.add_bool("--mirror", False, text)
     comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
@@ -75,45 +72,18 @@ import numpy as np
 from analysis.quality import measure_quality
 from data.checks import check_brightness, warn_of_kinds
 from data.damage import note_damaged
-from data.decode import light_of, open_slice, pad_and_resize, read_files
+from data.decode import light_of, pad_and_resize, read_files
 from data.folders import class_folders, find_slices, holds_classes, missing_text, require_readable, some_of
 from data.subjects import find_subjects, identify, resampled_text, resampling_groups, shared_text
 from dataset import Slices
 from report.atlas import write_quality_atlas
 from report.quality_report import plot_quality, quality_table, save_nearest
 
-# Pictures that commands of this project write, as the name of their folder and their own: predict.py's, metrics.py's, those of
-# dataset.py and of the modules of training/ and analysis/ that are commands, and whole folders of train.py, predict.py, prepare.py.
-PICTURES = re.compile(
-    r"""[^/]*/(.+_)?(generated|fake_vs_real|mixing|sweep|interpolation|noise_map|pyramid|ganspace|sefa|morph|morph_mean)\.png
-    |[^/]*/(.+_)?(critic|classifier|areas|(metrics|nearest)(_AD|_NC|_all)?)\.png
-    |[^/]*/((umap|tsne|pca)(_epochs)?|styles|samples|losses|loss_proportion|augment|generator|style_block|discriminator)\.png
-    |(fake_vs_real|.+_projected|steps)/.+\.png""",
-    re.VERBOSE | re.DOTALL,
-)
-SMALLEST_PICTURE = 500  # pixels of its longer side
-
-
-def is_picture(path, folder):
-    """Whether the image at `path` below `folder` is a picture of many slices, a diagram, or a slice drawn for --styles."""
-    parent, name = os.path.split(os.path.abspath(path))
-    if os.path.basename(parent) == "styles" and os.path.isfile(parent + ".png"):
-        return not os.path.samefile(parent, folder)
-    if not PICTURES.fullmatch(f"{os.path.basename(parent)}/{name}"):
-        return False
-    try:
-        with open_slice(path) as image:
-            width, height = image.size
-    except Exception:  # PIL raises nearly any error on a damaged file
-        return False
-    return max(width, height) >= SMALLEST_PICTURE and not width == height in RESOLUTIONS
+LARGEST_SLICE = 512  # pixels of the longer side, unless it is one of RESOLUTIONS: --fake holds no larger ones, but pictures
 
 
 def slice_paths(flag, folder, classes):
-    """({class, or name of the folder: paths of the slices in `folder`, as `load` reads them}, paths of the pictures among them).
-
-    UserError, which names `flag`.
-    """
+    """{class, or name of the folder: paths of the slices in `folder`, as `load` reads them}. UserError, which names `flag`."""
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder")
     folders = {os.path.basename(os.path.abspath(folder)): folder}
@@ -123,32 +93,22 @@ def slice_paths(flag, folder, classes):
             missing = missing_text(folder, "all")
             raise UserError(f"{flag} {folder}: {missing}; --classes {only[0]} compares this class alone")
         folders = class_folders(folder, classes, flag)
-    paths = {name: [os.path.join(parent, file) for file, *_ in find_slices(parent, flag)] for name, parent in folders.items()}
-    pictures = {path for there in paths.values() for path in there if is_picture(path, folder)}
-    return {name: sorted(set(there) - pictures) for name, there in paths.items()}, sorted(pictures)
+    return {name: sorted(os.path.join(parent, file) for file, *_ in find_slices(parent, flag)) for name, parent in folders.items()}
 
 
 def load(flag, folder, classes, resolution, count=None, seed=0):
     """Read the slices of `folder` in random order: (uint8 [N, R, R], their paths). Lines on stderr name what is doubtful.
 
-    If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all at any depth are. Pictures of
-    predict.py and train.py are left out. At most `count` are read, drawn with `seed`. UserError, which names `flag`: there is
-    nothing to read, or --fake holds images of a generator with a resolution below `resolution` (other small images are upscaled,
-    as for training).
+    If it holds AD/ and NC/, `classes` ("all", "AD" or "NC") says which are read, else all at any depth are. At most `count` are
+    read, drawn with `seed`; of --fake, those of the usual size. UserError, which names `flag`: there is nothing to read, or
+    `usual_size` refuses.
     """
 
     def read(_, image, grey):
         return image.size, np.asarray(pad_and_resize(grey, resolution))
 
-    paths_in, pictures = slice_paths(flag, folder, classes)
+    paths_in = slice_paths(flag, folder, classes)
     paths = [path for there in paths_in.values() for path in there]
-    left_out = some_of([os.path.relpath(path, folder) for path in pictures])
-    if not paths:
-        hint = "; predict.py --export N writes generated slices" if flag == "--fake" else ""
-        raise UserError(f"{flag} {folder}: no slice in it, only pictures of many slices or diagrams: {left_out}{hint}")
-    if pictures:
-        note = f"note: {flag} {folder}: {len(pictures)} pictures of many slices or diagrams left out: {left_out}"
-        print(printable(note), file=sys.stderr)
     paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:count]]
     results, status, levels, lights = {}, {}, {}, {}
     for name, there in paths_in.items():
@@ -166,24 +126,29 @@ def load(flag, folder, classes, resolution, count=None, seed=0):
     warn_of_kinds(f"{flag} {folder}", status, levels)
     paths = [path for path in paths if results[path]]
     if flag == "--fake":
-        check_sizes(folder, resolution, {os.path.relpath(path, folder): results[path][0] for path in paths})
+        usual = usual_size(folder, resolution, [results[path][0] for path in paths])
+        if odd := [os.path.relpath(path, folder) for path in paths if results[path][0] != usual]:
+            text = f"{len(odd)} of {len(paths)} images are not of {usual[0]}x{usual[1]} pixels and left out: {some_of(odd)}"
+            print(printable(f"warning: --fake {folder}: {text}"), file=sys.stderr)
+            paths = [path for path in paths if results[path][0] == usual]
     return np.stack([results[path][1] for path in paths]), paths
 
 
-def check_sizes(folder, resolution, sizes):
-    """Name generated images of other sizes than most, {name: (width, height)}; UserError if all are smaller than `resolution`."""
-    usual = Counter(sizes.values()).most_common(1)[0][0]
-    if odd := [name for name, size in sizes.items() if size != usual]:
-        text = f"{len(odd)} of {len(sizes)} images are not of {usual[0]}x{usual[1]} pixels, so perhaps no slices: {some_of(odd)}"
-        print(printable(f"warning: --fake {folder}: {text}"), file=sys.stderr)
-    width, height = min(sizes.values())
-    if width == height in RESOLUTIONS and width < resolution:
+def usual_size(folder, resolution, sizes):
+    """The (width, height) that most of the generated images have; UserError if they are smaller than `resolution`, or pictures."""
+    (width, height), _ = Counter(sizes).most_common(1)[0]
+    slices = width == height in RESOLUTIONS
+    if max(width, height) > LARGEST_SLICE and not slices:
+        text = f"images of {width}x{height} pixels are pictures, not slices; predict.py --export N writes generated slices"
+        raise UserError(f"--fake {folder}: {text}")
+    if slices and width < resolution:
         raise UserError(f"--fake {folder} holds slices of {width}x{width}: compare them at --resolution {width}")
+    return width, height
 
 
 def load_train(folder, classes, resolution):
     """(the whole training set, its names): `Slices`, which use the cache that training made, or another folder's as an array."""
-    if not holds_class(folder) or slice_paths("--train", folder, classes)[1]:
+    if not holds_class(folder):
         return load("--train", folder, classes, resolution)
     slices = Slices(folder, classes, resolution, flag="--train")
     note_damaged(slices, slices.names, folder)
@@ -208,9 +173,8 @@ def main(argv=None):
     train, train_names = load_train(args.train, args.classes, args.resolution) if args.train else (None, [])
     train_scans = identify(train_names, table)
     train_groups, _ = resampling_groups(train_scans)
-    quality = measure_quality(
-        real, fake, train, args.features, device, args.seed, True, groups, train_groups if args.train else None, args.mirror
-    )
+    people = {"groups": groups, "train_groups": train_groups if args.train else None}
+    quality = measure_quality(real, fake, train, device, args.seed, progress=True, mirror=args.mirror, **people)
 
     json_path, figure_path, nearest_path = (
         os.path.join(args.output_dir, name) for name in ("metrics.json", "metrics.png", "nearest.png")
@@ -220,7 +184,7 @@ def main(argv=None):
         values = {name: None if np.isnan(value) else value for name, value in quality.values.items()}  # JSON has no nan
         json.dump({"values": values, **counts, "flags": vars(args)}, file, indent=2)
     plot_quality(quality, figure_path)
-    print(f"{len(fake)} generated against {len(real)} real slices at {args.resolution}x{args.resolution}, {args.features}")
+    print(f"{len(fake)} generated against {len(real)} real slices at {args.resolution}x{args.resolution}")
     print(quality_table(quality))
     print(resampled_text(unit))
     if args.train:

@@ -1,8 +1,6 @@
 """Analyse trained models: what they generate, what their style space holds, and how far either can be trusted.
 
-    python predict.py --dataset_dir AD_NC/train --model_dir model
     python predict.py --plot_umap True --AD_dir AD --NC_dir NC
-    python predict.py --classes all-conditional --dataset_dir AD_NC/test --report True
 
 The command: its flags, and in `main` what each flag calls. analysis/ computes and report/ draws: images of a model in latents.py
 and samples.py, maps in style_maps.py and maps.py, projections in projector.py and projections.py, --evaluate in evaluation.py
@@ -77,95 +75,62 @@ def parse_args(argv=None):
 
 def add_model_flags(group):
     group.add("--model_dir", default="model", help="folder of the runs, or one run itself")
-    group.add(
-        "--classes", help="name of the run under --model_dir: AD, NC, all, all-conditional (default: all, or the only one there)"
-    )
-    group.add(
-        "--which",
-        choices=("last", "best"),
-        default="last",
-        help="the averaged generator of the last checkpoint, or of the evaluation with the lowest KID",
-    )
+    text = "name of the run under --model_dir: AD, NC, all, all-conditional (default: all, or the only one there)"
+    group.add("--classes", help=text)
+    text = "the averaged generator of the last checkpoint, or of the evaluation with the lowest KID"
+    group.add("--which", choices=("last", "best"), default="last", help=text)
 
 
 def add_image_flags(group):
     group.add("--dataset_dir", help="folder that holds AD/ and NC/: also show real slices beside generated images")
     group.add("--num_images", type=number(int, 1, 10_000), default=16, help="images in a grid (of each class)")
-    group.add(
-        "--truncation",
-        type=number(float, 0),
-        default=1.0,
-        help="psi: below 1, style vectors are moved towards their mean: less variety, fewer artefacts",
-    )
-    group.add(
-        "--draw",
-        type=pictures,
-        default="grid",
-        metavar="NAME,...",
-        help="pictures, or all: grid; mixing of the styles of two latents; sweep over truncations; interpolate between latents; "
+    text = "psi: below 1, style vectors are moved towards their mean: less variety, fewer artefacts"
+    group.add("--truncation", type=number(float, 0), default=1.0, help=text)
+    text = (
+        "pictures, or all: grid; mixing of the styles of two latents; sweep over truncations; interpolate between latents; "
         "noise: what it changes at the same style vector; pyramid: what each resolution adds; directions: the principal ones of "
-        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model",
+        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model"
     )
-    group.add(
-        "--export",
-        type=number(int, 1, 10**7),
-        metavar="N",
-        help="also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped",
-    )
-    group.add(
-        "--project",
-        metavar="FILE|DIR",
-        help="find the style vectors that reproduce these real slices; with a conditional model also move them from AD to NC",
-    )
-    group.add(
-        "--styles", metavar="CSV", help="draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
-    )
+    group.add("--draw", type=pictures, default="grid", metavar="NAME,...", help=text)
+    text = "also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped"
+    group.add("--export", type=number(int, 1, 10**7), metavar="N", help=text)
+    text = "find the style vectors that reproduce these real slices; with a conditional model also move them from AD to NC"
+    group.add("--project", metavar="FILE|DIR", help=text)
+    text = "draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
+    group.add("--styles", metavar="CSV", help=text)
 
 
 def add_map_flags(group):
     group.add_bool("--plot_umap", False, "plot the style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
     group.add("--AD_dir", help="run of the AD model: its name under --model_dir, or a path")
     group.add("--NC_dir", help="run of the NC model, likewise")
-    group.add(
-        "--control_dir", help="run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
-    )
+    text = "run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
+    group.add("--control_dir", help=text)
     group.add("--conditional_dir", help="run of a conditional model, likewise (default: all-conditional, if there is one)")
-    group.add(
-        "--num_slices",
-        type=number(int, 2),
-        default=50,
-        metavar="N",
-        help="with a conditional model and --dataset_dir: real slices of each class to project into its style space",
-    )
+    text = "with a conditional model and --dataset_dir: real slices of each class to project into its style space"
+    group.add("--num_slices", type=number(int, 2), default=50, metavar="N", help=text)
     group.add_bool("--atlas", False, "also write atlas.html: one page of the maps in which every point shows its slice")
-    group.add(
-        "--colour",
-        choices=COLOURS,
-        default=COLOURS[0],
-        help="what colours the points: their class; age or sex of the real slices' people (with --subjects and --dataset_dir, in a "
-        "conditional model); the area of the ventricles in each slice",
+    text = (
+        "what colours the points: their class; age or sex of the real slices' people (with --subjects and --dataset_dir, in a "
+        "conditional model); the area of the ventricles in each slice"
     )
-    group.add(
-        "--umap",
-        type=map_setting,
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="how maps are made: method (umap, tsne or pca), UMAP's n_neighbors and min_dist, num_styles: style vectors of each "
-        f"class (default: {' '.join(f'{name}={default}' for name, (_, default) in MAP_SETTINGS.items())})",
+    group.add("--colour", choices=COLOURS, default=COLOURS[0], help=text)
+    text = (
+        "how maps are made: method (umap, tsne or pca), UMAP's n_neighbors and min_dist, num_styles: style vectors of each "
+        f"class (default: {' '.join(f'{name}={default}' for name, (_, default) in MAP_SETTINGS.items())})"
     )
+    group.add("--umap", type=map_setting, nargs="+", metavar="NAME=VALUE", help=text)
 
 
 def add_evaluation_flags(group):
-    group.add_bool(
-        "--evaluate",
-        False,
-        "does the model preserve the AD/NC difference? The critic on held-out slices, classifiers trained on generated images, "
-        "tissue areas and image quality; needs --dataset_dir, such as AD_NC/test",
+    text = (
+        "does the model preserve the AD/NC difference? Classifiers trained on generated images and tested on held-out slices, "
+        "tissue areas and image quality; needs --dataset_dir, such as AD_NC/test"
     )
+    group.add_bool("--evaluate", False, text)
     group.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
-    group.add(
-        "--subjects", metavar="CSV", help="LONI's CSV, or another table of the slices' people (docs/data.md): intervals over people"
-    )
+    text = "LONI's CSV, or another table of the slices' people (docs/data.md): intervals over people"
+    group.add("--subjects", metavar="CSV", help=text)
 
 
 def add_general_flags(group):
@@ -195,24 +160,17 @@ def map_setting(text):
 
 def check_map_flags(args):
     """UserError if a flag of the maps lacks another one."""
-    missing = [flag for flag in ("AD_dir", "NC_dir") if args.plot_umap and not getattr(args, flag)]
-    if missing and not (len(missing) == 2 and args.conditional_dir):
-        raise UserError(
-            f"--plot_umap True also needs {' and '.join(f'--{flag}' for flag in missing)}: the run of that "
-            "class's model, such as --AD_dir AD --NC_dir NC"
-        )
-    if args.atlas and not args.plot_umap:
-        raise UserError("--atlas True belongs to --plot_umap True")
-    if given := [flag for flag in MAP_FLAGS if getattr(args, flag) and not args.plot_umap]:
+    given = [flag for flag in (*MAP_FLAGS, "atlas") if getattr(args, flag)] + ["colour"] * (args.colour != "class")
+    if given and not args.plot_umap:
         raise UserError(f"--{given[0]} belongs to --plot_umap True")
-    if args.colour != "class" and not args.plot_umap:
-        raise UserError(f"--colour {args.colour} belongs to --plot_umap True")
-    needed = [flag for flag in ("subjects", "dataset_dir") if args.colour in ("age", "sex") and not getattr(args, flag)]
+    missing = [f"--{flag}" for flag in ("AD_dir", "NC_dir") if args.plot_umap and not getattr(args, flag)]
+    if missing and not (len(missing) == 2 and args.conditional_dir):
+        needed = " and ".join(missing)
+        raise UserError(f"--plot_umap True also needs {needed}: the run of that class's model, such as --AD_dir AD --NC_dir NC")
+    needed = [f"--{flag}" for flag in ("subjects", "dataset_dir") if args.colour in ("age", "sex") and not getattr(args, flag)]
     if needed:
-        raise UserError(
-            f"--colour {args.colour} also needs {' and '.join(f'--{flag}' for flag in needed)}: real slices, with a table of their "
-            "people, are projected into a conditional model"
-        )
+        what = "real slices, with a table of their people, are projected into a conditional model"
+        raise UserError(f"--colour {args.colour} also needs {' and '.join(needed)}: {what}")
     if args.control_dir and missing:
         raise UserError("--control_dir is compared with --AD_dir and --NC_dir: give both")
 
@@ -257,9 +215,9 @@ def main(argv=None):
     models = models_to_look_into(args, mapped, device)
     specs = style_maps.map_specs(*(mapped.get(flag) for flag in MAP_FLAGS))
     real = real_slices(args, specs, table)
-    check_colour(args, specs, real, table)
+    check_colour(args, specs, real)
     make_folder(args.output_dir, "--output_dir")
-    models, sections = name_apart(models, args.output_dir), []
+    models, sections = name_apart(models), []
     for model in models:
         sections += [show(section) for section in draw_model(args, model)]
     if args.evaluate or args.report and args.dataset_dir:
@@ -344,23 +302,20 @@ def conditional_model(specs):
     return next((source.model for spec in specs for source in spec.sources.values() if source.model.is_conditional), None)
 
 
-def check_colour(args, specs, real, table):
-    """UserError if there is nothing for --colour in the MapSpecs, the RealSlices or the table: before any work is done."""
+def check_colour(args, specs, real):
+    """UserError if there is nothing for --colour in the MapSpecs or the RealSlices: before any work is done."""
     if args.colour in ("age", "sex"):
         if real is None:
-            raise UserError(
-                f"--colour {args.colour} also needs --conditional_dir: real slices are projected into a conditional model"
-            )
-        if all(getattr(scan, args.colour) is None for scan in table.values()):
-            raise UserError(f"--subjects {args.subjects}: tells no {args.colour}; --colour {args.colour} needs such a column")
+            what = "real slices are projected into a conditional model"
+            raise UserError(f"--colour {args.colour} also needs --conditional_dir: {what}")
         if all(getattr(scan, args.colour) is None for scan in real.scans):
             raise UserError(f"--colour {args.colour}: --subjects tells the {args.colour} of none of the {len(real.scans)} slices")
     if args.colour == "area":
         for spec in specs:
             for model, _ in spec.sources.values():
-                if model.resolution < areas.SIDE:
-                    size = f"draws {model.resolution}x{model.resolution} pixels; areas need {areas.SIDE}x{areas.SIDE} at least"
-                    raise UserError(f"--colour area: {model.folder} {size}")
+                if (side := model.resolution) < areas.SIDE:
+                    text = f"draws {side}x{side} pixels; areas need {areas.SIDE}x{areas.SIDE} at least"
+                    raise UserError(f"--colour area: {model.folder} {text}")
             style_maps.ventricle_areas(spec, style_maps.style_sets(spec, 16, args.seed))  # refuses slices whose view cannot be told
 
 

@@ -2,14 +2,12 @@
 
     python -m analysis.areas AD_NC                       # phantoms of phantom.py: measured areas compared with the truth
     python -m analysis.areas AD_NC --generated out/all-conditional    # mean areas of generated slices, and the true ones
-    python -m analysis.areas AD_NC --fit True            # the constants of their view below, fitted again to train/
 
 Every image is reduced to 64x64, so that a slice measures the same at any resolution. The scanner's shading is divided out of
 axial slices, so that white matter is 190 everywhere; of sagittal ones, in which less white matter is in one piece, the brightness
 alone is. Then each pixel adds an area of tissue that depends on its grey level and on the REGIONS in which it lies: AMOUNT,
-interpolated between LEVELS, was fitted to the true areas of training phantoms of the same view by least squares (negative amounts
-correct for pixels on borders). On other scans than phantoms the grey levels differ and the unit is nominal: there the areas serve
-to compare sets of slices, not as anatomy.
+interpolated between LEVELS, was fitted to the true areas of training phantoms of the same view by least squares, smooth over the
+levels. On other scans the grey levels differ and the unit is nominal: there the areas compare sets of slices.
 """
 
 import csv
@@ -22,7 +20,7 @@ from tqdm import tqdm
 from data.decode import decode, for_each, pad_and_resize
 from data.view import find_view
 from dataset import Slices
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, UserError, boolean, run_cli
+from utils import CLASSES, ArgumentParser, UserError, run_cli
 
 WIDTH, WHITE = 256, 190  # of phantom.py's slices: pixels across, grey level of white matter in axial ones
 SIDE = 64  # pixels; every slice is measured at this resolution
@@ -42,7 +40,6 @@ LEVELS = {
     "axial": (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 255),
     "sagittal": (0, 20, 40, 60, 80, 100, 120, 140, 155, 170, 185, 200, 215, 230),
 }
-SMOOTH = {"axial": 100.0, "sagittal": 30.0}  # weight of AMOUNT's second differences against the error, in mm^2
 BRIGHTNESS = 155  # of a sagittal slice: the mean of the eighth powers of the foreground, as a level
 # Pixels of tissue per pixel at LEVELS[1:], for each region that counts ("slice": all of it); a black pixel holds none.
 AMOUNT = {
@@ -212,16 +209,6 @@ def true_means(train_dir, classes, view):
     return {name: {tissue: float(truth[tissue][rows].mean()) for tissue in AMOUNT[view]} for name, rows in in_class.items()}
 
 
-def fit_amount(areas, truth, smooth):
-    """AMOUNT of one tissue [regions, L] from `area_by_level` of each of its regions [N, L] and true areas [N].
-
-    Least squares, smooth over the levels of a region.
-    """
-    bend = np.kron(np.eye(len(areas)), np.diff(np.eye(areas[0].shape[1]), 2, axis=0)) * smooth * len(truth) ** 0.5
-    amount = np.linalg.lstsq(np.r_[np.hstack(areas), bend], np.r_[truth, np.zeros(len(bend))], rcond=None)[0]
-    return amount.reshape(len(areas), -1)
-
-
 def accuracy_table(measured, truth):
     """Lines that compare measured areas {tissue: mm^2 [N]} with `read_truth`: correlation, RMS error, and bias by class."""
     lines = [f"{'':10} correlation    error, RMS   bias of the mean, by class"]
@@ -259,38 +246,19 @@ def main(argv=None):
     parser = ArgumentParser("Measure areas in phantoms and compare them with the truth.", "-m analysis.areas AD_NC")
     parser.prog = "-m analysis.areas"
     parser.add_argument("folder", help="phantoms, as phantom.py writes them")
-    parser.add_argument("--resolution", type=int, choices=RESOLUTIONS[1:], default=SIDE, help="at which slices are read")
-    parser.add_argument(
-        "--generated", metavar="DIR", help="AD/ and NC/ of predict.py --export: their mean areas, and the true ones"
-    )
-    parser.add_argument(
-        "--fit", type=boolean, default=False, metavar="True|False", help="print AMOUNT, fitted to train/; else measure test/"
-    )
+    text = "AD/ and NC/ of predict.py --export: their mean areas, and the true ones"
+    parser.add_argument("--generated", metavar="DIR", help=text)
     args = parser.parse_args(argv)
-    truth = read_truth(args.folder)
     if args.generated:
         print(generated_table(args.generated, args.folder))
         return 0
-    split = "train" if args.fit else "test"
-    rows = truth["split"] == split
-    if not rows.any():
-        raise UserError(f"{args.folder}: subjects.csv lists no slices in {split}/; draw the phantoms again")
-    view = truth.pop("view")
+    truth = read_truth(args.folder)
+    view, rows = truth.pop("view"), truth["split"] == "test"
     truth = {name: column[rows] for name, column in truth.items()}
-    slices = for_each(lambda path: decode(os.path.join(args.folder, path), args.resolution), truth["path"], label="reading")
-    if any(pixels is None for pixels in slices):
-        raise UserError(f"{args.folder}: slices of subjects.csv are missing or unreadable; draw the phantoms again")
-    slices = np.stack(slices)
-    if args.fit:
-        area = area_by_level(slices, view, "measuring")
-        for tissue, regions in AMOUNT[view].items():
-            amounts = fit_amount([area[region] for region in regions], truth[tissue], SMOOTH[view])
-            print(f'        "{tissue}": {{')
-            for region, amount in zip(regions, amounts):
-                print(f'            "{region}": ({", ".join(f"{value:.3f}" for value in amount)}),')
-            print("        },")
-    else:
-        print(accuracy_table(measure_areas(slices, view, "measuring"), truth))
+    slices = for_each(lambda path: decode(os.path.join(args.folder, path), SIDE), truth["path"], label="reading")
+    if not slices or any(pixels is None for pixels in slices):
+        raise UserError(f"{args.folder}: slices of subjects.csv in test/ are missing or unreadable; draw the phantoms again")
+    print(accuracy_table(measure_areas(np.stack(slices), view, "measuring"), truth))
     return 0
 
 

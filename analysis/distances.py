@@ -1,11 +1,10 @@
 """Distances between sets of images: the mathematics behind metrics.py and the validation during training.
 
-In order: features of random or trained networks; standardised KID, precision, recall, density and coverage between sets of
-features; sliced Wasserstein distance; radial power spectrum and MS-SSIM; distance to the nearest training image.
+In order: features of a random network; standardised KID, precision, recall, density and coverage between sets of
+features; sliced Wasserstein distance; radial power spectrum; distance to the nearest training image.
 """
 
 import math
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from analysis.bootstrap import bootstrap
+from analysis.bootstrap import Interval, bootstrap
 from dataset import to_float
 from utils import UserError
 
@@ -24,8 +23,6 @@ FEATURE_SIDE, NEAREST_SIDE = 64, 64  # larger images are averaged down to this s
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")  # channels, "M": max pooling
 PATCHES, PATCH = 128, 7  # sliced Wasserstein distance: patches per image and band, and their side in pixels
 REPEATS, DIRECTIONS = 4, 128  # sliced Wasserstein distance: it averages over REPEATS x DIRECTIONS directions
-PAIRS = 256  # pairs for the mean MS-SSIM, whose standard error is then about 0.01
-SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # per scale, finest first (Wang et al. 2003)
 IDENTICAL = 1e-5  # relative distance below which two images are the same; rounding gives up to 1e-6
 
 
@@ -55,29 +52,24 @@ def in_batches(images, device, label=None, size=BATCH):
 
 
 class Features:
-    """Maps images to feature vectors: `Features("vgg16", device)(images)` is float32 [N, D] on the CPU.
+    """Maps images to feature vectors: `Features(device)(images)` is float32 [N, D] on the CPU.
 
-    "vgg16": the last pooling layer of a VGG16 (Simonyan and Zisserman 2015) with one input channel, no biases and random
-    He-normal weights; random features judge images unlike ImageNet's better than trained ones (Naeem et al. 2020).
-    The weights depend on `seed` alone. Images must be at least 32 pixels wide. Images wider than FEATURE_SIDE are averaged
-    down to it for speed, so other metrics must judge finer detail. D = 512 (side / 32)^2, which is 512 or 2048.
-    "inception": the 2048 pooled features of torchvision's Inception v3; UserError if its weights cannot be loaded.
+    The last pooling layer of a VGG16 (Simonyan and Zisserman 2015) with one input channel, no biases and random He-normal
+    weights, which depend on `seed` alone; random features judge images unlike ImageNet's better than trained ones (Naeem et al.
+    2020). Images must be at least 32 pixels wide; wider than FEATURE_SIDE, they are averaged down to it for speed, so other metrics
+    must judge finer detail. D = 512 (side / 32)^2, which is 512 or 2048.
     """
 
-    def __init__(self, name="vgg16", device="cpu", seed=0):
-        self.name, self.device = name, torch.device(device)
-        network = pretrained_inception() if name == "inception" else random_vgg16(seed)
-        self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+    def __init__(self, device="cpu", seed=0):
+        self.device = torch.device(device)
+        self.network = random_vgg16(seed).eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images, label=None):
         """Features of uint8 [N, R, R] or float [N, 1, R, R] in [-1, 1], NumPy or torch; `label` names a progress bar."""
-        return torch.cat([self._of_batch(batch).cpu() for batch in in_batches(images, self.device, label)])
+        return torch.cat([self._extract(batch).cpu() for batch in in_batches(images, self.device, label)])
 
-    def _of_batch(self, images):
-        if self.name == "inception":
-            images = F.interpolate(images, (299, 299), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
-            return self.network(images)
+    def _extract(self, images):
         images = F.adaptive_avg_pool2d(images, min(FEATURE_SIDE, images.shape[-1]))
         features = self.network(images.contiguous(memory_format=torch.channels_last)).flatten(1)
         # Without biases a vector's length only measures contrast, yet makes up 40% of the variance: all get length 1.
@@ -97,23 +89,6 @@ def random_vgg16(seed):
         layers += [convolution, nn.ReLU(inplace=True)]
         channels = width
     return nn.Sequential(*layers)
-
-
-def pretrained_inception():
-    """torchvision's Inception v3 for images in [-1, 1], up to its last pooling layer; downloads its weights once."""
-    from torchvision.models import Inception_V3_Weights, inception_v3  # takes seconds to import
-
-    weights = Inception_V3_Weights.IMAGENET1K_V1
-    try:
-        network = inception_v3(weights=weights, progress=False)
-    except Exception as error:  # no network, a proxy's error page, a damaged file, a full disk
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-        raise UserError(
-            f"--features inception: cannot load its weights ({str(error).splitlines()[0][:80]}); put "
-            f"{weights.url} into {folder}, or take --features vgg16"
-        ) from None
-    network.transform_input, network.fc = False, nn.Identity()
-    return network
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,9 +162,8 @@ def kid(real, fake):
 def prdc(real, fake, k=NEIGHBOURS, real_groups=None, fake_groups=None):
     """Precision, recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020) of features; a dict of floats.
 
-    real [N, D], fake [M, D] with N, M > k. The ball of a point reaches to its k-th nearest neighbour in its own set, or, with
-    groups [N] or [M] (people), to the k-th nearest of other groups: among neighbouring slices of one brain a ball would be too
-    small to hold anyone else. nan without k points of other groups.
+    real [N, D], fake [M, D] with N, M > k. The ball of a point reaches to its k-th nearest neighbour in its own set that is of
+    another of the groups [N] or [M] (people): neighbouring slices of one brain would make it too small. nan without k of them.
     precision: share of fakes in at least one real ball; recall: share of reals in at least one fake ball;
     density: mean number of real balls that a fake is in, over k (about 1, can exceed it); coverage: share of real balls that
     contain a fake. Only values from sets of equal sizes can be compared. UserError if a set is too small.
@@ -299,7 +273,7 @@ def _sort_rows(x):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Radial power spectrum and multi-scale structural similarity
+# Radial power spectrum
 
 
 def radial_power(images):
@@ -321,27 +295,6 @@ def spectrum_db(power):
     return 10 * torch.log10(power.mean(0) + (1 / 127.5) ** 2 / 12)
 
 
-def ms_ssim(a, b):
-    """Multi-scale structural similarity of pairs of images [N, 1, R, R] in [-1, 1]: [N] in [0, 1] (Wang et al. 2003).
-
-    11x11 Gaussian window, standard deviation 1.5. Uses those of the five scales that the window fits into (5 from R = 176,
-    3 at 64, 2 at 32), with weights rescaled to sum 1. Negative contrast terms count as 0 (as in Odena et al. 2017).
-    """
-    scales = min(len(SSIM_WEIGHTS), int(math.log2(a.shape[-1] / 11)) + 1)
-    weights = np.array(SSIM_WEIGHTS[:scales]) / sum(SSIM_WEIGHTS[:scales])
-    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
-    window = (window / window.sum()).tolist()
-    a, b, product = (a + 1) / 2, (b + 1) / 2, 1.0
-    for scale, weight in enumerate(weights):
-        mean_a, mean_b, aa, bb, ab = filter_separable(torch.cat([a, b, a * a, b * b, a * b]), window).chunk(5)
-        contrast = (2 * (ab - mean_a * mean_b) + 0.03**2) / (aa + bb - mean_a**2 - mean_b**2 + 0.03**2)
-        if scale == scales - 1:
-            contrast = contrast * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-        product = product * contrast.mean((1, 2, 3)).clamp_min(0) ** weight
-        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-    return product
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Memorisation
 
@@ -349,23 +302,19 @@ def ms_ssim(a, b):
 class Memorisation(NamedTuple):
     """How close generated and held-out images are to the training set; see `memorisation`."""
 
-    share: float  # of generated images that are closer than the 1st percentile of the held-out ones
+    share: Interval  # of generated images that are closer than the 1st percentile of the held-out ones
     fake: torch.Tensor  # relative distance of each generated image, [M]
     held_out: torch.Tensor  # relative distance of each held-out image that is not itself in the training set, [up to N]
     nearest: torch.Tensor  # row of the training image nearest to each generated image, [M]
     mirrored: torch.Tensor  # whether that training image is nearest when mirrored, bool [M]
-    low: float = math.nan  # 95% bootstrap interval of the share
-    high: float = math.nan
 
 
 def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
     """Compare how close generated and held-out real images are to the training set, all uint8 [*, R, R]: `Memorisation`.
 
-    `train` may be `Slices`. Without memorisation the share is `expected_share`; copying a tenth of the images adds 0.1. The test is
-    only as sensitive as `real` is independent: where it shows people of the training set, its images are close to that set
-    too, and only close copies are noticed. The interval resamples generated images, and of `real` the groups [N] (people; None:
-    each image is one). mirror: whether mirrored copies count, as they do where training mirrored. UserError if the training
-    set contains all of `real`.
+    `train` may be `Slices`. Without memorisation the share is `expected_share`; copying a tenth of the images adds 0.1. If `real`
+    shows people of the training set, only close copies are noticed. The interval resamples generated images, and of `real` the
+    groups [N] (people; None: each image is one). mirror: whether mirrored copies count. UserError if `train` holds all of `real`.
     """
     neighbours = fit_neighbours(train, "training images" if progress else None)
     held_out, _, _ = nearest_images(real, neighbours, mirror, label="nearest to real" if progress else None)
@@ -380,8 +329,7 @@ def memorisation(real, fake, train, progress=False, groups=None, mirror=False):
         return np.average(distances.numpy() < np.quantile(drawn, 0.01), weights=fake_weights)
 
     units = np.r_[np.unique(groups, return_inverse=True)[1], np.arange(len(distances))]
-    interval = bootstrap(share, units, np.arange(len(units)) < len(groups))
-    return Memorisation(interval.value, distances, held_out, rows, mirrored, *interval[1:])
+    return Memorisation(bootstrap(share, units, np.arange(len(units)) < len(groups)), distances, held_out, rows, mirrored)
 
 
 def expected_share(count):

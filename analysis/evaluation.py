@@ -1,30 +1,23 @@
-"""What predict.py --evaluate measures: does a model preserve the AD/NC difference, beyond images that look right? Four questions.
+"""What predict.py --evaluate measures: does a model preserve the AD/NC difference, beyond images that look right? Three questions.
 
     for models in evaluation_groups(all_models):
         generated = generate_classes(models, "AD_NC/test", seed=0, truncation=1.0)
         result = evaluate_models(models, generated, "AD_NC/test")
 
-Critic: does it score held-out real slices like those it was trained on, or like generated ones? Classifier: after training on
-generated slices, does it tell AD from NC on held-out real ones as well as after training on real ones (classifier.py)? Areas: are
-ventricles, grey and white matter as large as in real slices, and AD and NC as far apart (areas.py)? Image quality: the metrics
-of quality.py, class by class. PACGAN, a progressive GAN with an auxiliary classifier (Lai et al. 2025,
-doi:10.1038/s41598-025-16257-1), reports an AUC of 0.813 for that classifier on held-out ADNI slices; its slices, people and
-networks differ, so the AUCs cannot be compared.
-
-Slices of one brain are alike, so intervals resample people where a table tells them, else scans, else slices (subjects.py).
-Tables, figures and files are made in report/evaluation_report.py.
+Classifier: after training on generated slices, does it tell AD from NC on held-out real ones as well as after training on real
+ones (classifier.py)? Areas: are ventricles, grey and white matter as large as in real slices, and AD and NC as far apart
+(areas.py)? Image quality: the metrics of quality.py, class by class. Intervals resample people where a table tells them, else
+scans, else slices (subjects.py).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from analysis.areas import measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
-from analysis.critic import critic_scores, load_critic
 from analysis.models import BATCH, generate
 from analysis.quality import measure_quality
 from data.damage import note_damaged
@@ -34,7 +27,7 @@ from dataset import Slices
 from utils import CLASSES, UserError
 
 KINDS = "train", "held-out", "generated"  # of slices: the first two are real
-COMPARED = 2000  # slices of each kind and class, at most, for the critic and the metrics
+COMPARED = 2000  # slices of each kind and class, at most, for the metrics
 
 
 class EvaluatedSlices(NamedTuple):
@@ -60,11 +53,9 @@ class EvaluatedSlices(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """The answers to all four questions, for one model or a pair of one-class models."""
+    """The answers to all three questions, for one model or a pair of one-class models."""
 
     slices: EvaluatedSlices
-    scores: dict  # of critics: {class: {kind: [n]}}, without classes whose run has no checkpoint.pt
-    critic: dict  # {class: `critic_gaps`}
     classifier: dict | None  # of `classify`; None without both classes
     areas: dict  # {kind: {class: {tissue: mm^2 [N]}}}; empty below 64x64 or where the view cannot be told
     area_comparison: dict | None  # of `compare_areas`
@@ -72,12 +63,10 @@ class EvaluationResult(NamedTuple):
 
     def numbers(self):
         """The results as plain values, for <title>_evaluation.json and report.json."""
-        numbers = {"critic": self.critic, "resampled": self.slices.resampled}
-        if self.classifier:
-            numbers["classifier"] = self.classifier
-        if self.area_comparison:
-            numbers["areas"] = self.area_comparison
-        return numbers | {"metrics": {name: quality.values for name, quality in self.quality.items()}}
+        parts = {"classifier": self.classifier, "areas": self.area_comparison}
+        metrics = {name: quality.values for name, quality in self.quality.items()}
+        measured = {name: part for name, part in parts.items() if part is not None}
+        return {**measured, "resampled": self.slices.resampled, "metrics": metrics}
 
 
 def evaluation_groups(models):
@@ -119,16 +108,11 @@ def evaluate_models(models, generated, dataset_dir, table=None):
     """
     train, test = train_and_test(dataset_dir, list(generated))
     device, mirror = models[0].device, any(model.mirrored for model in models)
-    critics = [load_critic(model.folder, device) for model in models]  # first of all, so that errors come early
     slices = collect_slices(train, test, generated, table)
-    scores = {}
-    for model, critic in zip(models, critics):
-        if critic is not None:
-            scores |= score_classes(critic, model, slices.sample)
     classifier = None
     if len(slices.classes) > 1:
         kinds, names = (slices.reduced[kind] for kind in ("train", "generated", "held-out")), slices.names
-        classifier = classify(*kinds, slices.groups["held-out"], device, mirror, names)
+        classifier = classify(*kinds, slices.groups, device, mirror, names)
     areas, comparison = {}, None
     if view := view_or_note(np.concatenate(list(slices.reduced["train"].values())), f"--dataset_dir {dataset_dir}"):
         areas = {
@@ -136,21 +120,12 @@ def evaluate_models(models, generated, dataset_dir, table=None):
             for kind in KINDS
         }
         comparison = compare_areas(areas, slices.groups, true_means(train, slices.classes, view))
-    quality = {
-        name: measure_quality(
-            slices.sample["held-out"][name],
-            slices.sample["generated"][name],
-            slices.pixels["train"][name],
-            device=device,
-            progress=True,
-            groups=slices.sample_groups[name],
-            train_groups=slices.groups["train"][name],
-            mirror=mirror,
-        )
-        for name in slices.classes
-    }
-    gaps = {name: critic_gaps(kinds) for name, kinds in scores.items()}
-    return EvaluationResult(slices, scores, gaps, classifier, areas, comparison, quality)
+    quality = {}
+    for name in slices.classes:
+        real, fake = (slices.sample[kind][name] for kind in ("held-out", "generated"))
+        people = {"groups": slices.sample_groups[name], "train_groups": slices.groups["train"][name]}
+        quality[name] = measure_quality(real, fake, slices.pixels["train"][name], device, progress=True, mirror=mirror, **people)
+    return EvaluationResult(slices, classifier, areas, comparison, quality)
 
 
 def collect_slices(train, test, generated, table=None):
@@ -162,12 +137,15 @@ def collect_slices(train, test, generated, table=None):
         for members in pixels[kind].values():
             note_damaged(members, members.names, folder)
         scans[kind] = {name: identify(members.names, table) for name, members in pixels[kind].items()}
-        groups[kind] = {name: resampling_groups(members)[0] for name, members in scans[kind].items()}
     names = {kind: {name: members.names for name, members in classes.items()} for kind, classes in pixels.items()}
     pixels["generated"] = generated
     rows = {kind: {name: rng.permutation(len(members))[:COMPARED] for name, members in pixels[kind].items()} for kind in KINDS}
     everyone = {kind: [scan for members in classes.values() for scan in members] for kind, classes in scans.items()}
-    unit = resampling_groups(everyone["train"] + everyone["held-out"])[1]
+    labels, unit = resampling_groups(everyone["train"] + everyone["held-out"])
+    for kind, classes in scans.items():
+        groups[kind] = {}
+        for name, members in classes.items():
+            groups[kind][name], labels = labels[: len(members)], labels[len(members) :]
     return EvaluatedSlices(
         pixels,
         {kind: {name: members[rows[kind][name]] for name, members in pixels[kind].items()} for kind in KINDS},
@@ -184,47 +162,6 @@ def reduce_all(pixels):
     """`reduce_to_side` of an array or Slices [N, R, R], 1024 at a time."""
     parts = np.array_split(np.arange(len(pixels)), -(-len(pixels) // 1024))
     return np.concatenate([reduce_to_side(pixels[rows]) for rows in parts])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The critic
-
-
-def score_classes(critic, model, sample):
-    """{class: {kind: scores float64 [n]}} of a Model's critic, of slices {kind: {class: uint8 [N, R, R]}}."""
-    scores = {name: {} for name in model.classes}
-    for kind in tqdm(KINDS, f"critic of {model.folder}", disable=None):
-        for name, values in scores_by_class(critic, {name: sample[kind][name] for name in model.classes}, model.device).items():
-            scores[name][kind] = values
-    return scores
-
-
-def scores_by_class(critic, slices, device):
-    """{class: scores float64 [n]} of {class: uint8 [N, R, R]}, from full batches that mix the classes, as in training."""
-    label = {name: CLASSES.index(name) if name in CLASSES else 0 for name in slices}
-    labels = np.repeat([label[name] for name in slices], [len(pixels) for pixels in slices.values()])
-    order = np.random.default_rng(0).permutation(len(labels))
-    pixels, labels = np.concatenate(list(slices.values()))[order], labels[order]
-    scores = critic_scores(critic, pixels, torch.from_numpy(labels), BATCH, device).double().cpu().numpy()
-    labels = labels[: len(scores)]
-    return {name: scores[labels == label[name]] for name in slices}
-
-
-def critic_gaps(scores):
-    """Gaps between the mean scores {kind of KINDS: [n]} of one class, in standard deviations (root mean square of both sets').
-
-    By class, since a class-conditional critic is trained within classes: its scores of AD may all be above those of NC.
-    """
-
-    def gap(a, b):
-        return float((a.mean() - b.mean()) / max(1e-12, np.sqrt((a.var() + b.var()) / 2)))
-
-    return {
-        "mean": {kind: float(values.mean()) for kind, values in scores.items()},
-        "deviation": {kind: float(values.std()) for kind, values in scores.items()},
-        "train - held-out": gap(scores["train"], scores["held-out"]),
-        "held-out - generated": gap(scores["held-out"], scores["generated"]),
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,7 +209,6 @@ def compare_areas(areas, groups, truth=None):
                 row["truth"] = float(truth[name][tissue])
             comparison[name][tissue] = row
     if len(areas["train"]) == 2:
-        comparison["AD - NC"] = {
-            tissue: {kind: difference((kind, "AD"), (kind, "NC"), tissue) for kind in KINDS} for tissue in areas["train"]["AD"]
-        }
+        tissues = areas["train"]["AD"]
+        comparison["AD - NC"] = {x: {kind: difference((kind, "AD"), (kind, "NC"), x) for kind in KINDS} for x in tissues}
     return comparison

@@ -5,9 +5,7 @@
     metadata.csv  w.npy, or w_AD.npy and w_NC.npy                               beside them
     <output_dir>/styles/000000.png ...                                          style vectors that a table lists
 
-If an export was stopped or is to be extended, the same command makes the images that are missing and no others. The table of style
-vectors is a CSV with the columns run (a folder, or a name of a run) and w0, w1, ..., as atlas.html downloads it; its column set, if
-there is one, names groups of slices.
+If an export was stopped or is to be extended, the same command makes the images that are missing and no others.
 """
 
 import csv
@@ -60,24 +58,14 @@ def metadata(model, count, seed, truncation):
     """The lines of metadata.csv, the header first: `count` images of each class, in the order of their numbers."""
     weights = checksum([model.mapping.state_dict(), model.generator.state_dict()])[:16]
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
     for number in range(count):
         for label in model.labels:
-            class_folder = "" if label is None else CLASSES[label]
-            table.writerow(
-                {
-                    "path": os.path.join(class_folder, f"{number:06d}.png"),
-                    "class": class_folder or "+".join(model.trained_on),
-                    "seed": seed,
-                    "number": number,
-                    "truncation": truncation,
-                    "model": printable(model.name),
-                    "weights": weights,
-                    "w_file": styles_file(label),
-                    "w_row": number,
-                }
-            )
+            folder = "" if label is None else CLASSES[label]
+            path, class_name = os.path.join(folder, f"{number:06d}.png"), folder or "+".join(model.trained_on)
+            name = printable(model.name)
+            table.writerow([path, class_name, seed, number, truncation, name, weights, styles_file(label), number])
     return text.getvalue().splitlines(keepends=True)
 
 
@@ -153,7 +141,10 @@ class StyleRow(NamedTuple):
 
 
 def read_style_table(path):
-    """The StyleRows in a CSV; UserError if there are none, a column is missing or a row holds no finite style vector."""
+    """The StyleRows in a CSV, as atlas.html downloads it: columns run (its name or folder), w0, w1, ... and, perhaps, set.
+
+    UserError if there are none, a column is missing or a row holds no finite style vector.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             rows = csv.DictReader(file, restval="")
@@ -161,30 +152,28 @@ def read_style_table(path):
             columns = [f"w{i}" for i in range(sum(name[:1] == "w" and name[1:].isdecimal() for name in names))]
             if not columns or not {"run", *columns} <= set(names):
                 raise UserError(f"{path}: no columns run, w0, w1, ...; atlas.html of predict.py downloads such a file")
-            table = [
-                StyleRow(rows.line_num, row["run"], row.get("set", ""), style_vector(path, rows, row, columns)) for row in rows
-            ]
+            table = [StyleRow(rows.line_num, row["run"], row.get("set", ""), style_vector(row, columns)) for row in rows]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file ({error})") from None
     if not table:
         raise UserError(f"{path}: there are no rows below its header")
+    if bad := [row.line for row in table if not row.run or row.w is None]:
+        raise UserError(f"{path}: line {bad[0]} holds no run with a style vector of finite numbers")
     return table
 
 
-def style_vector(path, rows, row, columns):
-    """w float32 of a row; the last columns may be empty, for a run with shorter style vectors than another in the table."""
+def style_vector(row, columns):
+    """w float32 of a row, None if there is none; the last columns may be empty: another run may have longer style vectors."""
+    texts = [row[name] for name in columns]
+    while texts and not texts[-1]:
+        texts.pop()
     try:
-        texts = [row[name] for name in columns]
-        while texts and not texts[-1]:
-            texts.pop()
-        w = np.array([float(text) for text in texts])
-        if not len(w) or not (np.abs(w) <= LARGEST).all() or not row["run"]:
-            raise ValueError
+        w = np.array(texts, float)
     except ValueError:
-        raise UserError(f"{path}: line {rows.line_num} holds no run with a style vector of finite numbers") from None
-    return w.astype(np.float32)
+        return None
+    return w.astype(np.float32) if len(w) and (np.abs(w) <= LARGEST).all() else None
 
 
 def draw_style_table(table, models, folder, path):

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.models import BATCH, draw_z, style_vectors, synthesize
+from analysis.models import draw_z, style_vectors, synthesize
 from ops import upsample
+from utils import random_stream
 
 STEPS = 7  # images from one class to the other, or along a direction
 DIRECTION_LATENTS = 4096  # latents per class for the distribution of w along a direction
@@ -95,29 +96,50 @@ class Morph(NamedTuple):
     means: np.ndarray  # [2, R, R], mean images of AD and NC over all latents, in grey levels
     error: np.ndarray  # [R, R], standard error of the mean difference
     latents: int  # their number
+    found: float  # share of the pixels whose mean difference exceeds two standard errors
+    chance: tuple  # (mean, 97.5th percentile) of that share if the labels made no difference, by `sign_flips`
 
 
 @torch.no_grad()
-def morph(model, z, shown, psi=1.0, steps=STEPS):
+def morph(model, z, shown, psi=1.0, steps=STEPS, seed=0):
     """The Morph of latents z [N, z_dim], N > 1, in a conditional model: images of the first `shown`, means over all of them.
 
-    Each latent goes its own way, from its w as AD to its w as NC. (A projected slice has no latent: `projector.move_class` moves
-    its w by the mean difference between the classes, the same for all slices.) The standard error is over latents: it says how well
-    the mean of the model is known, not how realistic the model is.
+    Each latent goes its own way, from its w as AD to its w as NC, with noise of its own, drawn by `seed`, that is the same all the
+    way: so the mean difference holds no pattern of one noise. (A projected slice has no latent: `projector.move_class` moves its w
+    by the mean difference between the classes, the same for all slices.) The standard error is over latents: it says how well the
+    mean of the model is known, not how realistic the model is.
     """
     ends = []  # w [N, w_dim] of AD and of NC
     for label in model.labels:
         w, labels = style_vectors(model.mapping, z, label)
         ends.append(model.mapping.truncate(w, psi, labels))
-    share = torch.linspace(0, 1, steps, device=z.device)[:, None]
-    images = image_grid(model, torch.lerp(ends[0][:shown, None], ends[1][:shown, None], share))
-    sums, squares, count = 0.0, 0.0, len(z)
-    for ws in zip(*(w.split(BATCH) for w in ends)):
-        pairs = np.stack([synthesize(model, w) for w in ws]).astype(np.float64)  # [2, n, R, R]
-        sums, squares = sums + pairs.sum(1), squares + ((pairs[1] - pairs[0]) ** 2).sum(0)
-    means = sums / count
-    variance = np.maximum(squares / count - (means[1] - means[0]) ** 2, 0) * count / (count - 1)
-    return Morph(images, means, np.sqrt(variance / count), count)
+
+    def draw(w):  # the same noise at each call
+        return synthesize(model, w, "random", random_stream("morph", seed, model.device))
+
+    images = np.stack([draw(torch.lerp(ends[0][:shown], ends[1][:shown], share)) for share in torch.linspace(0, 1, steps)], 1)
+    ad, nc = map(draw, ends)
+    error, found, chance = sign_flips(nc.astype(np.float32) - ad)
+    return Morph(images, np.stack([ad.mean(0), nc.mean(0)]), error, len(z), found, chance)
+
+
+def sign_flips(differences, flips=200):
+    """(standard error [...], share, (mean, 97.5th percentile)) of paired differences float32 [N, ...] between two labels.
+
+    share: of the pixels whose mean difference exceeds two standard errors; mean and percentile: of the same share over random
+    signs of the differences, as if the labels could be exchanged. The mean is about 0.046; pixels are correlated, so that the
+    percentile may lie far above it.
+    """
+    count, squares = len(differences), np.square(differences).mean(0)
+    signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (flips + 1, count))
+    signs[0] = 1  # the differences as they are
+    means = np.tensordot(signs, differences, 1) / count  # [flips + 1, ...]
+
+    def standard_error(mean):
+        return np.sqrt(np.maximum(squares - mean**2, 0) / (count - 1))
+
+    shares = [float((np.abs(mean) > 2 * standard_error(mean)).mean()) for mean in means]
+    return standard_error(means[0]), shares[0], (float(np.mean(shares[1:])), float(np.quantile(shares[1:], 0.975)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -92,10 +92,11 @@ def find_run(name, model_dir, flag=""):
         tidy = os.path.normpath(folder)
         return tidy if os.path.realpath(tidy) == os.path.realpath(folder) else folder  # "link/.." may be anywhere
     near = [run for run in list_runs(model_dir) if run.casefold() == {"cn": "nc"}.get(name.casefold(), name.casefold())]
-    raise UserError(
-        f"{flag} no run {name}: looked for {' and '.join(os.path.join(folder, WEIGHTS['last']) for folder in places)}; "
-        f"{describe_runs(model_dir)}{f'; did you mean {near[0]}?' if near else ''}".lstrip()
+    looked, hint = (
+        " and ".join(os.path.join(folder, WEIGHTS["last"]) for folder in places),
+        f"; did you mean {near[0]}?" if near else "",
     )
+    raise UserError(f"{flag} no run {name}: looked for {looked}; {describe_runs(model_dir)}{hint}".lstrip())
 
 
 def list_runs(model_dir):
@@ -119,10 +120,8 @@ def weights_file(folder, which):
     path = os.path.join(folder, WEIGHTS[which])
     if which == "last" or os.path.isfile(path):
         return path
-    print(
-        f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every writes it): the last generator is used instead",
-        file=sys.stderr,
-    )
+    note = f"note: {folder} holds no {WEIGHTS[which]} (train.py --eval_every writes it): the last generator is used instead"
+    print(note, file=sys.stderr)
     return os.path.join(folder, WEIGHTS["last"])
 
 
@@ -169,27 +168,15 @@ def load_model(folder, device, which="last"):
     networks.load_state_dict(saved["weights"])  # float16 weights become float32
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
-    return Model(
-        os.path.basename(os.path.abspath(folder)),
-        networks["mapping"],
-        networks["generator"],
-        saved["classes"],
-        labels,
-        folder,
-        saved.get("mirror", True),
-        which,
-        saved.get("images", 0),
-    )
+    name, mirrored = os.path.basename(os.path.abspath(folder)), saved.get("mirror", True)
+    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0)
+    return Model(name, networks["mapping"], networks["generator"], *facts)
 
 
-def same_weights(a, b):
-    """Whether two Models have equal weights, also where one of them is a copy that `share` has written."""
-    return half_checksum(a) == half_checksum(b)
-
-
-def half_checksum(model):
-    """SHA-256, in hex, of a Model's weights in float16."""
-    return checksum([{name: x.half() for name, x in part.state_dict().items()} for part in (model.mapping, model.generator)])
+def same_weights(*models):
+    """Whether two Models have equal weights, also where one of them is a copy that `share` has written, in float16."""
+    half = [[{name: x.half() for name, x in part.state_dict().items()} for part in (m.mapping, m.generator)] for m in models]
+    return checksum(half[0]) == checksum(half[1])
 
 
 def share(folder, output_dir, which="last"):
@@ -259,10 +246,8 @@ def synthesize(model, ws, noise="fixed", rng=None):
 
 
 def main(argv=None):
-    parser = ArgumentParser(
-        "Copy the generator of a run, without the rest of the run and in half its size, to share it.",
-        "-m analysis.models model/all-conditional models/all-conditional",
-    )
+    text = "Copy the generator of a run, without the rest of the run and in half its size, to share it."
+    parser = ArgumentParser(text, "-m analysis.models model/all-conditional models/all-conditional")
     parser.prog = "-m analysis.models"
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("output_dir", help="folder for its generator.pt")

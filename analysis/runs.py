@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 
-from analysis.models import describe_runs, find_run, holds_generator, list_runs, load_model, run_places, same_weights
+from analysis.models import describe_runs, find_run, holds_generator, list_runs, load_model, same_weights
 from utils import CLASSES, UserError, printable, read_config
 
 CONDITIONAL = "all-conditional"  # name of the run of a conditional model
@@ -29,7 +29,7 @@ def choose_model(name, model_dir, which, device):
     only one there is. Says on stderr in which folder it is; UserError if it cannot be told or was trained on another class."""
     if name:
         model = open_run(name, model_dir, which, device, "--classes")
-        tell_run(f"--classes {name}", model, run_places(name, model_dir))
+        tell_run(f"--classes {name}", model)
         if name in CLASSES:
             check_classes(f"--classes {name}", model, name)
         return model
@@ -51,8 +51,6 @@ def map_models(asked, model_dir, which, device):
     Says on stderr in which folders they are. UserError if a run was not trained on what its flag takes, or two flags mean one run.
     """
     models = {flag: open_run(run, model_dir, which, device, f"--{flag}") for flag, run in asked.items()}
-    if [models[flag].trained_on for flag in ("AD_dir", "NC_dir") if flag in models] == [["NC"], ["AD"]]:
-        raise UserError(f"--AD_dir {asked['AD_dir']} was trained on NC and --NC_dir {asked['NC_dir']} on AD: exchange them")
     for flag, model in models.items():
         check_classes(f"--{flag} {asked[flag]}", model, TRAINED_ON[flag])
     for one, other in itertools.combinations(models, 2):
@@ -61,7 +59,7 @@ def map_models(asked, model_dir, which, device):
                 f"--{other} {asked[other]} is the run of --{one} {asked[one]}: {reason}; train another model, with another --seed"
             )
     for flag, model in models.items():
-        tell_run(f"--{flag} {asked[flag]}", model, run_places(asked[flag], model_dir))
+        tell_run(f"--{flag} {asked[flag]}", model)
     if "conditional_dir" not in models and CONDITIONAL in list_runs(model_dir):
         folder = os.path.join(model_dir, CONDITIONAL)
         try:
@@ -89,25 +87,19 @@ def check_classes(asked, model, expected):
         )
 
 
-def same_run(one, other):
-    """Why two Models are of one run, as text: equal weights, or the same training, perhaps at two times; None if they are not."""
-    folders = f"{one.folder} and {other.folder}"
-    if same_weights(one, other):
+def same_run(*models):
+    """Why two Models are of one run, as text: equal weights, or the same training, perhaps at two times; None if they are not.
+
+    A copy of a generator alone has no settings to compare.
+    """
+    folders = " and ".join(model.folder for model in models)
+    if same_weights(*models):
         return f"{folders} hold the same weights"
-    return f"{folders} have the same slices, network, loss and --seed" if same_training(one.folder, other.folder) else None
-
-
-def same_training(*folders):
-    """Whether the settings of two runs are of the same network, slices, loss and seed; False where a run has none, as a copy of its
-    generator alone."""
-    configs = [(config, config.get("flags", {})) for config in map(read_config, folders)]
+    configs = [(config, config.get("flags", {})) for config in (read_config(model.folder) for model in models)]
     one, other = ([config.get("network"), config.get("data"), flags.get("loss"), flags.get("seed")] for config, flags in configs)
-    return one == other and None not in one
+    return f"{folders} have the same slices, network, loss and --seed" if one == other and None not in one else None
 
 
-def tell_run(asked, model, places=()):
-    """Say on stderr in which folder the run that was asked for is, and which other of the `places` holds one, too."""
-    others = [place for place in places if holds_generator(place) and not os.path.samefile(place, model.folder)]
-    other = f"; another is in {others[0]}" if others else ""
-    note = f"note: {asked}: the run in {model.folder}, trained on {' and '.join(model.trained_on)}{other}"
-    print(printable(note), file=sys.stderr)
+def tell_run(asked, model):
+    """Say on stderr in which folder the run that was asked for is."""
+    print(printable(f"note: {asked}: the run in {model.folder}, trained on {' and '.join(model.trained_on)}"), file=sys.stderr)

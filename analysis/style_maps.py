@@ -7,7 +7,7 @@
 What a gap between AD and NC in these maps can show, and how it is measured, is in style_space.py; report/maps.py draws them.
 """
 
-import contextlib
+import glob
 import os
 import re
 from typing import NamedTuple
@@ -170,19 +170,14 @@ def history(spec):
     paths = {name: style_paths(model.folder) for name, (model, _) in spec.sources.items()}
     epochs = sorted(set.intersection(*map(set, paths.values())))
     shown = np.unique(np.linspace(0, len(epochs) - 1, min(FRAMES, len(epochs))).round().astype(int))
-    return [
-        (epochs[i], {name: read_styles(paths[name][epochs[i]], label) for name, (_, label) in spec.sources.items()}) for i in shown
-    ]
+    labels = {name: label for name, (_, label) in spec.sources.items()}
+    return [(epochs[i], {name: read_styles(paths[name][epochs[i]], label) for name, label in labels.items()}) for i in shown]
 
 
 def style_paths(folder):
     """{epoch: path} of the files in a run's styles/."""
-    styles, names = os.path.join(folder, "styles"), []
-    with contextlib.suppress(OSError):
-        names = os.listdir(styles)
-    return {
-        int(found[1]): os.path.join(styles, found[0]) for name in names if (found := re.fullmatch(r"epoch_([0-9]{4,})\.npy", name))
-    }
+    paths = glob.glob(os.path.join(glob.escape(folder), "styles", "epoch_*.npy"))
+    return {int(found[1]): path for path in paths if (found := re.search(r"epoch_([0-9]{4,})\.npy$", path))}
 
 
 def read_styles(path, label=None):
@@ -197,7 +192,7 @@ def read_styles(path, label=None):
             raise ValueError
         with np.errstate(over="ignore"):
             w = w.astype(np.float32)
-        if np.abs(w).max() > 1e6 or np.isnan(w).any():
+        if not (np.abs(w) <= 1e6).all():
             raise ValueError
     except Exception as error:  # NumPy raises nearly any error on a damaged file
         raise UserError(f"{path}: these are not style vectors saved by train.py ({type(error).__name__}); remove it") from None
@@ -230,11 +225,11 @@ def compute_maps(specs, settings, real=None, colour="class"):
     maps = []
     with tqdm(total=len(specs) + sum(map(len, saved.values())), desc=settings.method, unit=" maps") as bar:
         for spec in specs:
-            maps.append(compute_map(spec, settings, real if spec.title == CONDITIONAL else None, colour))
+            style_map = compute_map(spec, settings, real if spec.title == CONDITIONAL else None, colour)
             bar.update()
-        for i, spec in enumerate(specs):
             if epochs := saved[spec.title]:
-                maps[i] = maps[i]._replace(epochs=maps_over_epochs(epochs, settings, bar.update), last=epochs[-1][1])
+                style_map = style_map._replace(epochs=maps_over_epochs(epochs, settings, bar.update), last=epochs[-1][1])
+            maps.append(style_map)
     return maps
 
 
@@ -243,19 +238,18 @@ def compute_map(spec, settings, real, colour):
     sets, seed = style_sets(spec, settings.num_styles, settings.seed), settings.seed
     separation, of_real = style_separation(*sets.values(), seed=seed), {}
     if real is not None:
-        of_real = {
-            "real": real,
-            "real_separation": style_separation(*real.w.values(), resampling_groups(real.scans)[0], seed),
-            "position": real_position(real, seed),
-            "age": age_probe(real.points, real.classes, real.scans, slice_indices(real.names), seed),
-        }
+        of_real["real"], of_real["position"] = real, real_position(real, seed)
+        of_real["real_separation"] = style_separation(*real.w.values(), resampling_groups(real.scans)[0], seed)
+        of_real["age"] = age_probe(real.points, real.classes, real.scans, slice_indices(real.names), seed)
         sets |= real.w
     points = split_like(settings.embed(np.concatenate(list(sets.values()))), sets)
     values = {}
     if colour == "area":
         values = ventricle_areas(spec, sets, real)
     elif colour != "class" and real is not None:
-        values = split_like(known_values(colour, real.scans), real.pixels)
+        unknown = {"age": np.nan, "sex": ""}[colour]
+        known = np.array([unknown if (value := getattr(scan, colour)) is None else value for scan in real.scans])
+        values = split_like(known, real.pixels)
     return StyleMap(spec, sets, points, separation, values, **of_real)
 
 
@@ -266,12 +260,6 @@ def real_position(real, seed):
     if fewest_groups(is_ad, groups) >= 2:
         scores = -probe_scores(real.points, real.classes, groups, seed)  # of AD, which is label 0
     return position_probe(scores, is_ad, groups, real.names, seed=seed)
-
-
-def known_values(colour, scans):
-    """What is known of scans: "age", float [N], nan: unknown, or "sex", str [N], "": unknown."""
-    unknown = {"age": np.nan, "sex": ""}[colour]
-    return np.array([unknown if (value := getattr(scan, colour)) is None else value for scan in scans])
 
 
 def ventricle_areas(spec, sets, real=None):
@@ -311,7 +299,6 @@ def comparable_seeds(pair, control):
     if control is None:
         return True
     ad, nc = pair.spec.sources["AD"], pair.spec.sources["NC"]
-    seeds = [
-        read_config(source.model.folder).get("flags", {}).get("seed") for source in (ad, nc, control.spec.sources[CONTROL_NAME])
-    ]
+    folders = [source.model.folder for source in (ad, nc, control.spec.sources[CONTROL_NAME])]
+    seeds = [read_config(folder).get("flags", {}).get("seed") for folder in folders]
     return (seeds[0] == seeds[1]) == (seeds[1] == seeds[2])

@@ -4,11 +4,10 @@
     style_separation(ad, nc)                            # same-class k-NN fraction and a linear probe's AUC, with intervals
     embed(np.concatenate([ad, nc]), "umap")             # [2 n, 2]
 
-What a gap between AD and NC can show. Two models share no style space: if their seeds differ, their style vectors are fully
-separated before any training; if they share a seed, they start identical and drift apart. Neither says anything about the
-disease, so `verdict` compares AD and NC with a control: NC and a second NC model. One conditional model has one style space for
-both classes, but is told the class and so separates them from the first step. It is not told the class of real slices: these
-are projected into its style space, and `conditional_verdict` says whether they are separated there.
+Two models share no style space: if their seeds differ, their style vectors are fully separated before any training; if they share
+a seed, they start identical and drift apart. So `verdict` compares AD and NC with a control: NC and a second NC model. One
+conditional model has one style space for both classes, but is told the class; real slices are projected into it without their
+class, and `conditional_verdict` says whether they are separated there.
 """
 
 from typing import NamedTuple

@@ -6,8 +6,7 @@
     atlas.write("predictions/atlas.html", "Atlas", [Tab("AD and NC", "What the map can show.", [], [view])])
 
 `write_style_atlas` fills it with the maps of predict.py --plot_umap, `write_quality_atlas` with the sets that metrics.py compares.
-All slices are in one grey JPEG, the sprite, side by side in cells of 64x64; the page's script, atlas.js, cuts them out. Sentences
-and numbers say of each map what it can show; the page has them above it.
+All slices are in one grey JPEG, the sprite, side by side in cells of 64x64; the page's script, atlas.js, cuts them out.
 """
 
 import base64
@@ -101,10 +100,8 @@ class Atlas:
         rows = math.ceil(self.count / columns)
         canvas = np.zeros((rows, columns, self.side, self.side), np.uint8)
         canvas.reshape(-1, self.side, self.side)[: self.count] = np.concatenate(self.images)
-        content = io.BytesIO()
-        Image.fromarray(canvas.swapaxes(1, 2).reshape(rows * self.side, columns * self.side)).save(
-            content, format="JPEG", quality=QUALITY, optimize=True
-        )
+        content, image = io.BytesIO(), Image.fromarray(canvas.swapaxes(1, 2).reshape(rows * self.side, columns * self.side))
+        image.save(content, format="JPEG", quality=QUALITY, optimize=True)
         return content.getvalue(), columns
 
     def write(self, path, title, tabs, facts=None):
@@ -118,14 +115,8 @@ class Atlas:
             "lines": self.lines,
             "w": base64.b64encode(styles.astype("<f2").tobytes()).decode(),
         }
-        page = fill_template(
-            "atlas.html.j2",
-            title=title,
-            tabs=tabs,
-            facts=facts or {},
-            data=plain(data),
-            sprite="data:image/jpeg;base64," + base64.b64encode(sprite).decode(),
-        )
+        sprite = "data:image/jpeg;base64," + base64.b64encode(sprite).decode()
+        page = fill_template("atlas.html.j2", title=title, tabs=tabs, facts=facts or {}, data=plain(data), sprite=sprite)
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(page)
 
@@ -230,18 +221,20 @@ def write_style_atlas(path, maps, seed):
             if folder not in runs:
                 w = np.concatenate([style_map.sets[name] for name, source in sources.items() if source.model.folder == folder])
                 runs[folder] = Run(atlas, model, w, seed)
-        sets = [
-            runs[source.model.folder].generated(
-                name, style_map.points[name][:SHOWN], style_map.sets[name][:SHOWN], class_of_source(source), seed=seed
-            )
-            for name, source in sources.items()
-        ]
+        sets = []
+        for name, source in sources.items():
+            points, w = style_map.points[name][:SHOWN], style_map.sets[name][:SHOWN]
+            sets.append(runs[source.model.folder].generated(name, points, w, class_of_source(source), seed=seed))
         if style_map.real:
             sets += real_sets(runs[model.folder], style_map)
         views = [View(None, sets)]
         if style_map.epochs:
             views.append(epochs_view(runs, style_map))
-        tabs.append(Tab(style_map.title, sentences[style_map.title], separation_measures(style_map), views))
+        measures = [
+            Measure(name, interval.value, interval_text(*interval), *interval[1:], chance, "chance")
+            for name, (interval, chance) in measures_of(style_map).items()
+        ]
+        tabs.append(Tab(style_map.title, sentences[style_map.title], measures, views))
     note = "The slices are drawn with fixed noise, so that they differ by their style vectors alone."
     atlas.write(path, "Atlas of style vectors", tabs, {"slices": note})
 
@@ -249,14 +242,6 @@ def write_style_atlas(path, maps, seed):
 def class_of_source(source):
     """The class of a `style_maps.StyleSource`."""
     return source.model.trained_on[0] if source.label is None else CLASSES[source.label]
-
-
-def separation_measures(style_map):
-    """The Measures of a StyleMap, each beside its value by chance."""
-    return [
-        Measure(name, interval.value, interval_text(*interval), *interval[1:], chance, "chance")
-        for name, (interval, chance) in measures_of(style_map).items()
-    ]
 
 
 def real_sets(run, style_map):
@@ -290,10 +275,10 @@ def epochs_view(runs, style_map):
 def write_quality_atlas(path, quality, real, fake, names, fake_names, method="umap", seed=0, table=None):
     """Write the page with a map of the features of uint8 real [N, R, R] and fake [M, R, R], of `measure_quality`'s `quality`.
 
-    Like precision and recall it shows the first min(N, M) of both. names, fake_names: their files. A real slice is missed if it is
+    It shows the slices that precision and recall compare. names, fake_names: their files. A real slice is missed if it is
     in no generated slice's ball: the slices of which recall is not made up; so is a generated one that is in no real slice's.
     """
-    size = min(len(real), len(fake))
+    size = quality.size
     features = [quality.real.features[:size], quality.fake.features[:size]]
     groups = None if quality.real.groups is None else quality.real.groups[:size]
     balls, recalled, _ = in_balls(*features, real_groups=groups)
@@ -317,7 +302,7 @@ def write_quality_atlas(path, quality, real, fake, names, fake_names, method="um
     measures = []
     for name in ("recall", "precision"):
         value, floor = (quality.values.get(key, math.nan) for key in (name, f"floor_{name}"))
-        measures.append(Measure(name, value, number_text(value), math.nan, math.nan, floor, "two halves of the real slices"))
+        measures.append(Measure(name, value, number_text(value), math.nan, math.nan, floor, quality.floor))
     sentence = (
         f"{missed.sum()} of {size} real slices have no generated slice nearby and are outlined: the generator misses them. Nearby "
         "is measured between the features, not on the map, whose gaps and clusters are no finding by themselves."

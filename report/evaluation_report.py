@@ -1,8 +1,9 @@
-"""Sections, tables and figures of an EvaluationResult: scores of the critic, AUCs of the classifiers, areas, image quality.
+"""Sections, tables and figures of an EvaluationResult: AUCs of the classifiers, areas, image quality.
 
-for section in draw_evaluation(result, "all-conditional", "predictions"):       # predictions/all-conditional_critic.png, ...
+for section in draw_evaluation(result, "all-conditional", "predictions"):       # predictions/all-conditional_areas.png, ...
 """
 
+import itertools
 import json
 import os
 
@@ -32,37 +33,23 @@ def draw_evaluation(result, title, output_dir):
     def path(name):
         return os.path.join(output_dir, f"{title}_{name}.png")
 
-    sections = [critic_section(result, title, path("critic"))]
+    sections = []
     if result.classifier:
-        sections.append(classifier_section(result, title, path("classifier")))
+        plot_classifier(result.classifier, result.slices.unit, path("classifier"))
+        text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
+        shown = [ReportFigure(path("classifier"), "AUC on held-out real slices.")]
+        sections.append(Section(f"{title}: a classifier of AD and NC", text, tables, shown, result.classifier))
     if result.slices.side >= SIDE:
         sections.append(area_section(result, title, path("areas")))
     return [*sections, quality_section(result, title, path)]
-
-
-def critic_section(result, title, path):
-    missing = [
-        f"Not measured for {name}: no checkpoint.pt with a critic." for name in result.slices.classes if name not in result.critic
-    ]
-    if not result.scores:
-        return Section(f"{title}: the critic on held-out slices", missing)
-    plot_critic(result.scores, result.critic, path)
-    shown = [ReportFigure(path, "Scores of the critic.")]
-    return Section(f"{title}: the critic on held-out slices", missing, critic_tables(result.critic), shown, result.critic)
-
-
-def classifier_section(result, title, path):
-    plot_classifier(result.classifier, result.slices.unit, path)
-    text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
-    shown = [ReportFigure(path, "AUC on held-out real slices.")]
-    return Section(f"{title}: a classifier of AD and NC", text, tables, shown, result.classifier)
 
 
 def area_section(result, title, path):
     if not result.areas:
         return Section(f"{title}: areas", ["Not measured: the view of the training slices cannot be told."])
     plot_areas(result.areas, result.area_comparison, path)
-    text = [*(area_position_text(result.classifier) if result.classifier else []), *result.slices.resampled]
+    text = [area_text(result.area_comparison)]
+    text += [*(area_position_text(result.classifier) if result.classifier else []), *result.slices.resampled]
     shown = [ReportFigure(path, "Areas of generated and of training slices.")]
     return Section(f"{title}: areas", text, area_tables(result.area_comparison), shown, result.area_comparison)
 
@@ -84,28 +71,25 @@ def quality_section(result, title, path):
 # Text and tables, from the parts of an EvaluationResult
 
 
-def critic_tables(results):
-    rows = [[name, gaps["train - held-out"], gaps["held-out - generated"]] for name, gaps in results.items()]
-    caption = "Gaps between mean scores, in standard deviations. A critic that overfits scores held-out slices like generated ones."
-    return [ReportTable(["class", "train minus held-out", "held-out minus generated"], rows, caption)]
-
-
 def classifier_text(results):
     """What share of the above-chance AUC training on generated slices reaches, and whether slice position may explain it."""
-    real = results["train"]
+    real, difference = results["train"], results["difference"]
     position = real.get("position")
     if results["ratio"] is None:
         text = (
-            f"Trained on real slices, the classifier is no better than chance (AUC {real['auc'][0]:.2f}): there is no "
+            f"Trained on real slices, the classifier was not shown to be better than chance (AUC {real['auc']}): there is no "
             "above-chance AUC of which training on generated slices could reach a share."
         )
     else:
+        share, low, high = results["ratio"]
         text = (
-            f"Trained on generated slices alone, the classifier reaches {results['ratio']:.0%} of the above-chance AUC (AUC less "
-            "0.5) of one trained on real slices."
+            f"Trained on generated slices alone, the classifier reaches {share:.0%} ({low:.0%} to {high:.0%}) of the above-chance "
+            "AUC (AUC less 0.5) of one trained on as many real slices."
         )
         if position and position["known"] and not beyond_position(real["auc"], position):
             text += " The latter was not shown to see more than slice position, so this share says nothing about AD and NC."
+    found = "were not shown to differ" if difference.low <= 0 <= difference.high else "differ"
+    text += f" The AUCs {found}: generated less real {difference}."
     return " ".join([text, *(position_text(position, "the classifier trained on real slices") if position else [])])
 
 
@@ -117,11 +101,29 @@ def area_position_text(results):
     return [f"Slice index alone tells AD from NC (AUC {alone}), so AD minus NC may be a difference of slice position."]
 
 
+def area_text(results):
+    """A sentence that names every area in which generated slices were shown to differ from training slices, of `compare_areas`."""
+    compared = {
+        f"{name} {tissue}": row["generated / train - 1"]
+        for name, tissues in results.items()
+        if name != "AD - NC"
+        for tissue, row in tissues.items()
+    }
+    apart = [f"{name} {x.value:+.1%} ({x.low:+.1%} to {x.high:+.1%})" for name, x in compared.items() if not x.low <= 0 <= x.high]
+    if not apart:
+        return "No area of generated slices was shown to differ from that of training slices: all intervals include zero."
+    return f"{len(apart)} of {len(compared)} areas differ from those of training slices: {', '.join(apart)}."
+
+
 def classifier_tables(results):
     position = results["train"].get("position", {})
     columns = ["trained on", "AUC on held-out real slices", "standard deviation over seeds"]
     rows = [[name, results[kind]["auc"], results[kind]["spread"]] for kind, name in TRAINED_ON.items()]
-    caption = f"AUC of AD against NC, mean of {len(results['train']['seeds'])} classifiers in each row."
+    kept = results["validation"]
+    caption = (
+        f"AUC of AD against NC by the mean score of {len(results['train']['seeds'])} classifiers in each row, trained until they "
+        f"do no better on {kept['people']} other people or scans of the training set ({kept['slices']} slices)."
+    )
     if position.get("known"):
         columns.append("position-stratified AUC")
         rows = [[*row, results[kind]["position"]["position-stratified"]] for row, kind in zip(rows, TRAINED_ON)]
@@ -136,12 +138,8 @@ def classifier_tables(results):
 def area_tables(results):
     columns = {name: name for name in (*KINDS, "generated / train - 1", "held-out / train - 1")}
     columns |= {"wasserstein": "Wasserstein", "floor": "Wasserstein, held-out", "truth": "truth, train"}
-    rows = [
-        [name, tissue, *map(row.get, columns)]
-        for name, tissues in results.items()
-        if name != "AD - NC"
-        for tissue, row in tissues.items()
-    ]
+    compared = {name: tissues for name, tissues in results.items() if name != "AD - NC"}
+    rows = [[name, tissue, *map(row.get, columns)] for name, tissues in compared.items() for tissue, row in tissues.items()]
     caption = (
         "Mean areas, mm2 (nominal except for phantoms), measured in the same way in all images, and the Wasserstein distance of "
         "generated slices from training slices; that of held-out slices is what a perfect generator would get."
@@ -156,13 +154,12 @@ def area_tables(results):
 
 def quality_tables(results):
     metrics = [metric for metric in next(iter(results.values())) if not metric.startswith("floor_")]
-    rows = [
-        [metric, *(value for values in results.values() for value in (values[metric], values.get(f"floor_{metric}")))]
-        for metric in metrics
-    ]
+    pairs = {metric: [(values.get(metric), values.get(f"floor_{metric}")) for values in results.values()] for metric in metrics}
+    rows = [[metric, *itertools.chain(*of_metric)] for metric, of_metric in pairs.items()]
     caption = (
         "Generated slices compared with held-out ones, as by metrics.py; the floor is that of training slices drawn in place of "
-        "the generated ones. memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
+        "the generated ones. lost: how far the worst of precision, recall and coverage is on the way from its floor to nothing. "
+        "memorised: share of generated slices closer to a training slice than 99% of held-out ones are."
     )
     return [ReportTable(["", *(head for name in results for head in (name, f"{name}, floor"))], rows, caption)]
 
@@ -182,24 +179,9 @@ def histogram(axes, values, kinds=KINDS):
     axes.set_yticks([])
 
 
-def plot_critic(scores, gaps, path):
-    """The critic's scores {class: {kind: [n]}} with their `critic_gaps`, one panel for each class."""
-    figure = Figure(figsize=(6.5 * len(scores), 4), layout="constrained")
-    for axes, (name, kinds) in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores.items()):
-        histogram(axes, kinds)
-        axes.set(xlabel="score of the critic (dotted: means)")
-        axes.set_title(
-            f"{name}, gaps in standard deviations: train minus held-out {gaps[name]['train - held-out']:.2f},\n"
-            f"held-out minus generated {gaps[name]['held-out - generated']:.2f}",
-            fontsize=10,
-        )
-        axes.legend(frameon=False)
-    figures.save_figure(figure, path)
-
-
 def plot_classifier(results, unit, path):
-    """The AUC of the three classifiers: each seed, their mean and its interval over `unit` (people, scans or slices), with the
-    position-stratified AUC and that of the slice index alone where it is known."""
+    """The AUC of the three classifiers: of each seed, of their mean score with its interval over `unit` (people, scans or slices),
+    with the position-stratified AUC and that of the slice index alone where it is known."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for x, kind in enumerate(TRAINED_ON):
@@ -218,14 +200,9 @@ def plot_classifier(results, unit, path):
         axes.legend(labelled.values(), labelled, frameon=False, fontsize=8)
     axes.axhline(0.5, color="grey", linewidth=0.5)
     axes.annotate("chance", (2.48, 0.5), ha="right", va="bottom", color="grey", fontsize=8)
-    axes.set(
-        xticks=range(3),
-        xticklabels=[f"trained on {name}" for name in TRAINED_ON.values()],
-        xlim=(-0.6, 2.5),
-        ylabel="AUC, AD against NC, on held-out real slices",
-        ylim=(min(0.48, axes.get_ylim()[0]), 1.005),
-    )
-    axes.set_title(f"dots: seeds; bars: their mean and its 95% interval over {unit}", fontsize=10)
+    axes.set(xlim=(-0.6, 2.5), ylim=(min(0.48, axes.get_ylim()[0]), 1.005), ylabel="AUC, AD against NC, on held-out real slices")
+    axes.set_xticks(range(3), [f"trained on {name}" for name in TRAINED_ON.values()])
+    axes.set_title(f"dots: seeds; bars: their mean score, 95% interval over {unit}", fontsize=10)
     figures.save_figure(figure, path)
 
 

@@ -11,19 +11,12 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from dataset import resize, spread, to_uint8
 from utils import atomic_path
 
 REAL, FAKE, CRITIC, PENALTY, NEUTRAL, NORM = "#2a6f97", "#c8553d", "#444444", "#7a5195", "#888888", "#ef9b20"
 MARGIN, GAP, CAPTION = 16, 2, 34  # pixels: around the figure, between tiles, height of the caption above a grid
-
-
-def save_array(array, path):
-    """Write an array as a .npy file."""
-    with atomic_path(path) as temporary:
-        np.save(temporary, array)
 
 
 def save_figure(figure, path):
@@ -48,8 +41,8 @@ def tile(images, columns):
     return canvas
 
 
-def save_grids(grids, path, columns=4, text=None):
-    """Write grids side by side, each below its caption. grids: {caption: uint8 [N, R, R]}; text: {name: text} for `read_text`."""
+def save_grids(grids, path, columns=4):
+    """Write grids side by side, each below its caption. grids: {caption: uint8 [N, R, R]}."""
     tiles = {caption: Image.fromarray(tile(images, columns)) for caption, images in grids.items()}
     width = sum(grid.width for grid in tiles.values()) + MARGIN * (len(tiles) + 1)
     height = max(grid.height for grid in tiles.values()) + CAPTION + MARGIN
@@ -59,25 +52,13 @@ def save_grids(grids, path, columns=4, text=None):
         draw.text((x, CAPTION // 2), caption, fill=0, anchor="lm", font=ImageFont.load_default(size=18))
         canvas.paste(grid, (x, CAPTION))
         x += grid.width + MARGIN
-    save_png(canvas, path, text)
+    save_png(canvas, path)
 
 
-def save_png(image, path, text=None):
-    """Write a Pillow image, with {name: text} for `read_text`."""
-    about = PngInfo()
-    for name, value in (text or {}).items():
-        about.add_text(name, value)
+def save_png(image, path):
+    """Write a Pillow image."""
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=about)
-
-
-def read_text(path):
-    """The {name: text} with which `save_png` wrote the picture at `path`; {} if it holds none or cannot be read."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return {name: value for name, value in image.info.items() if isinstance(value, str)}
-    except Exception:  # PIL raises nearly any error on a damaged file
-        return {}
+        image.save(temporary, format="PNG")
 
 
 def save_fake_and_real(fake, slices, caption, path):
@@ -86,8 +67,8 @@ def save_fake_and_real(fake, slices, caption, path):
     save_grids({f"generated: {caption}": fake, "real": resize(spread(slices, len(fake)), fake.shape[-1])}, path)
 
 
-def save_image_table(cells, path, rows, columns, note="", min_side=128, text=None):
-    """Write a table of images with a caption per row and per column and a note below; text: {name: text} for `read_text`.
+def save_image_table(cells, path, rows, columns, note="", min_side=128):
+    """Write a table of images with a caption per row and per column and a note below.
 
     cells: [rows, columns, R, R] uint8, or [..., 3] in colour; in a list of rows, None leaves a cell empty.
     min_side: images with a smaller side, in pixels, are upscaled, not smoothed. The last image of the first row sets the
@@ -119,7 +100,7 @@ def save_image_table(cells, path, rows, columns, note="", min_side=128, text=Non
                 image = Image.fromarray(cell).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(image, (left + (width - side) // 2, y))
     draw.multiline_text((MARGIN, bottom + 6), note, fill="#444444", font=font)
-    save_png(canvas, path, text)
+    save_png(canvas, path)
 
 
 def colour(values, limit, name="RdBu_r"):
@@ -238,14 +219,9 @@ def plot_loss_proportion(losses, path):
     terms = [_smooth(np.abs(np.nan_to_num(losses[name]))) for name in ("wasserstein", "penalty", "generator_loss")]
     terms = np.c_[np.array(terms)[:, :1], terms]  # start at 0, so that even one row makes an area
     figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.stackplot(
-        np.r_[0, losses["images"] / 1000],
-        terms / np.maximum(terms.sum(0), 1e-12),
-        colors=[REAL, PENALTY, FAKE],
-        labels=["critic (Wasserstein)", "gradient penalty", "generator"],
-        alpha=0.85,
-    )
+    axes, x, shares = figure.subplots(), np.r_[0, losses["images"] / 1000], terms / np.maximum(terms.sum(0), 1e-12)
+    labels = ["critic (Wasserstein)", "gradient penalty", "generator"]
+    axes.stackplot(x, shares, colors=[REAL, PENALTY, FAKE], labels=labels, alpha=0.85)
     axes.set(xlabel="thousand real slices shown (kimg)", ylabel="share of the loss, by absolute value", ylim=(0, 1))
     axes.margins(x=0)
     axes.legend(loc="lower right", framealpha=0.9)

@@ -1,6 +1,6 @@
 """Maps of style vectors, drawn: predict.py --plot_umap and its controls, computed in analysis/style_maps.py.
 
-section = draw_maps(maps, settings, "predictions", colour="age")            # writes umap.png, .csv, _epochs.png and _epochs.gif
+section = draw_maps(maps, settings, "predictions", colour="age")            # writes umap.png, umap.csv, umap_epochs.gif
 section = age_section("AD: age and sex in the style space", results)        # of analysis.age_probe
 """
 
@@ -28,7 +28,6 @@ COLOURS = {  # --colour, and what the colours are
     "area": "ventricle area of the slice, mm² (nominal unless phantoms)",
 }
 POSITION = {"slice index alone": "AUC of slice index alone", "position-stratified": "position-stratified AUC of the probe"}
-EPOCHS_SHOWN = 0, 1 / 16, 3 / 8, 1  # shares of the training in the figure over epochs: 0, 5, 30, 80 of 80
 EPOCHS_NOTE = (
     "Same-class k-NN fraction: 50% if both sets mix, 100% if they are fully separated. Models of two seeds are separated before "
     "any training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC."
@@ -44,7 +43,7 @@ VALUE_MAP, VALUE_COLOURS = "viridis", {"F": "#e69f00", "M": "#0072b2"}  # both t
 def draw_maps(maps, settings, output_dir, colour="class"):
     """Draw StyleMaps, made by these MapSettings, and write their points; returns a report.Section.
 
-    Writes <method>.png and .csv, and <method>_epochs.png and .gif if the runs have saved style vectors.
+    Writes <method>.png and .csv, and <method>_epochs.gif if the runs have saved style vectors.
     """
     path, csv_path = (os.path.join(output_dir, settings.method + end) for end in (".png", ".csv"))
     text = list(dict.fromkeys(conclusions(maps).values()))
@@ -57,23 +56,17 @@ def draw_maps(maps, settings, output_dir, colour="class"):
     )
     if COLOURS[colour]:
         caption += f" Colours: {COLOURS[colour]}."
-    shown = [ReportFigure(path, caption), *draw_epochs(maps, os.path.join(output_dir, f"{settings.method}_epochs"))]
+    shown = [ReportFigure(path, caption)]
+    if over_epochs := {style_map.spec.title: style_map.epochs for style_map in maps if style_map.epochs}:
+        gif = os.path.join(output_dir, f"{settings.method}_epochs.gif")
+        save_gif(epoch_frames(over_epochs), gif, 500)
+        shown.append(ReportFigure(gif, f"The same 512 latents over the epochs. {EPOCHS_NOTE}"))
     table, numbers = separation_table(maps, real)
     section = Section("Style space", text, [table], shown, numbers)
     if real and real.age:
-        text, tables, numbers = text + age_sentences(real.age), [table, *age_tables(real.age)], numbers | {"age": real.age}
+        text, tables, numbers = text + age_sentences(real.age), [table, age_table(real.age)], numbers | {"age": real.age}
         section = section._replace(text=text, tables=tables, numbers=numbers)
     return section
-
-
-def draw_epochs(maps, path):
-    """Write <path>.png and .gif of the StyleMaps over the epochs; returns their ReportFigures, [] where no run has saved any."""
-    if not any(style_map.epochs for style_map in maps):
-        return []
-    over_epochs = {style_map.spec.title: style_map.epochs for style_map in maps if style_map.epochs}
-    plot_epochs(select_epochs(over_epochs), f"{path}.png", "The same 512 latents over the epochs. " + EPOCHS_NOTE)
-    save_gif(epoch_frames(over_epochs), f"{path}.gif", 500)
-    return [ReportFigure(f"{path}.png", "Over the epochs."), ReportFigure(f"{path}.gif", "Over the epochs, animated.")]
 
 
 def separation_table(maps, real):
@@ -81,10 +74,8 @@ def separation_table(maps, real):
     separations = {style_map.spec.title: style_map.separation for style_map in maps}
     if real:
         separations[real.title] = real.real_separation
-    columns, rows = (
-        ["sets", "same-class k-NN fraction", "by chance", "linear probe, AUC"],
-        [[title, pair.same_class, pair.chance, pair.auc] for title, pair in separations.items()],
-    )
+    columns = ["sets", "same-class k-NN fraction", "by chance", "linear probe, AUC"]
+    rows = [[title, pair.same_class, pair.chance, pair.auc] for title, pair in separations.items()]
     numbers = {title: separation._asdict() for title, separation in separations.items()}
     if real:
         numbers[real.title] |= real.position
@@ -122,14 +113,14 @@ def save_points(maps, path, colour="class"):
 
 def age_section(title, results):
     """A report.Section on the results of `age_probe`."""
-    return Section(title, [*age_sentences(results), resampled_text("people")], age_tables(results), numbers=results)
+    return Section(title, [*age_sentences(results), resampled_text("people")], [age_table(results)], numbers=results)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
 
-def age_tables(results):
+def age_table(results):
     few = f"too few (under {MIN_PEOPLE} of a class)"
     columns = {"probe": "linear probe of w, AUC", "age": "age alone, AUC"}
     if results["placed"]:
@@ -145,13 +136,7 @@ def age_tables(results):
         f"AUC of AD against NC by a linear probe of w, {by}: 0.5 by chance. Stratified: only pairs of the same {held} are "
         f"compared. {results['slices']} slices.{unknown}"
     )
-    predicted = [
-        [row["among"], row["people"], tuple(row["rank correlation"] or ()) or f"too few (under {2 * MIN_PEOPLE})"]
-        for row in results["age from w"]
-    ]
-    note = "Age predicted from w by ridge regression, for people that it was not fitted to: 0 by chance, 1 if in perfect order."
-    columns = ["compared", "AD people", "NC people", *columns.values()]
-    return [ReportTable(columns, rows, caption), ReportTable(["people", "number", "rank correlation with age"], predicted, note)]
+    return ReportTable(["compared", "AD people", "NC people", *columns.values()], rows, caption)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,56 +186,23 @@ def _draw_measures(axes, measures, rows):
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def epochs_to_show(epochs):
-    """Up to four of the epochs: those nearest to EPOCHS_SHOWN of the last."""
-    epochs = sorted(epochs)
-    return sorted({min(epochs, key=lambda epoch: abs(epoch - share * epochs[-1])) for share in EPOCHS_SHOWN}) if epochs else []
-
-
-def select_epochs(over_epochs):
-    """The EpochMaps to show in a figure, of {title: all EpochMaps}."""
-    shown = {}
-    for title, maps in over_epochs.items():
-        epochs = epochs_to_show([epoch_map.epoch for epoch_map in maps])
-        shown[title] = [epoch_map for epoch_map in maps if epoch_map.epoch in epochs]
-    return shown
-
-
-def plot_epochs(lines, path, note):
-    """Write maps over the epochs, a row per title, above a note. lines: {title: EpochMaps}."""
-    columns = max(map(len, lines.values()))
-    figure = Figure(figsize=(max(7, 3.6 * columns), 3.9 * len(lines) + 0.7), layout="constrained")
-    for row, (title, maps) in zip(figure.subplots(len(lines), columns, squeeze=False), lines.items()):
-        for axes, epoch_map in zip(row, maps):
-            _draw_epoch(axes, title, epoch_map)
-        for axes in row[len(maps) :]:
-            axes.axis("off")
-    figure.supxlabel(wrap(note, figure.get_figwidth()), fontsize=9)
-    save_figure(figure, path)
-
-
 def epoch_frames(lines):
-    """Frames uint8 [T, H, W, 3] of maps over the epochs, `lines` as for `plot_epochs`: a panel per title, at its t-th epoch."""
+    """Frames uint8 [T, H, W, 3] of maps over the epochs, {title: EpochMaps}: a panel per title, at its t-th epoch."""
     frames = []
     for t in range(max(map(len, lines.values()))):
         figure = Figure(figsize=(4 * len(lines), 4.3), layout="constrained", dpi=80)
         for axes, (title, maps) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items()):
-            _draw_epoch(axes, title, maps[min(t, len(maps) - 1)])
-            points = np.concatenate(
-                [points for epoch_map in maps for points in epoch_map.points.values()]
-            )  # equal limits in all frames
-            low, high = points.min(0), points.max(0)
+            epoch_map = maps[min(t, len(maps) - 1)]
+            _scatter(axes, epoch_map.points)
+            axes.set_title(f"{title}, epoch {epoch_map.epoch}\nsame-class k-NN fraction: {epoch_map.same_class:.0%}", fontsize=10)
+            points = np.concatenate([points for epoch_map in maps for points in epoch_map.points.values()])
+            low, high = points.min(0), points.max(0)  # equal limits in all frames
             margin = 0.05 * (high - low)
             axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return np.stack(frames)
-
-
-def _draw_epoch(axes, title, epoch_map):
-    _scatter(axes, epoch_map.points)
-    axes.set_title(f"{title}, epoch {epoch_map.epoch}\nsame-class k-NN fraction: {epoch_map.same_class:.0%}", fontsize=10)
 
 
 def _scatter(axes, sets):
@@ -263,9 +215,15 @@ def _scatter(axes, sets):
         else:
             style = {"s": max(1, min(6, 6000 / len(points))), "alpha": 0.6, "linewidths": 0}
         axes.scatter(*np.asarray(points).T, color=colour, label=name, **style)
-    legend = axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
-    for handle in legend.legend_handles:
+    _legend(axes)
+
+
+def _legend(axes):
+    """A legend of points of one size, hollow where they have the colours of numbers: that of the first point would mislead."""
+    for handle in axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8).legend_handles:
         handle.set_sizes([26])
+        if handle.get_array() is not None:
+            handle.set(array=None, facecolor="white", edgecolor="black", linewidths=[0.8])
 
 
 def _limits(maps):
@@ -300,11 +258,4 @@ def _scatter_values(axes, style_map, limits):
         if not known.all():
             label = f"{name}, unknown ({(~known).sum()})"
             axes.scatter(*points[~known].T, label=label, **style | {"facecolors": "none", "edgecolors": NEUTRAL, "linewidths": 1.0})
-    legend = axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
-    for handle in legend.legend_handles:
-        handle.set_sizes([26])
-        if handle.get_array() is not None:  # the colour of its first point would mislead
-            handle.set_array(None)
-            handle.set_facecolor("white")
-            handle.set_edgecolor("black")
-            handle.set_linewidths([0.8])
+    _legend(axes)

@@ -9,11 +9,10 @@ import os
 import numpy as np
 
 from analysis.projector import SHIFTS, clean_names
-from report.figures import colour, save_gif, save_grids, save_image_table
+from report.figures import colour, save_grids, save_image_table
 from report.report import ReportFigure, ReportTable, Section
 from utils import CLASSES, atomic_path, make_folder, printable
 
-HOLD = 10  # extra frames of a GIF that show the last image
 SHOWN_SLICES = 12  # projected slices in the report
 ERROR = 64  # grey levels at which the colours of an error map end
 SHOWN_STYLES = 36  # chosen slices of a set in the figure
@@ -41,7 +40,7 @@ def draw_projection(model, projection, names, output_dir, moved=None):
 
 
 def save_projection(projection, names, output_dir, moved=None):
-    """Write <name>.png, .npz and .gif of every slice, and <name>_classes.png if `moved`, of `move_class`, is given.
+    """Write <name>.png and .npz of every slice, and <name>_classes.png if `moved`, of `move_class`, is given.
 
     Returns the paths. .npz: ws [num_ws, w_dim], noise_00 ... [r, r], target [R, R], images [2, R, R], rms [2], perceptual [2],
     spread, label.
@@ -52,9 +51,7 @@ def save_projection(projection, names, output_dir, moved=None):
         base = os.path.join(output_dir, name)
         plot_projection(projection, i, name, f"{base}.png")
         save_arrays(projection, i, f"{base}.npz")
-        frames = [np.hstack([projection.targets[i], frame]) for frame in projection.frames[i]]
-        save_gif(frames + [frames[-1]] * HOLD, f"{base}.gif", 120)
-        paths += [f"{base}.png", f"{base}.npz", f"{base}.gif"]
+        paths += [f"{base}.png", f"{base}.npz"]
         if moved is not None:
             plot_moved(moved[i], name, CLASSES[projection.labels[i]], f"{base}_classes.png")
             paths.append(f"{base}_classes.png")
@@ -86,18 +83,10 @@ def plot_moved(images, name, class_name, path):
 
 def save_arrays(projection, i, path):
     """Write the arrays of slice number `i` as an .npz file."""
+    arrays = {name: getattr(projection, name)[i] for name in ("ws", "images", "rms", "perceptual", "spread")}
+    arrays |= {f"noise_{k:02d}": maps[i, 0] for k, maps in enumerate(projection.noise)}
     with atomic_path(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            ws=projection.ws[i].numpy(),
-            target=projection.targets[i],
-            images=projection.images[i],
-            rms=projection.rms[i],
-            perceptual=projection.perceptual[i],
-            spread=projection.spread[i],
-            label=projection.labels[i],
-            **{f"noise_{k:02d}": maps[i, 0].numpy() for k, maps in enumerate(projection.noise)},
-        )
+        np.savez_compressed(temporary, target=projection.targets[i], label=projection.labels[i], **arrays)
 
 
 def draw_chosen(drawn, folder, output_dir):

@@ -14,19 +14,17 @@ def quality_table(quality):
     rows += [(name, name) for name in ("precision", "recall", "density", "coverage")]
     rows.append(("SWD x 1000", "swd_x1000"))
     rows += [(f"  at {name.removeprefix('swd_x1000_')}", name) for name in values if name.startswith("swd_x1000_")]
-    rows += [("spectrum, dB", "spectrum_db"), ("MS-SSIM of pairs", "ms_ssim")]
+    rows.append(("spectrum, dB", "spectrum_db"))
     lines = [(label, values[name], values.get(f"floor_{name}")) for label, name in rows]
+    if "lost" in values:
+        lines.append(("lost, share", values["lost"], 0.0))
     if "memorised" in values:
-        lines += [
-            ("memorised, share", values["memorised"], values["floor_memorised"]),
-            ("  95%, from", values["memorised_low"], None),
-            ("  95%, to", values["memorised_high"], None),
-            ("nearest, median", values["nearest_fake"], values["floor_nearest_fake"]),
-        ]
-    return "\n".join(
-        [f"{'':18}{'generated':>10}{quality.floor or 'no floor':>17}"]
-        + [f"{label:18}{value:10.3f}" + (f"{'-':>17}" if floor is None else f"{floor:17.3f}") for label, value, floor in lines]
-    )
+        lines.append(("memorised, share", values["memorised"], values["floor_memorised"]))
+        lines += [(f"  95%, {end}", values[f"memorised_{name}"], None) for end, name in (("from", "low"), ("to", "high"))]
+        lines.append(("nearest, median", values["nearest_fake"], values["floor_nearest_fake"]))
+    head = f"{'':18}{'generated':>10}{quality.floor or 'no floor':>17}\n"
+    texts = [(label, value, "-" if floor is None else f"{floor:.3f}") for label, value, floor in lines]
+    return head + "\n".join(f"{label:18}{value:10.3f}{floor:>17}" for label, value, floor in texts)
 
 
 def plot_quality(quality, path):
@@ -49,11 +47,12 @@ def plot_quality(quality, path):
 def _draw_table(axes, quality):
     explanation = (
         "Right: the same of real slices, which a perfect generator would reach.\nLower is better, except for precision, recall, "
-        "density and coverage\n(higher) and MS-SSIM, memorised and nearest (equal to the real set's)."
+        "density and coverage\n(higher) and memorised and nearest (equal to the real set's). lost: how far the worst\n"
+        "of precision, recall and coverage is on the way from its floor to nothing."
     )
     axes.axis("off")
     axes.text(0, 1, quality_table(quality), family="monospace", fontsize=9, va="top", transform=axes.transAxes)
-    axes.text(0, -0.06, explanation, fontsize=8.5, va="bottom", transform=axes.transAxes)
+    axes.text(0, -0.1, explanation, fontsize=8.5, va="bottom", transform=axes.transAxes)
 
 
 def _draw_spectra(axes, quality):

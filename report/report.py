@@ -83,27 +83,9 @@ def plain(value):
 
 def as_json(title, facts, sections):
     """The report as a dict of plain values; figures are named, not included."""
-
-    def cell(value):
-        return plain(dict(zip(("value", "low", "high"), value)) if isinstance(value, (list, tuple)) else value)
-
-    return {
-        "title": title,
-        "facts": plain(facts),
-        "sections": [
-            {
-                "title": section.title,
-                "text": list(section.text),
-                "tables": [
-                    {"caption": table.caption, "columns": list(table.columns), "rows": [list(map(cell, row)) for row in table.rows]}
-                    for table in section.tables
-                ],
-                "figures": [{"file": os.path.basename(figure.path), "caption": figure.caption} for figure in section.figures],
-                "numbers": plain(section.numbers or {}),
-            }
-            for section in sections
-        ],
-    }
+    named = [[figure._replace(path=os.path.basename(figure.path)) for figure in section.figures] for section in sections]
+    sections = [section._replace(figures=figures) for section, figures in zip(sections, named)]
+    return plain({"title": title, "facts": facts, "sections": sections})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,16 +124,14 @@ def interval_text(value, low, high):
 
 
 def cell_text(value):
-    """What a cell shows and its key for sorting: a float, NaN where there is no value, None for text."""
+    """What a cell shows, and its key for sorting: a number as JavaScript reads it, "" where there is no value, None for text."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None or value == "":
-        return NOTHING, math.nan
+        return NOTHING, ""
     if isinstance(value, (list, tuple)):
-        return interval_text(*value), math.nan if value[0] is None else float(value[0])
-    if isinstance(value, bool):
-        return "yes" if value else "no", None
+        return interval_text(*value), cell_text(value[0])[1]
     if isinstance(value, (int, float)):
-        return number_text(value), float(value)
+        return number_text(value), "" if math.isnan(value) else str(float(value)).replace("inf", "Infinity")
     return str(value), None
 
 
@@ -162,32 +142,24 @@ def cell_text(value):
 def render(title, facts, sections):
     """The page as text."""
     table_numbers, figure_numbers = count(1), count(1)
-    return fill_template(
-        "report.html.j2",
-        title=title,
-        facts=[(name, cell_text(value)[0]) for name, value in facts.items()],
-        sections=[
-            {
-                "title": section.title,
-                "text": section.text,
-                "pages": [os.path.basename(path) for path in section.pages],
-                "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
-                "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
-            }
-            for section in sections
-        ],
-    )
+    contents = [
+        {
+            "title": section.title,
+            "text": section.text,
+            "pages": [os.path.basename(path) for path in section.pages],
+            "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
+            "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
+        }
+        for section in sections
+    ]
+    facts = [(name, cell_text(value)[0]) for name, value in facts.items()]
+    return fill_template("report.html.j2", title=title, facts=facts, sections=contents)
 
 
 def fill_template(name, **content):
     """The text of a page, from a template in this folder, which escapes every value of `content`."""
-    environment = Environment(
-        loader=FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader, trim = FileSystemLoader(os.path.dirname(os.path.abspath(__file__))), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **trim)
     return environment.get_template(name).render(policy_hash=policy_hash, **content)
 
 
@@ -197,17 +169,10 @@ def table_content(table):
     numeric = [all(key is not None for _, key in column) for column in zip(*rows)] or [False] * len(table.columns)
 
     def cells(row):
-        return [{"text": text, "key": sort_key(key), "numeric": number} for (text, key), number in zip(row, numeric, strict=True)]
+        return [{"text": text, "key": key, "numeric": number} for (text, key), number in zip(row, numeric, strict=True)]
 
     columns = [{"name": name, "numeric": number} for name, number in zip(table.columns, numeric, strict=True)]
     return {"caption": table.caption, "columns": columns, "rows": [cells(row) for row in rows]}
-
-
-def sort_key(key):
-    """A key of `cell_text` for the page's script: text that JavaScript reads as a number, "" for NaN, None for text."""
-    if key is None:
-        return None
-    return "" if math.isnan(key) else str(key).replace("inf", "Infinity")
 
 
 def figure_content(figure):

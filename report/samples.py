@@ -1,85 +1,51 @@
 """Pictures of what a model generates, the files of predict.py --draw: each function writes some and returns a report.Section.
 
-    (model,) = name_apart([model], "predictions")
     samples = Samples(model, seed=0, psi=1.0, output_dir="predictions")
     section = plot_mixing(samples)                      # writes predictions/<model>_mixing.png
 
-What they show is computed in analysis/latents.py. Every PNG records the run that it was drawn of, so that no run's pictures
-replace those of another.
+What they show is computed in analysis/latents.py.
 """
 
 import math
 import os
-import sys
-from collections import Counter
 
 import numpy as np
 import torch
 
 from analysis import latents
-from analysis.models import draw_z, generate, half_checksum, style_vectors, synthesize
-from data.cache import short_hash
+from analysis.models import draw_z, generate, style_vectors, synthesize
 from data.damage import note_damaged
 from dataset import Slices, spread
 from report import figures
 from report.report import ReportFigure, ReportTable, Section
-from utils import CLASSES, UserError, printable, random_stream
+from utils import CLASSES, random_stream
 
-SHOWN = 6  # latents in a figure; with two classes, half of them for each in figures with one row per latent
+SHOWN = 6  # latents in a figure; with two classes, half of them for each where a row is a latent
 PSIS = 0.0, 0.25, 0.5, 0.75, 1.0, 1.25
 DIRECTIONS = 5  # of each method
 MORPH_LATENTS = 256  # latents for the mean difference between the classes
 NOISE_DRAWS = 32  # random noises for the noise map
 FRAMES = 12  # of the GIF from one latent to the next
-PNGS = "generated fake_vs_real mixing sweep interpolation noise_map pyramid ganspace sefa morph morph_mean".split()
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Names of files
 
 
-def run_text(model):
-    """What tells the pictures of one run from those of another of the same name, {name: text}; no path is disclosed."""
-    return {"run": short_hash(os.path.realpath(model.folder)), "weights": half_checksum(model)[:16]}
-
-
-def png_path(model, name, output_dir):
-    return os.path.join(output_dir, f"{model.name}_{name}.png")
-
-
-def shows_another_run(model, output_dir):
-    """Whether a picture of this Model's name in `output_dir` is of another run: neither the same folder nor the same weights."""
-    found = [text for name in PNGS if (text := figures.read_text(png_path(model, name, output_dir)))]
-    return bool(found) and not any(text.get(key) == value for text in found for key, value in run_text(model).items())
-
-
-def name_apart(models, output_dir):
-    """The models, with the folders above in the names of those whose pictures would replace one another's in `output_dir`.
-
-    A name is taken by another of the models, letter case aside, or by a run whose pictures are there already. UserError if all of
-    a model's names are taken.
-    """
-    parts = [os.path.abspath(model.folder).strip(os.sep).split(os.sep) for model in models]
-    shared, named = Counter(folders[-1].casefold() for folders in parts), []
-    for model, folders in zip(models, parts):
-        for depth in range(1 + (shared[folders[-1].casefold()] > 1), 1 + len(folders)):
-            model = model._replace(name="_".join(folders[-depth:]))
-            taken = {other.name.casefold() for other in named}
-            if model.name.casefold() not in taken and not shows_another_run(model, output_dir):
-                break
-        else:
-            raise UserError(f"{output_dir} holds pictures of another run called {model.name}: choose another folder")
-        if model.name != folders[-1]:
-            note = f"note: the name {folders[-1]} is taken: files of the run in {model.folder} are called {model.name}_..."
-            print(printable(note), file=sys.stderr)
-        named.append(model)
+def name_apart(models):
+    """The models, with folders above in the names of those that share one, letter case aside: their files begin with it."""
+    paths = [os.path.abspath(model.folder).strip(os.sep).split(os.sep) for model in models]
+    named = []
+    for model, path in zip(models, paths):
+        others = [[part.casefold() for part in other] for other in paths if other != path]
+        depth = 1
+        while depth < len(path) and [part.casefold() for part in path[-depth:]] in [other[-depth:] for other in others]:
+            depth += 1
+        named.append(model._replace(name="_".join(path[-depth:])))
     return named
 
 
 class Samples:
     """The style vectors of a model's first SHOWN latents, for the pictures below.
 
-    w: [SHOWN, w_dim] of each class of the model, truncated with `psi`; untruncated: the same before truncation, each with its
-    labels [SHOWN] or None; captions: the name of each class, "" for a model that is not conditional.
+    w: [SHOWN, w_dim] of each class of the model, truncated with `psi`; untruncated: before that, each with its labels [SHOWN] or
+    None; captions: the name of each class, "" for a model that is not conditional.
     """
 
     def __init__(self, model, seed, psi, output_dir):
@@ -97,14 +63,15 @@ class Samples:
 
     def save_table(self, name, cells, *captions_and_note, min_side=128):
         """Write an image table of this name, see `figures.save_image_table`; returns its path."""
-        path = png_path(self.model, name, self.output_dir)
-        figures.save_image_table(cells, path, *captions_and_note, min_side=min_side, text=run_text(self.model))
-        return path
+        figures.save_image_table(cells, self.path(f"{name}.png"), *captions_and_note, min_side=min_side)
+        return self.path(f"{name}.png")
 
     def save_gif(self, name, frames, milliseconds=80):
-        path = os.path.join(self.output_dir, f"{self.model.name}_{name}.gif")
-        figures.save_gif(frames, path, milliseconds)
-        return path
+        figures.save_gif(frames, self.path(f"{name}.gif"), milliseconds)
+        return self.path(f"{name}.gif")
+
+    def path(self, name):
+        return os.path.join(self.output_dir, f"{self.model.name}_{name}")
 
     def section(self, title, *paths_and_captions, **others):
         """A report.Section of figures."""
@@ -130,17 +97,14 @@ def plot_grids(samples, count, dataset_dir=None):
             real[f"real, {names}"] = spread(slices, count)
     shown, columns = [], max(4, math.ceil(math.sqrt(count)))
     for name, images in {"generated": generated, **({"fake_vs_real": generated | real} if real else {})}.items():
-        path = png_path(model, name, samples.output_dir)
-        figures.save_grids(images, path, columns, run_text(model))
+        path = samples.path(f"{name}.png")
+        figures.save_grids(images, path, columns)
         shown.append((path, f"The first {count} latents of seed {samples.seed}, psi {samples.psi:g}, not selected."))
     return samples.section("generated images", *shown)
 
 
 def plot_mixing(samples):
-    """mixing.png: coarse styles by row, the styles of layers from 16x16 on by column.
-
-    Rows and columns are the two classes of a conditional model, else two sets of latents.
-    """
+    """mixing.png: coarse styles by row, those of layers from 16x16 on by column; each a class, or a set of latents."""
     model, num_ws = samples.model, samples.model.generator.num_ws
     layers = latents.layers_from(16, num_ws)
     rows, columns = samples.w[0], samples.w[-1]
@@ -149,10 +113,7 @@ def plot_mixing(samples):
     mixed = latents.mix_styles(model, rows, columns, layers)
     cells = [[None, *synthesize(model, columns)]]
     cells += [[source, *images] for source, images in zip(synthesize(model, rows), mixed)]
-    note = (
-        "Above and left: the unmixed images. Each mixed image has the styles of its row, but in layers\n"
-        f"{layers[0]} to {layers[-1]} those of its column."
-    )
+    note = f"Mixed images have the styles of their row, but in layers {layers[0]} to {layers[-1]} those of their column."
     captions = [samples.captions[-1]] + [samples.captions[0]] * SHOWN
     path = samples.save_table("mixing", cells, captions, [""] * (SHOWN + 1), note)
     return samples.section("style mixing", (path, "Coarse styles by row, fine styles by column."))
@@ -229,19 +190,17 @@ def plot_directions(samples):
         shown.append((samples.save_table(method, images, rows, columns, note), f"{name}."))
         numbers = zip(directions.share, directions.cosine, directions.correlation)
         table_rows += [[name, i + 1, *map(float, values)] for i, values in enumerate(numbers)]
-    table = ReportTable(
-        ["method", "direction", "share", "cosine with AD to NC", "correlation with class"],
-        table_rows,
-        "share: of the variance of w (GANSpace), of the squared gain of the modulation (SeFa)",
-    )
+    columns = ["method", "direction", "share", "cosine with AD to NC", "correlation with class"]
+    caption = "share: of the variance of w (GANSpace), of the squared gain of the modulation (SeFa)"
+    table = ReportTable(columns, table_rows, caption)
     return samples.section("principal directions", *shown, tables=[table])
 
 
 def plot_morph(samples):
     """morph.png, morph_mean.png and morph.gif of a conditional model: the same latents from AD to NC, and the mean difference."""
-    result = latents.morph(samples.model, samples.latents(MORPH_LATENTS), SHOWN, samples.psi)
-    difference, exceeds = result.means[1] - result.means[0], np.abs(result.means[1] - result.means[0]) > 2 * result.error
-    mean = plot_mean_difference(samples, result, difference, exceeds)
+    result = latents.morph(samples.model, samples.latents(MORPH_LATENTS), SHOWN, samples.psi, seed=samples.seed)
+    difference = result.means[1] - result.means[0]
+    mean = plot_mean_difference(samples, result, difference)
     ends = result.images[:, -1].astype(float) - result.images[:, 0]
     limit = float(np.quantile(np.abs(ends), 0.999))
     cells = [[*images, last] for images, last in zip(result.images, figures.colour(ends, limit))]
@@ -252,28 +211,30 @@ def plot_morph(samples):
     columns = ["AD", *[""] * (latents.STEPS - 2), "NC", "NC - AD"]
     strip = samples.save_table("morph", cells, [""] * SHOWN, columns, note)
     gif = samples.save_gif("morph", np.concatenate(list(result.images[:3]), axis=2), 200)
-    numbers = {
-        "latents": result.latents,
-        "mean_absolute_difference": float(np.abs(difference).mean()),
-        "share_of_pixels_beyond_two_errors": float(exceeds.mean()),
-    }
+    numbers = {"latents": result.latents, "mean_absolute_difference": float(np.abs(difference).mean())}
+    numbers |= {"share_of_pixels_beyond_two_errors": result.found, "share_by_chance": result.chance}
+    text = [
+        f"{result.found:.0%} of the pixels differ by more than two standard errors; if the label made no difference, "
+        f"{result.chance[0]:.0%} would on average, and up to {result.chance[1]:.0%} in 97.5% of draws."
+    ]
     shown = (mean, "The mean difference between the classes."), (strip, "Single latents."), (gif, "Three latents, from AD to NC.")
-    return samples.section("AD and NC of the same latents", *shown, numbers=numbers)
+    return samples.section("AD and NC of the same latents", *shown, text=text, numbers=numbers)
 
 
-def plot_mean_difference(samples, result, difference, exceeds):
-    """morph_mean.png of a `latents.Morph`; difference [R, R] of its means, exceeds bool [R, R]: where it is above two errors."""
+def plot_mean_difference(samples, result, difference):
+    """morph_mean.png of a `latents.Morph`; difference [R, R]: of its means."""
     limit = float(np.quantile(np.abs(difference), 0.999))
     cells = [
         *result.means.round().astype(np.uint8),
         figures.colour(difference, limit),
         figures.colour(result.error, result.error.max(), "inferno"),
-        figures.colour(difference * exceeds, limit),
+        figures.colour(difference * (np.abs(difference) > 2 * result.error), limit),
     ]
     note = (
         f"Means over {result.latents} latents. Red where NC is brighter, blue where AD is, up to {limit:.0f} grey levels.\n"
         f"Standard error of that difference, black to yellow, up to {result.error.max():.1f}; last, the difference where it "
-        "exceeds two\nerrors. The error says how well the mean of the model is known, not how realistic the model is."
+        f"exceeds two\nerrors: {result.found:.0%} of the pixels, by chance {result.chance[0]:.0%} (up to {result.chance[1]:.0%}). "
+        "The error says how well the mean of the model is known,\nnot how realistic the model is."
     )
     columns = ["mean AD", "mean NC", "NC - AD", "standard error", "beyond 2 errors"]
     return samples.save_table("morph_mean", [cells], [""], columns, note, min_side=192)

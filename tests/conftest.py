@@ -233,7 +233,8 @@ def quick(monkeypatch):
     from report import samples
 
     for module, values in (
-        (classifier, {"STEPS": 4, "WIDTH": 8, "SEEDS": (0, 1)}),  # below 8 channels PyTorch 2.14 corrupts the heap with AVX2 alone
+        # below 8 channels PyTorch 2.14 corrupts the heap with AVX2 alone
+        (classifier, {"CHECK": 2, "LIMIT": 4, "WIDTH": 8, "SEEDS": (0, 1)}),
         (bootstrap, {"RESAMPLED": 40}),
         (latents, {"DIRECTION_LATENTS": 64}),
         (samples, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4, "DIRECTIONS": 2}),

@@ -42,7 +42,7 @@ TARGETS = {
     "analysis/distances.py": Target(
         "tests/analysis/test_distances.py",
         "standardise polynomial_mmd kid prdc in_balls filter_separable smooth laplacian_pyramid draw_patches sliced_wasserstein "
-        "_sort_rows radial_power spectrum_db ms_ssim memorisation fit_neighbours nearest_images _small_pixels",
+        "_sort_rows radial_power spectrum_db memorisation fit_neighbours nearest_images _small_pixels",
     ),
     "analysis/bootstrap.py": Target("tests/analysis/test_bootstrap.py"),
     "analysis/style_space.py": Target(
@@ -50,7 +50,7 @@ TARGETS = {
     ),
     "analysis/areas.py": Target(
         "tests/analysis/test_areas.py",
-        "measure_areas area_by_level reduce_to_side remove_shading equalise_brightness ellipse true_means fit_amount",
+        "measure_areas area_by_level reduce_to_side remove_shading equalise_brightness ellipse true_means",
     ),
 }
 # Lines that are not mathematics: messages and progress bars.

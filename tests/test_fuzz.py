@@ -36,14 +36,13 @@ import predict
 import prepare
 import train
 from analysis import areas, projector
-from analysis.critic import load_critic
 from analysis.export import export
 from analysis.models import Model, load_model
 from analysis.style_maps import MapSettings, MapSpec, StyleSource, history, maps_over_epochs
 from data import decode
 from data.subject_tables import image_id, iso_date, read_subjects, years
 from data.subjects import find_subjects, slice_index
-from report import augmentation, dataset_command, dataset_report
+from report import dataset_command, dataset_report
 from report.report import Section
 from training.run_folder import check_same_run
 from utils import RESOLUTIONS, UserError, load_tensors, read_config, read_network, run_cli, save_tensors
@@ -572,11 +571,6 @@ def scripts(saved, own_slices, tmp_path_factory):
             ["--resolution", "32", "--device", "cpu", "--dataset_dir", own_slices],
             [(bench, "benchmark", lambda *_: [])],
         ),
-        "augment": (
-            augmentation.main,
-            ["--dataset_dir", own_slices, "--resolution", "32"],
-            [(augmentation, "plot_operations", lambda *_: None)],
-        ),
         "areas": (
             areas.main,
             [drawn],
@@ -628,7 +622,7 @@ def draw_phantoms(folder):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "augment", "areas", "dataset", "prepare"])
+@pytest.mark.parametrize("name", ["train", "predict", "metrics", "phantom", "bench", "areas", "dataset", "prepare"])
 def test_any_flags_end_in_status_0_or_one_line(scripts, saved, own_slices, name):
     main, base, workers = scripts[name]
     if name == "prepare" and not HAS_SITK:
@@ -636,7 +630,7 @@ def test_any_flags_end_in_status_0_or_one_line(scripts, saved, own_slices, name)
     code, usage, _ = cli(main, "--help")
     assert code == 0
     flags = sorted(set(re.findall(r"^  (--\w+)", usage, re.MULTILINE)) - {"--help"})
-    assert len(flags) >= 2
+    assert flags
 
     @cases(40)
     @given(
@@ -805,7 +799,6 @@ def test_damaged_configs_are_refused_or_harmless(saved, slices_dir, data):
         assert network == {} or (network["resolution"] in RESOLUTIONS and network["num_classes"] in (0, 2))
         assert all(isinstance(value, dict) for value in config.values())
         refused_or_fine(check_same_run, str(folder / "AD"), json.loads((saved / "AD/config.json").read_text()))
-        refused_or_fine(load_critic, str(folder / "AD"), "cpu")
 
 
 TABLE = st.lists(
@@ -1026,7 +1019,6 @@ def test_a_malicious_pickle_never_runs(saved, slices_dir, zipped, protocol):
         code, _, err = resume(slices_dir, folder)
         assert code == 0 and "checkpoint.pt is damaged" in err
         plant("checkpoint.pt")
-        assert refused_or_fine(load_critic, str(folder / "AD"), "cpu") is None
         plant("previous.pt")
         assert resume(slices_dir, folder)[0] == 2
         for name, which in (("best.pt", "best"), ("generator.pt", "last")):

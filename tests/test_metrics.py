@@ -54,10 +54,10 @@ def test_command_prints_and_writes(folders, tmp_path, script):
         "cpu",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("24 generated against 30 real slices at 32x32, vgg16\n")
+    assert done.stdout.startswith("24 generated against 30 real slices at 32x32\n")
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     values = written["values"]
-    assert quality_table(Quality(values, None, None, None, "training slices")) in done.stdout
+    assert quality_table(Quality(values, None, None, None, "training slices", 0)) in done.stdout
     assert values["memorised"] == pytest.approx(3 / 24, abs=1.5 / 24)
     assert (written["real"], written["fake"], written["flags"]["resolution"]) == (30, 24, 32)
     for name in ("metrics.png", "nearest.png"):
@@ -70,7 +70,9 @@ def test_command_prints_and_writes(folders, tmp_path, script):
 def test_command_says_what_its_errors_resample(slices_dir, tmp_path, monkeypatch, capsys, table, unit):
     asked, flags = [], ["--real", slices_dir, "--fake", slices_dir, "--resolution", "32", "--output_dir", str(tmp_path)]
     measure = metrics.measure_quality
-    monkeypatch.setattr(metrics, "measure_quality", lambda *given: asked.extend(given[7]) or measure(*given))
+    monkeypatch.setattr(
+        metrics, "measure_quality", lambda *given, **named: asked.extend(named["groups"]) or measure(*given, **named)
+    )
     if table:
         (tmp_path / "people.csv").write_text(table)
         flags += ["--subjects", str(tmp_path / "people.csv")]
@@ -123,86 +125,34 @@ def save_picture(path, width=600, height=500):
     Image.new("L", (width, height), 200).save(path)
 
 
-PREDICTIONS = [  # what predict.py writes beside an export, of a run whose name has "_" in it
-    *(f"my_run_{name}.png" for name in ("generated", "fake_vs_real", "mixing", "sweep", "interpolation", "noise_map", "pyramid")),
-    *(f"my_run_{name}.png" for name in ("ganspace", "sefa", "morph", "morph_mean", "critic", "classifier", "areas")),
-    *(f"my_run_{name}_{of}.png" for name in ("metrics", "nearest") for of in ("AD", "NC", "all")),
-    *(f"{name}{end}.png" for name in ("umap", "tsne", "pca") for end in ("", "_epochs")),
-    *(f"my_run_projected/218391_78{end}.png" for end in ("", "_classes")),
-    *("styles.png", "augment.png", "metrics.png", "nearest.png", "samples.png", "steps/218391.png"),
-]
-RUN = ["losses.png", "loss_proportion.png", "fake_vs_real/epoch_0005.png", "fake_vs_real/32x32.png"]  # what train.py writes
-
-
-@pytest.mark.parametrize("flag", ["--fake", "--real"])
-def test_only_slices_of_predictions_are_counted_and_the_rest_is_named(tmp_path, capsys, flag):
-    slices = brains(4, 0)
-    write(tmp_path / "my_run", slices)
-    for name in PREDICTIONS:
-        save_picture(tmp_path / name)
-    save_picture(tmp_path / "styles/000000.png", 32, 32)  # chosen on a map, beside styles.png
-    (tmp_path / "my_run_interpolation.gif").write_bytes(b"GIF")
-    images, paths = metrics.load(flag, str(tmp_path), "all", 32)
-    assert len(images) == 4 and {os.path.dirname(path) for path in paths} == {str(tmp_path / "my_run")}
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
-    assert line.startswith(f"note: {flag} {tmp_path}: {len(PREDICTIONS) + 1} pictures of many slices or diagrams left out: ")
-    assert "augment.png" in line
-    assert len(metrics.load(flag, str(tmp_path / "styles"), "all", 32)[0]) == 1  # asked for
-
-
-def test_every_picture_that_predict_writes_is_known(models, slices_dir, tmp_path, quick):
-    """So that a new one is not counted as a slice."""
+def test_only_slices_of_predictions_are_counted_and_the_rest_is_named(models, slices_dir, tmp_path, capsys, quick):
+    """Pictures beside an export have other sizes; of real slices all sizes count."""
     tools = "--draw all --num_images 1 --evaluate --plot_umap --conditional_dir all-conditional --umap method=pca num_styles=30"
-    tools += " --num_slices 6 --export 6"
-    data = os.path.join(os.path.dirname(slices_dir), "test")
-    flags = ["--model_dir", models, "--output_dir", str(tmp_path), "--dataset_dir", data, "--device", "cpu", *tools.split()]
-    assert predict.main([*flags, "--project", os.path.join(data, "AD/100_0.png")]) == 0
-    slices, pictures = metrics.slice_paths("--fake", str(tmp_path), "all")
-    assert [os.path.relpath(path, tmp_path) for paths in slices.values() for path in paths] == [
-        os.path.join("all-conditional", name, f"{i:06d}.png") for name in ("AD", "NC") for i in range(6)
-    ]
-    assert len(pictures) > 20
+    data, out = os.path.join(os.path.dirname(slices_dir), "test"), str(tmp_path / "out")
+    flags = ["--model_dir", models, "--output_dir", out, "--dataset_dir", data, "--device", "cpu", *tools.split()]
+    assert predict.main([*flags, "--num_slices", "6", "--export", "20", "--project", os.path.join(data, "AD/100_0.png")]) == 0
+    capsys.readouterr()
+    images, paths = metrics.load("--fake", out, "all", 32)
+    expected = {os.path.join(out, "all-conditional", name, f"{i:06d}.png") for name in ("AD", "NC") for i in range(20)}
+    assert set(paths) == expected and len(images) == 40
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "pixels and left out" in line]
+    assert line.startswith(f"warning: --fake {out}: ") and "images are not of 32x32 pixels and left out: " in line
+    assert int(line.split(": ")[2].split()[0]) == len(list((tmp_path / "out").rglob("*.png"))) - 40 > 15
+    save_picture(tmp_path / "real/a.png", 64, 48)
+    save_picture(tmp_path / "real/b.png", 640, 480)
+    assert len(metrics.load("--real", str(tmp_path / "real"), "all", 32)[0]) == 2
 
 
-@pytest.mark.parametrize("above", ["", "AD"])
-def test_a_run_is_no_set_of_slices(tmp_path, above):
-    for name in RUN:
-        for label in ("AD", "NC") if above else ("",):
-            save_picture(tmp_path / label / name)
-    with pytest.raises(UserError, match="--fake .*no slice in it, only pictures .*losses.png.*--export N writes generated slices"):
-        metrics.load("--fake", str(tmp_path), "all", 32)
-    with pytest.raises(UserError, match="no slice in it, only pictures .*32x32.png, epoch_0005.png"):
-        metrics.load("--real", str(tmp_path / above / "fake_vs_real"), "all", 32)
-
-
-def test_slices_that_are_called_like_pictures_are_counted(tmp_path, capsys):
-    for i, (name, *size) in enumerate(
-        [("1_generated", 256, 256), ("2_areas", 176, 208), ("losses", 1024, 1024), ("grid", 600, 500)]
-    ):
-        save_picture(tmp_path / f"deep/{name}.png", *size)
-        assert len(metrics.load("--real", str(tmp_path), "all", 32)[0]) == i + 1
-    assert "left out" not in capsys.readouterr().err
-
-
-def test_generated_images_of_another_size_than_most_are_named(tmp_path, capsys):
-    """A picture under a name of its own; real slices may well have several sizes."""
-    write(tmp_path / "fake", brains(3, 0))
-    assert len(metrics.load("--fake", str(tmp_path), "all", 32)[0]) == 3 and "pixels" not in capsys.readouterr().err
-    save_picture(tmp_path / "fake/mine.png", 64, 48)
-    assert len(metrics.load("--fake", str(tmp_path), "all", 32)[0]) == 4
-    line = "1 of 4 images are not of 32x32 pixels, so perhaps no slices: " + os.path.join("fake", "mine.png")
-    assert f"warning: --fake {tmp_path}: {line}\n" in capsys.readouterr().err
-    metrics.load("--real", str(tmp_path), "all", 32)
-    assert "pixels" not in capsys.readouterr().err
-
-
-def test_pictures_among_training_slices_are_left_out(tmp_path, capsys):
-    for name in ("AD", "NC"):
-        write(tmp_path / name, brains(3, 0))
-        save_picture(tmp_path / name / "losses.png")
-    pixels, names = metrics.load_train(str(tmp_path), "all", 32)
-    assert len(pixels) == len(names) == 6
-    assert "2 pictures of many slices" in capsys.readouterr().err
+@pytest.mark.parametrize("size, refused", [((600, 500), True), ((512, 500), False), ((1024, 1024), False)])
+def test_a_run_is_no_set_of_slices(tmp_path, size, refused):
+    save_picture(tmp_path / "losses.png", *size)
+    if refused:
+        with pytest.raises(
+            UserError, match="--fake .*600x500 pixels are pictures, not slices; .*--export N writes generated slices"
+        ):
+            metrics.load("--fake", str(tmp_path), "all", 32)
+    else:
+        assert len(metrics.load("--fake", str(tmp_path), "all", 32)[0]) == 1
 
 
 def test_an_export_of_one_class_says_which_flag_compares_it(tmp_path):
@@ -236,12 +186,3 @@ def test_wrong_input_is_rejected_with_the_flags_name(folders, slices_dir, tmp_pa
 @pytest.mark.slow
 def test_command_refuses_in_one_line(folders, tmp_path, refused):
     assert "--fake" in refused("metrics.py", "--real", folders["real"], "--fake", tmp_path / "none", "--device", "cpu")
-
-
-@pytest.mark.slow  # imports torchvision
-def test_inception_without_its_weights_is_rejected_with_the_flags_name(slices_dir, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    flags = ["--real", slices_dir, "--fake", slices_dir, "--features", "inception", "--resolution", 32]
-    line = refusal(metrics.main, *flags, "--output_dir", tmp_path / "out")
-    assert "--features inception" in line and "inception_v3_google-0cc3c7bd.pth" in line and str(tmp_path) in line

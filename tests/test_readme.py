@@ -163,7 +163,7 @@ def test_make_targets_that_are_named_exist(name):
 
 def test_every_command_is_described():
     commands = {"train.py", "predict.py", "metrics.py", "prepare.py", "dataset.py", "phantom.py", "bench.py"}
-    modules = {"report.augmentation", "analysis.areas", "analysis.models", "tools.diagrams", "tools.gpu_check", "tools.tables"}
+    modules = {"analysis.areas", "analysis.models", "tools.diagrams", "tools.gpu_check", "tools.tables"}
     assert commands | {f"-m {name}" for name in modules} <= set(COMMANDS)
 
 

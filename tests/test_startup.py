@@ -20,7 +20,6 @@ COMMANDS = {  # each with flags that are refused once everything has been import
     "prepare.py": "--volumes nowhere --subjects nowhere",
     "phantom.py": "file/folder",
     "bench.py": "--dataset_dir nowhere --resolution 32 --channel_max 8 --device cpu",
-    "-m report.augmentation": "--dataset_dir nowhere",
     "-m tools.gpu_check": "--dataset_dir nowhere --part 4 --device cpu",
     "-m analysis.areas": "nowhere",
     "-m tools.diagrams": "--output_dir file/folder",

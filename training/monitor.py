@@ -110,7 +110,7 @@ ALERTS = {  # name: (conditions on a row of losses.csv or evaluations.csv, all o
     "low diversity": (
         [("recall", "<", 0.1), ("precision", ">", 0.5)],
         "generated slices look real (precision {precision:.2f}) but cover few of the real ones (recall {recall:.2f}); an earlier "
-        " generator may be better: best.pt is the one with the lowest KID",
+        "generator may be better: best.pt is the one with the lowest KID",
     ),
     "critic overfits": (
         [("overfitting", ">", 0.5)],

@@ -7,9 +7,8 @@ validation(averaged, critic, batch_size=16)["kid"]
 import numpy as np
 import torch
 
-from analysis.critic import critic_scores, mean_score
 from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
-from dataset import resize, to_uint8
+from dataset import resize, to_float, to_uint8
 from utils import random_stream
 
 VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each set
@@ -27,7 +26,7 @@ class Validation:
     """
 
     def __init__(self, slices, z_dim, num_classes, device, mirror=False):
-        self.device, self.features = device, Features("vgg16", device)
+        self.device, self.features = device, Features(device)
         self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
         self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D], groups [n]), "validation": ...}
         sets = {"train": (slices.train, slices.groups), "validation": (slices.validation, slices.validation_groups)}
@@ -76,3 +75,29 @@ class Validation:
             w = averaged["mapping"](self.z[start : start + batch_size], labels)
             slices.append(to_uint8(averaged["generator"](w, rng=rng)).cpu())
         return torch.cat(slices).numpy()
+
+
+@torch.no_grad()
+def critic_scores(critic, pixels, labels, batch_size, device):
+    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
+
+    Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
+    rounded down to a multiple of `batch_size`, or N if there is not one full batch.
+    """
+    labels = labels.to(device) if critic.embedding is not None else None
+    scores = []
+    for start in range(0, max(1, len(pixels) - batch_size + 1), batch_size):
+        images = to_float(torch.as_tensor(pixels[start : start + batch_size]).to(device))
+        scores.append(critic(images, None if labels is None else labels[start : start + batch_size]))
+    return torch.cat(scores)
+
+
+def mean_score(scores, labels, critic):
+    """Mean of scores [n], a float; for a class-conditional critic, the mean of the classes' means, by labels [N], N >= n.
+
+    The offset between classes can exceed that between real and generated, and the splits hold the classes in other proportions.
+    """
+    if critic.embedding is None:
+        return scores.mean().item()
+    labels = labels[: len(scores)].to(scores.device)
+    return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()

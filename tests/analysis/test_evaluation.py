@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from analysis import areas as tissue_areas
@@ -28,68 +27,30 @@ def random_slices(count, side=32, seed=0):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The critic
-
-
-class Planted(torch.nn.Module):
-    """Scores a slice by its mean, and all of class 1 higher by 100."""
-
-    embedding = object()
-
-    def forward(self, images, labels):
-        return images.mean((1, 2, 3)) + 100 * labels
-
-
-def test_scores_by_class_are_those_of_each_class():
-    slices = {"AD": random_slices(40), "NC": random_slices(56, seed=1)}
-    scores = evaluation.scores_by_class(Planted(), slices, "cpu")
-    for label, (name, pixels) in enumerate(slices.items()):
-        expected = pixels.reshape(len(pixels), -1).mean(1) / 127.5 - 1 + 100 * label
-        np.testing.assert_allclose(np.sort(scores[name]), np.sort(expected), atol=2e-5)
-
-
-def test_critic_scores_batches_that_mix_the_classes(monkeypatch):
-    """As in training, where a slice's score depends on the others of its batch."""
-    batches = []
-
-    def forward(self, images, labels):
-        batches.append(labels.double().mean().item())
-        return images.mean((1, 2, 3))
-
-    monkeypatch.setattr(Planted, "forward", forward)
-    evaluation.scores_by_class(Planted(), {"AD": random_slices(80), "NC": random_slices(80, seed=1)}, "cpu")
-    assert len(batches) == 10 and all(0.1 < share < 0.9 for share in batches)  # half of 16, give or take an eighth
-
-
-def test_critic_gaps_are_in_standard_deviations():
-    rng = np.random.default_rng(0)
-    scores = {"train": rng.normal(3, 1, 40000), "held-out": rng.normal(2, 1, 40000), "generated": rng.normal(-2, 7, 40000)}
-    gaps = evaluation.critic_gaps(scores)
-    assert gaps["train - held-out"] == pytest.approx(1, abs=0.03)
-    assert gaps["held-out - generated"] == pytest.approx(4 / 5, abs=0.05)  # sqrt((1 + 49) / 2) = 5
-    assert gaps["mean"]["train"] == pytest.approx(3, abs=0.02)
-    assert gaps["deviation"]["generated"] == pytest.approx(7, abs=0.1)
-    equal = dict.fromkeys(scores, np.ones(3))
-    assert evaluation.critic_gaps(equal)["train - held-out"] == 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The classifier
 
 
-def classifier_results(generated, train):
+def classifier_results(generated, train, shown=True):
+    """Made-up results; shown: whether the classifier trained on real slices is shown to be better than chance."""
     aucs = {"train": train, "generated": generated, "both": train}
     results = {
         kind: {"auc": Interval(auc, auc - 0.05, auc + 0.04), "seeds": [auc - 0.01, auc, auc + 0.01], "spread": 0.01}
         for kind, auc in aucs.items()
     }
-    return {**results, "ratio": classifier.above_chance(generated, train)}
+    share, difference = classifier.above_chance(generated, train), generated - train
+    ratio = Interval(share, share - 0.2, share + 0.1) if shown else None
+    compared = {"difference": Interval(difference, difference - 0.05, difference + 0.05), "ratio": ratio}
+    return {**results, **compared, "validation": {"people": 12, "slices": 99}}
 
 
-def test_classifier_text_tells_the_share_of_the_auc_above_chance():
-    assert "reaches 50% of the above-chance AUC" in evaluation_report.classifier_text(classifier_results(0.65, 0.8))
-    assert "reaches 0% of the above-chance AUC" in evaluation_report.classifier_text(classifier_results(0.5, 0.8))
-    assert "no better than chance (AUC 0.49)" in evaluation_report.classifier_text(classifier_results(0.8, 0.49))
+def test_classifier_text_tells_the_share_of_the_auc_above_chance_and_the_difference():
+    text = evaluation_report.classifier_text(classifier_results(0.65, 0.8))
+    assert "reaches 50% (30% to 60%) of the above-chance AUC" in text
+    assert text.endswith("The AUCs differ: generated less real -0.15 (-0.20 to -0.10).")
+    text = evaluation_report.classifier_text(classifier_results(0.79, 0.8))
+    assert text.endswith("The AUCs were not shown to differ: generated less real -0.01 (-0.06 to 0.04).")
+    text = evaluation_report.classifier_text(classifier_results(0.8, 0.52, shown=False))
+    assert "not shown to be better than chance (AUC 0.52 (0.47 to 0.56))" in text and "%" not in text
 
 
 def with_position(stratified, alone, known=100, unknown=""):
@@ -185,6 +146,19 @@ def test_area_tables_and_plot_have_a_row_for_each_class_and_tissue(tmp_path, cla
         assert image.width > 500
 
 
+def test_area_text_names_every_area_whose_interval_excludes_zero():
+    def row(value):
+        return {"generated / train - 1": Interval(value, value - 0.02, value + 0.03)}
+
+    results = {"AD": {"ventricle": row(-0.01), "grey": row(0.025)}, "NC": {"ventricle": row(-0.04), "grey": row(0)}, "AD - NC": {}}
+    text = evaluation_report.area_text(results)
+    assert text == (
+        "2 of 4 areas differ from those of training slices: AD grey +2.5% (+0.5% to +5.5%), NC ventricle -4.0% (-6.0% to -1.0%)."
+    )
+    results = {"AD": {"ventricle": row(-0.01)}}
+    assert evaluation_report.area_text(results).startswith("No area of generated slices was shown to differ")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it
 
@@ -224,48 +198,32 @@ def test_evaluation_of_a_conditional_model(models, slices_dir, tmp_path):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     result = evaluation.evaluate_models(loaded(models, "all-conditional"), generated, test_dir)
     sections, numbers = checked(result, "a_{b}", tmp_path / "out"), result.numbers()
-    assert set(numbers) == {"critic", "classifier", "metrics", "resampled"}  # 32x32 is too small for areas
+    assert set(numbers) == {"classifier", "metrics", "resampled"}  # 32x32 is too small for areas
     assert "resample scans" in numbers["resampled"][0] and "7 of 7 scans of the test slices" in numbers["resampled"][1]
-    for part in ("critic", "metrics"):
-        assert set(numbers[part]) == {"AD", "NC"}
+    assert set(numbers["metrics"]) == {"AD", "NC"}
     assert {"kid_x1000", "recall", "memorised"} <= set(numbers["metrics"]["AD"])
     shown = [[os.path.basename(figure.path) for figure in section.figures] for section in sections]
     metrics = [f"a_{{b}}_{figure}_{name}.png" for figure in ("metrics", "nearest") for name in ("AD", "NC")]
-    assert shown == [["a_{b}_critic.png"], ["a_{b}_classifier.png"], metrics]
+    assert shown == [["a_{b}_classifier.png"], metrics]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [False, True])
-def test_evaluation_of_a_one_class_model_and_of_a_generator_alone(models, slices_dir, tmp_path, alone):
-    """There is no classifier, and no critic beside a copied generator."""
-    folder = os.path.join(models, "AD")
-    if alone:
-        folder = str(tmp_path / "AD")
-        share(os.path.join(models, "AD"), folder)
-    result = evaluation.evaluate_models([load_model(folder, "cpu")], {"AD": random_slices(8)}, slices_dir)
-    critic, metrics = checked(result, "AD", tmp_path / "out")
-    assert set(result.numbers()) == {"critic", "metrics", "resampled"} and set(result.critic) == (set() if alone else {"AD"})
-    assert critic.text == (["Not measured for AD: no checkpoint.pt with a critic."] if alone else [])
-    assert len(critic.tables) == len(critic.figures) == (not alone) and metrics.tables
-
-
-def test_the_critic_section_names_the_class_whose_critic_is_missing(tmp_path):
-    scores = {kind: np.arange(3.0) for kind in evaluation.KINDS}
-    slices = evaluation.EvaluatedSlices({"generated": {"AD": 0, "NC": 0}}, {}, {}, {}, {}, {}, "people", [])
-    result = evaluation.EvaluationResult(slices, {"AD": scores}, {"AD": evaluation.critic_gaps(scores)}, None, {}, None, {})
-    section = evaluation_report.critic_section(result, "AD_and_NC", str(tmp_path / "critic.png"))
-    assert section.text == ["Not measured for NC: no checkpoint.pt with a critic."]
-    assert [row[0] for row in section.tables[0].rows] == ["AD"]
+def test_evaluation_of_a_one_class_model_whose_generator_is_alone(models, slices_dir, tmp_path):
+    """There is no classifier."""
+    share(os.path.join(models, "AD"), str(tmp_path / "AD"))
+    result = evaluation.evaluate_models([load_model(str(tmp_path / "AD"), "cpu")], {"AD": random_slices(8)}, slices_dir)
+    (metrics,) = checked(result, "AD", tmp_path / "out")
+    assert set(result.numbers()) == {"metrics", "resampled"} and metrics.tables
 
 
 @pytest.mark.slow
 def test_evaluation_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(conditional, phantoms, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_critic", lambda *_: Planted())
     monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("sagittal", 0.5, 0.0, 0.0, 0.6))
+    monkeypatch.setattr(evaluation, "classify", lambda *_: classifier_results(0.7, 0.8))  # one person of each class is too few
     held_out = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
     generated = {name: slices[np.arange(len(slices))] for name, slices in held_out.items()}
     result = evaluation.evaluate_models([conditional], generated, str(phantoms), read_subjects(str(phantoms / "subjects.csv")))
-    _, classifier_section, area_section, _ = checked(result, "run", tmp_path / "out")
+    classifier_section, area_section, _ = checked(result, "run", tmp_path / "out")
     assert set(result.area_comparison) == {"AD", "NC", "AD - NC"}
     for name in generated:
         assert {*result.area_comparison[name]} == {*TISSUES}
@@ -273,12 +231,13 @@ def test_evaluation_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(
             assert row["generated"] == row["held-out"] and row["wasserstein"] == row["floor"]  # the same slices
             assert row["train"] == pytest.approx(row["truth"], rel=0.2)
     resampled = ["Intervals and standard errors resample people.", "No person of the test slices is in the training set."]
-    assert "above-chance AUC" in classifier_section.text[0] and classifier_section.text[1:] == area_section.text == resampled
+    assert "above-chance AUC" in classifier_section.text[0] and classifier_section.text[1:] == resampled
+    assert "of 8 areas differ" in area_section.text[0] or "No area" in area_section.text[0]
+    assert area_section.text[1:] == resampled
 
 
 @pytest.mark.slow
 def test_evaluation_goes_on_without_areas_where_the_view_cannot_be_told(model, phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "load_critic", lambda *_: None)
     monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("unknown", 0.5, 0.0, 0.0, 0.6))
     result = evaluation.evaluate_models([model], {"AD": random_slices(8, 64)}, str(phantoms))
     assert not result.areas and "areas" not in result.numbers()
@@ -294,8 +253,3 @@ def test_evaluation_refuses_early_what_is_missing(models, slices_dir, tmp_path):
     shutil.copytree(slices_dir, tmp_path / "alone/train")
     with pytest.raises(UserError, match="needs train/ and test/"):
         evaluation.generate_classes([model], str(tmp_path / "alone"), 0, 1.0)
-    run = tmp_path / "AD"
-    shutil.copytree(os.path.join(models, "AD"), run)
-    (run / "checkpoint.pt").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="checkpoint.pt: no critic"):
-        evaluation.evaluate_models([load_model(str(run), "cpu")], {"AD": random_slices(8)}, slices_dir)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import styles
+from scipy import stats
 
 from analysis import latents
 from analysis.latents import (
@@ -19,10 +20,12 @@ from analysis.latents import (
     noise_statistics,
     resolution_pyramid,
     sefa,
+    sign_flips,
     truncation_sweep,
 )
 from analysis.models import draw_z, synthesize
 from ops import upsample
+from utils import random_stream
 
 
 def assert_same_images(a, b):
@@ -123,26 +126,72 @@ def test_resolution_pyramid_adds_up_to_the_image(model):
 # Classes
 
 
-def test_morph_goes_from_ad_to_nc_and_averages_over_latents(conditional):
+def random_images(model, w):
+    """Images with the noise that `morph` draws for seed 0, however often it is called."""
+    return synthesize(model, w, "random", random_stream("morph", 0))
+
+
+def test_morph_goes_from_ad_to_nc_and_averages_over_latents_and_their_noise(conditional):
     z = draw_z(20, 256, 3)  # more than a batch, and not a whole number of them
     result = morph(conditional, z, 3, steps=5)
-    ad, nc = (synthesize(conditional, styles(conditional, 20, 3, label)) for label in (0, 1))
-    assert_same_images(result.images[:, 0], ad[:3])
-    assert_same_images(result.images[:, -1], nc[:3])
-    middle = (styles(conditional, 3, 3, 0) + styles(conditional, 3, 3, 1)) / 2
-    assert_same_images(result.images[:, 2], synthesize(conditional, middle))
+    ws = [styles(conditional, 20, 3, label) for label in (0, 1)]
+    for step, w in ((0, ws[0]), (2, (ws[0] + ws[1]) / 2), (4, ws[1])):
+        assert_same_images(result.images[:, step], random_images(conditional, w[:3]))
+    ad, nc = (random_images(conditional, w) for w in ws)
     difference = nc.astype(float) - ad
-    # Another batch may round single pixels to the next grey level: 1 / 20 in a mean over 20 images, and less in its error.
-    np.testing.assert_allclose(result.means, [ad.mean(0), nc.mean(0)], atol=0.11)
-    np.testing.assert_allclose(result.error, difference.std(0, ddof=1) / np.sqrt(20), atol=0.11)
+    np.testing.assert_allclose(result.means, [ad.mean(0), nc.mean(0)], atol=1e-9)
+    np.testing.assert_allclose(result.error, difference.std(0, ddof=1) / np.sqrt(20), atol=1e-4)
     assert result.latents == 20 and result.error.max() > 0
+    assert result.found == (np.abs(difference.mean(0)) > 2 * result.error).mean()
 
 
 def test_morph_truncated_with_psi_0_goes_from_mean_to_mean(conditional):
     result = morph(conditional, draw_z(2, 256, 0), 2, psi=0.0)
-    means = synthesize(conditional, conditional.mapping.w_mean)
-    assert_same_images(result.images[:, 0], means[[0, 0]])
-    assert_same_images(result.images[:, -1], means[[1, 1]])
+    for step, mean in ((0, conditional.mapping.w_mean[:1]), (-1, conditional.mapping.w_mean[1:])):
+        assert_same_images(result.images[:, step], random_images(conditional, mean.repeat(2, 1)))
+
+
+def test_morph_means_hold_no_pattern_of_one_noise(conditional):
+    """At psi 0 all images of a class differ by their noise alone: with one noise for all, they would be equal."""
+    result = morph(conditional, draw_z(400, 256, 0), 1, psi=0.0)
+    one = synthesize(conditional, conditional.mapping.w_mean[:1])[0].astype(float)
+    mean, spread = noise_statistics(conditional, conditional.mapping.w_mean[:1], 400, torch.Generator().manual_seed(5))
+    assert np.abs(result.means[0] - mean[0]).mean() < 0.1 * np.abs(one - mean[0]).mean() and spread.mean() > 0.1
+
+
+@pytest.mark.parametrize("same_class", [True, False])
+def test_morph_finds_no_more_than_chance_where_the_label_tells_nothing(conditional, monkeypatch, same_class):
+    """Both labels take latents of one class: the same ones, so that nothing differs, or others, so that all does but the mean."""
+    drawn = []
+
+    def style_vectors(mapping, z, label):
+        drawn.append(label)
+        other = z if same_class else torch.randn(z.shape, generator=torch.Generator().manual_seed(len(drawn)))
+        return styles_of(mapping, other, 0)
+
+    styles_of = latents.style_vectors
+    monkeypatch.setattr(latents, "style_vectors", style_vectors)
+    result = morph(conditional, draw_z(64, 256, 0), 1)
+    assert drawn == [0, 1]
+    if same_class:
+        assert (result.found, result.chance) == (0, (0, 0))
+    else:
+        assert 0.01 < result.chance[0] < 0.08 and result.found <= result.chance[1] < 1
+
+
+def test_sign_flips_hold_their_level_under_the_null_and_find_a_planted_difference():
+    """Correlated pixels, as of slices: few of 100 sets exceed the percentile; the mean is that of the t distribution."""
+    rng, exceeded = np.random.default_rng(0), 0
+    for _ in range(100):
+        smooth = rng.normal(size=(40, 4, 4)).repeat(4, 1).repeat(4, 2) + 0.3 * rng.normal(size=(40, 16, 16))
+        error, share, (mean, high) = sign_flips(smooth.astype(np.float32))
+        exceeded += share > high
+        assert mean == pytest.approx(2 * stats.t.sf(2, 39), abs=0.03)
+    assert exceeded <= 7  # 2.5 are expected
+    np.testing.assert_allclose(error, smooth.std(0, ddof=1) / np.sqrt(40), rtol=1e-4)
+    smooth[:, :8] += 2
+    _, share, (_, high) = sign_flips(smooth.astype(np.float32))
+    assert share > 0.5 > high
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 
 import pytest
 from conftest import change_weights
 
-import predict
-from analysis.models import load_model, share
-from analysis.runs import choose_model, map_models, same_training
+from analysis import runs
+from analysis.models import share
+from analysis.runs import choose_model, map_models
 from report.samples import name_apart
 from utils import UserError
 
@@ -54,14 +53,12 @@ def test_models_of_maps_are_those_of_the_flags_with_the_folders_named(map_folder
     monkeypatch.chdir(tmp_path)
     os.symlink(nc, "AD")  # whose plain name means the run under --model_dir
     assert mapped(map_folder, AD="AD", NC="NC")["AD_dir"] == ad
-    assert f"--AD_dir AD: the run in {ad}, trained on AD; another is in {os.path.join('.', 'AD')}\n" in capsys.readouterr().err
+    assert f"--AD_dir AD: the run in {ad}, trained on AD\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "ad, nc, control, expected",
     [
-        ("NC", "AD", None, "--AD_dir NC was trained on NC and --NC_dir AD on AD: exchange them"),
-        ("NC", "AD", "AD", "exchange them"),
         ("NC", "NC", None, "--AD_dir NC: the run in .*NC was trained on NC, not on AD: give a run of train.py --classes AD"),
         ("AD", "AD", None, "--NC_dir AD: .* was trained on AD, not on NC"),
         ("AD", "NC", "AD", "--control_dir AD: .* was trained on AD, not on NC"),
@@ -102,19 +99,21 @@ def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_fol
         (tmp_path / "all-conditional").unlink()
 
 
-def test_same_training_is_of_one_network_one_set_of_slices_one_loss_and_one_seed(tmp_path):
+def test_runs_of_one_network_one_set_of_slices_one_loss_and_one_seed_are_the_same(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "same_weights", lambda *_: False)
+
     def written(name, **changes):
         flags = {"seed": 1, "loss": "wgan-gp", "epochs": 5} | changes
         config = {"network": {"resolution": 64}, "data": {"fingerprint": changes.get("slices", "x")}, "flags": flags}
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        return str(tmp_path / name)
+        return model._replace(folder=str(tmp_path / name))
 
-    run, longer = written("run"), written("longer", epochs=50)
-    assert same_training(run, longer)
+    run, longer, nowhere = written("run"), written("longer", epochs=50), model._replace(folder=str(tmp_path / "nowhere"))
+    assert "have the same slices, network, loss and --seed" in runs.same_run(run, longer)
     for name, change in {"seed": 2, "loss": "relativistic", "slices": "y"}.items():
-        assert not same_training(run, written(name, **{name: change}))
-    assert not same_training(run, str(tmp_path / "nowhere")) and not same_training(*[str(tmp_path / "nowhere")] * 2)
+        assert runs.same_run(run, written(name, **{name: change})) is None
+    assert runs.same_run(run, nowhere) is runs.same_run(nowhere, nowhere) is None
 
 
 def test_choose_model_takes_the_named_the_only_or_the_one_called_all(models, tmp_path):
@@ -138,44 +137,10 @@ def test_choose_model_takes_the_named_the_only_or_the_one_called_all(models, tmp
 # Names of files
 
 
-@pytest.fixture
-def same_names(map_folder, tmp_path):
-    """Folders a/run, b/run and b/RUN: an AD and two NC models."""
-    for name, source in (("a/run", "AD"), ("b/run", "NC"), ("c/RUN", "control")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copytree(os.path.join(map_folder, source), tmp_path / name, ignore=shutil.ignore_patterns("ch*", "pr*", "styles"))
-    return tmp_path
+def test_runs_of_one_name_get_files_of_different_names(model):
+    def names(*folders):
+        return [named.name for named in name_apart([model._replace(folder=folder) for folder in folders])]
 
-
-def test_any_picture_of_another_run_takes_a_name(same_names, capsys):
-    one, other = (load_model(str(same_names / name), "cpu") for name in ("a/run", "b/run"))
-    out = str(same_names / "out")
-    flags = ["--classes", one.folder, "--output_dir", out, "--device", "cpu", "--draw", "sweep"]
-    assert predict.main(flags) == 0 and os.listdir(out) == ["run_sweep.png"]
-    assert [model.name for model in name_apart([one], out)] == ["run"]
-    assert [model.name for model in name_apart([other], out)] == ["b_run"]
-
-
-def test_runs_of_one_name_get_files_of_different_names(same_names, capsys):
-    both = [load_model(str(same_names / name), "cpu") for name in ("a/run", "b/run", "c/RUN")]
-    assert [model.name for model in name_apart(both, str(same_names))] == ["a_run", "b_run", "c_RUN"]
-    assert "the name run is taken: files of the run in" in capsys.readouterr().err
-    assert [model.name for model in name_apart(both[:1], str(same_names))] == ["run"] and not capsys.readouterr().err
-
-
-def test_pictures_of_another_run_of_the_same_name_stay(same_names, capsys):
-    out = same_names / "out"
-
-    def draw(folder):
-        assert predict.main(["--classes", str(folder), "--output_dir", str(out), "--device", "cpu", "--num_images", "1"]) == 0
-        return capsys.readouterr().out.strip()
-
-    assert draw(same_names / "a/run") == str(out / "run_generated.png")
-    kept = (out / "run_generated.png").read_bytes()
-    assert draw(same_names / "b/run") == draw(same_names / "b/run") == str(out / "b_run_generated.png")
-    assert (out / "run_generated.png").read_bytes() == kept
-    (same_names / "a").rename(same_names / "moved")
-    assert draw(same_names / "moved/run") == str(out / "run_generated.png")  # the same weights in another folder
-    shutil.copy(same_names / "c/RUN/generator.pt", same_names / "b/run/generator.pt")
-    assert draw(same_names / "b/run") == str(out / "b_run_generated.png")  # trained further in the same folder
-    assert sorted(os.listdir(out)) == ["b_run_generated.png", "run_generated.png"]
+    assert names("/x/AD", "/x/NC") == ["AD", "NC"] and names("/x/a/run") == ["run"]
+    assert names("/x/a/run", "/x/b/run", "/x/c/RUN", "/x/c/other") == ["a_run", "b_run", "c_RUN", "other"]
+    assert names("/x/a/run", "/y/a/run") == ["x_a_run", "y_a_run"]

@@ -69,25 +69,14 @@ def test_plot_maps_colours_points_by_values_and_counts_unknown_ones(drawn):
     assert colours[1] == colours[3] != colours[2] and colours[0] not in colours[1:]  # F, F, M; generated ones are grey
 
 
-def test_plot_epochs_and_epoch_frames_show_the_last_map_of_a_shorter_history(drawn):
+def test_epoch_frames_show_the_last_map_of_a_shorter_history():
     rng = np.random.default_rng(0)
     lines = {"one": [EpochMap(epoch, {"AD": rng.normal(size=(9, 2))}, 0.5) for epoch in (1, 2, 3)]}
     lines["two"] = [EpochMap(epoch, {"NC": rng.normal(size=(9, 2))}, 0.75) for epoch in (1, 3)]
-    maps.plot_epochs(lines, "a.png", "note")
-    titles = [axes.get_title().split("\n") for axes in drawn["a.png"].axes]
-    assert [title[0] for title in titles] == ["one, epoch 1", "one, epoch 2", "one, epoch 3", "two, epoch 1", "two, epoch 3", ""]
-    assert titles[3][1] == "same-class k-NN fraction: 75%"
     frames = maps.epoch_frames(lines)
     assert frames.shape[0] == 3 and frames.dtype == np.uint8 and frames.shape[3] == 3
     half = frames.shape[2] // 2
     assert (frames[1, :, half + 20 :] == frames[2, :, half + 20 :]).all() and (frames[0] != frames[1]).any()
-
-
-def test_epochs_to_show_are_those_nearest_to_fixed_shares():
-    assert maps.epochs_to_show(range(0, 81, 5)) == [0, 5, 30, 80]
-    assert maps.epochs_to_show([0]) == [0]
-    assert maps.epochs_to_show([0, 1, 2]) == [0, 1, 2]
-    assert maps.epochs_to_show([]) == []
 
 
 @pytest.mark.parametrize("colour", ["class", "sex"])

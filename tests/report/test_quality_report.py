@@ -12,21 +12,14 @@ from report import quality_report
 
 def test_quality_table_shows_every_value_beside_its_floor():
     values = {"kid_x1000": 12.3456, "kid_x1000_error": 1.5, "precision": 0.5, "recall": 0.25, "density": 1.0, "coverage": 0.75}
-    values |= {
-        "swd_x1000_32": 3.0,
-        "swd_x1000_16": 2.0,
-        "swd_x1000": 2.5,
-        "spectrum_db": 0.125,
-        "ms_ssim": 0.6,
-        "ms_ssim_real": 0.7,
-    }
+    values |= {"swd_x1000_32": 3.0, "swd_x1000_16": 2.0, "swd_x1000": 2.5, "spectrum_db": 0.125, "lost": 0.25}
 
     def measured(values):
-        return quality.Quality(values, None, None, None, "training slices")
+        return quality.Quality(values, None, None, None, "training slices", 0)
 
     lines = quality_report.quality_table(measured(values | {"floor_kid_x1000": -0.5})).splitlines()
     assert lines[1].split() == ["KID", "x", "1000", "12.346", "-0.500"]
-    assert lines[-1].split() == ["MS-SSIM", "of", "pairs", "0.600", "-"]
+    assert lines[-2].split() == ["spectrum,", "dB", "0.125", "-"] and lines[-1].split() == ["lost,", "share", "0.250", "0.000"]
     assert len({len(line) for line in lines}) == 1  # columns are aligned
     memorised = {"memorised": 0.1, "memorised_low": 0.05, "memorised_high": 0.2, "floor_memorised": 0.02}
     memorised |= {"nearest_fake": 0.8, "floor_nearest_fake": 0.9}
@@ -50,7 +43,7 @@ def test_save_nearest_pairs_copies_with_their_originals(tmp_path, monkeypatch):
 
 def test_plot_of_memorisation_marks_the_first_percentile_of_held_out_images():
     held_out = torch.arange(101, dtype=torch.float64) / 200 + 0.4
-    memory = distances.Memorisation(0.0, held_out, held_out, torch.arange(101), torch.zeros(101, dtype=torch.bool))
+    memory = distances.Memorisation(None, held_out, held_out, torch.arange(101), torch.zeros(101, dtype=torch.bool))
     axes = Figure().subplots()
     quality_report._draw_memorisation(axes, memory)
     (line,) = axes.lines

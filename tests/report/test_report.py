@@ -183,10 +183,10 @@ def test_json_is_strict_and_contains_what_was_given(written, tmp_path):
     assert first["title"] == EVIL and first["text"] == [EVIL, "two\nlines"]
     assert first["numbers"] == {EVIL: [1.5, None], "array": [[1, 2]], "one": 0.1, "path": str(tmp_path)}
     assert first["tables"] == [{"caption": EVIL, "columns": [EVIL, "number"], "rows": [[EVIL, 1.5], ["b", None]]}]
-    assert first["figures"][0] == {"file": """a"b'<i> & ü.png""", "caption": EVIL}
-    assert second == {"title": "empty", "text": [], "tables": [], "figures": [], "numbers": {}}
-    assert third["tables"][0]["rows"][0] == ["slice 10", {"value": 0.81, "low": 0.77, "high": 0.85}, 0.12, -3.5, "64x64"]
-    assert third["tables"][0]["rows"][4] == ["slice 3", {"value": None, "low": None, "high": None}, -0.04, 1e-7, 20]
+    assert first["figures"][0] == {"path": """a"b'<i> & ü.png""", "caption": EVIL}
+    assert second == {"title": "empty", "text": [], "tables": [], "figures": [], "numbers": None, "pages": []}
+    assert third["tables"][0]["rows"][0] == ["slice 10", [0.81, 0.77, 0.85], 0.12, -3.5, "64x64"]
+    assert third["tables"][0]["rows"][4] == ["slice 3", [None, None, None], -0.04, 1e-7, 20]
 
 
 def test_plain_converts_arrays_and_named_tuples():
@@ -238,7 +238,6 @@ def test_plain_converts_arrays_and_named_tuples():
         (-INF, "−∞"),
         ("", "–"),
         ("-", "-"),
-        (True, "yes"),
         ("AD", "AD"),
         ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"),
         (Interval(-0.03, -0.12, 0.06), "−0.03 (−0.12 to 0.06)"),
@@ -261,24 +260,23 @@ def test_cell_text_of_numbers_intervals_and_text(value, text):
 @pytest.mark.parametrize(
     "value, key",
     [
-        (0.5, 0.5),
-        (3, 3),
-        (None, NAN),
-        (NAN, NAN),
-        ("", NAN),
-        ((0.81, 0.77, 0.85), 0.81),
-        ((None, None, None), NAN),
+        (0.5, "0.5"),
+        (3, "3.0"),
+        (-INF, "-Infinity"),
+        (None, ""),
+        (NAN, ""),
+        ("", ""),
+        ((0.81, 0.77, 0.85), "0.81"),
+        ((None, None, None), ""),
         ("0.81", None),
         ("64x64", None),
         ("218391_78.jpeg", None),
         ("2025-11-22", None),
         ("AD", None),
-        (True, None),
     ],
 )
 def test_cell_text_has_a_number_to_sort_by(value, key):
-    found = report.cell_text(value)[1]
-    assert found is key if key is None else found == pytest.approx(key, nan_ok=True)
+    assert report.cell_text(value)[1] == key
 
 
 def test_a_row_that_is_not_as_long_as_the_head_is_an_error():

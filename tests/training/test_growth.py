@@ -16,7 +16,6 @@ from plain_options import plain_options
 from reference import direct_upsample
 
 import train
-from analysis.critic import load_critic
 from analysis.models import generate, load_model
 from analysis.style_maps import history, map_specs
 from modules import Discriminator, build_generator
@@ -330,7 +329,6 @@ def test_a_run_grows_in_one_folder(tmp_path, run, every_step):
     state = checkpoint(folder)
     assert state["fade"] == {} and state["critic"].keys() == Discriminator(64, 128, 8).state_dict().keys()
     assert state["stage"]["resolution"] == 64 and load_model(str(folder), CPU).generator.resolution == 64
-    assert load_critic(str(folder), CPU)(random_images(2, 64)).isfinite().all()
 
 
 @pytest.mark.slow
@@ -342,8 +340,6 @@ def test_a_run_can_be_looked_into_at_every_stage(tmp_path, run, stop_after, unpl
     model = load_model(folder, CPU)
     (images,) = generate(model, 4, seed=0)
     assert images.shape == (4, 64, 64) and images.std() > 1
-    with pytest.raises(UserError, match="checkpoint.pt: .* still trains at 32x32"):
-        load_critic(folder, CPU)
     stop_after(0)
     assert run("a", "--save_every", 1) == 0
     (spec,) = map_specs(model, model)

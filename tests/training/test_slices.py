@@ -10,13 +10,13 @@ from conftest import checkpoint, read_table, refusal, start
 from planted import Corner
 from synthetic import brains, draw_heads, noise, save
 
-from analysis.critic import critic_scores
 from data.subjects import find_subjects
 from dataset import Slices, batches
 from training import slices as slices_module
 from training import validation
 from training.augment import OVERFITTING_TARGET, AugmentationStrength
 from training.slices import MIN_KEPT, MIN_PEOPLE, SHARE, choose_people, match_shares, read_slices
+from training.validation import critic_scores
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which people
