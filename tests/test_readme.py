@@ -37,7 +37,7 @@ LINES = [(name, line) for name, text in PAGES.items() for line in command_lines(
 
 
 def split_command(line):
-    """E.g. "srun torchrun --nnodes=2 train.py --classes AD" -> ("train.py", ["--classes", "AD"])."""
+    """E.g. "torchrun --nnodes=2 train.py --classes AD" -> ("train.py", ["--classes", "AD"])."""
     words = shlex.split(line, comments=True)
     if words[:2] == ["python", "-m"]:
         return f"-m {words[2]}", words[3:]
@@ -78,7 +78,7 @@ def test_readme_has_the_two_main_commands(line):
     assert line in PAGES["README.md"].splitlines()
 
 
-@pytest.mark.parametrize("name, line", [(name, line) for name, line in LINES if re.match(r"(python|torchrun|srun) ", line)])
+@pytest.mark.parametrize("name, line", [(name, line) for name, line in LINES if re.match(r"(python|torchrun) ", line)])
 def test_command_lines_parse(name, line):
     command, argv = split_command(line)
     parse = {"train.py": parse_train, "predict.py": parse_predict}.get(command)
@@ -169,8 +169,7 @@ def test_every_command_is_described():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_exists(name):
-    launchers = " ".join(line for _, line in LINES if re.match(r"#SBATCH|srun|torchrun", line))  # Slurm's and torchrun's
-    known = set.union(*map(flags_of, COMMANDS), flags_in(launchers), {"--help", "--max_restarts", "--nproc_per_node"})
+    known = set.union(*map(flags_of, COMMANDS), {"--help", "--nproc_per_node"})  # torchrun's
     assert flags_in(PAGES[name]) <= known
 
 
