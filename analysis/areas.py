@@ -195,14 +195,14 @@ def read_truth(folder):
 
 
 def true_means(train_dir, classes, view):
-    """{class: {tissue: mean mm^2}} of the training slices of phantoms of that view; None if no subjects.csv beside train_dir tells.
+    """{class: {tissue: mean mm^2}} of the training slices of phantoms of that view; None if no table beside train_dir tells.
 
     The class "all" is both together.
     """
-    folder = os.path.dirname(os.path.abspath(train_dir))
-    if not os.path.isfile(os.path.join(folder, "subjects.csv")):
+    try:
+        truth = read_truth(os.path.dirname(os.path.abspath(train_dir)))
+    except UserError:  # no table, or one of real people
         return None
-    truth = read_truth(folder)
     in_class = {name: (truth["split"] == "train") & ((truth["class"] == name) | (name == "all")) for name in classes}
     if truth["view"] != view or not all(rows.any() for rows in in_class.values()):
         return None

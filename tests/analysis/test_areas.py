@@ -307,6 +307,8 @@ def test_true_means_are_those_of_the_training_slices(tmp_path):
     lines = (tmp_path / "subjects.csv").read_text().splitlines(keepends=True)
     (tmp_path / "subjects.csv").write_text("".join(line for line in lines if "NC" not in line))
     assert areas.true_means(str(tmp_path / "train"), ["AD", "NC"], "axial") is None  # no row of NC
+    (tmp_path / "subjects.csv").write_text("image,subject,group\n218391,037_S_4001,AD\n")
+    assert areas.true_means(str(tmp_path / "train"), ["AD"], "axial") is None  # real people
 
 
 def test_accuracy_table_in_closed_form_and_nan_for_constant_areas():
