@@ -64,9 +64,7 @@ def train(plan, config):
     state, run = begin(plan, files)
     if run.finished:
         return exit_status(plan, run)
-    alerts, validate = Alerts(), None
-    if plan.schedule.eval_every and processes.leading:
-        validate = Validation(plan.slices, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
+    alerts, validate = Alerts(), make_validation(plan)
     data, terms = training_batches(plan, run.step), []  # terms: of the steps since the last row of losses.csv
     run.start_clock()
     with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, processes.leading) as bar:
@@ -140,6 +138,13 @@ def first_stage(plan):
     source, reached = plan.source, plan.source.network["resolution"] if plan.source else None
     resolution = first_resolution(plan.schedule.resolution, plan.schedule.grow, reached)
     return Stage(resolution, fade_images=fade_images(source.images) if source else 0)
+
+
+def make_validation(plan):
+    """The Validation of a run, in the process that needs one; else None."""
+    if plan.schedule.eval_every and plan.processes.leading:
+        return Validation(plan.slices, Z_DIM, plan.network["num_classes"], plan.device, plan.options.mirror)
+    return None
 
 
 def training_batches(plan, step):
