@@ -27,6 +27,8 @@ HEAD_ML, HEAD_SIDES = (500, 6500), (80, 280)  # volume, and the sides of the box
 BRAIN_ML, BRAIN_SIDES = (300, 2500), (70, 230)
 HOLLOW = 0.5  # of what a head or a brain mask encloses belongs to it at least
 WITHIN = 0.85  # of a brain mask is inside the head
+SHIFT_MM = 4.0  # voxels of about this size tell whether a mask is shifted
+FITS = 0.3  # of the brain's brightness: the step at the edge of a mask that fits
 CUT_OFF = {"top": 0.3, "left": 0.5, "right": 0.5, "front": 0.5, "back": 0.5}  # of the largest section, in the outermost slice
 BRAIN_CUT_OFF = 0.15  # the same for each end of a brain mask
 MIN_CM2 = 1.0  # of brain in a slice
@@ -185,17 +187,21 @@ def check_found(image, mask, mask_path, centred):
 
     centred: slices are counted from the middle of the mask.
     """
-    voxels, inside, is_brain = sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
-    values, alike = len(np.unique(voxels)), (voxels[..., 1:] == voxels[..., :-1])[inside[..., 1:]].mean()
-    if values < LABELS and alike > ALIKE:
-        raise UserError(f"implausible: it has {values} values in large patches, as a mask or a segmentation; the scan is needed")
+    inside, is_brain = sitk.GetArrayViewFromImage(mask) > 0, bool(mask_path)
+    check_grey(sitk.GetArrayViewFromImage(image), inside)
     check_head(inside, image.GetSpacing()[::-1], is_brain)
     if is_brain:
-        head = between(sitk.GetArrayViewFromImage(head_mask(image, True)) > 0)
-        if (within := (inside & head).sum() / inside.sum()) < WITHIN:
-            raise UserError(f"{mask_path}: {1 - within:.0%} of this mask lies outside of the head: shifted, or of another scan")
+        check_mask(mask_path, inside, sitk.GetArrayViewFromImage(head_mask(image, True)) > 0, image)
     if centred:
         check_whole_head(inside, is_brain)
+
+
+def check_grey(voxels, mask):
+    """UserError where a volume [z, y, x] is a mask or a segmentation: few values, and the same one in most neighbours in `mask`."""
+    values = len(np.unique(voxels))
+    alike = (voxels[..., 1:] == voxels[..., :-1])[mask[..., 1:]].mean()
+    if values < LABELS and alike > ALIKE:
+        raise UserError(f"implausible: it has {values} values in large patches, as a mask or a segmentation; the scan is needed")
 
 
 def check_head(mask, spacing, is_brain):
@@ -234,6 +240,46 @@ def check_whole_head(mask, is_brain):
             if section > (BRAIN_CUT_OFF if is_brain else CUT_OFF.get(name, 1.0)) * sections.max():
                 what = "brain mask" if is_brain else "head"
                 raise UserError(f"implausible: the {what} is cut off by the edge of the volume at its {name}")
+
+
+def check_mask(path, mask, head, image):
+    """UserError unless a brain mask fits the head: both bool [z, y, x], on the grid of `image`, a SimpleITK.Image."""
+    within = (mask & between(head)).sum() / mask.sum()
+    if within < WITHIN:
+        raise UserError(f"{path}: {1 - within:.0%} of this mask lies outside of the head: shifted, or of another scan")
+    factors = [max(1, round(SHIFT_MM / side)) for side in image.GetSpacing()]
+    small = sitk.GetArrayFromImage(sitk.BinShrink(image, factors))
+    inside = sitk.GetArrayFromImage(sitk.BinShrink(sitk.GetImageFromArray(mask.astype(np.float32)), factors)) > 0.5
+    small = np.minimum(small, np.percentile(small[inside], 90))  # fat may be brighter than the brain
+    bright = small[inside].mean() - np.percentile(small, 1)
+
+    def contrast(rim, axis=0, steps=0):
+        """By how much the volume is brighter just inside of the mask's edge than outside, with the mask moved along an axis."""
+        edge, around = (np.roll(part, steps, axis) for part in rim)
+        return float(small[edge].mean() - small[around].mean())
+
+    margins = [inside]  # a mask may have a wide margin, of bone
+    while len(margins) < 4 and (smaller := eroded(margins[-1])).any():
+        margins.append(smaller)
+    here, elsewhere = max(contrast(rim_of(part)) for part in margins), {}
+    rim = rim_of(inside)
+    for axis, factor in enumerate(factors[::-1]):
+        side = factor * image.GetSpacing()[2 - axis]
+        for steps in (-12, -10, -8, -6, -5, -4, -3, -2, 2, 3, 4, 5, 6, 8, 10, 12):
+            elsewhere[contrast(rim, axis, steps)] = abs(steps) * side
+    best = max(elsewhere)
+    if best > FITS * bright and best - here > FITS / 2 * bright:
+        raise UserError(f"{path}: this mask would fit better {elsewhere[best]:.0f} mm away: shifted, or of another scan")
+
+
+def eroded(mask):
+    """A mask, bool [z, y, x], without its outermost voxels."""
+    return sitk.GetArrayFromImage(sitk.BinaryErode(sitk.GetImageFromArray(mask.astype(np.uint8)), [1] * 3)) > 0
+
+
+def rim_of(mask):
+    """The voxels of a mask at its edge and those next to it outside: two bool arrays [z, y, x]."""
+    return mask & ~eroded(mask), ~mask & ~eroded(~mask)
 
 
 def check_slices(planes, inside, pixel_mm, names):

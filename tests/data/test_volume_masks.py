@@ -9,7 +9,7 @@ from synthetic_volumes import head, write_nifti  # noqa: E402
 
 from data import volume_masks  # noqa: E402
 from data.volume_jobs import Job, prepare_scan  # noqa: E402
-from data.volume_masks import check_found, check_head, check_slices, check_whole_head, largest_piece, middle  # noqa: E402
+from data.volume_masks import check_head, check_mask, check_slices, check_whole_head, largest_piece, middle  # noqa: E402
 from data.volume_steps import Settings, cut_slices  # noqa: E402
 from data.volumes import Volume  # noqa: E402
 from utils import UserError  # noqa: E402
@@ -77,18 +77,22 @@ def test_a_head_or_brain_cut_off_by_the_volume_is_refused_but_a_neck_is_not(name
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_mask_largely_outside_of_the_head_is_refused(axis):
-    check_found(head(), image_of(np.uint8(ball())), "m", False)
-    with pytest.raises(UserError, match="m: .*% of this mask lies outside of the head"):
-        check_found(head(), image_of(np.uint8(np.roll(ball(), 7, axis))), "m", False)
+@pytest.mark.parametrize("mm", [-32, -20, -12, 12, 20, 32])
+def test_a_mask_that_is_shifted_is_refused(axis, mm):
+    image = sitk.Cast(head(), sitk.sitkFloat32)
+    inside = ball(0.8, 0.85, 0.7)
+    check_mask("m", ball(), inside, image)
+    with pytest.raises(UserError, match="m: .*: shifted, or of another scan"):
+        check_mask("m", np.roll(ball(), mm // 4, axis), inside, image)
 
 
-def test_the_head_around_a_mask_has_holes_that_are_open_to_the_outside():
+def test_a_mask_is_within_a_head_that_is_found_with_its_holes_open_to_the_outside():
     """Bone is as dark as air, and sinuses lead outside: threshold and filled holes leave out what is between brain and skin."""
-    skin = ball(0.98, 0.98, 0.98) & ~ball(0.8, 0.8, 0.8)
-    skin[:, 35:, 18:22] = False
-    voxels = np.where(ball(), array(head()), 0) + 200 * skin
-    check_found(image_of(np.int16(voxels)), image_of(np.uint8(ball(0.75, 0.78, 0.72))), "m", False)
+    head_with_sinus = ball(0.9, 0.9, 0.9) & ~ball(0.8, 0.8, 0.8) | ball()
+    head_with_sinus[:, 35:, 18:22] = False
+    check_mask("m", ball(0.75, 0.78, 0.72), head_with_sinus, sitk.Cast(head(), sitk.sitkFloat32))
+    with pytest.raises(UserError, match="outside of the head"):
+        check_mask("m", np.roll(ball(), 14, 2), ball(0.8, 0.85, 0.7), sitk.Cast(head(), sitk.sitkFloat32))
 
 
 def test_a_hollow_mask_is_no_brain():
@@ -108,6 +112,24 @@ def test_a_mask_or_segmentation_in_place_of_the_scan_is_refused(values, part):
 
 def test_scans_of_few_grey_levels_are_no_segmentations():
     cut_slices(image_of(np.float32(array(head()) // 8)), PLAIN, check=True)
+
+
+@pytest.mark.parametrize("shift", [-500, -2000])
+def test_a_mask_fits_volumes_of_negative_values_as_well(shift):
+    image = sitk.Cast(head(), sitk.sitkFloat32) + shift
+    check_mask("m", ball(), ball(0.8, 0.85, 0.7), image)
+    with pytest.raises(UserError, match="would fit better 12 mm away"):
+        check_mask("m", np.roll(ball(), 3, 0), ball(0.8, 0.85, 0.7), image)
+
+
+def test_a_wide_margin_is_not_taken_for_a_shift():
+    """Brain, then fluid and bone that are dark, then bright skin: a mask that is 4 mm too wide has no step at its edge anywhere."""
+    places = np.mgrid[-1:1:40j, -1:1:40j, -1:1:40j]
+    radius = np.sqrt(sum((place / half) ** 2 for place, half in zip(places, (0.65, 0.7, 0.6))))
+    voxels = np.select([radius < 1, radius < 1.2, radius < 1.35], [100.0, 10.0, 120.0], 0.0)
+    image = image_of((voxels + np.random.default_rng(0).normal(0, 2, voxels.shape)).astype("f4"))
+    for mask in (radius < 1, radius < 1.08, radius < 0.93, radius < 1.2):
+        check_mask("m", mask, radius < 1.35, image)
 
 
 def test_slices_that_show_no_brain_are_named():
