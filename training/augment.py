@@ -12,7 +12,7 @@ negative, so that no eigenvalue of T is below 1 - p. (With a uniform density T w
 Resampling and what leaves the image are not covered by this argument.)
 
 The operations are those of K20a that leave a slice of a head on black, and a gamma curve: no quarter turns, colours, stretching
-or filters, and black where K20a mirrors the image at its edge or fills with grey. `python -m report.augmentation` draws them all.
+or filters, and black where K20a mirrors the image at its edge or fills with grey.
 """
 
 import math
