@@ -24,10 +24,12 @@ class Interval(NamedTuple):
 
 
 def bootstrap(statistic, groups, strata=None, seed=0):
-    """Interval of statistic(weights float [N]) by the percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
+    """Interval of statistic(weights float [N]) by the expanded percentile bootstrap (Hesterberg 2015, section 5.2).
 
     A row's weight is the number of times that it was drawn; the value is that of weights 1. Rows of the same group [N] (slices of
     a person, vectors of a latent) are drawn together, with replacement; each of the strata [N] (classes) keeps its group count.
+    Percentiles of few groups are too narrow; expanded, as many as n groups in the smallest stratum are those of Student's t with
+    n - 1 degrees of freedom around a mean.
     """
     rng, weights = np.random.default_rng(seed), np.ones(len(groups))
     strata = np.zeros(len(groups)) if strata is None else strata
@@ -35,13 +37,21 @@ def bootstrap(statistic, groups, strata=None, seed=0):
     for stratum in np.unique(strata):
         rows = np.flatnonzero(strata == stratum)
         members.append((rows, np.unique(np.asarray(groups)[rows], return_inverse=True)[1]))
+    tail = tail_probability(min(group.max() + 1 for _, group in members))
     value, samples = statistic(weights), []
     for _ in range(RESAMPLED):
         for rows, group in members:
             count = group.max() + 1
             weights[rows] = rng.multinomial(count, np.full(count, 1 / count))[group]
         samples.append(statistic(weights))
-    return Interval(float(value), *map(float, np.nanquantile(samples, (0.025, 0.975))))
+    return Interval(float(value), *map(float, np.nanquantile(samples, (tail, 1 - tail))))
+
+
+def tail_probability(count):
+    """The share of bootstrap samples beyond either end of a 95% interval of `count` groups; 0.025 for many, 0 for one."""
+    from scipy.special import ndtr, stdtrit  # takes a tenth of a second
+
+    return float(ndtr(stdtrit(count - 1, 0.025) * np.sqrt(count / (count - 1)))) if count > 1 else 0.0
 
 
 def auc(scores, positive, weights=None, strata=None):

@@ -48,11 +48,12 @@ def build_classifier():
 
 
 def train_classifier(pixels, is_ad, validation, seed, device="cpu", mirror=False):
-    """The classifier, in evaluation mode, that tells validation slices best, and the steps until then.
+    """The classifier, in evaluation mode, of the highest AUC on validation slices, and the steps until then.
 
     pixels uint8 [N, R, R], is_ad bool [N]; validation: the same of other people. AdamW; a moving average of the weights is checked
-    every CHECK steps, and PATIENCE checks without a lower `balanced_loss` end the training. Batches hold both classes in equal
-    numbers; slices are moved at random and, with `mirror`, mirrored.
+    every CHECK steps, and PATIENCE checks without a higher AUC end the training. (The loss on validation people rises earlier, when
+    a network becomes too sure of itself but still ranks slices better.) Batches hold both classes in equal numbers; slices are
+    moved at random and, with `mirror`, mirrored.
     """
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; with several GPUs PyTorch would warn
         torch.manual_seed(seed)
@@ -62,7 +63,7 @@ def train_classifier(pixels, is_ad, validation, seed, device="cpu", mirror=False
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
     pixels, target = torch.as_tensor(pixels), torch.as_tensor(is_ad, dtype=torch.float32)
     rows_of_classes = [target.nonzero()[:, 0], (target == 0).nonzero()[:, 0]]
-    dtype, least, best = pick_dtype(None, device), np.inf, (averaged, 0)
+    dtype, highest, best = pick_dtype(None, device), -np.inf, (averaged, 0)
     for step in range(1, LIMIT + 1):
         rows = torch.cat([members[torch.randint(len(members), [BATCH // 2], generator=rng)] for members in rows_of_classes])
         mirrored = torch.rand(BATCH, 1, 1, generator=rng) < (0.5 if mirror else 0)
@@ -77,9 +78,9 @@ def train_classifier(pixels, is_ad, validation, seed, device="cpu", mirror=False
         optimizer.step()
         averaged.update_parameters(network)
         if step % CHECK == 0:
-            validation_loss = balanced_loss(logits(averaged.eval(), validation[0], device), validation[1])
-            if validation_loss < least:
-                least, best = validation_loss, (copy.deepcopy(averaged), step)
+            validation_auc = auc(logits(averaged.eval(), validation[0], device), validation[1])
+            if validation_auc > highest:
+                highest, best = validation_auc, (copy.deepcopy(averaged), step)
             elif step - best[1] >= PATIENCE * CHECK:
                 break
     return best
@@ -90,11 +91,6 @@ def logits(network, pixels, device="cpu"):
     """Logits of AD, float32 [N], of slices uint8 [N, R, R]."""
     batches = torch.as_tensor(pixels).split(64)
     return torch.cat([network(to_float(batch.to(device)))[:, 0].cpu() for batch in batches]).numpy()
-
-
-def balanced_loss(scores, is_ad):
-    """Cross-entropy of logits [N], the mean of both classes' means."""
-    return float(np.mean([np.logaddexp(0, -scores[is_ad]).mean(), np.logaddexp(0, scores[~is_ad]).mean()]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -88,10 +88,39 @@ def test_bootstrap_interval_covers_the_true_mean_in_95_percent_of_samples(monkey
     assert 86 <= covered <= 100  # 95, with a standard deviation of 2.2
 
 
-def test_bootstrap_interval_is_from_the_percentile_2_5_to_97_5_of_1000_samples():
+def test_bootstrap_interval_is_from_the_percentile_2_5_to_97_5_of_1000_samples_of_many_groups():
     numbers = iter([7.0, *np.random.default_rng(0).permutation(1000)])  # the value, then every sample's
-    assert bootstrap(lambda weights: next(numbers), np.arange(5)) == pytest.approx((7, 0.025 * 999, 0.975 * 999))
+    found = bootstrap(lambda weights: next(numbers), np.arange(10**5))
+    assert found == pytest.approx((7, 0.025 * 999, 0.975 * 999), abs=0.02)
     assert next(numbers, None) is None
+
+
+@pytest.mark.parametrize("count", [8, 15, 30])
+def test_the_interval_of_a_mean_of_few_groups_is_students(monkeypatch, count):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 20000)
+    x = np.random.default_rng(count).uniform(size=count)
+    _, low, high = bootstrap(weighted_mean(x), np.arange(count))
+    expected = 2 * student.ppf(0.975, count - 1) * x.std(ddof=1) / count**0.5
+    assert high - low == pytest.approx(expected, rel=0.1)  # percentiles of 8 groups are 23% narrower
+    in_x, values = np.arange(count + 100) < count, np.append(x, np.zeros(100))
+
+    def mean_of_x(weights):
+        return np.average(values[in_x], weights=weights[in_x])
+
+    _, low, high = bootstrap(mean_of_x, np.arange(len(values)), in_x)  # the smaller stratum decides
+    assert high - low == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.slow
+def test_an_auc_of_nothing_leaves_one_half_out_about_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 400)
+    count, rng, sets, outside = 7, np.random.default_rng(7), 120, 0  # people of each class
+    people = np.repeat(np.arange(2 * count), 10)
+    for seed in range(sets):
+        scores = rng.standard_normal(2 * count)[people] + 0.7 * rng.standard_normal(len(people))
+        _, low, high = bootstrap(lambda weights: auc(scores, people < count, weights), people, people < count, seed)
+        outside += not low <= 0.5 <= high
+    assert outside / sets < 0.05 + 3 * (0.05 * 0.95 / sets) ** 0.5  # percentiles that are not expanded leave it out in about 10%
 
 
 def test_bootstrap_leaves_out_samples_without_a_value():
@@ -155,11 +184,12 @@ def test_bootstrap_over_scans_or_slices_is_too_narrow_by_as_much_as_people_diffe
     a, b, c = np.square(DEVIATIONS)  # variance of the mean, and what resampling this unit takes for it:
     variance = a / PEOPLE + b / (PEOPLE * SCANS) + c / (PEOPLE * SCANS * SLICES)
     assumed = {
-        "people": variance * (PEOPLE - 1) / PEOPLE,
+        "people": variance,
         "scans": (a + b + c / SLICES) / (PEOPLE * SCANS),
         "slices": (a + b + c) / (PEOPLE * SCANS * SLICES),
     }[unit]
-    expected = 2 * student.cdf(1.96 * (assumed / variance) ** 0.5, PEOPLE - 1) - 1  # 0.94, 0.75 and 0.35
+    width = student.ppf(0.975, {"people": PEOPLE, "scans": PEOPLE * SCANS, "slices": PEOPLE * SCANS * SLICES}[unit] - 1)
+    expected = 2 * student.cdf(width * (assumed / variance) ** 0.5, PEOPLE - 1) - 1  # 0.95, 0.76 and 0.35
     assert covered == pytest.approx(expected, abs=3 * (expected * (1 - expected) / count) ** 0.5)
 
 

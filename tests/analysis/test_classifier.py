@@ -61,9 +61,11 @@ def test_train_classifier_depends_on_its_seed_alone_and_leaves_the_global_genera
     assert not np.array_equal(first, scores(1))
 
 
-@pytest.mark.parametrize("losses, best, trained", [([5, 4, 3, 6, 3, 7, 8], 30, 60), ([5, 4, 6, 3, 2, 1, 0.5], 60, 60)])
-def test_train_classifier_stops_and_returns_the_weights_that_did_best(monkeypatch, losses, best, trained):
-    """Validation losses are planted: of a network that counts its batches. The second still improves when the limit ends it."""
+@pytest.mark.parametrize(
+    "aucs, best, trained", [([0.5, 0.6, 0.7, 0.4, 0.7, 0.3, 0.9], 30, 60), ([0.1, 0.2, 0, 0.3, 0.4, 0.5], 60, 60)]
+)
+def test_train_classifier_stops_and_returns_the_weights_that_did_best(monkeypatch, aucs, best, trained):
+    """Validation AUCs are planted: of a network that counts its batches. The second still improves when the limit ends it."""
     for name, value in (("CHECK", 10), ("PATIENCE", 3), ("LIMIT", 60), ("AVERAGE", 0.0)):
         monkeypatch.setattr(classifier, name, value)
 
@@ -84,20 +86,12 @@ def test_train_classifier_stops_and_returns_the_weights_that_did_best(monkeypatc
         return networks[-1]
 
     monkeypatch.setattr(classifier, "build_classifier", build)
-    monkeypatch.setattr(classifier, "balanced_loss", lambda scores, is_ad: checks.append(scores) or losses[len(checks) - 1])
+    monkeypatch.setattr(classifier, "auc", lambda scores, is_ad: checks.append(scores) or aucs[len(checks) - 1])
     images, is_ad = np.zeros((6, 32, 32), np.uint8), np.arange(6) < 3
     network, steps = train_classifier(images, is_ad, (images[:4], is_ad[:4]), 0)
     assert steps == best and networks[0].batches.item() == trained == 10 * len(checks)
     assert network.module.batches.item() == best and not network.training  # the state of that step, not of the last
     assert all(len(scores) == 4 for scores in checks)
-
-
-def test_balanced_loss_is_the_cross_entropy_of_classes_that_count_alike():
-    scores, is_ad = np.array([0.3, -1.0, 2.0, 0.5], np.float32), np.array([True, True, True, False])
-    terms = torch.nn.functional.binary_cross_entropy_with_logits(
-        torch.tensor(scores), torch.tensor(is_ad).float(), reduction="none"
-    )
-    assert classifier.balanced_loss(scores, is_ad) == pytest.approx((terms[:3].mean() + terms[3]).item() / 2)
 
 
 @pytest.mark.slow
