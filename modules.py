@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ops import BLACK, SLOPE, blur, convolve, downsample, leaky_relu, upsample
-from utils import EARLIER_MAPPING_LAYERS
 
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU, to keep a unit-variance input at unit mean square
 NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: initial strength (the signal has variance 1) and relative learning rate
@@ -284,15 +283,10 @@ class Generator(nn.Module):
 
 
 def build_generator(network):
-    """Untrained ModuleDict of "mapping" and "generator" from the network settings in config.json and generator.pt.
-
-    Settings that do not name "mapping_layers", such as those of older runs, mean EARLIER_MAPPING_LAYERS.
-    """
+    """Untrained ModuleDict of "mapping" and "generator" from the network settings in config.json and generator.pt."""
     return nn.ModuleDict(
         {
-            "mapping": MappingNetwork(
-                network["z_dim"], network["w_dim"], network["num_classes"], network.get("mapping_layers", EARLIER_MAPPING_LAYERS)
-            ),
+            "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"], network["mapping_layers"]),
             "generator": Generator(network["resolution"], network["channel_base"], network["channel_max"], network["w_dim"]),
         }
     )

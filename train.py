@@ -19,7 +19,7 @@ import time
 
 from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args
 from training.recipes import Z_DIM, Options, network_settings
-from utils import CLASSES, UserError, make_folder, parse_before_import, pick_device, pick_dtype, read_config, run_cli
+from utils import CLASSES, UserError, make_folder, parse_before_import, pick_device, pick_dtype, run_cli
 
 if __name__ == "__main__":
     parse_before_import(parse_args)  # --help and typing errors need no PyTorch, which takes seconds to import
@@ -37,7 +37,7 @@ from training.growth import Stage, describe_source, fade_images, first_resolutio
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
-from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, rename_run
+from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, read_run, rename_run
 from training.slices import read_slices
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
@@ -245,15 +245,13 @@ def make_plan(args, folder, resuming, device, begun):
 
     config.json holds network and data, which a run cannot change, and the flags it was started with.
     """
-    kept = kept_settings(folder) if resuming else {}
-    if not resuming and args.start_from:
-        kept = kept_sizes(args.start_from)
+    resumed = read_run(folder) if resuming else None
+    kept = kept_settings(resumed) if resuming else kept_sizes(args.start_from) if args.start_from else {}
     network_name, loss, recipe = choose_recipe(args, device, kept)
     mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
     processes, dtype = Processes(device), pick_dtype(args.amp, device)
     check_divisible(recipe.batch_size, processes.size * args.grad_accum)
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
-    resumed = read_config(folder) if resuming else None
     place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
     slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))

@@ -21,8 +21,6 @@ import tempfile
 CLASSES = ("AD", "NC")  # label 0, label 1
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LARGEST = {"channel_base": 2**20, "channel_max": 1024, "mapping_layers": 64}  # no machine has the memory for more channels
-EARLIER_MAPPING_LAYERS = 8  # of runs whose settings name no number: those from before there was a choice
-EARLIER_FLAGS = {"n_critic": 1, "mirror": True}  # likewise, of runs whose settings do not name these flags
 
 UMASK = os.umask(0)  # it can only be read by setting it, which is not safe in threads
 os.umask(UMASK)
@@ -301,7 +299,6 @@ def read_network(folder):
 def check_network(network):
     """The network settings in a dictionary of a file, {name: int}; KeyError, TypeError or ValueError if any is impossible."""
     names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
-    network = {"mapping_layers": EARLIER_MAPPING_LAYERS} | network
     network = {name: operator.index(network[name]) for name in names}
     allowed = {"resolution": RESOLUTIONS, "num_classes": (0, len(CLASSES))}
     allowed |= {name: range(1, largest + 1) for name, largest in LARGEST.items()}

@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOAK = os.environ.get("SOAK")  # set by `make soak`: the seed of long passes over inputs and kills; unset: a sample of them
 
 UNPLOTTED = os.path.join(ROOT, "tests", "unplotted_train.py")
-NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
+NETWORK = {"resolution": 32, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "mapping_layers": 8, "num_classes": 0}
 LAYERS = ["w", "generator 4", "generator 8", "generator 16", "generator 32", "image", "critic 32", "critic 16", "critic 8", "score"]
 TINY_NETWORK = "--resolution 32 --channel_base 128 --channel_max 8".split()  # the same, but for z_dim and w_dim
 TINY = [*TINY_NETWORK, *"--grow False --batch_size 4 --eval_every 0 --device cpu --amp False".split()]

@@ -23,7 +23,7 @@ from analysis.models import Model
 from training.step import Batch, TrainingState, train_step
 
 STEPS = ("wgan-gp", torch.float32, 1), ("logistic", torch.bfloat16, 1), ("relativistic", torch.float32, 2)
-NETWORK = {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2}
+NETWORK = {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "mapping_layers": 8, "num_classes": 2}
 
 
 def train(device, loss="wgan-gp", dtype=torch.float32, micro_batches=1):

@@ -12,7 +12,15 @@ from training.step import FLOAT32_UP_TO, Batch, TrainingState, update_critic, up
 from utils import pick_device
 
 CPU = torch.device("cpu")
-NETWORK = {"resolution": 64, "channel_base": 512, "channel_max": 32, "z_dim": 32, "w_dim": 32, "num_classes": 2}
+NETWORK = {
+    "resolution": 64,
+    "channel_base": 512,
+    "channel_max": 32,
+    "z_dim": 32,
+    "w_dim": 32,
+    "mapping_layers": 8,
+    "num_classes": 2,
+}
 MISSING = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 ON_DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, MISSING])])
 # Relative errors of a gradient come to about ten times the rounding error of one operation: 6e-8 in float32, 5e-4 in TF32, which

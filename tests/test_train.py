@@ -41,6 +41,7 @@ from training.flags import choose_recipe, kept_settings
 from training.flags import parse_args as parse_train
 from training.loss import PathLength
 from training.recipes import COLUMNS, FLAGS, RECIPES, Options, Recipe, as_flag
+from training.run_folder import read_run
 from training.state import decay_factor
 from utils import UserError, save_tensors
 
@@ -67,9 +68,9 @@ def parse(*flags):
     return parse_train(["--dataset_dir", "x", *map(str, flags)])
 
 
-def recipe_of(device, *flags, folder=None):
-    """The Recipe of a new run, or of one in `folder` that is resumed."""
-    return choose_recipe(parse(*flags), device, kept_settings(folder) if folder else None)[2]
+def recipe_of(device, *flags):
+    """The Recipe of a new run."""
+    return choose_recipe(parse(*flags), device)[2]
 
 
 def flags_of(numbers):
@@ -147,11 +148,11 @@ def cpu_run(tmp_path_factory, slices_dir):
 
 
 def test_a_run_resumed_on_another_kind_of_device_keeps_what_it_was_begun_with(cpu_run):
-    network, loss, resumed = choose_recipe(parse(), CUDA, kept_settings(cpu_run))
+    network, loss, resumed = choose_recipe(parse(), CUDA, kept_settings(read_run(cpu_run)))
     assert (network, loss) == ("thin", "wgan-gp")
     sizes = {"channel_base": 128, "channel_max": 8, "mapping_layers": 3}
     assert resumed == RECIPES["thin", "wgan-gp"]._replace(lr_critic=0.003, **sizes)
-    network, loss, other = choose_recipe(parse("--loss", "relativistic"), CUDA, kept_settings(cpu_run))
+    network, loss, other = choose_recipe(parse("--loss", "relativistic"), CUDA, kept_settings(read_run(cpu_run)))
     assert loss == "relativistic" and other == resumed  # the numbers that it was begun with
 
 
@@ -165,13 +166,6 @@ def test_a_resumed_run_keeps_its_loss_and_every_number(tmp_path, slices_dir, unp
     assert start(slices_dir, tmp_path, "--epochs", 2) == 0
     err = capsys.readouterr().err
     assert "relativistic: batch 4" in err and "3 critic updates" in err and "other flags" not in err
-
-
-def test_a_run_from_before_n_critic_and_mirror_were_flags_goes_on_as_it_was(tmp_path):
-    (tmp_path / "config.json").write_text('{"flags": {"lr": 0.004, "lr_critic": 0.004}}')
-    resumed = recipe_of(CPU, "--loss", "relativistic", folder=str(tmp_path))
-    assert (*learning(resumed), resumed.n_critic) == (8, 4e-3, 4e-3, 1)
-    assert kept_settings(str(tmp_path))["mirror"] is True
 
 
 @pytest.mark.slow
@@ -203,26 +197,6 @@ def test_a_run_draws_batches_of_real_and_held_out_slices_mirrored_only_if_asked(
     flags = ["--validation_dir", os.path.join(os.path.dirname(slices_dir), "test"), "--augment", "ada", "--mirror", mirror]
     assert start(slices_dir, tmp_path, "--epochs", 1, *flags) == 0
     assert asked == [mirror, mirror]
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        '{"batch_size": "16", "lr": [1.0], "lr_critic": null}',
-        '{"batch_size": -4, "lr": 0.0, "lr_critic": -1.0, "n_critic": 0, "path_length": -1.0}',
-        '{"batch_size": true, "lr": NaN, "lr_critic": Infinity, "n_critic": true, "path_length": NaN}',
-        '{"batch_size": 1e9, "lr": 1e300, "lr_critic": false}',
-        '{"batch_size": 1000000, "lr": {}, "lr_critic": "0.1", "network": [], "loss": "hinge", "n_critic": 1.5}',
-        "{}",
-        "[16]",
-        "3",
-    ],
-)
-def test_nonsense_in_a_run_s_flags_is_ignored(tmp_path, nonsense):
-    (tmp_path / "config.json").write_text('{"flags": ' + nonsense + "}")
-    for device in (CPU, CUDA):
-        assert recipe_of(device, folder=str(tmp_path)) == recipe_of(device)
-    assert kept_settings(str(tmp_path))["mirror"] is True  # a run that names no such flag was begun with mirroring
 
 
 @pytest.mark.slow

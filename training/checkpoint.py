@@ -11,7 +11,7 @@ import torch
 from utils import UserError, atomic_path, load_tensors, save_tensors
 
 FILES = "checkpoint.pt", "previous.pt"  # the newest and the one before it
-FORMAT = 4  # checkpoints of another format are refused
+FORMAT = 5  # checkpoints of another format are refused
 RESTART_HINT = "--resume False starts a new run and keeps the old folder under another name"
 
 

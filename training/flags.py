@@ -3,19 +3,8 @@
 import argparse
 import math
 
-from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table, valid_numbers
-from utils import (
-    CLASSES,
-    EARLIER_FLAGS,
-    RESOLUTIONS,
-    ArgumentParser,
-    Group,
-    UserError,
-    class_name,
-    number,
-    read_config,
-    read_network,
-)
+from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table
+from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, class_name, number, read_network
 
 
 def parse_args(argv=None):
@@ -166,15 +155,12 @@ def choose_recipe(args, device, kept=None):
     return network, loss, RECIPES[network, loss]._replace(**numbers | given)
 
 
-def kept_settings(folder):
+def kept_settings(config):
     """What a run keeps when it is resumed unless flags say otherwise: {"network", "loss", "mirror", column: number}.
 
-    Its config.json may lack any of them, or hold nonsense, which is ignored.
+    config: of `run_folder.read_run`.
     """
-    flags = EARLIER_FLAGS | read_config(folder).get("flags", {})
-    choices = {"network": NETWORKS, "loss": LOSSES, "mirror": (False, True)}
-    chosen = {name: flags[name] for name, values in choices.items() if flags.get(name) in values}
-    return valid_numbers(flags) | kept_sizes(folder) | chosen
+    return {name: config["flags"][name] for name in ("network", "loss", "mirror", *Recipe._fields)}
 
 
 def kept_sizes(folder):

@@ -200,7 +200,7 @@ class Source(NamedTuple):
     @property
     def images(self):
         """Images that its networks have learnt from, in runs from which it started, too."""
-        return self.checkpoint["images"] + self.checkpoint.get("images_before", 0)
+        return self.checkpoint["images"] + self.checkpoint["images_before"]
 
 
 def read_source(folder, network):

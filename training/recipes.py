@@ -7,8 +7,6 @@
 are those with which runs of equal minutes were compared: docs/experiments.md. Which losses there are: training/loss.py.
 """
 
-import argparse
-import contextlib
 from typing import NamedTuple
 
 from utils import CLASSES, LARGEST, number
@@ -93,15 +91,6 @@ def network_settings(recipe, resolution, conditional=False):
     """The settings of networks as config.json and generator.pt keep them, {name: int}."""
     sizes = {name: getattr(recipe, name) for name in ("channel_base", "channel_max", "mapping_layers")}
     return {"resolution": resolution, **sizes, "z_dim": Z_DIM, "w_dim": W_DIM, "num_classes": len(CLASSES) if conditional else 0}
-
-
-def valid_numbers(saved):
-    """The columns of a recipe in a dictionary that a file holds, without values that the flags would refuse."""
-    valid = {}
-    for name in saved.keys() & COLUMNS.keys():
-        with contextlib.suppress(argparse.ArgumentTypeError):
-            valid[name] = COLUMNS[name].parse(repr(saved[name]))
-    return valid
 
 
 def as_flag(name, value):

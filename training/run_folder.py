@@ -7,11 +7,13 @@ Of a new run, the checkpoint is written first: a folder with anything else and n
 overwrite. The pictures are drawn by train.py.
 """
 
+import argparse
 import contextlib
 import csv
 import json
 import math
 import os
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -20,35 +22,27 @@ from tqdm import tqdm
 from lock import Held, Lock
 from training.checkpoint import FILES, RESTART_HINT, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import fade_state, restore_fade, upscaled
-from training.recipes import Recipe, as_flag
+from training.recipes import COLUMNS, RECIPES, Recipe, as_flag
 from utils import (
     CLASSES,
-    EARLIER_FLAGS,
-    EARLIER_MAPPING_LAYERS,
     UserError,
     atomic_path,
+    check_network,
     load_tensors,
     make_folder,
     naming,
     random_stream,
-    read_config,
     reason,
     save_tensors,
 )
 
 NAMES = (  # of what a run writes, but for its lock
     *(*FILES, "config.json", "generator.pt", "best.pt", "losses.csv", "evaluations.csv", "losses.png", "loss_proportion.png"),
-    *("trouble.txt", "alerts.log", "fake_vs_real", "styles"),  # the first of runs begun before it was called alerts.log
+    *("alerts.log", "fake_vs_real", "styles"),
 )
 STYLES_SAVED = 512  # fixed latents that are mapped to w in styles/
 FIXED = "resolution", "channel_base", "channel_max", "mapping_layers"  # settings of the networks, which a run cannot change
 FREE = "grow", "loss", *(name for name in Recipe._fields if name not in FIXED), "mirror", "augment", "seed", "amp"
-RENAMED = {
-    "unseen": "held_out",
-    "score_test": "score_validation",
-    "lit": "foreground_fraction",
-    "beyond": "overbright_fraction",
-}  # columns of earlier losses.csv
 
 
 class RunFolder:
@@ -104,18 +98,15 @@ class RunFolder:
             raise UserError(f"{self.folder}: {copied}, so one of them was copied here; {RESTART_HINT}")
 
     def read_table(self, name, images):
-        """Rows of a table up to so many images, without any that a crash cut short or that no float32 could hold.
-
-        Columns that the file does not have are nan.
-        """
+        """Rows of a table up to so many images, without any that a crash cut short or that no float32 could hold."""
         rows, largest = [], torch.finfo(torch.float32).max
         with contextlib.suppress(OSError, ValueError, csv.Error, KeyError), open(self.path(name + ".csv"), newline="") as file:
             reader = csv.reader(file)
-            names = [RENAMED.get(column, column) for column in next(reader, ())]
+            names = next(reader, ())
             for values in reader:
                 row = dict(zip(names, map(float, values)))
                 if len(values) == len(names) and row["images"] <= images and not any(abs(x) > largest for x in row.values()):
-                    rows.append([row.get(column, math.nan) for column in self.tables[name]])
+                    rows.append([row[column] for column in self.tables[name]])
         return rows
 
     def log(self, name, row):
@@ -273,39 +264,49 @@ def lock_folder(folder):
     return lock
 
 
+def read_run(folder):
+    """The contents of the config.json of a run that is to be resumed; UserError if it cannot be read or is not whole."""
+    try:
+        with open(os.path.join(folder, "config.json")) as file:
+            config = json.load(file)
+        flags, data, _ = config["flags"], config["data"], config["torch"]
+        check_network(config["network"])
+        itemgetter("dataset_dir", "validation_dir", *FREE)(flags)
+        for name in Recipe._fields:
+            COLUMNS[name].parse(repr(flags[name]))
+        for slices in (data, data["validation"]) if data["validation"] else (data,):
+            itemgetter("counts", "fingerprint")(slices)
+        kept = data["validation"]["scans"] if data["validation"] else None
+        allowed = (flags["network"], flags["loss"]) in RECIPES and {flags["mirror"], flags["keep_damaged"]} <= {True, False}
+        if not allowed or not isinstance(data["damaged"], dict) or not all(isinstance(scan, str) for scan in kept or ()):
+            raise ValueError("a value is out of range")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, argparse.ArgumentTypeError) as error:
+        text = f"it lacks {error}" if isinstance(error, KeyError) else reason(error) if isinstance(error, OSError) else error
+        raise UserError(f"{folder}/config.json is damaged, or of another version of this code ({text}); {RESTART_HINT}") from None
+    return config
+
+
 def check_same_run(folder, config):
     """UserError that names the flags by which `config` asks for another network or other data than the run in `folder`.
 
     Returns other flags that differ, as text: a run may continue with another learning rate, say, or another PyTorch.
     """
-    try:
-        with open(os.path.join(folder, "config.json")) as file:
-            old_torch = json.load(file)["torch"]
-        saved = read_config(folder)
-        old_flags = EARLIER_FLAGS | saved["flags"]
-        sizes = config["network"], {"mapping_layers": EARLIER_MAPPING_LAYERS} | saved["network"]
-        differing = changes(*sizes, FIXED)
-        old_data, data = saved["data"], config["data"]
-        validation = old_data.get("validation"), data.get("validation")
-        for flag, (old, new) in {"dataset_dir": (old_data, data), "validation_dir": validation}.items():
-            if old and new and old["fingerprint"] != new["fingerprint"]:
-                place, before = config["flags"][flag], saved["flags"].get(flag)
-                text = f"its slices differ from those of {before}: {old['counts']}, now {new['counts']}"
-                differing.append(f"--{flag} {place} ({text})")
-        changed = changes(config["flags"], old_flags, FREE)
-        if config["torch"] != old_torch:
-            changed.append(f"PyTorch {config['torch']} (was {old_torch})")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        text = f"it lacks {error}" if isinstance(error, KeyError) else reason(error) if isinstance(error, OSError) else error
-        raise UserError(f"{folder}/config.json cannot be read ({text}); {RESTART_HINT}") from None
+    saved = read_run(folder)
+    differing = changes(config["network"], saved["network"], FIXED)
+    data = {"dataset_dir": (saved["data"], config["data"])}
+    data["validation_dir"] = tuple(slices["validation"] for slices in data["dataset_dir"])
+    for flag, (old, new) in data.items():
+        if old and new and old["fingerprint"] != new["fingerprint"]:
+            text = f"its slices differ from those of {saved['flags'][flag]}: {old['counts']}, now {new['counts']}"
+            differing.append(f"--{flag} {config['flags'][flag]} ({text})")
     if differing:
         raise UserError(
             f"{folder} holds another run, which differs in {', '.join(differing)}: choose another --model_dir, or "
             "--resume False, which renames the folder of the old run"
         )
-    for name, value in (("bounded", False), ("augment", "fixed")):
-        if old_flags.get(name) == value:
-            raise UserError(f"{folder} was begun with --{name} {value}, which no longer exists; {RESTART_HINT}")
+    changed = changes(config["flags"], saved["flags"], FREE)
+    if config["torch"] != saved["torch"]:
+        changed.append(f"PyTorch {config['torch']} (was {saved['torch']})")
     return changed
 
 

@@ -7,14 +7,12 @@ Everything that chooses looks at validation people: best.pt, alerts, --augment a
 """
 
 import hashlib
-import os
 import sys
 from typing import NamedTuple
 
 import numpy as np
 
 from data.damage import damaged_text, find_damaged, leave_out, scans_of
-from data.folders import find_splits
 from data.subjects import identify, resampling_groups
 from dataset import Slices, spread
 from utils import CLASSES, plural
@@ -41,8 +39,8 @@ def read_slices(
     """RunSlices of the folder `dataset_dir`; what is special about them is said on stderr, unless `quiet`.
 
     validation_dir: folder of the validation slices; without it some people of `dataset_dir` are kept, if the run `chooses` anything
-    by them. table: of `data.subjects.find_subjects`. begun: contents of the config.json of a run that is resumed, which keeps to
-    what it was begun with. UserError, which names the folder's flag: as of `Slices`, or a class has damaged scans alone.
+    by them. table: of `data.subjects.find_subjects`. begun: what `run_folder.read_run` read of a run that is resumed, which keeps
+    to what it was begun with. UserError, which names the folder's flag: as of `Slices`, or a class has damaged scans alone.
     """
 
     def say(text):
@@ -55,8 +53,8 @@ def read_slices(
     groups, unit = group_slices(slices.names, table)
     kept, folder = np.zeros(len(slices), bool), validation_dir
     if begun is not None:
-        kept = kept_before(slices.names, begun)
-        folder = validation_dir or (folder_before(begun, dataset_dir, classes) if chooses else None)
+        kept = np.isin(scans_of(slices.names), (begun["data"]["validation"] or {}).get("scans") or [])
+        folder = validation_dir or (begun["flags"]["validation_dir"] if chooses else None)
     elif chooses and not validation_dir:
         kept = choose_people(groups, slices.labels)
         if not kept.any():
@@ -83,8 +81,7 @@ def read_slices(
     say(f"note: {'validation' if folder else 'kept for validation, not trained on'}: {text}")
     if shared := len(people & set(groups[~kept])):
         say(f"warning: {shared} of {len(people)} {unit} of the validation slices are trained on, too, so that they choose badly")
-    if begun is None or validation_dir or "validation" in begun.get("data", {}):
-        record["validation"] = {"counts": validation.counts, "fingerprint": validation.fingerprint, "scans": scans}
+    record["validation"] = {"counts": validation.counts, "fingerprint": validation.fingerprint, "scans": scans}
     return RunSlices(train, groups[~kept], validation, validation_groups, text, record, keep_damaged)
 
 
@@ -95,9 +92,7 @@ def choose_damaged(slices, keep_damaged, begun, say):
         if found and not keep_damaged:
             say(f"note: {damaged_text(found)}; left out, --keep_damaged True keeps them")
         return ({} if keep_damaged else found), keep_damaged
-    left_out = begun.get("data", {}).get("damaged")  # None in runs of earlier code, which were begun with all scans
-    left_out = left_out if isinstance(left_out, dict) else {}
-    kept = begun.get("flags", {}).get("keep_damaged") is not False
+    left_out, kept = begun["data"]["damaged"], begun["flags"]["keep_damaged"]
     if left_out and keep_damaged:
         text = f"this run was begun without {damaged_text(left_out)}, and continues so"
         say(f"note: {text}; --resume False starts again with them")
@@ -145,21 +140,3 @@ def match_shares(slices, counts):
     chosen = np.zeros(len(slices), bool)
     chosen[np.concatenate(rows)] = True
     return slices.only(chosen)
-
-
-def kept_before(names, begun):
-    """Which slices, given their file names, a run that was begun before keeps for validation, bool [N]."""
-    saved = begun.get("data", {}).get("validation")
-    scans = saved.get("scans") if isinstance(saved, dict) else None
-    kept = np.array([isinstance(scans, list) and scan in scans for scan in scans_of(names)])
-    return kept & ~kept.all()  # all would be nonsense
-
-
-def folder_before(begun, dataset_dir, classes):
-    """The folder of validation slices of a run that was begun before: of earlier code --test_dir, or test/ beside it; or None."""
-    flags = begun.get("flags", {})
-    folder = flags.get("validation_dir")
-    if "validation" not in begun.get("data", {}):
-        beside = find_splits(dataset_dir, classes).get("test", dataset_dir)
-        folder = flags.get("test_dir") or (beside if os.path.realpath(beside) != os.path.realpath(dataset_dir) else None)
-    return folder if isinstance(folder, str) else None

@@ -167,7 +167,7 @@ class RunState:
         self.seconds, self.lr_scale, self.lr_decay, self.done = (
             float(saved[name]) for name in ("seconds", "lr_scale", "lr_decay", "done")
         )
-        self.skipped, self.images_before = int(saved["skipped"]), int(saved.get("images_before", 0))  # 0: of earlier code
+        self.skipped, self.images_before = int(saved["skipped"]), int(saved["images_before"])
         self.step, self.skipped_in_a_row = saved["images"] // self.schedule.batch_size, 0
         sizes = 8 <= self.stage.resolution <= self.schedule.resolution and 0 <= self.stage.images <= saved["images"]
         shares = 0 < self.lr_scale <= 1 and 0 <= self.lr_decay <= 1 and 0 <= self.done <= 1

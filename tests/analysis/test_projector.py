@@ -37,7 +37,15 @@ def tiny(num_classes=0, noise=0.2):
     torch.manual_seed(0)
     networks = (
         build_generator(
-            {"resolution": 32, "channel_base": 256, "channel_max": 16, "z_dim": 16, "w_dim": 16, "num_classes": num_classes}
+            {
+                "resolution": 32,
+                "channel_base": 256,
+                "channel_max": 16,
+                "z_dim": 16,
+                "w_dim": 16,
+                "mapping_layers": 8,
+                "num_classes": num_classes,
+            }
         )
         .eval()
         .requires_grad_(False)

@@ -24,7 +24,15 @@ from dataset import shard
 from report import figures
 from training.step import Batch, TrainingState, train_step
 
-CONDITIONAL = {"resolution": 8, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 2}
+CONDITIONAL = {
+    "resolution": 8,
+    "channel_base": 128,
+    "channel_max": 8,
+    "z_dim": 16,
+    "w_dim": 16,
+    "mapping_layers": 8,
+    "num_classes": 2,
+}
 PARTS = "model", "critic", "averaged", "augmentation", "path_length"
 
 

@@ -55,7 +55,15 @@ def small_networks(conditional=False):
     """Mapping network and generator, critic, real slices, latents and labels at 8x8 in float64."""
     torch.manual_seed(0)
     model = build_generator(
-        {"resolution": 8, "channel_base": 32, "channel_max": 4, "z_dim": 8, "w_dim": 8, "num_classes": 2 if conditional else 0}
+        {
+            "resolution": 8,
+            "channel_base": 32,
+            "channel_max": 4,
+            "z_dim": 8,
+            "w_dim": 8,
+            "mapping_layers": 8,
+            "num_classes": 2 if conditional else 0,
+        }
     ).double()
     critic = Discriminator(8, 32, 4, num_classes=2 if conditional else 0).double()
     return (

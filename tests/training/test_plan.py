@@ -11,7 +11,15 @@ import train
 from modules import build_networks
 from training.plan import estimate_memory
 
-THIN = {"resolution": 64, "channel_base": 1024, "channel_max": 64, "z_dim": 256, "w_dim": 256, "num_classes": 0}
+THIN = {
+    "resolution": 64,
+    "channel_base": 1024,
+    "channel_max": 64,
+    "z_dim": 256,
+    "w_dim": 256,
+    "mapping_layers": 8,
+    "num_classes": 0,
+}
 
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path, slices_dir, capsys):

@@ -5,6 +5,7 @@ import functools
 import glob
 import json
 import os
+import re
 import shutil
 import socket
 import types
@@ -21,7 +22,7 @@ from report import figures
 from training import step as training_step
 from training import validation
 from training.augment import AugmentationStrength
-from training.run_folder import NAMES, RunFolder, check_same_run, find_run, lock_folder, rename_run, restore_random_stream
+from training.run_folder import NAMES, RunFolder, check_same_run, find_run, lock_folder, read_run, rename_run, restore_random_stream
 from training.step import TrainingState
 from utils import UserError
 
@@ -233,14 +234,6 @@ def test_read_table_drops_rows_that_are_damaged_or_newer_than_the_checkpoint(tmp
         assert run.read_table("losses", 100) == []
 
 
-def test_read_table_keeps_rows_that_were_written_with_other_columns(tmp_path):
-    """Such as those of earlier code: a column may have another name, be missing, or be one that is not written any more."""
-    run = RunFolder(str(tmp_path), {}, {"losses": ("images", "kid", "held_out")}, new_state().processes)
-    (tmp_path / "losses.csv").write_text("unseen,images,gone\n7,50,1\n")
-    ((images, kid, held_out),) = run.read_table("losses", 100)
-    assert (images, held_out) == (50, 7) and np.isnan(kid)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Which run a folder holds
 
@@ -301,30 +294,53 @@ def test_check_same_run_names_changed_flags_and_another_pytorch(models):
     ]
 
 
-@pytest.mark.parametrize("name, value", [("bounded", False), ("augment", "fixed")])
-def test_a_run_of_earlier_code_that_trained_in_a_way_that_is_gone_is_refused_in_one_line(models, tmp_path, name, value):
+UNREADABLE = [
+    ("", "Expecting value"),
+    ("[]", ""),
+    ("{", ""),
+    ("[" * 100_000, ""),
+    ('{"torch": "2"}', "it lacks 'flags'"),
+    (None, "No such file or directory"),
+    (("network", "mapping_layers"), "it lacks 'mapping_layers'"),  # as in runs of earlier versions
+    (("network", "resolution", 33), "resolution 33"),
+    (("network", 3), ""),
+    (("flags", "mirror"), "it lacks 'mirror'"),
+    (("flags", "mirror", "yes"), "out of range"),
+    (("flags", "loss", "hinge"), "out of range"),
+    (("flags", "loss", []), "unhashable"),
+    (("flags", "lr", -1), "above 0"),
+    (("flags", "lr", "0.1"), ""),
+    (("flags", "n_critic", 1.5), ""),
+    (("flags", "batch_size", True), ""),
+    (("flags", "validation_dir"), "it lacks 'validation_dir'"),
+    (("data", "fingerprint"), "it lacks 'fingerprint'"),
+    (("data", "damaged", ["102"]), "out of range"),
+    (("data", "validation", 3), ""),
+    (("data", "validation", {"scans": ["1"]}), "it lacks 'counts'"),
+    (("data", "validation", {"counts": {}, "fingerprint": "", "scans": [1, None]}), "out of range"),
+]
+
+
+@pytest.mark.parametrize("change, expected", UNREADABLE)
+def test_a_run_whose_config_is_damaged_or_of_another_version_is_refused_in_one_line(models, tmp_path, change, expected):
+    """change: text of the file, or what is left out of a good one, or replaced by the last value."""
     with open(os.path.join(models, "AD", "config.json")) as file:
         config = json.load(file)
-    earlier = config | {"flags": config["flags"] | {"bounded": True, "augment_p": 0.3, "deterministic": False, "lr_decay": 0.0}}
-    (tmp_path / "config.json").write_text(json.dumps(earlier))
-    assert check_same_run(str(tmp_path), config) == []
-    (tmp_path / "config.json").write_text(json.dumps(earlier | {"flags": earlier["flags"] | {name: value}}))
-    with pytest.raises(UserError, match=f"was begun with --{name} {value}, which no longer exists; --resume False") as refused:
-        check_same_run(str(tmp_path), config)
-    assert "\n" not in str(refused.value)
-
-
-UNREADABLE = {"": "", "[]": "", "{": "", '{"torch": "2"}': "it lacks 'flags'", None: "No such file or directory"}
-
-
-@pytest.mark.parametrize("content", [*UNREADABLE, '{"torch": "2", "network": 3, "data": {}, "flags": {}}'])
-def test_a_run_whose_config_is_unreadable_is_refused_in_one_line(models, tmp_path, content):
-    with open(os.path.join(models, "AD", "config.json")) as file:
-        config = json.load(file)
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=f"config.json cannot be read .*{UNREADABLE.get(content, '')}.*--resume False") as refused:
-        check_same_run(str(tmp_path), config)
+    if isinstance(change, str):
+        (tmp_path / "config.json").write_text(change)
+    elif change is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert read_run(str(tmp_path)) == config
+        *places, last = change
+        if len(places) == 2:
+            config[places[0]][places[1]] = last
+        elif isinstance(last, str):
+            del config[places[0]][last]
+        else:
+            config[places[0]] = last
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"config.json is damaged, .*{re.escape(expected)}.*--resume False") as refused:
+        read_run(str(tmp_path))
     assert "\n" not in str(refused.value)
 
 

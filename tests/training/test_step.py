@@ -30,7 +30,7 @@ from utils import random_stream
 
 CPU = torch.device("cpu")
 SIDE = 8
-SMALL = {"resolution": SIDE, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "num_classes": 0}
+SMALL = {"resolution": SIDE, "channel_base": 128, "channel_max": 8, "z_dim": 16, "w_dim": 16, "mapping_layers": 8, "num_classes": 0}
 CONDITIONAL = SMALL | {"num_classes": 2}
 
 
