@@ -333,10 +333,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         argv = sys.argv[1:] if argv is None else argv
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            meant = self.meant_flags([word for word in unknown if word.startswith(DASHES)] or unknown[:1])
-            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {meant}?" if meant else ""))
+        try:
+            args, unknown = self.parse_known_args(argv)
+        except UserError:  # a required flag may be missing since it is misspelt
+            flags = [word for word in argv if word.startswith(DASHES) and word.lstrip("".join(DASHES))[:1].isalpha()]
+            self.check_unknown([word for word in flags if word.split("=")[0] not in self._option_string_actions])
+            raise
+        self.check_unknown(unknown)
         for name, value in vars(args).items():
             if value in ([], ""):  # [] is what argparse makes of --flag=--, unchecked
                 self.error(f"--{name}: expected a value")
@@ -345,6 +348,12 @@ class ArgumentParser(argparse.ArgumentParser):
                 if getattr(args, name) == value:
                     self.error(f"--{name} {value}: no such user; for a folder of that name, write ./{value}")
         return args
+
+    def check_unknown(self, unknown):
+        """UserError that names the words that are no flags, if there are any, and which were meant."""
+        if unknown:
+            meant = self.meant_flags([word for word in unknown if word.startswith(DASHES)] or unknown[:1])
+            self.error(f"unknown: {' '.join(unknown)}" + (f", did you mean {meant}?" if meant else ""))
 
     def meant_flags(self, words):
         """The flags nearest to those of `words` that are not flags, whatever their letter case and dashes: "--AD_dir --NC_dir"."""

@@ -459,6 +459,17 @@ def test_flags_in_another_letter_case_or_with_other_dashes_are_recognised(given,
     assert (f" did you mean {meant}?" in str(refused.value)) if meant else ("did you mean" not in str(refused.value))
 
 
+@pytest.mark.parametrize("given", ["--data_dir", "--datset_dir=x", "--Dataset-Dir"])
+def test_a_required_flag_that_is_misspelt_is_recognised(given):
+    with pytest.raises(UserError, match=f"unknown: {given}, did you mean --dataset_dir"):
+        parse_train([given, "--lr", "0.1"])
+    for others in ([], ["--lr", "0.1"]):
+        with pytest.raises(UserError, match="are required: --dataset_dir"):
+            parse_train(others)
+    with pytest.raises(UserError, match="--lr: -1 is out of range"):  # a number is no flag
+        parse_train(["--lr", "-1"])
+
+
 @pytest.mark.parametrize("parse", [parse_train, parse_predict])
 def test_help_lists_every_flag_once_and_its_examples_work(parse, capsys):
     with pytest.raises(SystemExit):
