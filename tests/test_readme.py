@@ -227,3 +227,9 @@ def test_layout_names_every_module_and_folder():
     modules = [name for name in os.listdir(ROOT) if name.endswith(".py")]
     rooms = "data/", "training/", "analysis/", "report/", "tools/", "tests/", "docs/"
     assert not [name for name in (*modules, *rooms) if f"`{name}`" not in layout]
+
+
+def test_pyproject_names_the_packages_of_requirements_txt():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((tables.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["dependencies"] == (tables.ROOT / "requirements.txt").read_text(encoding="utf-8").split()
