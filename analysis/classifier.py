@@ -126,14 +126,14 @@ def classify(train, generated, held_out, groups, device="cpu", mirror=False, nam
     results, scores = {}, {}
     with tqdm(total=len(sets) * len(SEEDS), desc="training classifiers", unit=" trainings", disable=None) as bar:
         for kind, slices in sets.items():
-            of_seeds, steps = [], []
+            seed_scores, steps = [], []
             for seed in SEEDS:
                 network, trained = train_classifier(*pool_classes(slices), validation, seed, device, mirror)
-                of_seeds.append(logits(network, held_out, device))
+                seed_scores.append(logits(network, held_out, device))
                 steps.append(trained)
                 bar.update()
-            scores[kind] = np.mean(of_seeds, 0)
-            results[kind] = summary(of_seeds, is_ad, held_out_groups) | {"steps": steps}
+            scores[kind] = np.mean(seed_scores, 0)
+            results[kind] = summary(seed_scores, is_ad, held_out_groups) | {"steps": steps}
             if names:
                 results[kind]["position"] = position_probe(scores[kind], is_ad, held_out_groups, files, fitted)
     kept = {"validation": {"people": len(people), "slices": len(validation[1])}}

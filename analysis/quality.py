@@ -79,8 +79,8 @@ def halves(description, size):
     features, patches, power, groups = description
     rows, parts = split_groups(np.arange(2 * size) if groups is None else groups, 2), []
     for half in (rows[0][: len(rows[1])][:size], rows[1][: len(rows[0])][:size]):
-        of_half = None if groups is None else groups[half]
-        parts.append(Description(features[half], [band[half] for band in patches], power[half], of_half))
+        half_groups = None if groups is None else groups[half]
+        parts.append(Description(features[half], [band[half] for band in patches], power[half], half_groups))
     return parts
 
 
@@ -132,8 +132,8 @@ def measure_quality(real, fake, train=None, device="cpu", seed=0, progress=False
     if train is not None and len(train) > NEIGHBOURS:
         rows = np.random.default_rng(seed).permutation(len(train))[: len(fake)]
         drawn = mirror_half(train[rows], seed) if mirror else train[rows]
-        of_rows = None if train_groups is None else np.asarray(train_groups)[rows]
-        floor, floor_sets = "training slices", [real_set, described(drawn, "training slices", of_rows)]
+        drawn_groups = None if train_groups is None else np.asarray(train_groups)[rows]
+        floor, floor_sets = "training slices", [real_set, described(drawn, "training slices", drawn_groups)]
     else:
         floor_sets = halves(real_set, size // 2)
     count = min(size, *(len(description.features) for description in floor_sets))

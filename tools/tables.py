@@ -72,13 +72,13 @@ def first_cell(line):
     return line.split("|")[1].strip()
 
 
-def with_tables(text, compared, of_code):
+def with_tables(text, compared, code_tables):
     """The text of a page with the tables that it should have; see `made_tables`."""
     blocks = []
     for is_table, lines in itertools.groupby(text.split("\n"), lambda line: line.startswith("|")):
         rows = list(lines)
-        if is_table and first_cell(rows[0]) in of_code:
-            rows = [of_code[first_cell(rows[0])]]
+        if is_table and first_cell(rows[0]) in code_tables:
+            rows = [code_tables[first_cell(rows[0])]]
         elif is_table:
             rows = [with_figures(row, compared) for row in rows]
         blocks += rows
@@ -97,10 +97,10 @@ def main(argv=None):
     parser = ArgumentParser("Rewrite the tables of README.md and docs/ from docs/runs.csv and the code.", "-m tools.tables")
     parser.prog = "-m tools.tables"
     parser.parse_args(argv)
-    compared, of_code = made_tables()
+    compared, code_tables = made_tables()
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        after = with_tables(before, compared, of_code)
+        after = with_tables(before, compared, code_tables)
         if after != before:
             with atomic_path(page) as path:
                 Path(path).write_text(after, encoding="utf-8")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.folders import some_of
 from lock import Held, Lock
 from training.checkpoint import FILES, RESTART_HINT, has_checkpoint, read_checkpoint, restore, write_checkpoint
 from training.growth import fade_state, restore_fade, upscaled
@@ -213,8 +214,8 @@ def has_run(folder):
     names = run_files(folder)
     if names and not has_checkpoint(folder):
         raise UserError(
-            f"{folder} holds {', '.join(names[:4])}{', ...' * (len(names) > 4)} of a run but no checkpoint.pt to resume it from, "
-            "and is left as it is: choose another --model_dir for a new run, or --resume False, which renames this folder"
+            f"{folder} holds {some_of(names)} of a run but no checkpoint.pt to resume it from, and is left as it is: choose another "
+            "--model_dir for a new run, or --resume False, which renames this folder"
         )
     if names == [FILES[0]] and read_checkpoint(folder, warn=False).get("images") == 0:
         return False  # killed during its first save, before config.json
