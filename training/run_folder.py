@@ -214,8 +214,8 @@ def has_run(folder):
     names = run_files(folder)
     if names and not has_checkpoint(folder):
         raise UserError(
-            f"{folder} holds {some_of(names)} of a run but no checkpoint.pt to resume it from, and is left as it is: choose another "
-            "--model_dir for a new run, or --resume False, which renames this folder"
+            f"{folder} holds {some_of(names)} of a run but no checkpoint.pt to resume it from, and is left as it is: choose "
+            "another --model_dir for a new run, or --resume False, which renames this folder"
         )
     if names == [FILES[0]] and read_checkpoint(folder, warn=False).get("images") == 0:
         return False  # killed during its first save, before config.json
