@@ -1,4 +1,4 @@
-"""Is it the disease or age? A linear probe of AD in w with age, sex or slice position held.
+"""Is it the disease or age? A linear probe of AD in w, stratified by age, sex or slice position.
 
     results = age_probe(w, classes, scans, indices)     # w [N, D], classes [N] (0: AD), scans: of subjects.identify
     sentences = age_sentences(results)
@@ -87,7 +87,7 @@ def age_probe(points, classes, scans, indices=None, seed=0):
 
 def age_sentences(results):
     """Plain sentences of what `age_probe` found."""
-    everyone, held = results["compared"][:2]
+    everyone, stratified = results["compared"][:2]
     of_position = next((row for row in results["compared"] if row["among"] == POSITION_STRATIFIED), None)
     if everyone["probe"] is None:
         counted = " and ".join(f"{n} {name}" for name, n in everyone["people"].items())
@@ -97,20 +97,22 @@ def age_sentences(results):
         f"Age: a linear probe of w tells AD from NC with an AUC of {everyone['probe']}; age alone does with "
         f"{everyone['age']}{alone}."
     ]
-    if held["probe"] is None:
+    if stratified["probe"] is None:
         sentences.append("Too few people of both classes share a third of ages: whether the probe sees more than age is open.")
     else:
-        if held["probe"].low > 0.5:
+        if stratified["probe"].low > 0.5:
             found = "the probe sees something of AD that is not age"
             if of_position and not (of_position["probe"] and of_position["probe"].low > 0.5):
                 found = "the probe sees something that is not age, but no more than slice position may explain"
         elif everyone["probe"].low > 0.5:
-            found = "that interval includes 0.5: with age held, nothing of AD was shown to be left"
+            found = "the interval includes 0.5, so no difference beyond age was shown"
         else:
-            found = "no separation was shown with age held or without"
-        sentences.append(f"Age-stratified the AUC is {held['probe']}: {found}.")
-        if held["age"].low > 0.5:
-            sentences.append(f"AD is older within thirds, too (AUC of age {held['age']}): age is held only in part.")
+            found = "no separation was shown, age-stratified or not"
+        sentences.append(f"Age-stratified the AUC is {stratified['probe']}: {found}.")
+        if stratified["age"].low > 0.5:
+            sentences.append(
+                f"Within a third of ages AD is older, too (AUC of age {stratified['age']}): part of the difference is left."
+            )
     if of_position and of_position["probe"]:
         sentences.append(f"Position-stratified the AUC is {of_position['probe']}.")
     return sentences

@@ -1,4 +1,4 @@
-"""Is it the disease or the position of the slice? What the slice index alone tells of AD, and the AUC with the index held.
+"""Is it the disease or the position of the slice? What the slice index alone tells of AD, and the position-stratified AUC.
 
     indices = slice_indices(["AD/218391_78.jpeg", "NC/218393_88.jpeg", ...])        # float [N], nan where a name gives none
     index_auc(indices, is_ad, people)                                               # 0.68 (0.63 to 0.73)
@@ -135,7 +135,7 @@ def held_out_folds(positive, groups, seed=0):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# With the index held
+# Position-stratified
 
 
 def position_probe(scores, positive, groups, names, fitted=None, seed=0):
@@ -167,7 +167,7 @@ def beyond_position(auc_all, position):
 
 
 def position_text(position, scorer="the probe"):
-    """Sentences on the `position_probe` of a scorer: what the slice index alone tells, and what is left with the index held."""
+    """Sentences on the `position_probe` of a scorer: what the slice index alone tells, and the position-stratified AUC."""
     sentences = []
     alone, stratified = position["slice index alone"], position["position-stratified"]
     few = f"too few people (under {MIN_PEOPLE} of a class)"

@@ -1,4 +1,4 @@
-"""The probe with age held: against pairs counted one by one, and planted truths."""
+"""The age-stratified probe: against pairs counted one by one, and planted truths."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_a_probe_that_knows_age_alone_does_not_survive_when_age_is_held(monkeypa
     for among in ("age-stratified", "of them, 70.0 to 80.0 years"):
         assert rows[among]["probe"].low < 0.5 < rows[among]["probe"].high
     assert rows["sex-stratified"]["probe"].low > 0.6
-    assert "that interval includes 0.5: with age held, nothing of AD was shown to be left" in " ".join(age_sentences(results))
+    assert "the interval includes 0.5, so no difference beyond age was shown" in " ".join(age_sentences(results))
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_what_is_left_of_age_within_thirds_is_named(monkeypatch):
     results = age_probe(w, np.where(ill, 0, 1).repeat(SLICES), scans)
     within = results["compared"][1]
     assert within["age"].low > 0.5
-    assert "age is held only in part" in " ".join(age_sentences(results))
+    assert "part of the difference is left" in " ".join(age_sentences(results))
 
 
 def test_slices_of_unknown_age_are_left_out_and_counted(monkeypatch):
