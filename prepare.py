@@ -3,15 +3,14 @@
     python prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC
 
     AD_NC/train/AD/218391_81.jpeg    image 218391, slice 81: 256x240 pixels of 8 bits, or 16-bit PNG (--format png)
-    AD_NC/scans.csv                  a row for each scan done: whose it is, its group, sex, age and side; serves as --subjects
-    AD_NC/skipped.csv                a row for each scan or file that became no slices, and why
+    AD_NC/scans.csv                  each scan done: whose it is, its group, sex, age and side; serves as --subjects
+    AD_NC/skipped.csv                each scan or file that became no slices, and why
     AD_NC/provenance.json            flags, versions, commands, who is on which side, and SHA-256 of every input and slice
     AD_NC/steps/218391.png           what each step does, for --pictures scans
 
 The steps are described in data/volume_steps.py, what is read and rejected in data/volumes.py; docs/volumes.md says the rest.
 The same command resumes: a scan is done again if its volume, its mask or a slice is no longer the same; nobody changes sides.
-Slices of earlier runs stay, unless the table gives their scan another group or person. Exit status: 0 if every AD and CN scan in
-the table has its slices, 3 if some have none, 2 if nothing could be done, 128 + n after signal n. Needs SimpleITK.
+Slices of earlier runs stay, unless the table gives their scan another group or person. Needs SimpleITK.
 """
 
 import startup  # noqa: F401  # isort: skip
@@ -24,7 +23,15 @@ from utils import ArgumentParser, Group, UserError, number, run_cli, usable_core
 SLICES = {"sagittal": (-9.0, 10.0), "axial": (-10.0, 28.0), "coronal": (-19.0, 19.0)}  # mm from the middle; 20 slices each
 
 
-def add_data_flags(parser):
+def parse_args(argv=None):
+    parser = ArgumentParser(
+        "Cut the volumes of an ADNI download (NIfTI, DICOM) into slices, split by person: the data set that train.py reads.\n"
+        "The same command resumes. Exit status: 0 if every AD and CN scan in the table has its slices, 3 if some have none\n"
+        "(skipped.csv says why), 2 if nothing could be done.",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --masks brain_masks --template MNI152_brain.nii.gz",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --plane axial --slices -10 28 --n4 False --format png",
+    )
     data = Group(parser, "data")
     data.add("--volumes", metavar="DIR", required=True, help="the download: .nii, .nii.gz or DICOM files at any depth")
     text = "LONI's table, or one with the columns image, subject and group; groups other than AD, CN and NC are left out"
@@ -33,8 +40,6 @@ def add_data_flags(parser):
     data.add("--test_share", type=number(float, 0, 0.9), default=0.3, help="share of the people who go to test/")
     data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
 
-
-def add_step_flags(parser):
     steps = Group(parser, "steps after the axes were swapped and flipped to those of a head, in this order")
     text = "brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
     steps.add("--masks", metavar="DIR", help=text + "becomes black; without them, the head stays")
@@ -46,30 +51,16 @@ def add_step_flags(parser):
     levels = {"type": number(float, 0, 100), "nargs": 2, "metavar": ("LOW", "HIGH")}
     steps.add("--percentiles", default=[0.5, 99.5], help="for --scale", **levels)
 
-
-def add_slice_flags(parser):
     slices = Group(parser, "slices")
     text = "of the slices; sagittal ones are turned as in AD_NC, the top of the head on the right, the face below"
     slices.add("--plane", choices=tuple(SLICES), default="sagittal", help=text)
     text = "first and last: mm from the middle plane (to the right, upwards, backwards), or indices in the volume; default: "
-    defaults = ", ".join(f"{low:g} {high:g} ({plane})" for plane, (low, high) in SLICES.items())
-    slices.add("--slices", type=number(float, -1000, 10**5), nargs=2, metavar=("FROM", "TO"), help=text + defaults)
+    text += ", ".join(f"{low:g} {high:g} ({plane})" for plane, (low, high) in SLICES.items())
+    slices.add("--slices", type=number(float, -1000, 10**5), nargs=2, metavar=("FROM", "TO"), help=text)
     slices.add("--slices_in", choices=("mm", "index"), default="mm", help="the unit of --slices")
     slices.add("--num_slices", type=number(int, 1, 1000), default=20, help="of each scan, at even distances")
     slices.add("--format", choices=("jpeg", "png"), default="jpeg", help="8-bit JPEG or 16-bit PNG")
 
-
-def parse_args(argv=None):
-    parser = ArgumentParser(
-        "Cut the volumes of an ADNI download (NIfTI, DICOM) into slices, split by person: the data set that train.py reads.\n"
-        "The same command resumes. Exit status: 0 if every AD and CN scan in the table has its slices, 3 if some have none\n"
-        "(skipped.csv says why), 2 if nothing could be done.",
-        "prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC",
-        "prepare.py --volumes ADNI --subjects ADNI.csv --masks brain_masks --template MNI152_brain.nii.gz",
-        "prepare.py --volumes ADNI --subjects ADNI.csv --plane axial --slices -10 28 --n4 False --format png",
-    )
-    for add_flags in add_data_flags, add_step_flags, add_slice_flags:
-        add_flags(parser)
     run = Group(parser, "run")
     run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
     text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166"

@@ -1,13 +1,14 @@
-"""DICOM series: one grey MR scan in slices that are all there, or the reason why not.
+"""DICOM series: the T1 scan among the files of a folder, one grey MR volume in slices that are all there, or why there is none.
 
     image = read_dicom(["I218391/001.dcm", "I218391/002.dcm", ...])     # a SimpleITK.Image with its position in the scanner
 
-SimpleITK is imported here, and in what prepare.py needs beside this file, nowhere else.
+SimpleITK reads and decompresses the files; which of them make one whole volume is checked here, since its reader of series takes
+gaps, localisers and repeated slices as they come. It is imported here, and in what prepare.py needs beside this file, nowhere else.
 """
 
 import os
 import re
-from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,11 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings are many lin
 MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512 x 512 x 512 would need gigabytes
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
 SCAN = re.compile(r"mp.?rage|spgr|tfl", re.IGNORECASE)  # named after how it was planned, such as "MPRAGE after loc"
+NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(88|104|11|66|9)\.")  # reports, PDFs, presentation states, raw data
+LEFT_OUT = "left out"  # key of the metadata of an image: which files beside it were not read
 TAGS = {  # of DICOM: one value each
+    "class": "0008|0016",
+    "file": "0008|0018",
     "series": "0020|000e",
     "description": "0008|103e",
     "type": "0008|0008",
@@ -42,38 +47,33 @@ TAGS = {  # of DICOM: one value each
 }
 
 
+class Grid(NamedTuple):
+    """A series that is whole: its files in order, and where its voxels lie, as SimpleITK takes it."""
+
+    files: list
+    voxels: int
+    spacing: tuple
+    origin: list
+    direction: list
+
+
 def reason(error):
     """What SimpleITK's error says, without the names of its source files."""
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    if not lines:
-        return "no reason given"
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line] or ["no reason given"]
     return printable(re.sub(r"^.*?(ERROR|Error): *(\w+\([0-9a-fx]+\): *)?", "", lines[-1]))[:200].rstrip(".")
 
 
-def check_size(place, size):
+def require(condition, problem):
+    """UserError, with the text `problem`, unless a condition holds."""
+    if not condition:
+        raise UserError(problem)
+
+
+def check_size(size):
     """UserError unless `size` (voxels along each axis) may be a whole head."""
-    text = " x ".join(map(str, size))
-    if min(size) < MIN_SIDE:
-        raise UserError(
-            f"{place}: a localiser or a part of a scan, with {text} voxels; at least {MIN_SIDE} are needed along each axis"
-        )
-    if np.prod(size, dtype=float) > MAX_VOXELS:
-        raise UserError(f"{place}: {text} voxels are more than the {MAX_VOXELS} that are read; resample it first")
-
-
-def read_headers(files):
-    """The values of TAGS, "" where missing, and the sizes of DICOM files: a list of dicts."""
-    reader, headers = sitk.ImageFileReader(), []
-    reader.SetImageIO("GDCMImageIO")
-    for path in files:
-        reader.SetFileName(path)
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise UserError(f"{path}: damaged, or no DICOM image ({reason(error)})") from None
-        header = {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "" for name, tag in TAGS.items()}
-        headers.append({**header, "size": reader.GetSize()[:2]})
-    return headers
+    text = f"{' x '.join(map(str, size))} voxels"
+    require(min(size) >= MIN_SIDE, f"a localiser or a part of a scan, with {text}; each side needs at least {MIN_SIDE}")
+    require(np.prod(size, dtype=float) <= MAX_VOXELS, f"{text} are more than the {MAX_VOXELS} that are read; resample it first")
 
 
 def numbers(text, count):
@@ -86,91 +86,128 @@ def numbers(text, count):
 
 
 def read_dicom(files):
-    """Read the DICOM files of one series, in any order; the errors are those of `read_volume`."""
-    place, headers = os.path.dirname(files[0]), read_headers(files)
-    first = headers[0]
-    check_series(place, headers)
-    axes = [numbers(header["orientation"], 6) for header in headers]
-    positions = [numbers(header["position"], 3) for header in headers]
-    if any(value is None for value in (*axes, *positions)):
-        raise UserError(f"{place}: no orientation (Image Orientation and Position) in its files: nobody could tell left from right")
-    if np.ptp(axes, axis=0).max() > 0.01:
-        raise UserError(f"{place}: a localiser, or mixed series: its slices lie in several directions")
-    if len({(header["size"], header["spacing"]) for header in headers}) > 1:
-        raise UserError(f"{place}: mixed series: its slices have several sizes")
-    row, column = np.split(np.mean(axes, axis=0), 2)
-    if abs(row @ column) > 0.01 or not np.allclose([row @ row, column @ column], 1, atol=0.01):
-        raise UserError(f"{place}: no orientation: Image Orientation has no two perpendicular directions")
-    sides = numbers(first["spacing"], 2)  # of rows, of columns
-    if sides is None or sides.min() <= 0:
-        raise UserError(f"{place}: no Pixel Spacing ({printable(first['spacing']) or 'missing'}), so sizes would be a guess")
-    normal = np.cross(row, column)
-    heights = np.array(positions) @ normal
-    order = np.argsort(heights, kind="stable")
-    step = check_spacing(place, heights[order])
-    check_count(place, headers)
-    across = np.array(positions)[order] @ np.stack([row, column]).T
-    if np.ptp(across, axis=0).max() > 0.1 * step * len(files):
-        raise UserError(f"{place}: sheared: its slices are shifted against each other; correct the gantry tilt first")
-    check_size(place, (*first["size"], len(files)))
-    reader = sitk.ImageSeriesReader()
+    """Read the series in the DICOM files of a folder, given in any order; UserError, without the folder, where none is whole.
+
+    Of several series that are whole it is the one called as T1 scans are, of original rather than derived images, of most voxels.
+    The metadata of the image under LEFT_OUT name the others, files without an image, and copies.
+    """
+    series, left_out = sort_files(files)
+    grids, problems = {}, {}
+    for key, headers in series.items():
+        try:
+            grids[key] = grid_of(headers)
+        except UserError as error:
+            problems[key] = str(error)
+    if not grids:
+        raise UserError(problems[max(series, key=lambda key: len(series[key]))] if series else "no file holds an image")
+
+    def rank(key):
+        first = series[key][0]
+        return bool(SCAN.search(first["description"])), "DERIVED" not in first["type"], grids[key].voxels
+
+    chosen = max(grids, key=rank)
+    for key in series.keys() - {chosen}:
+        called = printable(series[key][0]["description"])[:40] or "no description"
+        left_out.append(f"{called}, {plural(len(series[key]), 'file')} ({problems.get(key, 'another series')})")
+    grid, reader = grids[chosen], sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([files[i] for i in order])
+    reader.SetFileNames(grid.files)
     reader.SetOutputPixelType(sitk.sitkFloat32)
     image = reader.Execute()
-    image.SetSpacing((sides[1], sides[0], step))
-    image.SetOrigin(positions[order[0]].tolist())
-    image.SetDirection(np.stack([row, column, normal], axis=1).ravel().tolist())
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection(grid.direction)
+    if left_out:
+        image.SetMetaData(LEFT_OUT, "; ".join(sorted(left_out)))
     return image
 
 
-def check_series(place, headers):
-    """UserError unless DICOM headers are of one grey MR series of one person, and not of a localiser."""
-    if len(people := {(header["person"], header["name"]) for header in headers}) > 1:
-        raise UserError(f"{place}: files of {len(people)} people are mixed in this folder; give each a folder of their own")
-    series = Counter(header["series"] for header in headers)
-    if len(series) > 1:
-        called = {header["series"]: printable(header["description"])[:40] or "no description" for header in headers}
-        shown = ", ".join(f"{called[name]}: {count} files" for name, count in series.most_common(3))
-        raise UserError(f"{place}: {len(series)} series are mixed in this folder ({shown}); give each a folder of its own")
+def sort_files(files):
+    """({series: [values of TAGS and the path and size of each of its files]}, [what is no image or a copy, as text]).
+
+    UserError for a damaged file, or files of several people.
+    """
+    reader, series, left_out, known = sitk.ImageFileReader(), {}, [], set()
+    reader.SetImageIO("GDCMImageIO")
+    people, copies = set(), 0
+    for path in files:
+        reader.SetFileName(path)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            with open(path, "rb") as file:
+                if not NO_IMAGE.search(file.read(2**12)):
+                    raise UserError(f"{os.path.basename(path)}: damaged, or no DICOM image ({reason(error)})") from None
+            left_out.append(f"{printable(os.path.basename(path))} (no image)")
+            continue
+        header = {name: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "" for name, tag in TAGS.items()}
+        people.add((header["person"], header["name"]))
+        identity = tuple(header[name] for name in ("series", "file", "instance", "position"))
+        if header["file"] and identity in known:
+            copies += 1
+        else:
+            key = header["series"], header["class"], header["modality"]
+            series.setdefault(key, []).append({**header, "path": path, "size": reader.GetSize()[:2]})
+        known.add(identity)
+    require(len(people) < 2, f"files of {len(people)} people are mixed in this folder; give each a folder of their own")
+    return series, left_out + ([plural(copies, "repeated file")] if copies else [])
+
+
+def grid_of(headers):
+    """The Grid of the files of a series, in any order; UserError if it is no whole T1 volume."""
+    check_kind(headers)
+    axes = [numbers(header["orientation"], 6) for header in headers]
+    positions = [numbers(header["position"], 3) for header in headers]
+    known = all(value is not None for value in (*axes, *positions))
+    require(known, "no orientation (Image Orientation and Position) in its files: left and right would be a guess")
+    require(np.ptp(axes, axis=0).max() <= 0.01, "a localiser, or mixed series: its slices lie in several directions")
+    sizes = {(header["size"], header["spacing"]) for header in headers}
+    require(len(sizes) == 1, "mixed series: its slices have several sizes")
+    row, column = np.split(np.mean(axes, axis=0), 2)
+    right_angle = abs(row @ column) <= 0.01 and np.allclose([row @ row, column @ column], 1, atol=0.01)
+    require(right_angle, "no orientation: Image Orientation has no two perpendicular directions")
+    sides = numbers(headers[0]["spacing"], 2)  # of rows, of columns
+    if sides is None or sides.min() <= 0:
+        raise UserError(f"no Pixel Spacing ({printable(headers[0]['spacing']) or 'missing'}), so sizes would be a guess")
+    normal = np.cross(row, column)
+    heights = np.array(positions) @ normal
+    order = np.argsort(heights, kind="stable")
+    step = check_spacing(heights[order])
+    count, instances = len(headers), {int(of[0]) for header in headers if (of := numbers(header["instance"], 1)) is not None}
+    if len(instances) == count:  # which may begin above the count of slices
+        first, last = min(instances), max(instances)
+        missing = last - (first if first > count else min(1, first)) + 1 - count
+        require(missing <= 0, f"{missing} missing slices: {count} files, Instance Numbers up to {last}; download it again")
+    across = np.ptp(np.array(positions) @ np.stack([row, column]).T, axis=0).max()
+    require(across <= 0.1 * step * count, "sheared: its slices are shifted against each other; correct the gantry tilt first")
+    size = *headers[0]["size"], count
+    check_size(size)
+    direction = np.stack([row, column, normal], axis=1).ravel().tolist()
+    paths = [headers[i]["path"] for i in order]
+    return Grid(paths, int(np.prod(size)), (sides[1], sides[0], step), positions[order[0]].tolist(), direction)
+
+
+def check_kind(headers):
+    """UserError unless headers are of one grey MR series, of a slice each, and not of a localiser."""
     for header in headers:
-        description = header["description"]
-        if LOCALISER.search(header["type"]) or LOCALISER.search(description) and not SCAN.search(description):
-            raise UserError(f"{place}: a localiser ({printable(description or header['type'])[:60]})")
-        if header["modality"] not in ("", "MR"):
-            raise UserError(f"{place}: its modality is {printable(header['modality'])[:20]}, not MR")
-        if header["samples"] not in ("", "1") or header["colour"] not in ("", "MONOCHROME2"):
-            shown = printable(header["colour"] or f"{header['samples']} samples a pixel")
-            raise UserError(f"{place}: in colour, or inverted ({shown}), which is no T1 scan; download the original series")
-    if headers[0]["frames"] not in ("", "1"):
-        raise UserError(f"{place}: a multi-frame DICOM file; convert it to NIfTI first, such as with dcm2niix")
+        description, kind, colour = (printable(header[name])[:60] for name in ("description", "type", "colour"))
+        localiser = LOCALISER.search(kind) or LOCALISER.search(description) and not SCAN.search(description)
+        require(not localiser, f"a localiser ({description or kind})")
+        require(header["modality"] in ("", "MR"), f"its modality is {printable(header['modality'])[:20]}, not MR")
+        grey = header["samples"] in ("", "1") and colour in ("", "MONOCHROME2")
+        require(grey, f"in colour, or inverted ({colour or 'several samples a pixel'}); download the original series")
+        require(header["frames"] in ("", "1"), "a multi-frame DICOM file; convert it to NIfTI first, such as with dcm2niix")
 
 
-def check_count(place, headers):
-    """UserError where Instance Numbers say that there are more slices; they may begin above their count."""
-    count = len(headers)
-    instances = {int(value[0]) for header in headers if (value := numbers(header["instance"], 1)) is not None}
-    first = min(instances, default=1)
-    if len(instances) == count and (missing := max(instances) - (first if first > count else min(1, first)) + 1 - count) > 0:
-        raise UserError(
-            f"{place}: {missing} missing slices: {count} files, Instance Numbers up to {max(instances)}; download it again"
-        )
-
-
-def check_spacing(place, heights):
+def check_spacing(heights):
     """The distance of slices at sorted `heights` (mm); UserError if some lie at one height, or some are missing."""
-    if len(heights) == 1:
-        raise UserError(f"{place}: a single slice; the whole series is needed")
+    require(len(heights) > 1, "a single slice; the whole series is needed")
     gaps = np.diff(heights)
-    if gaps.min() < 1e-3:
-        distinct = 1 + int((gaps >= 1e-3).sum())
-        raise UserError(
-            f"{place}: a 4-D series, several echoes, or a slice twice: {len(heights)} files at {distinct} positions; "
-            "keep one file for each"
-        )
+    shown = f"{len(heights)} files at {1 + int((gaps >= 1e-3).sum())} positions"
+    require(gaps.min() >= 1e-3, f"a 4-D series, several echoes, or a slice twice: {shown}; keep one file for each")
     step = float(np.median(gaps))
-    if missing := int(np.round(gaps / step - 1).sum()):
-        raise UserError(f"{place}: {plural(missing, 'missing slice')}: gaps up to {gaps.max():g} mm, others {step:g} mm")
-    if np.abs(gaps - step).max() > 0.1 * step:
-        raise UserError(f"{place}: slices are unevenly spaced, {gaps.min():g} to {gaps.max():g} mm")
+    missing = int(np.round(gaps / step - 1).sum())
+    require(missing == 0, f"{plural(missing, 'missing slice')}: gaps up to {gaps.max():g} mm, others {step:g} mm")
+    uneven = np.abs(gaps - step).max() > 0.1 * step
+    require(not uneven, f"slices are unevenly spaced, {gaps.min():g} to {gaps.max():g} mm")
     return float(gaps.mean())

@@ -1,10 +1,7 @@
-"""NIfTI-1 files by their specification: what ITK reads over in silence is refused here.
+"""NIfTI-1 files by their specification (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h).
 
-    image = read_nifti("I218391.nii.gz")        # a SimpleITK.Image, float32; a UserError in one line for what is no single volume
-
-ITK takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the other fields say (with both, from
-the sform if its code is 1, the scanner, else from the qform), fills up what lacks of a file, and reads NaN as 0.
-Fields: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
+Headers are read here, not by ITK, which takes the voxels' sizes from pixdim and their directions from qform or sform, whatever the
+other fields say (with both, from the sform if its code is 1, the scanner, else from the qform), and pads a file that is cut off.
 """
 
 import functools
@@ -15,7 +12,7 @@ import zlib
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data.dicom import check_size, sitk
+from data.dicom import check_size, require, sitk
 from utils import UserError, printable
 
 LENGTH = 348  # of the header, bytes
@@ -34,117 +31,89 @@ FIELDS = {  # of the header: (how NumPy reads it, offset)
 SEVERAL_VALUES = 32, 128, 1792, 2048, 2304  # types of voxels: complex numbers and colours
 SPACING_TOLERANCE = 0.01  # by which the sizes of voxels in sform and pixdim may differ: both are rounded
 TRANSFORM_MM = 2.0  # by which a qform and a sform of one space may differ anywhere in the volume
+CONTRADICTION = "its header contradicts itself"
 
 
 def read_nifti(path):
-    """Read a NIfTI file; the errors are those of `data.volumes.read_volume`."""
-    header = read_header(path)
+    """Read a NIfTI file; UserError, without its path, if it is no whole volume."""
+    header, length = read_header(path)
     size = header["dim"][1 : 1 + header["dim"][0]].astype(int)
-    if header["type"] in SEVERAL_VALUES or size[4:].prod() > 1:
-        raise UserError(f"{path}: several values a voxel (colour, vectors or complex numbers), which is no T1 scan")
-    if (count := size[3:].prod()) > 1:
-        raise UserError(f"{path}: a 4-D series of {count} volumes; only single volumes can be used")
-    size = np.append(size, [1, 1])[:3]
-    check_size(path, size)
-    check_transforms(path, header, size)
-    check_length(path, header, size)
+    several = header["type"] in SEVERAL_VALUES or size[4:].prod() > 1
+    require(not several, "several values a voxel (colour, vectors or complex numbers), which is no T1 scan")
+    count, size = size[3:].prod(), np.append(size, [1, 1])[:3]
+    require(count == 1, f"a 4-D series of {count} volumes; only single volumes can be used")
+    check_size(size)
+    check_transforms(header, size)
+    begin, voxels = float(header["offset"]), int(size.prod()) * int(header["bits"]) // 8
+    require(begin >= LENGTH + 4, f"its header says that voxels begin at byte {begin:g}, inside of it; convert it again")  # or nan
+    end = f"{length} bytes, but the {' x '.join(map(str, size))} voxels of its header end at {begin + voxels:.0f}"
+    whole = begin + voxels <= length < begin + voxels + voxels // size[2]
+    require(whole, f"cut off, or not what its header says: {end}; download it again")
     image = sitk.ReadImage(path, sitk.sitkFloat32, "NiftiImageIO")
     while image.GetDimension() > 3:
         image = sitk.Extract(image, (*image.GetSize()[:-1], 0), [0] * image.GetDimension())
     return image
 
 
-def open_content(path):
-    """The file, binary, decompressed where its name ends in .gz."""
-    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
-
-
 def read_header(path):
-    """The FIELDS of a NIfTI-1 file, a NumPy record; UserError for anything else."""
+    """(FIELDS of a NIfTI-1 file, a NumPy record; its length in bytes, decompressed); UserError for anything else."""
     try:
-        with open_content(path) as file:
-            content = file.read(LENGTH)
-    except gzip.BadGzipFile:
-        raise UserError(f"{path}: not gzipped, although its name says so; remove .gz from the name, or download it again") from None
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({printable(str(error))}); download it again") from None
-    order = {LENGTH.to_bytes(4, "little"): "<", LENGTH.to_bytes(4, "big"): ">"}.get(content[:4])
-    if order is None or len(content) < LENGTH:
-        start = printable(content[:12].decode("latin-1"))
-        raise UserError(f"{path}: cannot be read: it begins with {start!r}, not as a NIfTI-1 file does; download it again")
-    header = np.frombuffer(content, np.dtype(FIELDS).newbyteorder(order))[0]
-    if header["magic"] != b"n+1":
-        raise UserError(f"{path}: no orientation: an Analyze file does not tell left from right; convert the original to NIfTI")
+        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
+            start = file.read(LENGTH)
+            length = len(start) + sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        why = printable(str(error))
+        raise UserError(f"damaged, or not gzipped ({why}); download it again, or remove .gz from its name") from None
+    order = {LENGTH.to_bytes(4, "little"): "<", LENGTH.to_bytes(4, "big"): ">"}.get(start[:4])
+    if order is None or len(start) < LENGTH:
+        shown = printable(start[:12].decode("latin-1"))
+        raise UserError(f"cannot be read: it begins with {shown!r}, not as a NIfTI-1 file does; download it again")
+    header = np.frombuffer(start, np.dtype(FIELDS).newbyteorder(order))[0]
+    lost = "an Analyze file does not tell left from right; convert the original to NIfTI"
+    require(header["magic"] == b"n+1", f"no orientation: {lost}")
     dimensions, *size = header["dim"]
-    if not 1 <= dimensions <= 7 or min(size[:dimensions]) < 1:
-        shown = " x ".join(map(str, size[:dimensions]))
-        raise UserError(f"{path}: its header says {dimensions} dimensions, {shown} voxels; convert it again")
-    return header
+    shown = f"{dimensions} dimensions, {' x '.join(map(str, size[:dimensions]))} voxels"
+    require(1 <= dimensions <= 7 and min(size[:dimensions]) > 0, f"its header says {shown}; convert it again")
+    return header, length
 
 
-def check_transforms(path, header, size):
+def check_transforms(header, size):
     """UserError unless the sizes and directions of voxels are finite, perpendicular, and fit together in all fields of a header.
 
     qform and sform may lead to different spaces (their codes), as after registration; then neither may mirror the other.
     """
     spacing, (qform_code, sform_code) = header["pixdim"][1:4].astype(float), header["codes"]
-    if not (np.isfinite(spacing).all() and spacing.min() > 0):
-        shown = " x ".join(f"{side:g}" for side in spacing)
-        raise UserError(f"{path}: its header says voxels of {shown} mm (pixdim); convert it again")
-    if qform_code <= 0 and sform_code <= 0:
-        raise UserError(
-            f"{path}: no orientation (qform and sform codes are 0): nobody could tell left from right; convert it again"
-        )
-    sform, qform = header["rows"].astype(float), quaternion_transform(path, header) if qform_code > 0 else None
-    for name, form in ("sform", sform if sform_code > 0 else None), ("qform", qform):
-        if form is not None and not (np.isfinite(form).all() and np.linalg.norm(form[:, :3], axis=0).min() > 0):
-            raise UserError(f"{path}: its header has a {name} that is no transform; convert it again")
-    if sform_code <= 0:
+    sizes = " x ".join(f"{side:.4g}" for side in spacing)
+    require(np.isfinite(spacing).all() and spacing.min() > 0, f"its header says voxels of {sizes} mm (pixdim); convert it again")
+    require(max(qform_code, sform_code) > 0, "no orientation (qform and sform codes are 0): left and right would be a guess")
+    qform = quaternion_transform(header) if qform_code > 0 else None
+    sform = header["rows"].astype(float) if sform_code > 0 else None
+    for name, form in ("sform", sform), ("qform", qform):
+        fine = form is None or np.isfinite(form).all() and np.linalg.norm(form[:, :3], axis=0).min() > 0
+        require(fine, f"its header has a {name} that is no transform; convert it again")
+    if sform is None:
         return
-    sides = np.linalg.norm(sform[:, :3], axis=0)
-    other_space = qform is not None and qform_code != sform_code
-    if not other_space and np.abs(sides / spacing - 1).max() > SPACING_TOLERANCE:
-        sizes, others = (" x ".join(f"{side:.4g}" for side in values) for values in (spacing, sides))
-        raise UserError(
-            f"{path}: its header contradicts itself: voxels of {sizes} mm (pixdim) and of {others} mm (sform); convert it again"
-        )
+    sides, other_space = np.linalg.norm(sform[:, :3], axis=0), qform is not None and qform_code != sform_code
+    equal = other_space or np.abs(sides / spacing - 1).max() <= SPACING_TOLERANCE
+    others = " x ".join(f"{side:.4g}" for side in sides)
+    require(equal, f"{CONTRADICTION}: voxels of {sizes} mm (pixdim) and of {others} mm (sform); convert it again")
     axes = sform[:, :3] / sides
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01 and (sform_code == 1 or not other_space):
-        raise UserError(f"{path}: sheared: the axes of its sform are not perpendicular; resample it first")
+    right_angle = np.abs(axes.T @ axes - np.eye(3)).max() <= 0.01 or (sform_code != 1 and other_space)
+    require(right_angle, "sheared: the axes of its sform are not perpendicular; resample it first")
     if qform is None:
         return
-    if np.linalg.det(sform[:, :3]) * np.linalg.det(qform[:, :3]) <= 0:
-        raise UserError(f"{path}: its header contradicts itself: qform and sform are mirrored; remove the wrong one")
+    mirrored = np.linalg.det(sform[:, :3]) * np.linalg.det(qform[:, :3]) <= 0
+    require(not mirrored, f"{CONTRADICTION}: qform and sform are mirrored; remove the wrong one")
     corners = np.array([[*end, 1] for end in itertools.product(*((0, n - 1) for n in size))])
     apart = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
-    if not other_space and apart > TRANSFORM_MM:
-        raise UserError(
-            f"{path}: its header contradicts itself: qform and sform put voxels {apart:.0f} mm apart; remove the wrong one"
-        )
+    near = other_space or apart <= TRANSFORM_MM
+    require(near, f"{CONTRADICTION}: qform and sform put voxels {apart:.0f} mm apart; remove the wrong one")
 
 
-def quaternion_transform(path, header):
+def quaternion_transform(header):
     """[3, 4] of the qform: from indices to mm (nifti1.h, method 2)."""
     vector = header["quaternion"].astype(float)
     rest = 1 - vector @ vector
-    if not rest > -0.01:  # or nan
-        raise UserError(f"{path}: its header contradicts itself: the quaternion of its qform is no rotation; convert it again")
+    require(rest > -0.01, f"{CONTRADICTION}: the quaternion of its qform is no rotation; convert it again")  # or nan
     sides = header["pixdim"][1:4] * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
     return np.column_stack([Rotation.from_quat([*vector, max(rest, 0) ** 0.5]).as_matrix() * sides, header["shift"]])
-
-
-def check_length(path, header, size):
-    """UserError unless a file holds as many bytes as its header says: ITK fills up what lacks."""
-    begin, length = float(header["offset"]), int(size.prod()) * int(header["bits"]) // 8
-    if not begin >= LENGTH + 4:  # or nan
-        raise UserError(f"{path}: its header says that voxels begin at byte {begin:g}, inside of it; convert it again")
-    try:
-        with open_content(path) as file:
-            there = sum(map(len, iter(functools.partial(file.read, 2**20), b"")))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: damaged ({printable(str(error))}); download it again") from None
-    if there < begin + length:
-        raise UserError(f"{path}: cut off, with {there} of {begin + length:.0f} bytes; download it again")
-    if there >= begin + length + length // size[2]:
-        shown = " x ".join(map(str, size))
-        raise UserError(f"{path}: holds {there} bytes, but the {shown} voxels of its header end at {begin + length:.0f}")

@@ -1,16 +1,9 @@
 """A run of prepare.py: which scans, on which side, done by processes, and recorded so that the same command resumes.
 
-    status = prepare(Request(volumes="ADNI", subjects="ADNI.csv", output_dir="AD_NC"), draw=report.volume_pictures.save)
-
-What was done is in the record, output_dir/provenance.json. It is written before the first slice, while scans are done and at the
-end; a scan that it has not is done again:
-
-    {"format": 2, "flags": {...}, "people": {person: side}, "runs": [...],
-     "scans": {image: {"folder", "slices": {name: SHA-256}, "stamp", "sha256", ...}}}
+status = prepare(Request(volumes="ADNI", subjects="ADNI.csv", output_dir="AD_NC"), draw=report.volume_pictures.save)
 """
 
 import contextlib
-import csv
 import functools
 import json
 import os
@@ -27,7 +20,7 @@ import PIL
 from tqdm import tqdm
 
 from data.folders import some_of
-from data.split import SPLITS, File, draw_test, strata_of, write_table
+from data.split import SPLITS, File, draw_test, strata_of, write_csv, write_table
 from data.subjects import CLASS_OF, Scan, image_order, read_subjects
 from data.volume_jobs import Job, prepare_scan, run_jobs
 from data.volume_steps import Settings, load_template
@@ -61,10 +54,9 @@ class Skipped(NamedTuple):
 
     image: str
     subject: str
-    group: str
+    group: str  # of an AD or CN scan of the table, which should have slices; else ""
     where: str  # a file or folder
     reason: str
-    wanted: bool = False  # an AD or CN scan of the table: it should have slices
 
 
 def prepare(request, draw=None):
@@ -78,8 +70,13 @@ def prepare(request, draw=None):
     if not any(scan.group for scan in table.values()):
         raise UserError(f"--subjects {request.subjects}: no column Group (or class) that says AD or CN")
     found, skipped, counts = choose(request, table)
+    wanted = [row for row in skipped if row.group]
+    if not found and wanted:
+        text = f"none of the {len(wanted)} AD and CN scans in --subjects {request.subjects} can be used"
+        raise UserError(f"{text}; {wanted[0].image}: {wanted[0].reason}")
     if not found:
-        raise UserError(why_none(request, table, skipped, counts))
+        text = f"no scan of the groups AD, CN or NC among {len(table)}: {some_of(counts)}"
+        raise UserError(f"--subjects {request.subjects}: {text}")
     make_folder(request.output_dir, "--output_dir")
     Record(request.output_dir, flags)  # raises for a folder of something else before anything is written there
     with only_here(request.output_dir):
@@ -87,8 +84,7 @@ def prepare(request, draw=None):
         known = [table[image] for image in {**found, **record.scans} if image in table and label_of(table[image])]
         assign_sides(record.people, known, request.test_share, request.seed)
         jobs, done = plan(request, table, found, record)
-        wanted = len(found) + sum(row.wanted for row in skipped)
-        print(f"{wanted} AD and CN scans in the table: {done} done before, {len(jobs)} to do")
+        print(f"{len(found) + len(wanted)} AD and CN scans in the table: {done} done before, {len(jobs)} to do")
         for text in counts:
             print(f"left out: {text}")
         try:
@@ -96,15 +92,9 @@ def prepare(request, draw=None):
         finally:
             record.write_scans()
         for image, reason in failed.items():
-            scan = table[image]
-            skipped.append(Skipped(image, scan.person, scan.group, found[image][0].place, reason, True))
-        with (
-            atomic_path(os.path.join(request.output_dir, "skipped.csv")) as path,
-            open(path, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(Skipped._fields[:-1])
-            writer.writerows(map(printable, row[:-1]) for row in sorted(skipped, key=lambda row: not row.wanted))
+            skipped.append(Skipped(image, table[image].person, table[image].group, found[image][0].place, reason))
+        rows = (map(printable, row) for row in sorted(skipped, key=lambda row: not row.group))
+        write_csv(os.path.join(request.output_dir, "skipped.csv"), Skipped._fields, rows)
     return conclude(request.output_dir, record, found, skipped)
 
 
@@ -120,43 +110,33 @@ def comparable(request):
     return json.loads(json.dumps(flags))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which scans
-
-
 def choose(request, table):
     """({image: (Volume, mask path or None)} to prepare, [Skipped], [what is left out, as text])."""
     volumes, nameless = find_volumes(request.volumes)
-    masks = find_masks(request.masks) if request.masks else None
+    masks = find_masks(request.masks) if request.masks else {}
     skipped = [Skipped("", "", "", place, "no Image Data ID in its name or in that of a folder above it") for place in nameless]
     found, groups = {}, Counter()
     for image in sorted({*volumes, *table}, key=image_order):
-        scan, there = table.get(image), volumes.get(image, [])
+        scan, there, of_image = table.get(image), volumes.get(image, []), masks.get(image, [])
         if scan is None:
             groups["that --subjects lacks (skipped.csv)"] += 1
             skipped.append(Skipped(image, "", "", there[0].place, f"not in --subjects {request.subjects}"))
         elif label_of(scan) is None:
             groups[f"of group {printable(scan.group)}" if scan.group else "without a group"] += 1
-        elif problem := problem_of(request, image, there, masks):
-            skipped.append(Skipped(image, scan.person, scan.group, there[0].place if there else "", problem, True))
+        elif len(there) == 1 and (not request.masks or len(of_image) == 1):
+            found[image] = there[0], of_image[0] if request.masks else None
         else:
-            found[image] = there[0], masks[image][0] if masks else None
+            problem = f"{len(of_image) or 'no'} masks in --masks {request.masks} have this Image Data ID"
+            if not there:
+                problem = f"no volume below --volumes {request.volumes} has this Image Data ID"
+            elif len(there) > 1:
+                places = some_of([volume.place for volume in there], 3)
+                problem = f"{len(there)} volumes have this Image Data ID: {places}; keep one"
+            skipped.append(Skipped(image, scan.person, scan.group, there[0].place if there else "", problem))
     counts = [f"{plural(count, 'scan')} {group}" for group, count in sorted(groups.items())]
     if nameless:
         counts.append(f"{len(nameless)} file(s) or folder(s) without an Image Data ID (skipped.csv)")
     return found, skipped, counts
-
-
-def problem_of(request, image, volumes, masks):
-    """Why an image with these Volumes, and `masks` of all images if there are, cannot be prepared; "" if it can."""
-    if not volumes:
-        return f"no volume below --volumes {request.volumes} has this Image Data ID"
-    if len(volumes) > 1:
-        places = some_of([volume.place for volume in volumes], 3)
-        return f"{len(volumes)} volumes have this Image Data ID: {places}; keep one"
-    if masks is not None and (count := len(masks.get(image, []))) != 1:
-        return f"{count or 'no'} masks in --masks {request.masks} have this Image Data ID"
-    return ""
 
 
 def find_masks(folder):
@@ -164,14 +144,6 @@ def find_masks(folder):
     found, _ = find_volumes(folder, "--masks")
     masks = {image: [volume.place for volume in there if volume.format != "DICOM"] for image, there in found.items()}
     return {image: [path for path in paths if "mask" in os.path.basename(path).lower()] or paths for image, paths in masks.items()}
-
-
-def why_none(request, table, skipped, counts):
-    """The line that says why there is nothing to do."""
-    if wanted := [row for row in skipped if row.wanted]:
-        first = f"{wanted[0].image}: {wanted[0].reason}"
-        return f"none of the {len(wanted)} AD and CN scans in --subjects {request.subjects} can be used; {first}"
-    return f"--subjects {request.subjects}: no scan of the groups AD, CN or NC among {len(table)}: {some_of(counts)}"
 
 
 def assign_sides(people, scans, share, seed):
@@ -207,10 +179,6 @@ def plan(request, table, found, record):
     return jobs, done
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The work
-
-
 def work(request, table, record, jobs, done, draw):
     """Do the jobs and record them; returns {image: why it failed}."""
     started, failed = time.monotonic(), {}
@@ -240,6 +208,8 @@ def work(request, table, record, jobs, done, draw):
                     failed[image] = result["error"]
                     tqdm.write(f"skipped {image}: {failed[image]}", file=sys.stderr)
                 else:
+                    if "left_out" in result:
+                        tqdm.write(f"note: {image}: left out beside the scan: {result['left_out']}", file=sys.stderr)
                     place = {"scan": table[image]._asdict(), "folder": record.place(table[image])}
                     record.scans[image] = place | result | {"run": len(record.runs) - 1}
                 run["prepared" if "error" not in result else "failed"] += 1
@@ -253,18 +223,15 @@ def work(request, table, record, jobs, done, draw):
 
 def conclude(output_dir, record, found, skipped):
     """Print what there is now; returns the exit status."""
-    empty = []
-    for folder in FOLDERS:
-        entries = [entry for entry in record.scans.values() if entry["folder"] == folder]
-        people, slices = {entry["scan"]["person"] for entry in entries}, sum(len(entry["slices"]) for entry in entries)
-        print(f"{folder.replace('/', ' ')}: {len(people)} people, {len(entries)} scans, {slices} slices")
-        if not entries:
-            empty.append(folder)
-    if empty:
+    entries = {folder: [entry for entry in record.scans.values() if entry["folder"] == folder] for folder in FOLDERS}
+    for folder, there in entries.items():
+        people, slices = {entry["scan"]["person"] for entry in there}, sum(len(entry["slices"]) for entry in there)
+        print(f"{folder.replace('/', ' ')}: {len(people)} people, {len(there)} scans, {slices} slices")
+    if empty := [folder for folder, there in entries.items() if not there]:
         print(f"note: nothing in {', '.join(empty)}; with few people, try another --seed or --test_share in a new folder")
     if earlier := set(record.scans) - set(found):
         print(f"note: {len(earlier)} of these scans are of earlier runs and not in this table or download; their slices stay")
-    missing, path = [row.image for row in skipped if row.wanted], os.path.join(output_dir, "skipped.csv")
+    missing, path = [row.image for row in skipped if row.group], os.path.join(output_dir, "skipped.csv")
     print(os.path.join(output_dir, "scans.csv"))
     if skipped:
         print(path)
@@ -272,10 +239,6 @@ def conclude(output_dir, record, found, skipped):
         text = f"{len(missing)} AD and CN scans cannot be prepared ({some_of(missing, 5)}): see {path}"
         print(f"warning: {text}; slices of earlier runs stay", file=sys.stderr)
     return 3 if missing else 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The record
 
 
 def label_of(scan):
@@ -331,14 +294,11 @@ class Record:
 
     def write_scans(self):
         """Write scans.csv: a row for each scan that has slices."""
-        files, split_of = [], {}
+        files = []
         for entry in self.scans.values():
             split, label = entry["folder"].split("/")
-            for name in entry["slices"]:
-                file = File("", f"{label}/{name}", Scan(**entry["scan"]))
-                files.append(file)
-                split_of[file.name] = split
-        write_table(os.path.join(self.folder, "scans.csv"), files, split_of)
+            files += [File("", f"{label}/{name}", Scan(**entry["scan"]), split) for name in entry["slices"]]
+        write_table(os.path.join(self.folder, "scans.csv"), files)
 
     def place(self, scan):
         """Where the slices of a Scan belong, below the folder: one of FOLDERS."""

@@ -17,11 +17,12 @@ SPLITS = "train", "test"
 
 
 class File(NamedTuple):
-    """A slice of the old data set."""
+    """A slice of a data set."""
 
     path: str
-    name: str  # such as "AD/218391_78.jpeg", where it will be below the new train/ or test/
+    name: str  # below train/ or test/, such as "AD/218391_78.jpeg"
     scan: Scan
+    split: str = ""  # of SPLITS
 
     @property
     def label(self):
@@ -69,8 +70,8 @@ def draw_test(strata, share, seed=0):
     return {person for person, taken in zip(sorted(people, key=strata.get), np.diff(steps)) if taken}
 
 
-def match_classes(files, strata, split_of, match, seed=0):
-    """Those of `files` that make as many AD as NC slices of each split {file name: split} in every cell of equal values of `match`.
+def match_classes(files, strata, match, seed=0):
+    """Those of the Files of both splits that make as many AD as NC slices of each split in every cell of equal values of `match`.
 
     match: some of "position" (the slice index), "age" (the tercile in `strata` of `strata_of`) and "sex"; slices of which one is
     unknown are left out. Of the class that has more slices in a cell some are drawn, with `seed`, from as many people as there
@@ -83,7 +84,7 @@ def match_classes(files, strata, split_of, match, seed=0):
         missing = [name for name in match if values[name] in (None, -1, "")]
         unknown.update(missing)
         if not missing:
-            cell = split_of[file.name], *(values[name] for name in match)
+            cell = file.split, *(values[name] for name in match)
             cells.setdefault(cell, {name: [] for name in CLASSES})[file.label].append(file)
     for name, count in unknown.items():
         if count == len(files):
@@ -96,18 +97,18 @@ def match_classes(files, strata, split_of, match, seed=0):
         count = min(map(len, cell.values()))
         for available in cell.values():
             kept |= {file.name for file in draw_over_people(available, count, rng)}
+    files = [file for file in files if file.name in kept]
     for split in SPLITS:
-        if not any(split_of[name] == split for name in kept):
+        if not any(file.split == split for file in files):
             raise UserError(f"--match {','.join(match)}: no AD slice in {split}/ has an NC slice that is equal; match by fewer")
-    return [file for file in files if file.name in kept]
+    return files
 
 
 def draw_over_people(files, count, rng):
     """`count` of the files, drawn so that nobody has two more than another who has some left."""
-    drawn, ranks = [files[i] for i in rng.permutation(len(files))], Counter()
-    order = []  # how many of a person's files are before each
+    drawn, ranks, order = [files[i] for i in rng.permutation(len(files))], Counter(), []
     for file in drawn:
-        order.append(ranks[file.scan.person])
+        order.append(ranks[file.scan.person])  # how many of the person's files are before
         ranks[file.scan.person] += 1
     return [drawn[i] for i in np.argsort(order, kind="stable")[:count]]
 
@@ -121,11 +122,15 @@ def link(source, target):
         shutil.copy2(source, target)
 
 
-def write_table(path, files, split_of):
-    """Write a row for each scan of `files` and class: what is known of it, its split, and its number of slices."""
-    slices = Counter((file.scan, split_of[file.name], file.label) for file in files)
+def write_table(path, files):
+    """Write a row for each scan of the Files, split and class: what is known of it, and its number of slices."""
+    slices = Counter((file.scan, file.split, file.label) for file in files)
     rows = sorted(slices, key=lambda row: (row[1], row[2], row[0].person, image_order(row[0].image)))
+    header = "image", "subject", "group", "sex", "age", "date", "split", "class", "slices"
+    write_csv(path, header, [[*row[0], row[1], row[2], slices[row]] for row in rows])
+
+
+def write_csv(path, header, rows):
+    """Write a table; another process only ever sees a whole one."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "subject", "group", "sex", "age", "date", "split", "class", "slices"])
-        table.writerows([*row[0], row[1], row[2], slices[row]] for row in rows)
+        csv.writer(file).writerows([header, *rows])

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from data.dicom import reason, sitk
+from data.dicom import LEFT_OUT, reason, sitk
 from data.volume_steps import Settings, cut_slices, panel_of
 from data.volumes import Volume, file_checksum, read_volume
 from startup import start_workers
@@ -42,25 +42,22 @@ class Job(NamedTuple):
     settings: Settings
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One scan
-
-
 def prepare_scan(job, draw=None):
     """Write the slices of a Job; returns what is recorded of it, or {"image", "error"} if it failed, with {"full": True} where the
     disk is full. draw(panels, pixels, title, path): draws the picture of a Job that has one. Raises no Exception.
     """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the processes are the threads, and sums keep one order
+    result = {"image": job.volume.image}
     try:
         remove_slices(job)  # of an earlier run that was cut off
-        return {"image": job.volume.image, **write_scan(job, draw)}
+        return result | write_scan(job, draw)
     except Exception as error:  # whatever is wrong with one scan, the others go on
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         text = reason(error) if isinstance(error, RuntimeError) else text  # SimpleITK's
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        full = {"full": True} if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else {}
     with contextlib.suppress(OSError):
         remove_slices(job)
-    return {"image": job.volume.image, "error": printable(text)[:300]} | ({"full": True} if full else {})
+    return result | {"error": printable(text)[:300]} | full
 
 
 def remove_slices(job):
@@ -74,8 +71,8 @@ def write_scan(job, draw):
     start = time.monotonic()
     stamp, source = job.volume.stamp(), job.volume.checksum()
     image = read_volume(job.volume)
-    shape, spacing = image.GetSize(), image.GetSpacing()
-    panels = []
+    panels, shape, spacing = [], image.GetSize(), image.GetSpacing()
+    left_out = {"left_out": image.GetMetaData(LEFT_OUT)} if image.HasMetaDataKey(LEFT_OUT) else {}
     show = (lambda *step: panels.append(panel_of(*step))) if job.picture else None
     pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
     slices = write_slices(job, pixels, numbers)
@@ -86,6 +83,7 @@ def write_scan(job, draw):
         "format": job.volume.format,
         "stamp": stamp,
         "sha256": source,
+        **left_out,
         "mask": job.mask and file_checksum(job.mask),
         "voxels": shape,
         "spacing": [round(side, 5) for side in spacing],
@@ -103,10 +101,6 @@ def write_slices(job, pixels, numbers):
             Image.fromarray(plane).save(temporary, quality=95)  # quality: of JPEG
             written[name] = file_checksum(temporary)
     return written
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All scans
 
 
 def start_worker():

@@ -1,15 +1,13 @@
 """From one volume to its slices: what prepare.py does with a scan.
 
     orient        axes swapped and flipped to the nearest of left, posterior, superior: no voxel changes
-    mask          a given brain mask, or the head: Otsu's threshold, its largest part, holes filled, 150 mm from the top
+    mask          a given brain mask, or the head (data/volume_masks.py)
     n4            the smooth bias field of the coil, estimated by N4 (Tustison et al. 2010), is divided out
     align         rigid motion onto a template volume, by mutual information (Mattes et al. 2003)
     resample      one cubic B-spline interpolation to cubes along the scanner's or the template's axes, the motion with it
     scale         percentiles inside the mask become black and white
     cut           slices around the middle of the brain, cropped or padded to 256x240, never stretched
 
-Sagittal slices are turned as those of AD_NC: columns lead upwards, rows forwards, and the number of a slice rises to the person's
-right.
 Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
@@ -19,19 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.dicom import MAX_VOXELS, sitk
-from data.volume_masks import check_found, check_slices, head_mask, like, middle, move_mask, read_mask, tame
+from data.dicom import MAX_VOXELS, require, sitk
+from data.volume_masks import array_of, check_found, check_slices, head_mask, like, middle, move_mask, read_mask, tame
 from data.volumes import read_path
-from utils import UserError
 
 WIDTH, HEIGHT = 256, 240  # of the slices of AD_NC
 MIDDLE = 90  # number of the slice in the middle of the brain, about that of AD_NC's sagittal slices
-# Axes of a volume [z upwards, y backwards, x to the left] along which slices, rows and columns of a plane lead; which are reversed.
-PLANES = {
-    "sagittal": ((2, 1, 0), (True, True, False)),
-    "axial": ((0, 1, 2), (False, False, False)),
-    "coronal": ((1, 0, 2), (False, True, False)),
-}
+# Axes of a volume [z upwards, y backwards, x to the left] along which slices, rows and columns of a plane lead; those reversed.
+PLANES = {"sagittal": ((2, 1, 0), (0, 1)), "axial": ((0, 1, 2), ()), "coronal": ((1, 0, 2), (1,))}
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
 ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
 ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
@@ -56,33 +49,26 @@ class Settings(NamedTuple):
 FIELD = "bias field"  # title of the panel that shows the field itself
 
 
-class Plane(NamedTuple):
-    """A plane through the middle of a volume, as a picture shows it."""
-
-    pixels: np.ndarray  # float [H, W]; rows run downwards from front or top, as after `orient`
-    outline: np.ndarray | None  # of a mask, the same shape
-    aspect: float  # height / width of a pixel
-
-
 class Panel(NamedTuple):
-    """What a picture shows of a volume after a step."""
+    """What a picture shows of a volume after a step: its middle planes, rows downwards from front or top, columns from the person's
+    right to left, or front to back."""
 
     title: str
-    planes: list[Plane]  # axial, coronal, sagittal
+    planes: list  # axial, coronal and sagittal, float [H, W] each
+    outlines: list  # of a mask, bool [H, W] each, or None
+    aspects: list  # height / width of a pixel
 
 
 def panel_of(title, image, mask=None):
-    """The Panel of a SimpleITK.Image: columns run from the person's right to left, or front to back."""
-    volumes = [sitk.GetArrayViewFromImage(part) for part in (image, mask) if part is not None]
-    z, y, x = (n // 2 for n in volumes[0].shape)
+    """The Panel of a SimpleITK.Image."""
+
+    def cut(volume):
+        z, y, x = (n // 2 for n in volume.shape)
+        return [plane.copy() for plane in (volume[z], volume[::-1, y], volume[::-1, :, x])]
+
     dx, dy, dz = image.GetSpacing()
-    cuts = [((z,), 1, dy / dx), ((slice(None), y), -1, dz / dx), ((slice(None), slice(None), x), -1, dz / dy)]
-    planes = [[*(part[at][::step].copy() for part in volumes), None][:2] + [aspect] for at, step, aspect in cuts]
-    return Panel(title, [Plane(*plane) for plane in planes])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The steps
+    outlines = [None] * 3 if mask is None else cut(array_of(mask) > 0)
+    return Panel(title, cut(array_of(image)), outlines, [dy / dx, dz / dx, dz / dy])
 
 
 def bias_field(image, mask):
@@ -93,7 +79,7 @@ def bias_field(image, mask):
     corrector.SetMaximumNumberOfIterations(N4_ITERATIONS)
     corrector.Execute(*small)
     log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
-    log_field -= log_field[sitk.GetArrayViewFromImage(mask) > 0].mean()
+    log_field -= log_field[array_of(mask) > 0].mean()
     return like(np.exp(log_field), image)
 
 
@@ -118,12 +104,12 @@ def align(image, mask, template, template_mask):
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(motion)
     method.Execute(template, image)
-    moved, target = (sitk.GetArrayViewFromImage(part) > 0 for part in (move_mask(mask, template, motion), template_mask))
+    moved, target = (array_of(part) > 0 for part in (move_mask(mask, template, motion), template_mask))
     overlap = 2 * (moved & target).sum() / max(1, moved.sum() + target.sum())
-    if overlap < MIN_OVERLAP:
-        raise UserError(
-            f"alignment failed: brain and template overlap by {overlap:.0%}; do --masks and --template both show brains, or heads?"
-        )
+    require(
+        overlap >= MIN_OVERLAP,
+        f"alignment failed: brain and template overlap by {overlap:.0%}; do --masks and --template both show brains, or heads?",
+    )
     return motion
 
 
@@ -136,8 +122,8 @@ def cubes(image, side):
     corners = np.array([image.TransformIndexToPhysicalPoint(end) for end in ends])
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = np.floor((high - low) / side + 1e-3).astype(int) + 1
-    if np.prod(size, dtype=float) > MAX_VOXELS:
-        raise UserError(f"{' x '.join(f'{n * side:g}' for n in size)} mm, as its header says, are too many cubes of {side:g} mm")
+    text = f"{' x '.join(f'{n * side:g}' for n in size)} mm, as its header says, are too many cubes of {side:g} mm"
+    require(np.prod(size, dtype=float) <= MAX_VOXELS, text)
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing([side] * 3)
     grid.SetOrigin(low.tolist())
@@ -146,16 +132,14 @@ def cubes(image, side):
 
 def interpolate(image, grid, motion=None):
     """The volume on `grid` after `motion`, by cubic B-splines; 0 outside it, and nothing beyond its own darkest and brightest."""
-    low, high = sitk.GetArrayViewFromImage(image).min(), sitk.GetArrayViewFromImage(image).max()
     moved = sitk.Resample(image, grid, motion or sitk.Transform(), sitk.sitkBSpline, 0.0, sitk.sitkFloat32)
-    return sitk.Clamp(moved, lowerBound=float(min(low, 0)), upperBound=float(high))
+    return sitk.Clamp(moved, lowerBound=float(min(array_of(image).min(), 0)), upperBound=float(array_of(image).max()))
 
 
 def scale(voxels, mask, percentiles):
     """Float [z, y, x] in [0, 1]: the two percentiles of the voxels inside the mask become 0 and 1."""
     low, high = np.percentile(voxels[mask], percentiles)
-    if not low < high:  # or nan
-        raise UserError(f"percentiles {percentiles[0]:g} and {percentiles[1]:g} inside the brain are both {low:g}")
+    require(low < high, f"percentiles {percentiles[0]:g} and {percentiles[1]:g} inside the brain are both {low:g}")  # or nan
     return np.clip((voxels - low) / (high - low), 0, 1)
 
 
@@ -168,10 +152,10 @@ def slice_numbers(settings, centre, spacing, count):
     if settings.slices_in == "mm":
         wanted = nearest(centre) + wanted / spacing
     indices = [nearest(index) for index in wanted]
-    if indices[0] < 0 or indices[-1] >= count:
-        raise UserError(f"--slices reach from {indices[0]} to {indices[-1]}, but the volume has slices 0 to {count - 1} only")
-    if len(set(indices)) < len(indices):
-        raise UserError(f"--slices: {len(indices)} slices there would be less than {spacing:g} mm apart, which the voxels are")
+    found = f"from {indices[0]} to {indices[-1]}"
+    require(0 <= indices[0] and indices[-1] < count, f"--slices reach {found}, but the volume has slices 0 to {count - 1} only")
+    close = f"{len(indices)} slices there would be less than {spacing:g} mm apart, which the voxels are"
+    require(len(set(indices)) == len(indices), f"--slices: {close}")
     return indices
 
 
@@ -180,31 +164,20 @@ def nearest(index):
     return int(np.floor(index + 0.5 + 1e-6))
 
 
-def turn(voxels, plane):
-    """An array [z upwards, y backwards, x to the left] with its axes along the slices, rows and columns of a plane of PLANES."""
-    axes, reverse = PLANES[plane]
-    return np.flip(voxels.transpose(axes), tuple(axis for axis in range(3) if reverse[axis]))
-
-
 def cut(plane, centre):
-    """The part [240, 256] of a slice around `centre` (y, x, indices), with black beyond its edges."""
-    result = np.zeros((HEIGHT, WIDTH), plane.dtype)
-    starts = [int(np.floor(c - (n - 1) / 2 + 0.5)) for c, n in zip(centre, result.shape)]
-    inside = tuple(slice(max(0, s), max(0, min(s + n, m))) for s, n, m in zip(starts, result.shape, plane.shape))
-    part = plane[inside]
-    to = tuple(slice(max(0, -s), max(0, -s) + n) for s, n in zip(starts, part.shape))
-    result[to] = part
-    return result
+    """The part [240, 256] of a slice around `centre` (y, x, indices within it), with black beyond its edges."""
+    padded = np.pad(plane, ((HEIGHT, HEIGHT), (WIDTH, WIDTH)))
+    y, x = (int(np.floor(c + (n + 1) / 2 + 0.5)) for c, n in zip(centre, (HEIGHT, WIDTH)))
+    return padded[y : y + HEIGHT, x : x + WIDTH]
 
 
 def to_pixels(planes, scaled, image_format):
     """Slices as they are stored: uint8 for "jpeg", uint16 for "png"; those that are not scaled have to fit in as they are."""
     kind = np.uint8 if image_format == "jpeg" else np.uint16
     white = np.iinfo(kind).max
-    if scaled:
-        planes = planes * white
-    elif planes.max() > white + 0.5 or planes.min() < -0.5:
-        raise UserError(f"values of {planes.min():g} to {planes.max():g} do not fit into a {image_format} file without --scale")
+    planes = planes * white if scaled else planes
+    text = f"values of {planes.min():g} to {planes.max():g} do not fit into a {image_format} file without --scale"
+    require(scaled or (planes.max() <= white + 0.5 and planes.min() >= -0.5), text)
     return np.clip(np.floor(planes + 0.5), 0, white).astype(kind)
 
 
@@ -215,21 +188,15 @@ def load_template(path):
     return image, head_mask(image)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# All of them
-
-
 def cut_slices(image, settings, mask_path=None, show=None, check=False):
     """All steps: (pixels uint8 or uint16 [N, 240, 256], their numbers) of a SimpleITK.Image; UserError where a step fails.
 
     A number is MIDDLE plus the voxels from the middle plane, or with slices_in "index" the index of the slice in the volume.
-    show: called with (title, image, mask or None) after each step. check: refuse what is no head or shows no brain
-    (data/volume_masks.py).
+    show: called with (title, image, mask or None) after each step. check: reject what is no head or shows no brain.
     """
     show = show or (lambda *_: None)
     image, mask = correct(image, settings, mask_path, show, check)
-    image, mask, frame = resample(image, mask, settings, bool(mask_path), show)
-    return take_slices(image, mask, frame, settings, check)
+    return take_slices(*resample(image, mask, settings, bool(mask_path), show), settings, check)
 
 
 def correct(image, settings, mask_path, show, check):
@@ -256,17 +223,15 @@ def correct(image, settings, mask_path, show, check):
 
 def resample(image, mask, settings, is_brain, show):
     """Align and resample: (image, mask, the mask in whose middle slices are counted: the template's, or the same)."""
-    motion, target = None, None
-    if settings.template:
-        template, target = load_template(settings.template)
-        motion = align(image, mask, template, target)
-        grid = cubes(template, settings.resample) if settings.resample else template
-        target = move_mask(target, grid)
-    elif settings.resample:
-        grid = cubes(image, settings.resample)
-    else:
+    if not settings.template and not settings.resample:
         return image, mask, mask
+    motion, target, like_grid = None, None, image
+    if settings.template:
+        like_grid, target = load_template(settings.template)
+        motion = align(image, mask, like_grid, target)
+    grid = cubes(like_grid, settings.resample) if settings.resample else like_grid
     image, mask = interpolate(image, grid, motion), move_mask(mask, grid, motion)
+    target = None if target is None else move_mask(target, grid)
     if is_brain:
         image = image * sitk.Cast(mask, sitk.sitkFloat32)
     show("align, resample" if motion else "resample", image, target)
@@ -275,21 +240,20 @@ def resample(image, mask, settings, is_brain, show):
 
 def take_slices(image, mask, frame, settings, check):
     """Scale and cut: the pixels and numbers of `cut_slices`."""
-    voxels, inside = sitk.GetArrayFromImage(image), sitk.GetArrayViewFromImage(mask) > 0
-    if not inside.any():
-        raise UserError("the brain mask is empty after resampling")
+    voxels, inside = sitk.GetArrayFromImage(image), array_of(mask) > 0
+    require(inside.any(), "the brain mask is empty after resampling")
     if settings.scale:
         voxels = scale(voxels, inside, settings.percentiles)
-    voxels, inside, frame = (turn(part, settings.plane) for part in (voxels, inside, sitk.GetArrayViewFromImage(frame) > 0))
-    axes = PLANES[settings.plane][0]
+    axes, reversed_axes = PLANES[settings.plane]
+    voxels, inside, frame = (np.flip(part.transpose(axes), reversed_axes) for part in (voxels, inside, array_of(frame) > 0))
     depth, height, width = (image.GetSpacing()[2 - axis] for axis in axes)
-    if abs(width - height) > 1e-3 * width:
-        raise UserError(f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size")
+    stretched = f"pixels of {width:g} x {height:g} mm would be stretched: give --resample a size"
+    require(abs(width - height) <= 1e-3 * width, stretched)
     centre = (np.array(voxels.shape) - 1) / 2 if settings.slices_in == "index" else middle(frame)
     indices = slice_numbers(settings, centre[0], depth, len(voxels))
     names = indices if settings.slices_in == "index" else [MIDDLE + index - nearest(centre[0]) for index in indices]
-    if names[0] < 0:
-        raise UserError(f"--slices: slice {MIDDLE} is in the middle, and {-names[0]} would be below 0; give --slices_in index")
+    below = f"slice {MIDDLE} is in the middle, and {-names[0]} would be below 0; give --slices_in index"
+    require(names[0] >= 0, f"--slices: {below}")
     planes = np.stack([cut(voxels[i], centre[1:]) for i in indices])
     if settings.plane != "sagittal":
         planes = planes[..., ::-1]  # the person's right is on the right

@@ -18,6 +18,7 @@ from utils import UserError, printable, walk
 
 NIFTI = ".nii", ".nii.gz"
 DICOM = ".dcm", ".ima"
+NO_DICOM = ".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz"
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"
 UNREAD = {  # endings of volumes that are named but not read: what to do
     **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
@@ -61,10 +62,6 @@ def file_checksum(*paths):
     return sha.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding
-
-
 def image_id(path, is_dicom=False):
     """The Image Data ID in a path below the download, or None: I218391 in its file's name or a folder's (of DICOM files, which may
     be called I10, a folder's first), else the plain number of a NIfTI file (218391_brain.nii.gz) or of a DICOM file's folder."""
@@ -96,18 +93,18 @@ def find_volumes(folder, flag="--volumes"):
     for root, names in walk(folder, flag):
         series = {}
         for path in (os.path.join(root, name) for name in names if name.upper() != "DICOMDIR"):
-            volume = open_volume(path)
-            if volume is None:
+            if (kind := format_of(path)) is None:
                 continue
-            image = image_id(os.path.relpath(path, folder), volume.format == "DICOM")
+            image = image_id(os.path.relpath(path, folder), kind == "DICOM")
+            volume = Volume(image, kind, (path,))
             if image is None and ending(path).lower() in ARCHIVES:
                 archives.append(path)
             elif image is None:
                 nameless.add(volume.place)
-            elif volume.format == "DICOM":
+            elif kind == "DICOM":
                 series.setdefault(image, []).append(path)
             else:
-                (found if volume.format else unread).setdefault(image, []).append(volume._replace(image=image))
+                (found if kind else unread).setdefault(image, []).append(volume)
         for image, files in series.items():
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
     if not (found or unread or nameless):
@@ -116,42 +113,29 @@ def find_volumes(folder, flag="--volumes"):
     return {image: volumes[:1] for image, volumes in unread.items()} | found, sorted(nameless)
 
 
-def open_volume(path):
-    """The Volume that a file is, or is a part of, by its name and, without a known ending, by how it begins; None if it is none."""
+def format_of(path):
+    """The format of a Volume that a file is, or is a part of; None if it is none. By its name, else by how it begins."""
+    end = ending(path).lower()
     if not os.path.isfile(path):  # reading a pipe would never end
         return None
-    end = ending(path).lower()
-    if end in NIFTI:
-        return Volume("", "NIfTI", (path,))
-    if is_dicom(path):
-        return Volume("", "DICOM", (path,))
-    return Volume("", "", (path,)) if end in UNREAD else None
-
-
-def is_dicom(path):
-    """Whether a file is called, or begins like, a DICOM file."""
-    if path.lower().endswith(DICOM):
-        return True
-    if path.lower().endswith((".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz")):
-        return False
+    if end in NIFTI or end in DICOM:
+        return "NIfTI" if end in NIFTI else "DICOM"
     try:
-        if os.path.getsize(path) < 132:  # of some files in /proc, which have no size, reading would never end
-            return False
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        if not path.lower().endswith(NO_DICOM) and os.path.getsize(path) >= 132:  # files in /proc have no size, and no end
+            with open(path, "rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    return "DICOM"
     except OSError:
-        return False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
+        pass
+    return "" if end in UNREAD else None
 
 
 def read_path(path):
     """The volume in a file, by `read_volume`; a NIfTI file may have any name."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file")
-    return read_volume(open_volume(path) or Volume("", "NIfTI", (path,)))
+    kind = format_of(path)
+    return read_volume(Volume("", "NIfTI" if kind is None else kind, (path,)))
 
 
 def read_volume(volume):
@@ -162,13 +146,13 @@ def read_volume(volume):
     """
     try:
         if not volume.format:
-            raise UserError(f"{volume.place}: not read as it is; {UNREAD[ending(volume.place).lower()]}")
+            raise UserError(f"not read as it is; {UNREAD[ending(volume.place).lower()]}")
         image = read_nifti(volume.place) if volume.format == "NIfTI" else read_dicom(volume.files)
-    except RuntimeError as error:  # SimpleITK's
-        raise UserError(f"{volume.place}: cannot be read ({reason(error)})") from None
-    except OSError as error:
-        raise UserError(f"{volume.place}: cannot be read ({error.strerror or error})") from None
-    voxels = sitk.GetArrayViewFromImage(image)
-    if voxels.min() == voxels.max():
-        raise UserError(f"{volume.place}: every voxel is {voxels.min():g}, so there is no brain in it")
+        voxels = sitk.GetArrayViewFromImage(image)
+        if voxels.min() == voxels.max():
+            raise UserError(f"every voxel is {voxels.min():g}, so there is no brain in it")
+    except UserError as error:
+        raise UserError(f"{volume.place}: {error}") from None
+    except (RuntimeError, OSError) as error:  # RuntimeError: SimpleITK's
+        raise UserError(f"{volume.place}: cannot be read ({getattr(error, 'strerror', None) or reason(error)})") from None
     return image

@@ -3,8 +3,8 @@
     split_by_subject("AD_NC", "all", "AD_NC_new", "ADNI.csv", test_share=0.3, seed=0)
 
 All slices of a person go to the same side, so that what is measured on test/ is measured on other people. Slices of scans that
-the table lacks, or that are damaged (damage.py), go to neither. With match=("position", "age") train/ and test/ each have as many
-AD as NC slices of every slice index and tercile of ages, so that neither tells the classes apart (position.py).
+the table lacks, or that are damaged (data/damage.py), go to neither. With match=("position", "age") train/ and test/ each have as
+many AD as NC slices of every slice index and tercile of ages, so that neither tells the classes apart (analysis/position.py).
 """
 
 import os
@@ -39,51 +39,48 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
         raise UserError("--split_by_subject also needs --subjects CSV: file names give scans, not people")
     if os.path.isdir(output_dir) and os.listdir(output_dir):
         raise UserError(f"--split_by_subject {output_dir}: not empty and left as it is; choose a new folder")
+    splits = [Slices(folder, classes, DAMAGE_SIDE) for folder in find_splits(dataset_dir, classes).values()]
+    pixels = np.concatenate([slices[np.arange(len(slices))] for slices in splits])
+    damaged = find_damaged(pixels, scans_of([name for slices in splits for name in slices.names]))
     files = list_files(dataset_dir, classes, table)
-    damaged = damaged_scans(dataset_dir, classes)
-    known = [file for file in files if file.scan.person and file.scan.image not in damaged]
+    sound = [file for file in files if file.scan.image not in damaged]
+    known = [file for file in sound if file.scan.person]
     if not known:
         scans = len({file.scan.image for file in files})
         raise UserError(f"--subjects {subjects or '(found by itself)'}: has none of the {scans} scans in {dataset_dir}")
     strata = strata_of(known)
     test = draw_test(strata, test_share, seed)
-    split_of = {file.name: SPLITS[file.scan.person in test] for file in known}
+    known = [file._replace(split=SPLITS[file.scan.person in test]) for file in known]
     for label in sorted({file.label for file in known}):
         people = {file.scan.person for file in known if file.label == label}
         for split, there in zip(SPLITS, (people - test, people & test)):
             if not there:
-                raise UserError(
-                    f"--test_share {test_share:g}: no one of {len(people)} people of class {label} would be in {split}/"
-                )
-    kept = match_classes(known, strata, split_of, match, seed) if match else known
+                text = f"no one of {len(people)} people of class {label} would be in {split}/"
+                raise UserError(f"--test_share {test_share:g}: {text}")
+    kept = match_classes(known, strata, match, seed) if match else known
     make_folder(output_dir, "--split_by_subject")
     try:
         for file in kept:
-            link(file.path, os.path.join(output_dir, split_of[file.name], file.name))
-        write_table(os.path.join(output_dir, "split.csv"), kept, split_of)
+            link(file.path, os.path.join(output_dir, file.split, file.name))
+        write_table(os.path.join(output_dir, "split.csv"), kept)
     except BaseException:
         for split in SPLITS:
             shutil.rmtree(os.path.join(output_dir, split), ignore_errors=True)
         raise
-    print_split([file for file in files if file.scan.image not in damaged], kept, split_of, strata)
+    print_split(kept, strata)
+    unmatched = sorted({file.scan.image for file in sound if file.scan.image and not file.scan.person}, key=image_order)
+    print(f"left out: {len(sound) - len(known)} slices; scans that --subjects lacks: {count_and_names(unmatched)}")
     if damaged:
         print(f"left out: {damaged_text(damaged)}")
-    print_position(known, kept, split_of, match)
+    print_position(known, kept, match)
     print(os.path.join(output_dir, "split.csv"))
 
 
-def damaged_scans(dataset_dir, classes):
-    """{scan: reason} of the damaged scans among the slices of all splits together, by `damage.find_damaged`."""
-    splits = [Slices(folder, classes, DAMAGE_SIDE) for folder in find_splits(dataset_dir, classes).values()]
-    pixels = np.concatenate([slices[np.arange(len(slices))] for slices in splits])
-    return find_damaged(pixels, scans_of([name for slices in splits for name in slices.names]))
-
-
-def print_split(files, kept, split_of, strata):
-    """Print the people, scans and slices of each split and class, and what the table lacks."""
+def print_split(files, strata):
+    """Print the people, scans and slices of each split and class."""
     for split in SPLITS:
-        for label in sorted({file.label for file in kept}):
-            there = [file for file in kept if split_of[file.name] == split and file.label == label]
+        for label in sorted({file.label for file in files}):
+            there = [file for file in files if (file.split, file.label) == (split, label)]
             people = {file.scan.person for file in there}
             terciles = [sum(strata[person][2] == i for person in people) for i in range(3)]
             sexes = Counter(strata[person][1] or "sex unknown" for person in people)
@@ -91,12 +88,9 @@ def print_split(files, kept, split_of, strata):
             details += [f"age terciles {'/'.join(map(str, terciles))}"] if any(terciles) else []
             scans = len({file.scan.image for file in there})
             print(f"{split} {label}: {len(people)} people ({', '.join(details)}), {scans} scans, {len(there)} slices")
-    left_out = [file for file in files if file.name not in split_of]
-    unmatched = {file.scan.image for file in left_out if file.scan.image}
-    print(f"left out: {len(left_out)} slices; scans that --subjects lacks: {count_and_names(sorted(unmatched, key=image_order))}")
 
 
-def print_position(known, kept, split_of, match):
+def print_position(known, kept, match):
     """Print what `match_classes` left out, and what the slice index alone tells of AD in test/ before and after."""
     if match:
         lost = Counter(file.label for file in known)
@@ -107,15 +101,15 @@ def print_position(known, kept, split_of, match):
         )
     if unknown := unknown_text([file.name for file in known]):
         print(unknown + (", left out" if "position" in match else ""))
-    before, after = index_interval(known, split_of), index_interval(kept, split_of)
+    before, after = (index_interval(files) for files in (known, kept))
     if before or after:
         matched = f", {after or 'too few people'} after matching" if match else "; --match position would hold it"
         print(f"slice index alone, AUC of AD against NC in test by a rule fitted to train: {before or 'too few people'}{matched}")
 
 
-def index_interval(files, split_of):
+def index_interval(files):
     """`index_auc` of the files in test/ by a rule fitted to those in train/."""
-    of_train = np.array([split_of[file.name] == "train" for file in files])
+    of_train = np.array([file.split == "train" for file in files])
     indices, positive = slice_indices([file.name for file in files]), np.array([file.label == "AD" for file in files])
     people = np.array([file.scan.person for file in files])
     return index_auc(indices[~of_train], positive[~of_train], people[~of_train], (indices[of_train], positive[of_train]))

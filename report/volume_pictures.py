@@ -38,22 +38,22 @@ def save(panels, pixels, title, path):
 
 def draw_panel(figure, cells, panel):
     """Draw the three planes of a Panel into the cells of a grid, with the outline of its mask and the letter of a side."""
-    planes, text, colours = panel.planes, panel.title, "gray"
+    planes, outlines, text, colours = panel.planes, panel.outlines, panel.title, "gray"
+    shown = np.concatenate([plane.ravel() for plane in planes])
+    low, high = min(0, shown.min()), max(np.percentile(shown, 99.8), 1e-6)
     if panel.title == FIELD:  # which is known inside the mask alone
-        planes = [plane._replace(pixels=np.where(plane.outline, plane.pixels, np.nan), outline=None) for plane in planes]
-    shown = np.concatenate([plane.pixels.ravel() for plane in planes])
-    limits = min(0, shown.min()), max(np.percentile(shown, 99.8), 1e-6)
-    if panel.title == FIELD:
-        colours, limits = "viridis", (np.nanmin(shown), np.nanmax(shown))
-        text = f"{panel.title}\n{limits[0]:.2f} to {limits[1]:.2f}"
-    for name, cell, plane in zip(PLANES, cells, planes):
+        planes, outlines = [np.where(inside, plane, np.nan) for plane, inside in zip(planes, outlines)], [None] * 3
+        shown = np.concatenate([plane.ravel() for plane in planes])
+        colours, low, high = "viridis", np.nanmin(shown), np.nanmax(shown)
+        text = f"{panel.title}\n{low:.2f} to {high:.2f}"
+    for name, cell, plane, outline, aspect in zip(PLANES, cells, planes, outlines, panel.aspects):
         axes = figure.add_subplot(cell)
         axes.set_axis_off()
         side_by_side = name != "sagittal" and panel.title != "as stored"  # columns run from side to side
         step = -1 if side_by_side else 1
-        axes.imshow(plane.pixels[:, ::step], cmap=colours, vmin=limits[0], vmax=limits[1], aspect=plane.aspect)
-        if plane.outline is not None and 0 < plane.outline.mean() < 1:
-            axes.contour(plane.outline[:, ::step], [0.5], colors=["#ef9b20"], linewidths=0.8)
+        axes.imshow(plane[:, ::step], cmap=colours, vmin=low, vmax=high, aspect=aspect)
+        if outline is not None and 0 < outline.mean() < 1:
+            axes.contour(outline[:, ::step], [0.5], colors=["#ef9b20"], linewidths=0.8)
         if side_by_side:
             axes.text(0.02, 0.5, "L", color="white", fontsize=7, va="center", transform=axes.transAxes)
     place = cells[0].get_position(figure)  # all titles at one height, whatever the shape of the planes

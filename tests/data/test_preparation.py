@@ -1,15 +1,13 @@
 """What a run of prepare.py is made of: sides that stay, masks by ID, its record. The rest is in test_prepare.py."""
 
-import json
 import os
 
 import pytest
 
 pytest.importorskip("SimpleITK")
 
-from data.preparation import Record, assign_sides, find_masks  # noqa: E402
+from data.preparation import assign_sides, find_masks  # noqa: E402
 from data.subjects import Scan  # noqa: E402
-from utils import UserError  # noqa: E402
 
 
 def scans_of(first, count):
@@ -42,25 +40,8 @@ def test_sides_stay_when_people_come_one_by_one_and_the_share_is_kept_on_average
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / 200) ** 0.5  # four standard errors of independent draws
 
 
-def test_without_a_test_share_all_are_in_train():
-    people = {}
-    assign_sides(people, scans_of(0, 10), 0.0, 0)
-    assert set(people.values()) == {"train"}
-
-
 def test_find_masks_prefers_files_called_mask(tmp_path):
     for name in ("I1_bet.nii.gz", "I1_bet_mask.nii.gz", "I2.nii", "I3_mask.nii", "I3_Mask.nii.gz", "x.nii"):
         (tmp_path / name).write_bytes(b"")
     found = {image: sorted(map(os.path.basename, paths)) for image, paths in find_masks(str(tmp_path)).items()}
     assert found == {"1": ["I1_bet_mask.nii.gz"], "2": ["I2.nii"], "3": ["I3_Mask.nii.gz", "I3_mask.nii"]}
-
-
-def test_a_record_gives_back_what_was_saved(tmp_path):
-    flags = {"n4": True, "slices": [-10.0, 28.0]}
-    record = Record(str(tmp_path), flags)
-    record.people["p"] = "train"
-    record.save()
-    again = Record(str(tmp_path), flags)
-    assert again.content == record.content == json.loads((tmp_path / "provenance.json").read_text())
-    with pytest.raises(UserError, match="made with --slices -10.0 28.0;"):
-        Record(str(tmp_path), {**flags, "slices": [0.0, 28.0]})

@@ -121,13 +121,3 @@ def test_a_scan_that_fails_leaves_no_slices_and_says_why(job, monkeypatch):
     monkeypatch.setattr(volume_jobs, "file_checksum", fails_at_the_third)
     assert prepare_scan(job) == {"image": "7", "error": "ZeroDivisionError: a bug\\nin two lines"}
     assert os.listdir(job.folder) == []
-
-
-def test_a_volume_that_vanished_and_a_full_disk_are_told_apart(job, monkeypatch):
-    assert "full" not in prepare_scan(job._replace(volume=job.volume._replace(files=("nowhere.nii",))))
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(volume_jobs, "write_slices", full)
-    assert prepare_scan(job)["full"] is True

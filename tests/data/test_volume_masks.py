@@ -8,10 +8,8 @@ sitk = pytest.importorskip("SimpleITK")
 from synthetic_volumes import head, write_nifti  # noqa: E402
 
 from data import volume_masks  # noqa: E402
-from data.volume_jobs import Job, prepare_scan  # noqa: E402
-from data.volume_masks import check_head, check_mask, check_slices, check_whole_head, largest_piece, middle  # noqa: E402
+from data.volume_masks import check_head, check_mask, check_slices, check_whole_head  # noqa: E402
 from data.volume_steps import Settings, cut_slices  # noqa: E402
-from data.volumes import Volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
 SIDES = (4.0, 4.0, 4.0)
@@ -32,14 +30,6 @@ def image_of(voxels, image=None):
     return volume_masks.like(voxels, image or head())
 
 
-def test_the_largest_piece_and_its_share():
-    mask = np.zeros((5, 5, 5), bool)
-    mask[0, 0, :3] = mask[4, 4, 4] = True
-    piece, share = largest_piece(mask)
-    assert share == 0.75 and piece.sum() == 3 and piece[0, 0, 1]
-    assert largest_piece(np.zeros((5, 5, 5), bool))[1] == 0
-
-
 @pytest.mark.parametrize(
     "mask, spacing, part",
     [
@@ -51,29 +41,29 @@ def test_the_largest_piece_and_its_share():
     ],
 )
 def test_what_is_no_head_is_refused_with_its_size(mask, spacing, part):
-    with pytest.raises(UserError, match=f"implausible: the head {part}"):
-        check_head(mask, spacing, False)
+    with pytest.raises(UserError, match=part):
+        check_head(mask, spacing)
 
 
 def test_heads_and_brains_pass_and_an_inverted_mask_does_not():
-    check_head(ball(0.8, 0.85, 0.7), SIDES, False)
-    check_head(ball(), SIDES, True)
-    for is_brain, part in ((True, "the brain mask is inverted"), (False, "the head has")):
+    check_head(ball(0.8, 0.85, 0.7), SIDES)
+    check_head(ball(), SIDES, "brain mask")
+    for what, part in (("brain mask", "is inverted"), ("head", "has")):
         with pytest.raises(UserError, match=part):
-            check_head(~ball(), (8.0,) * 3, is_brain)
+            check_head(~ball(), (8.0,) * 3, what)
 
 
 @pytest.mark.parametrize(
     "name, part", [("top", np.s_[:20]), ("front", np.s_[:, 20:]), ("left", np.s_[..., :20]), ("right", np.s_[..., 20:])]
 )
 def test_a_head_or_brain_cut_off_by_the_volume_is_refused_but_a_neck_is_not(name, part):
-    for is_brain in (True, False):
-        check_whole_head(ball(), is_brain)
+    for what in volume_masks.LIMITS:
+        check_whole_head(ball(), what)
         with pytest.raises(UserError, match=f"is cut off by the edge of the volume at its {name}"):
-            check_whole_head(ball()[part], is_brain)
-    check_whole_head(ball()[20:], False)
+            check_whole_head(ball()[part], what)
+    check_whole_head(ball()[20:])
     with pytest.raises(UserError, match="at its bottom"):
-        check_whole_head(ball()[20:], True)
+        check_whole_head(ball()[20:], "brain mask")
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -96,9 +86,9 @@ def test_a_mask_is_within_a_head_that_is_found_with_its_holes_open_to_the_outsid
 
 
 def test_a_hollow_mask_is_no_brain():
-    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, True)
+    check_head(ball() & ~ball(0.4, 0.4, 0.4), SIDES, "brain mask")
     with pytest.raises(UserError, match="hollow"):
-        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, True)
+        check_head(ball(0.75, 0.8, 0.7) & ~ball(0.65, 0.7, 0.6), SIDES, "brain mask")
 
 
 @pytest.mark.parametrize("values, part", [([0, 1], "2 values"), ([0, 255], "2 values"), ([0, 2, 3, 41, 42], "5 values")])
@@ -112,14 +102,6 @@ def test_a_mask_or_segmentation_in_place_of_the_scan_is_refused(values, part):
 
 def test_scans_of_few_grey_levels_are_no_segmentations():
     cut_slices(image_of(np.float32(array(head()) // 8)), PLAIN, check=True)
-
-
-@pytest.mark.parametrize("shift", [-500, -2000])
-def test_a_mask_fits_volumes_of_negative_values_as_well(shift):
-    image = sitk.Cast(head(), sitk.sitkFloat32) + shift
-    check_mask("m", ball(), ball(0.8, 0.85, 0.7), image)
-    with pytest.raises(UserError, match="would fit better 12 mm away"):
-        check_mask("m", np.roll(ball(), 3, 0), ball(0.8, 0.85, 0.7), image)
 
 
 def test_a_wide_margin_is_not_taken_for_a_shift():
@@ -190,12 +172,6 @@ def test_read_mask_is_put_onto_the_grid_of_the_volume_and_refused_elsewhere(tmp_
         volume_masks.read_mask(str(path), image)
 
 
-def test_middle_is_that_of_the_box_around_the_mask():
-    mask = np.zeros((10, 12, 14), bool)
-    mask[2, 3, 5] = mask[4, 8, 6] = True
-    assert middle(mask).tolist() == [3, 5.5, 5.5]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Heads among odd values
 
@@ -216,12 +192,6 @@ def test_a_few_voxels_far_brighter_do_not_change_the_head(value):
     edge = array(head()).astype("f4")
     edge[0, :8, :20] = value
     np.testing.assert_array_equal(array(volume_masks.head_mask(image_of(edge))), wanted)
-
-
-def test_a_few_voxels_far_darker_do_not_change_the_head():
-    wanted = array(volume_masks.head_mask(sitk.Cast(head(), sitk.sitkFloat32)))
-    found = array(volume_masks.head_mask(image_of(hot(30, -32768.0))))
-    assert (found != wanted).sum() <= 2 * 30
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -307,13 +277,3 @@ def test_a_mask_of_the_same_voxels_that_lies_elsewhere_by_its_header_is_refused(
     mask.SetOrigin(np.add(mask.GetOrigin(), (0, 5, 0)).tolist())
     with pytest.raises(UserError, match="has the voxels of the volume, but lies 5 mm beside it"):
         volume_masks.read_mask(str(write_nifti(tmp_path / "mask.nii", mask)), head())
-
-
-def test_a_scan_that_is_implausible_leaves_no_slices(tmp_path):
-    small = head()
-    small.SetSpacing((1.0, 1.0, 1.0))
-    path = write_nifti(tmp_path / "I7.nii", small)
-    (tmp_path / "out").mkdir()
-    job = Job(Volume("7", "NIfTI", (str(path),)), None, str(tmp_path / "out"), None, PLAIN)
-    assert prepare_scan(job)["error"].startswith("implausible: the head has 15 ml, not 500 to")
-    assert not list((tmp_path / "out").iterdir()) and volume_masks.HEAD_ML[0] == 500

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import json
 import os
 from collections import Counter
 
@@ -68,13 +67,6 @@ def test_split_csv_tells_where_every_scan_went_and_serves_as_subjects(data, tmp_
         there = [name for name in files_below(tmp_path / "new" / row["split"] / row["class"]) if name.startswith(row["image"])]
         assert len(there) == int(row["slices"]) == 2
     assert sum(int(row["slices"]) for row in rows) == len(files_below(tmp_path / "new"))
-
-
-def test_split_by_subject_depends_on_the_seed_alone(data, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        split_by_subject(str(data[0]), "all", str(tmp_path / name), data[1], seed=seed)
-    a, b, c = (set(files_below(tmp_path / name)) for name in "abc")
-    assert a == b != c
 
 
 def test_draw_test_takes_the_share_of_every_run_of_strata():
@@ -146,24 +138,6 @@ def test_split_by_subject_refuses_in_one_line(data, tmp_path):
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="also needs --subjects"):
         dataset_command.main(["--dataset_dir", str(folder), "--split_by_subject", str(tmp_path / "new")])
-
-
-def test_bids_names_or_adnis_metadata_serve_without_subjects(tmp_path, capsys):
-    images = [f"sub-{i:02}_ses-{session}_T1w" for i in range(6) for session in (1, 2)]
-    for folder, names in (("bids", images), ("adni/AD_NC", range(100, 112))):
-        for i, name in enumerate(names):
-            save(tmp_path / folder / ("AD", "NC")[i // 2 % 2] / f"{name}_90.png", noise(4, 4, i))
-    entries = {str(100 + i): {"raw": f"ADNI_002_S_000{i // 2}_20110503.nii", "label": 2 * (i // 2 % 2 == 0)} for i in range(12)}
-    (tmp_path / "adni/meta_data_with_label.json").write_text(json.dumps(entries))
-    for folder in ("bids", "adni/AD_NC"):
-        flags = ["--dataset_dir", tmp_path / folder, "--split_by_subject", tmp_path / "new" / folder]
-        assert dataset_command.main([*map(str, flags)]) == 0
-        new = {split: files_below(tmp_path / "new" / folder / split) for split in ("train", "test")}
-        table = read_subjects(str(tmp_path / "new" / folder / "split.csv"))
-        people = [{scan.person for scan in identify(names, table)} for names in new.values()]
-        assert len(table) == 12 and len(people[0] | people[1]) == 6 and not people[0] & people[1] and min(map(len, people)) > 0
-    out, err = capsys.readouterr()
-    assert out.count("left out: 0 slices") == 2 and err.count("meta_data_with_label.json tells whose the slices are (6 people") == 1
 
 
 def test_damaged_scans_go_to_neither_side(tmp_path, capsys):
