@@ -5,9 +5,8 @@
     python phantom.py AD_NC --subjects 4 --scans 2 --volumes True     # and the volumes of which prepare.py makes these slices
 
 A subject is one three-dimensional anatomy (data/phantom_anatomy.py) cut at 20 neighbouring slices, once for each of its scans.
-AD and NC differ by overlapping distributions of ventricle size, sulcal width, cortical thickness and, in sagittal slices, thickness
-of the corpus callosum. `subjects.csv` lists whose each scan is, what was drawn and the true areas in each slice, and serves as
---subjects of the other commands. The phantoms are nobody's brain and have no clinical meaning.
+`subjects.csv` lists whose each scan is, what was drawn and the true areas in each slice, and serves as --subjects of the other
+commands. The phantoms are nobody's brain and have no clinical meaning.
 """
 
 import startup  # isort: skip
@@ -38,15 +37,14 @@ SLICES = 20  # of each scan
 FIRST_SLICE = {"axial": (75, 75), "sagittal": (78, 86)}  # lowest and highest number of a scan's first slice
 SPLITS = "train", "test"
 
-# What AD_NC has beside the disease, and each of them can be switched on with --traps. First slices of AD_NC: 67 to 95, their
-# medians 78 (AD) and 88 (NC); a rule that knows them alone gets 68% of the scans right. Beta distributions with these facts.
-TRAPS = {
+TRAPS = {  # what AD_NC has beside the disease
     "windows": "AD scans tend to begin at lower slices than NC scans",
     "people": "most people of test/ are in train/, too, with another scan",
     "sessions": "AD has 3.4 scans a person on average and NC 1.7, some of one day",
     "damaged": "one scan is noise and one is nearly black",
     "metadata": "writes meta_data_with_label.json into the folder above, with entries of MCI that have no slices",
 }
+# First slices of AD_NC: medians 78 (AD) and 88 (NC); a rule that knows them alone gets 68% of the scans right.
 WINDOW = 67, 95
 WINDOW_BETA = {"AD": (0.95, 1.30), "NC": (1.50, 0.70)}
 EXTRA_SCANS = {"AD": 2.4, "NC": 0.7}  # mean number of a person's scans after the first
@@ -76,10 +74,6 @@ class Settings(NamedTuple):
     disease: float = 1.0  # share of the difference between the classes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Who is scanned when, and where the slices go
-
-
 def place(subject):
     """Split and class of subject number `subject`: classes alternate, every fifth subject of each is for testing."""
     return SPLITS[subject // 2 % 5 == 1], CLASSES[subject % 2]
@@ -87,24 +81,23 @@ def place(subject):
 
 def plan_scans(settings):
     """The Scans of each subject: a list of lists, in order of their Image Data IDs."""
-    planned, images = [], itertools.count()
+    planned, images, windows = [], itertools.count(), "windows" in settings.traps
+    low, high = WINDOW if windows else FIRST_SLICE[settings.view]
     for subject in range(settings.subjects):
         split, label = place(subject)
         rng = np.random.default_rng([settings.seed, subject, 3])
         scans = []
         for date in scan_dates(settings, label, rng):
-            low, high = WINDOW if "windows" in settings.traps else FIRST_SLICE[settings.view]
-            share = rng.beta(*WINDOW_BETA[label]) if "windows" in settings.traps else rng.random()
+            share = rng.beta(*WINDOW_BETA[label]) if windows else rng.random()
             scans.append(Scan(next(images), split, low + min(int(share * (high - low + 1)), high - low), date))
         if "people" in settings.traps and len(scans) > 1 and subject // 2 % 5 in (0, 2, 3):  # of train/
             scans[-1] = scans[-1]._replace(split="test")
         planned.append(scans)
     if "damaged" in settings.traps:
-        numbers = [(i, k) for i, scans in enumerate(planned) for k in range(len(scans))]
-        rng = np.random.default_rng([settings.seed, 4])
-        for damaged, n in zip(("noise", "black"), rng.choice(len(numbers), 2, replace=False)):
-            i, k = numbers[n]
-            planned[i][k] = planned[i][k]._replace(damaged=damaged)
+        places = [(scans, k) for scans in planned for k in range(len(scans))]
+        chosen = np.random.default_rng([settings.seed, 4]).choice(len(places), 2, replace=False)
+        for damaged, (scans, k) in zip(("noise", "black"), (places[n] for n in chosen)):
+            scans[k] = scans[k]._replace(damaged=damaged)
     return planned
 
 
@@ -119,29 +112,21 @@ def scan_dates(settings, label, rng):
     return dates
 
 
-def person(subject):
-    """The name of a subject as ADNI would write it."""
-    return f"000_S_{subject:04d}"
-
-
 def metadata(settings, planned):
     """What meta_data_with_label.json holds: {Image Data ID: {"raw", "masked", "c1" to "c5": paths, "label": 0 NC, 1 MCI, 2 AD}}."""
-    entries = [(scan, person(i), {"NC": 0, "AD": 2}[place(i)[1]]) for i, scans in enumerate(planned) for scan in scans]
+    entries = [(scan, i, {"NC": 0, "AD": 2}[place(i)[1]]) for i, scans in enumerate(planned) for scan in scans]
     rng, count = np.random.default_rng([settings.seed, 5]), len(entries)
     for i in range(round(MCI_SHARE * count)):
         date = datetime.date(2005, 9, 1) + datetime.timedelta(int(rng.integers(3000)))
-        entries.append((Scan(count + i, "", 0, date), person(settings.subjects + i // 2), 1))
+        entries.append((Scan(count + i, "", 0, date), settings.subjects + i // 2, 1))
     found = {}
-    for scan, name, label in entries:
-        place_of = f"ADNI/{name}/MP-RAGE/{scan.date}_09_00_00.0/I{scan.image}"
-        file = f"ADNI_{name}_MR_MP-RAGE__br_raw_{scan.date:%Y%m%d}090000000_1_S{scan.image}_I{scan.image}.nii"
-        paths = {"raw": f"{place_of}/{file}", "masked": f"{place_of}/masked_{file}"}
-        found[str(scan.image)] = paths | {f"c{k}": f"{place_of}/c{k}{file}" for k in range(1, 6)} | {"label": label}
+    for scan, subject, label in entries:
+        person = f"000_S_{subject:04d}"
+        folder = f"ADNI/{person}/MP-RAGE/{scan.date}_09_00_00.0/I{scan.image}"
+        file = f"ADNI_{person}_MR_MP-RAGE__br_raw_{scan.date:%Y%m%d}090000000_1_S{scan.image}_I{scan.image}.nii"
+        prefixes = {"raw": "", "masked": "masked_", **{f"c{k}": f"c{k}" for k in range(1, 6)}}
+        found[str(scan.image)] = {key: f"{folder}/{prefix}{file}" for key, prefix in prefixes.items()} | {"label": label}
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Drawing and writing
 
 
 def draw_slice(params, number_in_scan, rng, view="sagittal", damaged=""):
@@ -161,8 +146,8 @@ def write_subject(folder, settings, subject, scans, write_volume=None):
 
     write_volume (data/phantom_volumes.py): called with each scan's whole volume, in which a slice's index is its number.
     """
-    seed, view = settings.seed, settings.view
-    label = place(subject)[1]
+    seed, view, label = settings.seed, settings.view, place(subject)[1]
+    about = {"view": view, "traps": " ".join(settings.traps), "disease": settings.disease}
     rng = np.random.default_rng([seed, subject])
     params, rows = draw_subject(rng, label, settings.disease), []
     own = np.random.default_rng([seed, subject, 1])  # anatomy and noise stay as they were
@@ -172,7 +157,6 @@ def write_subject(folder, settings, subject, scans, write_volume=None):
             params |= {name: value for name, value in draw_subject(rng, label).items() if name in POSE}
         years = (scan.date - scans[0].date).days / 365.25 if "sessions" in settings.traps else 0
         whose = age_and_sex | {"age": round(age_and_sex["age"] + years, 1)}
-        about = {"view": view, "traps": " ".join(settings.traps), "disease": settings.disease, "damaged": scan.damaged}
         planes = {}
         for number_in_scan in range(scan.first, scan.first + SLICES):
             position, tissue, planes[number_in_scan] = draw_slice(params, number_in_scan, rng, view, scan.damaged)
@@ -182,7 +166,13 @@ def write_subject(folder, settings, subject, scans, write_volume=None):
             numbers = {"z_mm" if view == "axial" else "x_mm": position, **true_areas(tissue, view), **params}
             rows.append(
                 {"path": path, "seed": seed, "subject": subject, "split": scan.split, "class": label, **whose}
-                | {"date": str(scan.date), **about, "slice": number_in_scan, "pixel_mm": VIEWS[view].pixel_mm}
+                | {
+                    "date": str(scan.date),
+                    **about,
+                    "damaged": scan.damaged,
+                    "slice": number_in_scan,
+                    "pixel_mm": VIEWS[view].pixel_mm,
+                }
                 | {name: round(value, 4) for name, value in numbers.items()}
             )
         if write_volume:
@@ -230,25 +220,20 @@ def already_written(folder, settings, volumes=False):
                 rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{folder}: cannot be read ({error}); choose another folder") from None
-    if not names:
-        return False
-    shared = settings.seed, settings.view, " ".join(settings.traps), settings.disease
-    wanted = Counter()
-    for subject, scans in enumerate(plan_scans(settings)):
-        wanted[tuple(map(str, (subject, *shared)))] = SLICES * len(scans)
+    shared = tuple(map(str, (settings.seed, settings.view, " ".join(settings.traps), settings.disease)))
+    wanted = {(str(i), *shared): SLICES * len(scans) for i, scans in enumerate(plan_scans(settings))}
     there = Counter(tuple(map(row.get, ("subject", "seed", "view", "traps", "disease"))) for row in rows)
-    if there != wanted or ("volumes" in names) != volumes:
+    if names and (there != wanted or ("volumes" in names) != volumes):
         raise UserError(f"{folder}: holds other files, or phantoms of other flags, and is left as it is; choose another folder")
-    return True
+    return bool(names)
 
 
 def write_phantoms(folder, subjects, seed, num_workers=1, scans=1, volumes=False, view="sagittal", traps=(), disease=1.0):
     """Write `folder`/{train,test}/{AD,NC}/<scan>_<slice>.jpeg and, when all are there, `folder`/subjects.csv.
 
     volumes: also write `folder`/volumes and `folder`/masks (data/phantom_volumes.py), which needs SimpleITK. traps: of TRAPS.
-    Equal arguments give equal bytes, whatever `num_workers`. Returns the number of slices written, 0 if they were there before.
-    UserError if `folder` cannot be written or holds other files, or traps exclude other flags; whatever stops it half way, the
-    slices written so far are removed.
+    Equal arguments give equal bytes, whatever `num_workers`. Returns the number of slices written, 0 if they were there before;
+    whatever stops it half way, they are removed. UserError if `folder` is not its own, or traps exclude other flags.
     """
     settings = Settings(subjects, seed, scans, view, tuple(name for name in TRAPS if name in traps), float(disease))
     check_traps(settings)
@@ -316,25 +301,19 @@ def main(argv=None):
     parser.add_argument("--subjects", type=number(int, 4, 10**6), default=100, help="people; a fifth are for testing")
     parser.add_argument("--scans", type=number(int, 1, 100), default=1, help="of each subject, 20 slices each")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="other seeds give other people")
-    parser.add_argument(
-        "--disease", type=number(float, 0, 1), default=1.0, help="share of the difference between AD and NC; 0: none"
-    )
-    listed = "; ".join(f"{name}: {text}" for name, text in TRAPS.items())
-    parser.add_argument(
-        "--traps", type=parse_traps, default=(), metavar="NAME,...", help=f"what else AD_NC has, or all of it. {listed}"
-    )
+    text = "share of the difference between AD and NC; 0: none"
+    parser.add_argument("--disease", type=number(float, 0, 1), default=1.0, help=text)
+    text = "what else AD_NC has, or all of it. " + "; ".join(f"{name}: {text}" for name, text in TRAPS.items())
+    parser.add_argument("--traps", type=parse_traps, default=(), metavar="NAME,...", help=text)
     Group(parser, "volumes").add_bool("--volumes", False, "also each scan's volume and brain mask, for prepare.py")
     parser.add_argument("--num_workers", type=number(int, 1), default=usable_cores(), help="processes")
     args = parser.parse_args(argv)
     start = time.monotonic()
-    written = write_phantoms(
-        args.folder, args.subjects, args.seed, args.num_workers, args.scans, args.volumes, args.view, args.traps, args.disease
-    )
+    written = write_phantoms(**vars(args))
     if not written:
         print(f"{args.folder} already holds these {args.subjects} phantoms of seed {args.seed}; nothing to do")
         return
-    rate = written / (time.monotonic() - start)
-    what = f"{written} {args.view} slices of {args.subjects} phantoms"
+    what, rate = f"{written} {args.view} slices of {args.subjects} phantoms", written / (time.monotonic() - start)
     print(f"wrote {what} and subjects.csv to {args.folder}: {rate:.0f} slices a second")
 
 

@@ -18,6 +18,7 @@ from data.phantom_shapes import (
     midline_structures,
     outer_depth,
     smooth_min,
+    thicker,
     tube,
     wave_field,
     wave_phases,
@@ -28,15 +29,12 @@ CENTRE_ROW, CENTRE_COLUMN = 103, 121  # of a sagittal slice: where the middle of
 WAVELENGTH_MM = 27.0  # of the cortical folds: two sulci each
 
 
-# Mean and standard deviation of each parameter: those that differ between the classes, then those that do not (`noise` in
-# grey levels, `bias` as a fraction of the signal).
-DISEASE = {
+# Mean and standard deviation of each parameter, in AD and in NC where they differ (`noise` in grey levels, `bias` as a fraction of
+# the signal). Those of MIDLINE, of sagittal slices alone, have random numbers of their own.
+PARAMETERS = {
     "ventricle_scale": {"AD": (1.40, 0.20), "NC": (1.05, 0.16)},  # times a young adult's radius
     "sulcal_width_mm": {"AD": (2.20, 0.45), "NC": (1.50, 0.35)},
     "cortical_thickness_mm": {"AD": (2.60, 0.22), "NC": (3.00, 0.22)},
-}
-MIDLINE_DISEASE = {"callosum_thickness_mm": {"AD": (4.70, 0.75), "NC": (5.70, 0.75)}}  # of its body; drawn after all others
-SHARED = {
     "brain_width_mm": (138, 4),
     "brain_length_mm": (170, 4.5),
     "brain_height_mm": (76, 2.5),
@@ -50,48 +48,43 @@ SHARED = {
     "bias": (0.06, 0.015),
     "noise": (3.5, 0.7),
 }
-MIDLINE = {  # of the sagittal view alone: sizes, and how the head lies in the picture
+MIDLINE = {  # sizes, and how the head lies in the picture
+    "callosum_thickness_mm": {"AD": (4.70, 0.75), "NC": (5.70, 0.75)},  # of its body
     "stem_scale": (1, 0.05),
     "cerebellum_scale": (1, 0.04),
     "up_mm": (0, 3.5),
     "forward_mm": (0, 4),
     "nod_deg": (0, 4),
 }
-AGE = {"AD": 77, "NC": 74}, 7  # years: means, and the standard deviation in either class
-AGEING = {"ventricle_scale": 0.5, "sulcal_width_mm": 0.4, "cortical_thickness_mm": -0.4}  # correlation with age in either class
 POSE = "lowest_z_mm", "yaw_deg", "pitch_deg", "roll_deg", "shift_x_mm", "shift_y_mm", "up_mm", "forward_mm", "nod_deg"  # of a scan
+AGE = {"AD": (77, 7), "NC": (74, 7)}  # years
+AGEING = {"ventricle_scale": 0.5, "sulcal_width_mm": 0.4, "cortical_thickness_mm": -0.4}  # correlation with age in either class
 
-# T1 signal of each tissue on the 8-bit scale.
-SIGNAL = {
-    "ventricle": 26,
-    "sulcus": 26,
-    "choroid": 80,
-    "caudate": 116,
-    "thalamus": 142,
-    "pallidum": 156,
-    "putamen": 128,
-    "cortex": 96,
-    "white": 190,
+# T1 signal of each tissue on the 8-bit scale in axial slices (None: not in them) and in sagittal ones, as in 3 T scans without a
+# correction of their coils' field; and the matter that it counts as.
+TISSUES = {
+    "ventricle": (26, 30, ""),
+    "sulcus": (26, 32, ""),
+    "choroid": (80, 80, ""),
+    "caudate": (116, 125, "grey"),
+    "thalamus": (142, 178, "grey"),
+    "pallidum": (156, 156, "grey"),
+    "putamen": (128, 128, "grey"),
+    "cortex": (96, 118, "grey"),
+    "white": (190, 186, "white"),
+    "hypothalamus": (None, 148, "grey"),
+    "septum": (None, 110, "white"),
+    "callosum": (None, 238, "white"),
+    "fornix": (None, 180, "white"),
+    "stem": (None, 204, "white"),
+    "cerebellar_sulcus": (None, 42, ""),
+    "cerebellar_cortex": (None, 130, "grey"),
+    "cerebellar_white": (None, 188, "white"),
 }
-SAGITTAL_SIGNAL = SIGNAL | {  # as in 3 T scans that were not corrected for the field of their coils
-    "ventricle": 30,
-    "sulcus": 32,
-    "caudate": 125,
-    "thalamus": 178,
-    "hypothalamus": 148,
-    "cortex": 118,
-    "white": 186,
-    "septum": 110,
-    "callosum": 238,
-    "fornix": 180,
-    "stem": 204,
-    "cerebellar_sulcus": 42,
-    "cerebellar_cortex": 130,
-    "cerebellar_white": 188,
-}
+SIGNAL = {name: axial for name, (axial, _, _) in TISSUES.items() if axial}
+SAGITTAL_SIGNAL = {name: sagittal for name, (_, sagittal, _) in TISSUES.items()}
+GREY, WHITE = ([name for name, (_, _, counted) in TISSUES.items() if counted == matter] for matter in ("grey", "white"))
 NUCLEI = {"caudate": 0.9, "thalamus": 1.5, "pallidum": 1.2, "putamen": 1.0}  # softness of their borders, mm
-GREY = "cortex", "caudate", "putamen", "pallidum", "thalamus", "hypothalamus", "cerebellar_cortex"
-WHITE = "white", "septum", "callosum", "fornix", "stem", "cerebellar_white"
 
 
 class View(NamedTuple):
@@ -114,26 +107,26 @@ VIEWS = {
 
 
 def draw_subject(rng, label, disease=1.0):
-    """Draw the parameters of one subject of class `label` ("AD" or "NC"): a dict of names to numbers.
+    """The parameters of a subject of class `label`, {name: number}, drawn from normal distributions clipped at 2.5 SD.
 
-    Normal distributions, clipped at 2.5 standard deviations; `anatomy_seed` fixes the folds and all other individual shape.
-    disease: share of the difference between the classes, 0 to 1; at 0 both have the same distributions.
+    disease: share of the difference between the classes, 0 to 1. `anatomy_seed` fixes the folds and all other individual shape.
     """
 
-    def draw(rng, ranges):
+    def draw(rng, table):
+        ranges = {name: between(entry, label, disease) for name, entry in table.items()}
         return {name: mean + sd * float(np.clip(rng.normal(), -2.5, 2.5)) for name, (mean, sd) in ranges.items()}
 
-    params = draw(rng, {**{name: between(by_class, label, disease) for name, by_class in DISEASE.items()}, **SHARED})
+    params = draw(rng, PARAMETERS)
     params["anatomy_seed"] = int(rng.integers(2**31))
-    own = np.random.default_rng([params["anatomy_seed"], 2])  # axial slices do not depend on the midline
-    midline = {name: between(by_class, label, disease) for name, by_class in MIDLINE_DISEASE.items()}
-    return params | draw(own, midline | MIDLINE)
+    return params | draw(np.random.default_rng([params["anatomy_seed"], 2]), MIDLINE)
 
 
-def between(by_class, label, disease):
-    """(mean, standard deviation) of `by_class[label]`, moved to the middle of both classes as far as `disease` is below 1."""
-    share = {name: (1 + disease) / 2 if name == label else (1 - disease) / 2 for name in by_class}
-    return tuple(sum(share[name] * values[i] for name, values in by_class.items()) for i in range(2))
+def between(entry, label, disease):
+    """(mean, standard deviation) of an entry of PARAMETERS, moved to the middle of both classes as far as `disease` is below 1."""
+    if not isinstance(entry, dict):
+        return entry
+    share = {name: (1 + disease) / 2 if name == label else (1 - disease) / 2 for name in entry}
+    return tuple(sum(share[name] * values[i] for name, values in entry.items()) for i in range(2))
 
 
 def draw_age_and_sex(rng, params, label, disease=1.0):
@@ -141,9 +134,9 @@ def draw_age_and_sex(rng, params, label, disease=1.0):
 
     Age and the parameters of AGEING are jointly normal in a class; the brains of men are 140 mm wide, of women 136 (SD 12^0.5).
     """
-    ranges = {name: between(DISEASE[name], label, disease) for name in AGEING}
+    ranges = {name: between(PARAMETERS[name], label, disease) for name in AGEING}
     ageing = sum(r * (params[name] - ranges[name][0]) / ranges[name][1] for name, r in AGEING.items())
-    mean, sd = between({name: (years, AGE[1]) for name, years in AGE[0].items()}, label, disease)
+    mean, sd = between(AGE, label, disease)
     age = mean + sd * (ageing + (1 - sum(r * r for r in AGEING.values())) ** 0.5 * rng.normal())
     return {"age": round(age, 1), "sex": "M" if rng.random() < 1 / (1 + np.exp((138 - params["brain_width_mm"]) / 3)) else "F"}
 
@@ -151,8 +144,7 @@ def draw_age_and_sex(rng, params, label, disease=1.0):
 def plane(params, position, view):
     """Where the pixels of a slice lie in the scanner: mm to the right, forward and up, arrays that broadcast to [240, 256].
 
-    Axial slices are `position` mm above the anterior commissure, their front above and the person's right on the right.
-    Sagittal slices are `position` mm right of the middle plane, turned as in AD_NC: front below, top of the head on the right.
+    position: mm above the anterior commissure, or right of the middle plane, in slices that are turned as in AD_NC.
     """
     if view == "axial":
         right = (np.arange(WIDTH) - (WIDTH - 1) / 2)[None, :] * VIEWS[view].pixel_mm
@@ -248,24 +240,14 @@ def deep_structures(params, point, rng):
     push = 4 * (scale - 1)  # mm by which large ventricles shift the structures beside them
     caudate_knots = [(13.5, 22, 4, 5.5), (14.5, 8, 12, 4.5), (15.5, -8, 18, 2.5), (20, -21, 18, 1.5)]
     thalamus_knots = [(7.5, -4, 3, 6), (13, -19, 2, 8.5)]
-    knots = [
-        (11.5 + push, 28, 5, 3.5),
-        (8 + 0.6 * push, 19, 10, 5),
-        (5.2 + 0.3 * push, 4, 15, 5.4),
-        (7 + 0.5 * push, -12, 18, 5.5),
-        (12.5 + push, -28, 17, 5.5),
-        (22 + push, -40, 10, 6.5),
-        (25 + push, -55, 5, 2.5),
-    ]
-    scaled = [(kx, ky, kz, scale * radius) for kx, ky, kz, radius in knots]
-    horns = tube((lateral + 0.4 * rough_x, y + 0.4 * rough_y, z), scaled, 0.6)
+    front = (11.5 + push, 28, 5, 3.5), (8 + 0.6 * push, 19, 10, 5)
+    body = (5.2 + 0.3 * push, 4, 15, 5.4), (7 + 0.5 * push, -12, 18, 5.5)
+    back = (12.5 + push, -28, 17, 5.5), (22 + push, -40, 10, 6.5), (25 + push, -55, 5, 2.5)
+    horns = tube((lateral + 0.4 * rough_x, y + 0.4 * rough_y, z), thicker([*front, *body, *back], scale), 0.6)
     # The nuclei bulge into the horns; nothing lateral of them belongs to a ventricle.
-    wall = smooth_min(
-        tube((np.minimum(lateral - push, 14), y, z), caudate_knots, 0.8),
-        tube((np.minimum(lateral - 0.5 * push, 13), y, z), thalamus_knots, 0.8),
-        2.0,
-    )
-    horns = -smooth_min(-horns, wall, 4.0)
+    caudate_wall = tube((np.minimum(lateral - push, 14), y, z), caudate_knots, 0.8)
+    thalamus_wall = tube((np.minimum(lateral - 0.5 * push, 13), y, z), thalamus_knots, 0.8)
+    horns = -smooth_min(-horns, smooth_min(caudate_wall, thalamus_wall, 2.0), 4.0)
     third = tube((lateral, y, z), [(0, 4, 0, 0.6 + 1.2 * scale), (0, -22, 2, 0.4 + 1.4 * scale)], 0.22)
     return {
         "horns": horns,  # before the septum pellucidum parts them

@@ -42,10 +42,6 @@ AQUEDUCT = (0, -31, -12, 1.0), (0, -25.5, -4, 0.8), (0, -21, 0, 1.0)
 VERMIS_ROOT = -46.0, -17.0  # (y, z) from which the white matter of the cerebellum branches
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Noise and distances
-
-
 def draw_waves(rng, count, wavelength):
     """Plane waves for `wave_field` [count, 5]: wave vector (3, rad/mm), phase, and phase difference between left and right."""
     direction = rng.normal(size=(count, 3))
@@ -102,8 +98,9 @@ def tube(point, knots, flatten):
     return distance
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Outline, medial folds, corpus callosum, brain stem, cerebellum of sagittal slices
+def thicker(knots, factor):
+    """Knots with radii that are `factor` times as large."""
+    return [(x, y, z, factor * radius) for x, y, z, radius in knots]
 
 
 def outer_depth(params, point, rng):
@@ -217,25 +214,17 @@ def cerebellum(params, point, base, side, rng):
 def midline_structures(params, point, rng):
     """{structure: signed distance} of corpus callosum, fornix, brain stem, and the third and fourth ventricles' additions."""
     x, y, z = point
-    lateral, scale = np.abs(x), params["ventricle_scale"]
+    lateral, scale, stem = np.abs(x), params["ventricle_scale"], params["stem_scale"]
     rough = wave_field(draw_waves(rng, 6, 30.0), point)
     thickness = params["callosum_thickness_mm"] / SUBJECT_CALLOSUM_MM
     lifted = 5 * (scale - 1)  # by which large ventricles lift the body
     line = [(0, ky, kz + lifted * np.clip((kz - 8) / 16, 0, 1), thickness * radius) for ky, kz, radius in zip(*CALLOSUM)]
     callosum = tube((np.float32(0), y + 0.5 * rough, z + 0.5 * rough), line, 1)
-    stem = params["stem_scale"]
-    body = smooth_min(
-        tube((0.55 * x, y, z), [(kx, ky, kz, stem * radius) for kx, ky, kz, radius in STEM], 1),
-        tube((0.45 * x, y, z), [(kx, ky, kz, stem * radius) for kx, ky, kz, radius in PONS], 1),
-        4.0,
-    )
+    body = smooth_min(tube((0.55 * x, y, z), thicker(STEM, stem), 1), tube((0.45 * x, y, z), thicker(PONS, stem), 1), 4.0)
     for knots, flat in ((TECTUM, 0.5), (PEDUNCLES, 1), (CRURA, 1)):
         body = smooth_min(body, tube((flat * lateral, y, z), knots, 1), 3.0)
     wide = 0.55 + 0.45 * scale
-    fourth = np.minimum(
-        tube((0.4 * x, y, z), [(kx, ky, kz, wide * radius) for kx, ky, kz, radius in FOURTH], 1),
-        tube((0.4 * x, y, z), [(kx, ky, kz, wide * radius) for kx, ky, kz, radius in APEX], 1),
-    )
+    fourth = np.minimum(*(tube((0.4 * x, y, z), thicker(knots, wide), 1) for knots in (FOURTH, APEX)))
     third = tube((2.8 * x / wide, y, z), [(0, 2, -2, 3.4), (0, -9, 3, 6.0), (0, -19, 3, 3.0)], 1)
     third = smooth_min(third, tube((2.0 * x / wide, y, z), [(0, 3, -3, 2.4), (0, 5, -10, 1.4)], 1), 2.0)
     return {

@@ -1,8 +1,7 @@
 """Volumes of phantoms as LONI hands out those of people: a folder a scan, NIfTI or DICOM, with voxels in one of several orders.
 
-    OUT/volumes/000_S_0003/MPRAGE/2010-01-01_09_00_00.0/I000006/000_S_0003_I000006.nii.gz
-    OUT/volumes/000_S_0003/MPRAGE/2011-01-01_09_00_00.0/I000007/000_S_0003_I000007_001.dcm, _002.dcm, ...
-    OUT/masks/000_S_0003_I000006_mask.nii.gz, ...           of their brains, for --masks of prepare.py
+    OUT/volumes/000_S_0003/MPRAGE/2010-01-01_09_00_00.0/I000006/000_S_0003_I000006.nii.gz, or ..._001.dcm, ..._002.dcm, ...
+    OUT/masks/000_S_0003_I000006_mask.nii.gz                of its brain, for --masks of prepare.py
 
 Points are SimpleITK's and DICOM's: x to the person's left, y backwards, z upwards, in mm.
 """
@@ -53,13 +52,14 @@ def write_dicom(image, prefix, tags=None, number=1):
     tags: {"gggg|eeee": text} for all files. number: makes the identifiers unique. Equal calls write equal bytes.
     """
     row, column, _ = np.reshape(image.GetDirection(), (3, 3)).T
+    thickness = decimals(image.GetSpacing()[2])
     shared = {
         "0008|0016": "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
         "0008|0020": "20000101",  # study date and time, which would else be those of writing
         "0008|0030": "090000",
         "0008|0060": "MR",
-        "0018|0050": decimals(image.GetSpacing()[2]),  # slice thickness
-        "0018|0088": decimals(image.GetSpacing()[2]),  # spacing between slices
+        "0018|0050": thickness,
+        "0018|0088": thickness,  # spacing between slices
         "0020|000d": f"{UID}{number}",  # study
         "0020|000e": f"{UID}{number}.1",  # series
         "0020|0037": decimals(*row, *column),  # Image Orientation

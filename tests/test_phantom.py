@@ -17,6 +17,8 @@ from data.phantom_anatomy import VIEWS, add_rician_noise, draw_age_and_sex, draw
 from phantom import Settings, place, plan_scans, write_phantoms
 from utils import CLASSES, UserError
 
+DISEASE = "ventricle_scale", "sulcal_width_mm", "cortical_thickness_mm"
+
 
 def subject(number=0, label="NC", **changes):
     """A subject without tilt, so that positions mean the same in each."""
@@ -84,30 +86,10 @@ def test_scans_of_a_subject_show_one_anatomy_in_another_pose(tmp_path, view):
             path = row["path"].replace("000006", "000003")
             assert (tmp_path / "two" / row["path"]).read_bytes() == (tmp_path / "one" / path).read_bytes()
     same = {name for name in first[0] if first[0][name] == second[0][name]}
-    assert {"subject", "anatomy_seed", "class", *phantom_anatomy.DISEASE} <= same and not same & {*phantom_anatomy.POSE}
+    assert {"subject", "anatomy_seed", "class", *DISEASE} <= same and not same & {*phantom_anatomy.POSE}
     numbers = {row["slice"] for row in first} & {row["slice"] for row in second}
     a, b = (np.mean([row["white_mm2"] for row in rows if row["slice"] in numbers]) for rows in (first, second))
     assert b == pytest.approx(a, rel=0.15)
-
-
-@pytest.mark.parametrize("subjects, in_test", [(4, 2), (10, 2), (100, 20)])
-def test_place_gives_a_fifth_to_testing_and_alternates_classes(subjects, in_test):
-    places = [place(i) for i in range(subjects)]
-    assert sum(split == "test" for split, _ in places) == in_test
-    assert sum(label == "AD" for _, label in places) == subjects / 2
-    assert len(set(places)) == 4
-
-
-@pytest.mark.parametrize("view, middle, near, far", [("axial", 12.0, 13.5, 24.0), ("sagittal", 7.0, 8.0, 16.0)])
-def test_neighbouring_slices_correlate_more_than_distant_ones_or_other_subjects(view, middle, near, far):
-    def cut(number, position):
-        params = subject(number)
-        return render(params, slice_tissue(params, position, view), position, view=view).ravel()
-
-    one = cut(0, middle)
-    neighbour, distant, other = (np.corrcoef(one, pixels)[0, 1] for pixels in (cut(0, near), cut(0, far), cut(1, middle)))
-    assert neighbour > 0.93
-    assert neighbour > distant + 0.05 and neighbour > other + 0.05
 
 
 @pytest.mark.parametrize(
@@ -157,17 +139,6 @@ def test_areas_of_axial_slices_equal_counted_pixels_of_each_tissue():
         areas = true_areas(tissue, "axial")
         assert {*areas} == {"ventricle_mm2", "grey_mm2", "white_mm2", "sulcal_csf_mm2"}
         check_areas(areas, tissue, "axial")
-
-
-def test_callosum_is_what_is_brightest_in_a_sagittal_image_without_shading():
-    bright, truth = [], []
-    for thickness in (3.6, 4.4, 5.2, 6.0):
-        params = subject(1, bias=0.0, callosum_thickness_mm=thickness)
-        tissue = slice_tissue(params, 3.0)
-        bright.append((render(params, tissue, 3.0) > 218).sum() * VIEWS["sagittal"].pixel_mm ** 2)
-        truth.append(true_areas(tissue)["callosum_mm2"])
-    assert np.corrcoef(bright, truth)[0, 1] > 0.99
-    assert bright[-1] == pytest.approx(truth[-1], rel=0.3)  # its edges are darker
 
 
 @pytest.mark.parametrize("view, position", [("axial", 6.0), ("axial", 18.0), ("sagittal", 4.0), ("sagittal", -9.0)])
@@ -221,20 +192,6 @@ def test_sagittal_slices_are_turned_as_those_of_the_real_set():
         assert 0.68 < (image < 10).mean() < 0.8
 
 
-def test_render_has_the_contrast_of_t1_and_a_black_background():
-    for view, position in (("axial", 8.0), ("sagittal", 12.0)):
-        params = subject()
-        tissue = slice_tissue(params, position, view)
-        for rng in (None, np.random.default_rng(0)):
-            image = render(params, tissue, position, rng, view)
-            assert image.dtype == np.uint8 and image.shape == (240, 256)
-            deep = "putamen" if view == "axial" else "thalamus"
-            csf, cortex, nucleus, white = (image[tissue[name] > 0.97].mean() for name in ("ventricle", "cortex", deep, "white"))
-            assert csf + 40 < cortex < nucleus - 10 and nucleus + (20 if view == "axial" else 2) < white
-            assert (image[sum(tissue.values()) == 0] == 0).all()
-        assert (render(params, tissue, position, view=view) == render(params, tissue, position, view=view)).all()
-
-
 def test_rician_noise_has_the_moments_of_the_rice_distribution():
     rng, sigma = np.random.default_rng(0), 4.0
     background = add_rician_noise(np.zeros(400_000), sigma, rng)
@@ -266,12 +223,6 @@ def test_write_phantoms_refuses_folders_with_other_files(tmp_path, name):
     assert contents(tmp_path) == {str(path.relative_to(tmp_path)): b"mine,all mine\n1,2\n"}
 
 
-def test_write_phantoms_refuses_an_unreadable_table(tmp_path):
-    (tmp_path / "subjects.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read"):
-        write_phantoms(str(tmp_path), 4, 0)
-
-
 @pytest.mark.parametrize(
     "error, expected", [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), UserError)]
 )
@@ -288,16 +239,6 @@ def test_write_phantoms_removes_its_files_when_stopped(tmp_path, monkeypatch, er
     assert list(tmp_path.iterdir()) == [tmp_path / "AD_NC"] and list((tmp_path / "AD_NC").iterdir()) == []
 
 
-def test_command_refuses_few_subjects_and_says_when_nothing_is_to_do(tmp_path, monkeypatch, capsys):
-    argv = [str(tmp_path / "few"), "--subjects", "3"]
-    with pytest.raises(UserError, match="at least 4"):
-        phantom.main(argv)
-    monkeypatch.setattr(phantom, "write_phantoms", lambda *args: 0)
-    argv = [str(tmp_path / "done"), "--subjects", "4"]
-    phantom.main(argv)
-    assert "nothing to do" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_age_and_sex_are_correlated_with_the_anatomy_as_stated_in_either_class():
     rng = np.random.default_rng(5)
@@ -305,24 +246,14 @@ def test_age_and_sex_are_correlated_with_the_anatomy_as_stated_in_either_class()
         people = [draw_subject(rng, label) for _ in range(4000)]
         drawn = [draw_age_and_sex(rng, params, label) for params in people]
         ages, men = np.array([one["age"] for one in drawn]), np.array([one["sex"] == "M" for one in drawn])
-        assert ages.mean() == pytest.approx(phantom_anatomy.AGE[0][label], abs=0.45)  # four standard errors of 7 / sqrt(4000)
-        assert ages.std() == pytest.approx(phantom_anatomy.AGE[1], rel=0.06)
+        assert ages.mean() == pytest.approx(phantom_anatomy.AGE[label][0], abs=0.45)  # four standard errors of 7 / sqrt(4000)
+        assert ages.std() == pytest.approx(phantom_anatomy.AGE[label][1], rel=0.06)
         for name, r in phantom_anatomy.AGEING.items():
             found = np.corrcoef(ages, [params[name] for params in people])[0, 1]
             assert found == pytest.approx(r, abs=4 * (1 - r * r) / 4000**0.5 + 0.01)  # 0.01: the ends are clipped
         width = np.array([params["brain_width_mm"] for params in people])
         assert men.mean() == pytest.approx(0.5, abs=0.04)
         assert (width[men].mean(), width[~men].mean()) == pytest.approx((140, 136), abs=0.4)
-
-
-def test_age_and_sex_of_a_subject_are_those_of_all_its_scans_and_change_no_image(rows):
-    for number in range(4):
-        of_subject = [row for row in rows if row["subject"] == str(number)]
-        params = {name: float(of_subject[0][name]) for name in (*phantom_anatomy.AGEING, "brain_width_mm")}
-        expected = draw_age_and_sex(np.random.default_rng([0, number, 1]), params, of_subject[0]["class"])
-        assert {(float(row["age"]), row["sex"]) for row in of_subject} == {(expected["age"], expected["sex"])}
-        first = draw_subject(np.random.default_rng([0, number]), of_subject[0]["class"])  # the images' stream begins with this
-        assert float(of_subject[0]["ventricle_scale"]) == pytest.approx(first["ventricle_scale"], abs=1e-4)
 
 
 def test_volumes_are_refused_before_anything_is_written_where_simpleitk_is_missing(tmp_path, monkeypatch):
@@ -341,13 +272,13 @@ def test_volumes_are_refused_before_anything_is_written_where_simpleitk_is_missi
 def test_classes_differ_in_nothing_but_the_disease_and_not_at_all_without_it():
     for number in range(20):
         ad, nc = (draw_subject(np.random.default_rng(number), label) for label in CLASSES)
-        assert {name for name in ad if ad[name] != nc[name]} == {*phantom_anatomy.DISEASE, *phantom_anatomy.MIDLINE_DISEASE}
+        assert {name for name in ad if ad[name] != nc[name]} == {*DISEASE, "callosum_thickness_mm"}
         healthy = [draw_subject(np.random.default_rng(number), label, disease=0) for label in CLASSES]
         assert healthy[0] == healthy[1]
         ages = [draw_age_and_sex(np.random.default_rng(number), healthy[0], label, disease=0) for label in CLASSES]
         assert ages[0] == ages[1]
         half = draw_subject(np.random.default_rng(number), "AD", disease=0.5)
-        for name in phantom_anatomy.DISEASE:
+        for name in DISEASE:
             assert half[name] == pytest.approx((ad[name] + healthy[0][name]) / 2)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import read_image
 from PIL import Image
-from scipy.ndimage import map_coordinates
 
 sitk = pytest.importorskip("SimpleITK")
 import phantom
@@ -20,7 +19,6 @@ import prepare
 from data import phantom_anatomy, phantom_volumes, preparation, volume_steps
 from data.phantom_anatomy import VIEWS, draw_subject
 from data.phantom_volumes import ORIENTATIONS, make_image, variant, write_dicom
-from data.volume_masks import head_mask, move_mask
 from data.volume_steps import Settings, cut_slices
 from data.volumes import find_volumes, read_volume
 from utils import UserError
@@ -111,38 +109,10 @@ def test_resampled_slices_equal_the_function_that_was_scanned_within_the_error_o
     assert pixels[..., 128:].max() > 29_000 > 20_000 > pixels[..., :128].max()  # the marker is on the right
 
 
-def test_dicom_files_are_one_series_that_the_reader_of_itk_puts_to_the_same_place(tmp_path):
-    planes = np.uint16(np.round(brightness(voxel_points((6, -4, 5)))))
-    image = make_image(planes, SPACING, "RAS", (6, -4, 5))
-    write_dicom(image, str(tmp_path / "a"), {"0010|0020": "000_S_0001"}, 3)
-    (series,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path))
-    read = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path), series))
-    assert series == "2.25.3.1" and read.GetSize() == image.GetSize() == SIZE
-    for name in ("GetOrigin", "GetSpacing", "GetDirection"):
-        assert getattr(read, name)() == pytest.approx(getattr(image, name)(), abs=1e-7)
-    assert (sitk.GetArrayFromImage(read) == sitk.GetArrayFromImage(image)).all()
-    header = sitk.ReadImage(str(tmp_path / "a048.dcm"))
-    assert [header.GetMetaData(tag).strip() for tag in ("0010|0020", "0020|0013", "0008|0018")] == [
-        "000_S_0001",
-        "48",
-        "2.25.3.1.48",
-    ]
-
-
 def test_text_is_read_in_the_same_encoding_after_dicom_was_written(tmp_path):
     before = locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)
     write_dicom(make_image(np.uint8(np.zeros((20, 20, 20))), (1, 1, 1)), str(tmp_path / "x"))
     assert (locale.setlocale(locale.LC_ALL), locale.getpreferredencoding(False)) == before
-
-
-def test_equal_volumes_give_equal_files(tmp_path):
-    image = make_image(np.uint8(np.arange(20**3).reshape(20, 20, 20) % 251), (1, 1, 1), "PIR")
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write_dicom(image, str(tmp_path / name / "x"))
-        sitk.WriteImage(image, str(tmp_path / name / "x.nii.gz"), useCompression=True)
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b")]
-    assert files[0] == files[1] and len(files[0]) == 21
 
 
 def test_every_format_and_orientation_comes_in_turn_in_either_class():
@@ -266,35 +236,3 @@ def test_the_mask_of_a_phantom_is_its_brain_inside_which_the_percentiles_are_tak
     expected = 65535 * np.clip((planes[5:25].astype(float) - low) / (high - low), 0, 1)
     # Half a grey level is lost in rounding, and single precision has 24 bits.
     assert np.abs(pixels[:, 108:132, 116:140] - expected).max() < 0.5 + 65535 * 2.0**-22
-
-
-@pytest.mark.slow
-def test_volumes_of_a_phantom_give_its_slices_also_oblique_resampled_and_scaled(tmp_path, small):
-    params, indices = draw_subject(np.random.default_rng(2), "AD"), range(VIEWS["axial"].volume_slices)
-    planes = np.stack([phantom.draw_slice(params, i, np.random.default_rng(i), "axial")[2] for i in indices])
-    spacing, turned, side = (3.4, 3.4, 1.5), (6, -4, 5), 3.0
-    image = stored(tmp_path, planes, "DICOM", "RAS", turned, spacing)
-    settings = AS_STORED._replace(resample=side, scale=True, percentiles=(1, 99), slices=(20, 60), num_slices=41)
-    pixels, indices = cut_slices(image, settings)
-
-    # The same by SciPy's cubic splines, at voxels that this file computes.
-    points = voxel_points(turned, planes.shape[::-1], spacing)
-    corners = points[tuple(np.meshgrid(*[[0, -1]] * 3, indexing="ij"))].reshape(-1, 3)
-    low = corners.min(0)
-    size = np.floor((corners.max(0) - low) / side + 1e-3).astype(int) + 1
-    grid = low + side * np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1)  # [x, y, z, 3]
-    local = grid @ rotation(turned) / spacing * [-1, 1, 1] + (np.array(planes.shape[::-1]) - 1) / 2
-    voxels = map_coordinates(planes.astype(float), np.moveaxis(local[..., ::-1], -1, 0), order=3, mode="mirror")
-    voxels = np.clip(voxels, 0, planes.max())
-    oriented = sitk.DICOMOrient(image, "LPS")
-    mask = move_mask(head_mask(oriented), volume_steps.cubes(oriented, side))
-    black, white = np.percentile(voxels.T[sitk.GetArrayFromImage(mask) > 0], settings.percentiles)
-    expected = 65535 * np.clip((voxels - black) / (white - black), 0, 1)
-    assert (white, black) == pytest.approx((200, 40), abs=60)
-    for plane, index in zip(pixels, indices):
-        starts = np.floor((size[:2] - 1) / 2 - [31.5, 29.5] + 0.5).astype(int)
-        columns, rows = (np.arange(n) + start for n, start in zip((64, 60), starts))
-        known = np.ix_(columns[(0 <= columns) & (columns < size[0])], rows[(0 <= rows) & (rows < size[1])])
-        part = plane[np.ix_((0 <= rows) & (rows < size[1]), ((0 <= columns) & (columns < size[0]))[::-1])]
-        # 0.5 is lost in rounding, and single precision has 24 bits of 255 grey levels that the scaling spreads over 65535.
-        assert np.abs(part - expected[..., index][known].T[:, ::-1]).max() < 1
