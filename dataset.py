@@ -34,10 +34,6 @@ from ops import resample
 SAMPLED = 64  # slices of each class whose brightness is looked at
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The slices of a data set
-
-
 class Slices:
     """All readable slices of the chosen classes, uint8, decoded at first use and read from the cache after that.
 
@@ -55,31 +51,25 @@ class Slices:
     """
 
     def __init__(self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True, flag="--dataset_dir"):
-        self.resolution, self.unreadable, self.counts = resolution, [], {}
-        self._pixels, labels, rows, identities, notes = {}, [], [], [], set()
-        status, levels, bright = {}, {}, {}
+        self.resolution, self.unreadable, self.counts, self._pixels, self._identities = resolution, [], {}, {}, []
+        status, levels, bright, labels, rows, notes = {}, {}, {}, [], [], set()
         folders = class_folders(dataset_dir, classes, flag)
         files_of = {name: find_slices(folder, flag) for name, folder in folders.items()}  # of all, before the first is decoded
         for name, files in files_of.items():
-            folder = folders[name]
-            label = CLASSES.index(name)
-            bar = f"decoding {name}" if progress else None
-            pixels, status[name], levels[name], note = load_folder(folder, files, resolution, num_workers, bar)
-            self._pixels[label] = pixels
-            notes.add(note)
-            readable_rows = np.flatnonzero(status[name] >= FIRST_KIND)
-            require_readable(folder, status[name], [file for file, *_ in files], flag)
-            bright[name] = [light_of(pixels[i]) for i in readable_rows[:: -(-len(readable_rows) // SAMPLED)]]
+            bar, label = f"decoding {name}" if progress else None, CLASSES.index(name)
+            pixels, status[name], levels[name], note = load_folder(folders[name], files, resolution, num_workers, bar)
+            require_readable(folders[name], status[name], [file for file, *_ in files], flag)
+            readable = np.flatnonzero(status[name] >= FIRST_KIND)
+            bright[name] = [light_of(pixels[i]) for i in readable[:: -(-len(readable) // SAMPLED)]]
             self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(status[name] < FIRST_KIND)]
-            self.counts[name] = len(readable_rows)
-            rows.append(readable_rows)
-            labels.append(np.full(len(readable_rows), label))
-            identities += [(name, *files[i][:2]) for i in readable_rows]
-        self.labels = np.concatenate(labels).astype(np.int64)
-        self._rows = np.concatenate(rows)
-        self._identities = identities
-        self.names = [f"{name}/{file}" for name, file, _ in identities]
-        self.fingerprint = short_hash(identities)
+            self.counts[name], self._pixels[label] = len(readable), pixels
+            self._identities += [(name, *files[i][:2]) for i in readable]
+            rows.append(readable)
+            labels.append(np.full(len(readable), label))
+            notes.add(note)
+        self.labels, self._rows = np.concatenate(labels).astype(np.int64), np.concatenate(rows)
+        self.names = [f"{name}/{file}" for name, file, _ in self._identities]
+        self.fingerprint = short_hash(self._identities)
         for note in notes - {None}:
             warn(f"note: {note}")
         warn_of_unreadable(self.unreadable)
@@ -106,10 +96,6 @@ class Slices:
         for label, stored in self._pixels.items():
             pixels[labels == label] = stored[rows[labels == label]]
         return pixels
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Batches
 
 
 def spread(slices, count):
@@ -157,10 +143,9 @@ def schedule(num_slices, batch_size, seed, start_step=0):
 
 
 def shard(x, shards, index):
-    """x[index::shards], the part of a batch [N, ...] that process `index` of `shards` works on: [N / shards, ...].
+    """The part of a batch [N, ...] that process `index` of `shards` works on: [N / shards, ...].
 
-    Strided, because image i of N is in minibatch standard deviation group i mod N/4 (modules.minibatch_std): if N is a multiple
-    of 4 * shards, every group of the whole batch is in one shard, and is a group there too.
+    Strided, since image i is in group i mod N/4 of modules.minibatch_std: if N is a multiple of 4 * shards, groups stay whole.
     """
     return x[index::shards]
 

@@ -26,19 +26,15 @@ def short_hash(value):
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
-def cache_folder():
-    """The folder of this user's caches: below XDG_CACHE_HOME, else ~/.cache; on Windows below LOCALAPPDATA."""
-    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    return os.path.join(base or os.path.join(os.path.expanduser("~"), ".cache"), "stylegan2-brain")
-
-
 def load_folder(folder, files, resolution, num_workers=None, label=None):
     """Read the `files` of `folder` (as `find_slices` lists them) from the cache; decode them into it if it is missing or old.
 
     Returns (pixels uint8 [len(files), R, R], status and levels of `decode.Files`, note): pixels are a memory map of the cache; note
     is None, or the reason why it cannot be written, with the pixels in memory.
     """
-    cache, identity = cache_folder(), short_hash(os.path.realpath(folder))
+    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    cache = os.path.join(base or os.path.join(os.path.expanduser("~"), ".cache"), "stylegan2-brain")
+    identity = short_hash(os.path.realpath(folder))
     prefix = os.path.join(cache, f"{os.path.basename(folder)}-{identity}-{resolution}-")
     path = f"{prefix}{short_hash((CACHE_VERSION, resolution, files))}.npy"
     # One array, so that one rename replaces everything: an image per file, then the status bytes of all files and the levels.
@@ -50,7 +46,9 @@ def load_folder(folder, files, resolution, num_workers=None, label=None):
             remove_stale(prefix, keep=path)
             with atomic_path(path) as temporary:
                 rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                reserve(temporary)
+                if hasattr(os, "posix_fallocate"):  # OSError if the disk is full, where writing would kill the process
+                    with open(temporary, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
                 fill(rows, folder, files, num_workers, label)
                 rows.flush()
                 del rows  # Windows cannot rename a file that is still mapped
@@ -88,9 +86,7 @@ def read_cache(path, shape, folder, files):
         rows = np.lib.format.open_memmap(path, mode="r")
     except Exception:  # NumPy raises nearly any error on a missing or damaged file
         return None
-    if rows.shape != shape or rows.dtype != np.uint8:
-        return None
-    status, levels = facts(rows, len(files))
+    status, levels = facts(rows, len(files)) if (rows.shape, rows.dtype) == (shape, np.uint8) else ([0], LEVELS)
     if not np.isin(status, (UNREADABLE, PAGES, *map(code_of, KINDS))).all() or not np.isfinite(levels).all():
         return None
     # Unreadable files may have become readable without a new time, when a network disk came back. A few others are compared: a disk
@@ -113,10 +109,3 @@ def remove_stale(prefix, keep):
                 os.unlink(path)
         except OSError:  # another run has deleted it, or (on Windows) still reads it
             pass
-
-
-def reserve(path):
-    """Allocate a sparse file's disk blocks; OSError if the disk is full, where writing to a memory map would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))

@@ -7,6 +7,8 @@ A scan is compared with the median scan of the set, so that a set is never damag
 pixels first, where noise is uncorrelated even if it was resampled once, and where each resolution gives the same answer.
 """
 
+import warnings
+
 import numpy as np
 
 from data.checks import warn_once
@@ -38,32 +40,31 @@ def find_damaged(pixels, scans):
     brain, the mean over the foreground is also below half. noise: neighbouring pixels in the foreground correlate at less than
     NOISE of what they do in the median scan, if that shows structure (brains: 0.5 to 0.65).
     """
-    unique, first, group = np.unique(np.asarray(scans, object).astype(str), return_index=True, return_inverse=True)
-    if len(unique) < MIN_SCANS:
+    rows = {}
+    for i, scan in enumerate(scans):
+        rows.setdefault(str(scan), []).append(i)
+    if len(rows) < MIN_SCANS:
         return {}
-    count = np.bincount(group)
-    order = np.argsort(group, kind="stable")
-    chosen = [rows[np.unique(np.linspace(0, len(rows) - 1, PER_SCAN).astype(int))] for rows in np.split(order, count.cumsum()[:-1])]
-    rows = np.sort(np.concatenate(chosen))
-    values = np.concatenate([slice_statistics(pixels[part]) for part in np.array_split(rows, -(-len(rows) // 256))])
-    grey, level, correlation = scan_means(values, group[rows], len(unique))
-
-    logarithm = np.log(np.maximum(grey, 0.01))
+    chosen = [np.array(of)[np.unique(np.linspace(0, len(of) - 1, PER_SCAN).astype(int))] for of in rows.values()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of scans without a foreground, whose correlation is nan
+        grey, level, correlation = np.array([np.nanmean(slice_statistics(pixels[of]), 0) for of in chosen]).T
+        usual = np.nan_to_num(np.nanmedian(correlation))
+    count, logarithm = np.array(list(map(len, rows.values()))), np.log(np.maximum(grey, 0.01))
     below = logarithm - np.median(logarithm)
     dark = (grey < DARK * np.median(grey)) & (below < -MANY_DEVIATIONS * 1.4826 * np.median(np.abs(below)))
     dark &= (count >= SEVERAL) | (level < np.median(level) / 2)
-    usual = np.nanmedian(correlation) if np.isfinite(correlation).any() else 0
     noise = (correlation < NOISE * usual) & (usual >= STRUCTURE)
-
     reasons = {}
-    for i in sorted(np.flatnonzero(dark | noise), key=first.__getitem__):
+    for i, scan in enumerate(rows):
         found = []
         if dark[i]:
             words = "black" if grey[i] < BLACK * np.median(grey) else "far darker than the others"
             found.append(f"{words} (mean grey level {grey[i]:.1f}, the median scan's {np.median(grey):.1f})")
         if noise[i]:
             found.append(f"noise (neighbouring pixels correlate at {correlation[i]:.2f}, the median scan's at {usual:.2f})")
-        reasons[str(unique[i])] = " and ".join(found)
+        if found:
+            reasons[scan] = " and ".join(found)
     return reasons
 
 
@@ -79,10 +80,8 @@ def leave_out(slices, scans, flag="--dataset_dir"):
     if not scans:
         return slices
     part = slices.only(np.array([scan not in scans for scan in scans_of(slices.names)]))
-    if empty := [name for name, count in part.counts.items() if not count]:
-        raise UserError(
-            f"{flag}: each scan of {' and '.join(empty)} is damaged (dataset.py shows them); --keep_damaged True keeps them"
-        )
+    if empty := " and ".join(name for name, count in part.counts.items() if not count):
+        raise UserError(f"{flag}: each scan of {empty} is damaged (dataset.py shows them); --keep_damaged True keeps them")
     return part
 
 
@@ -93,10 +92,8 @@ def note_damaged(pixels, names, place):
 
 
 def touches_upper_edge(pixels):
-    """Whether the head in a slice uint8 [H, W], as it is stored, reaches the upper edge, where it may be cut off.
-
-    Foreground is what is above a fifth of the slice's 98th percentile: twice as much as in `slice_statistics`, for JPEG's ringing.
-    """
+    """Whether the head in a slice uint8 [H, W], as it is stored, reaches the upper edge, where it may be cut off."""
+    # foreground: above a fifth of the 98th percentile, twice as much as in `slice_statistics`, for JPEG's ringing
     share = (pixels[0] > max(0.2 * np.quantile(pixels, 0.98), 8)).mean()
     return bool(TOP[0] <= share <= TOP[1])
 
@@ -124,10 +121,3 @@ def neighbours(images):
     """Two arrays [n, 2 * H * (H - 1)] of [n, H, H]: each pixel, and the next one below it or to its right."""
     both = images, images.swapaxes(1, 2)
     return [np.concatenate([image[:, part].reshape(len(image), -1) for image in both], 1) for part in (np.s_[1:], np.s_[:-1])]
-
-
-def scan_means(values, group, count):
-    """Means of values [n, 3] over the slices of each of `count` scans, [3, count]; nan of a scan without a finite one."""
-    columns = [(column, np.isfinite(column)) for column in values.T]
-    with np.errstate(all="ignore"):
-        return [np.bincount(group, np.where(ok, column, 0), count) / np.bincount(group, ok, count) for column, ok in columns]

@@ -34,17 +34,6 @@ class SeveralPages(ValueError):
     """The file holds several images, of which only the first would be read."""
 
 
-class Light(NamedTuple):
-    """How bright a slice is, in grey levels, 0 to 255."""
-
-    bright: int  # its brightest parts but for hot pixels: the BRIGHT quantile
-    edges: int  # of two opposite edges the darker one's median, if it is uniform, as a background is; 0 if not
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# One file
-
-
 @contextlib.contextmanager
 def open_slice(path):
     """Open the image at `path`, as a context manager; its pixels are not read yet.
@@ -68,14 +57,11 @@ def open_slice(path):
 
 def kind_of(image):
     """Which of KINDS a PIL image is, as `open_slice` opens it. MINISWHITE: a TIFF whose zero is white, if PIL leaves that to us."""
-    if image.mode == "F":
-        kind = "float"
-    elif image.mode.startswith("I"):
-        kind = "16-bit" if ";16" in image.mode or image.format == "PNG" else "32-bit"  # older Pillows open 16-bit PNGs as I
-    else:
+    if image.mode[0] not in "FI":
         return KINDS[0]
-    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0
-    return f"{kind} MINISWHITE" if inverted else kind
+    short = ";16" in image.mode or image.format == "PNG"  # older Pillows open 16-bit PNGs as I
+    kind = "float" if image.mode == "F" else "16-bit" if short else "32-bit"
+    return f"{kind} MINISWHITE" if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0 else kind
 
 
 def upright(image):
@@ -93,11 +79,10 @@ def upright(image):
 
 
 def to_grey(image, black=FULL_RANGE[0], white=FULL_RANGE[1]):
-    """Convert a PIL image of any mode to 8-bit grey (mode "L"); ValueError for a mode that PIL cannot convert (LAB).
+    """Convert a PIL image to 8-bit grey (mode "L"); ValueError for a mode that PIL cannot convert (LAB).
 
-    Colour becomes luma (ITU-R 601-2) and transparency is put over black. Deeper grey (modes I;16, I;16B, I, F) is scaled so that
-    `black` becomes 0 and `white` 255 (black may be the greater one), and clipped; pixels that are not finite become black, and so
-    does a `filling` where black is negative.
+    Colour becomes luma (ITU-R 601-2), transparency black. Deeper grey (modes I;16, I;16B, I, F) is scaled from `black` (which may
+    be the greater one) to `white` and clipped; what is not finite becomes black, and so does a `filling` where black is negative.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
@@ -114,11 +99,8 @@ def to_grey(image, black=FULL_RANGE[0], white=FULL_RANGE[1]):
 
 
 def pad_and_resize(image, resolution):
-    """Centre an "L" image on a black square and resize that to `resolution` x `resolution`, without stretching it.
-
-    If its longer side is `resolution`, every pixel is kept (an odd margin is wider by one pixel at the right or bottom);
-    otherwise it is resized with an antialiasing filter.
-    """
+    """Centre an "L" image on a black square (an odd margin is wider at the right or bottom) and resize that to `resolution` a side
+    with an antialiasing filter; if its longer side is `resolution`, every pixel is kept."""
     side = max(image.size)
     square = Image.new("L", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -126,13 +108,18 @@ def pad_and_resize(image, resolution):
 
 
 def decode(path, resolution, levels=None):
-    """Read the image at `path` as uint8 [resolution, resolution]; raises the errors of `open_slice` and PIL.
-
-    levels: {kind: (black, white)} of its folder, as in `Files`; None: integers have their full range.
-    """
+    """Read the image at `path` as uint8 [resolution, resolution], with the `levels` of its folder as in `Files` (None: integers of
+    full range); raises the errors of `open_slice` and PIL."""
     with open_slice(path) as image:
         black_and_white = (levels or {}).get(kind_of(image), FULL_RANGE)
         return np.asarray(pad_and_resize(to_grey(upright(image), *black_and_white), resolution))
+
+
+class Light(NamedTuple):
+    """How bright a slice is, in grey levels, 0 to 255."""
+
+    bright: int  # its brightest parts but for hot pixels: the BRIGHT quantile
+    edges: int  # of two opposite edges the darker one's median, if it is uniform, as a background is; 0 if not
 
 
 def light_of(pixels):
@@ -143,10 +130,6 @@ def light_of(pixels):
     middle_and_high = (np.sort(edge)[[len(edge) // 2, len(edge) * 9 // 10]].astype(int) for edge in edges)
     top, bottom, left, right = (middle if high <= 1.1 * middle else 0 for middle, high in middle_and_high)
     return Light(bright, int(max(min(top, bottom), min(left, right))))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Black and white of deeper files
 
 
 def range_of(image):
@@ -175,11 +158,10 @@ def filling(values):
 
 
 def choose_levels(kind, ranges):
-    """(black, white) of all files of one kind in a folder, from the `range_of` each.
+    """(black, white) of all files of one kind in a folder, from the `range_of` each; files of one value have no say.
 
     White is what a tenth of the files reach, or one of USUAL_WHITES near that; black is 0, or the lowest value if that is clearly
-    negative; values from -1 to 1 keep that range. In kinds that are MINISWHITE it is the other way round. Files of one value, such
-    as black ones, have no say.
+    negative; values from -1 to 1 keep that range. MINISWHITE: the other way round.
     """
     lows, highs = np.array([(low, high) for low, high in ranges if low < high] or ranges, float).T
     low, high = np.quantile(lows, 0.1, method="higher"), np.quantile(highs, 0.9, method="lower")
@@ -195,10 +177,6 @@ def usual_white(value):
     apart by a limit."""
     white = next((white for white in USUAL_WHITES if 0.4 * white < value < 1.3 * white), None)
     return float(value if white is None else white * np.interp(value / white, (0.4, 0.7, 1.1, 1.3), (0.4, 1, 1, 1.3)))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Many files
 
 
 class Files(NamedTuple):
@@ -217,37 +195,31 @@ def read_files(paths, work, num_workers=None, label=None, folder=()):
     twice.
     """
 
-    def read(i):
+    def read(i, levels=None):
+        """(kind, result of `work`), but (kind, `range_of`) of a deep file while levels are unknown."""
         try:
             with open_slice(paths[i]) as image:
                 kind, image = kind_of(image), upright(image)
-                return (kind, range_of(image)) if kind in KINDS[1:] else (kind, work(i, image, to_grey(image)))
+                if kind in KINDS[1:] and levels is None:
+                    return kind, range_of(image)
+                return kind, work(i, image, to_grey(image, *(levels or {}).get(kind, FULL_RANGE)))
         except SeveralPages:
-            return None, SeveralPages
+            return PAGES, None
 
     def measure(path):
         with open_slice(path) as image:
-            return (kind_of(image), range_of(upright(image))) if kind_of(image) in KINDS[1:] else (None, None)
-
-    def read_deep(i):
-        with open_slice(paths[i]) as image:
-            black, white = levels[kind_of(image)]
-            image = upright(image)
-            return work(i, image, to_grey(image, black, white))
+            return (kind_of(image), range_of(upright(image))) if kind_of(image) in KINDS[1:] else None
 
     found = [one or (None, None) for one in for_each(read, range(len(paths)), num_workers, label)]
-    results = [result if kind == KINDS[0] else None for kind, result in found]
     deep, ranges = [i for i, (kind, _) in enumerate(found) if kind in KINDS[1:]], {}
     others = for_each(measure, sorted(set(folder) - set(paths)), num_workers, label) if deep else []
-    for kind, values in [found[i] for i in deep] + [one for one in others if one and one[0]]:
+    for kind, values in filter(None, [found[i] for i in deep] + others):
         ranges.setdefault(kind, []).append(values)
     levels = {kind: choose_levels(kind, ranges[kind]) for kind in KINDS if kind in ranges}
-    for i, result in zip(deep, for_each(read_deep, deep, num_workers, label)):
-        results[i] = result
-    status = [PAGES if result is SeveralPages else UNREADABLE if kind is None else code_of(kind) for kind, result in found]
-    for i in deep:
-        status[i] = UNREADABLE if results[i] is None else status[i]
-    return Files(results, np.array(status, np.uint8), levels)
+    for i, again in zip(deep, for_each(lambda i: read(i, levels), deep, num_workers, label)):
+        found[i] = again or (None, None)
+    status = [kind if kind == PAGES else UNREADABLE if kind is None else code_of(kind) for kind, _ in found]
+    return Files([result for _, result in found], np.array(status, np.uint8), levels)
 
 
 def code_of(kind):

@@ -73,20 +73,16 @@ def holds_classes(folder, classes):
 
 
 def find_splits(dataset_dir, classes="all"):
-    """{split: folder} of "train" and "test", in `dataset_dir` or beside it; {name of the folder: dataset_dir} if it has neither.
-
-    A line on stderr names a split that is left out since a class is missing in it. UserError if `dataset_dir` is neither a split
-    nor a folder of splits.
-    """
+    """{split: folder} of "train" and "test", in `dataset_dir` or beside it; {name of the folder: dataset_dir} if it has neither; a
+    line on stderr names one that lacks a class. UserError if `dataset_dir` is neither a split nor a folder of splits."""
     parent, name = os.path.split(os.path.abspath(dataset_dir))
     for place in (dataset_dir, parent) if name.lower() in ("train", "test") else (dataset_dir,):
         there = {folder.lower(): os.path.join(place, folder) for folder in subfolders(place)}
         there = {split: there[split] for split in ("train", "test") if split in there}
         splits = {split: folder for split, folder in there.items() if holds_classes(folder, classes)}
         if place == dataset_dir and splits or name.lower() in splits:
-            for split, folder in there.items():
-                if split not in splits:
-                    warn_once(f"warning: {folder} is left out: {missing_text(folder, classes)}")
+            for folder in set(there.values()) - set(splits.values()):
+                warn_once(f"warning: {folder} is left out: {missing_text(folder, classes)}")
             return splits
     class_folders(dataset_dir, classes)  # raises the UserError
     return {name: dataset_dir}

@@ -4,11 +4,10 @@
     scans = identify(["AD/218391_78.jpeg", "AD/218391_79.jpeg", "NC/218393_78.jpeg"], table)    # a Scan for each file name
     groups, unit = resampling_groups(scans)         # three times "people 037_S_4001", and "people"
 
-The number before the underscore is an ADNI Image Data ID: it stands for one scan, not for a person, who may have many, even
-several of one day. A BIDS name, sub-01_ses-02_T1w_90.jpeg, gives the person too. Slices of one person are alike, so a model must
-not be tested on people that it was trained on, and an interval has to resample people.
+Slices of one person are alike, so a model must not be tested on people that it was trained on, and an interval resamples people.
 """
 
+import functools
 import os
 import re
 import sys
@@ -86,10 +85,6 @@ def shared_text(train, held_out):
     return text or "No person of the test slices is in the training set."
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The table of a data set
-
-
 def find_subjects(path, dataset_dir, quiet=False):
     """The table {image: Scan} of `read_subjects` for the slices in `dataset_dir` (or None); None if nothing tells people.
 
@@ -97,11 +92,7 @@ def find_subjects(path, dataset_dir, quiet=False):
     that cannot be read, or knows none of the slices, is not used. Without a file, BIDS names tell people. What was found, and scans
     whose group contradicts their folder, are named on stderr, unless `quiet`. UserError as of `read_subjects`, for `path`.
     """
-
-    def say(text):
-        if not quiet:
-            print(text, file=sys.stderr)
-
+    say = (lambda _: None) if quiet else functools.partial(print, file=sys.stderr)
     places = places_of(dataset_dir) if dataset_dir else {}
     found = None if path or not dataset_dir else table_beside(dataset_dir)
     if not (path or found):
@@ -150,10 +141,7 @@ def places_of(dataset_dir):
 
 
 def contradictions(places, table):
-    """["218391 in AD but of group CN", ...] of {image: classes of its folders} and a table.
-
-    A group that is neither a class nor one of NEITHER, such as "patient", contradicts no folder.
-    """
+    """["218391 in AD but of group CN", ...] of {image: classes of its folders} and a table; other groups contradict no folder."""
     found = []
     for image in sorted(places, key=image_order):
         group = look_up(image, table).group or ""

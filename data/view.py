@@ -8,11 +8,9 @@ These two kinds are what can be told apart: "axial" means axial or coronal.
 
 The *likeness* of a slice is the correlation of its pixels with those of its mirror image, over the brain, after the head was
 brought to one place and size and divided by its local mean: the greatest over tilts, shifts and two axes (heads on their side).
-
 Measured at 64x64, as median (2% to 98% of the slices): sagittal slices of 58 people 0.54 (0.36 to 0.75), sagittal phantoms 0.54
 (0.39 to 0.72); axial slices of 161 people 0.93 (0.88 to 0.97), axial phantoms 0.91 (0.85 to 0.95); axial and coronal slices of six
 volumes 0.94 (0.77 to 0.97) and 0.93 (0.83 to 0.97), sagittal ones 20 to 60 mm beside the middle 0.65 (0.48 to 0.81).
-
 What is no head is not called one: there is a dark background, slices resemble others of the set, and symmetric ones are more so
 about one axis than about the other. So a few neighbouring axial slices may stay "unknown", and so do pictures as noisy as bright.
 """
@@ -34,6 +32,14 @@ CLEAR = 0.15  # difference of the median likeness of two groups, below which the
 SOME = 0.15  # share of the slices from which a second view makes a set mixed
 
 
+WORDS = {
+    "sagittal": "sagittal: slices are unlike their own mirror images",
+    "axial": "axial or coronal: slices are like their own mirror images",
+    "mixed": "mixed: sagittal, and axial or coronal",
+    "unknown": "cannot be told: not the slices of heads of one or two views",
+}
+
+
 class View(NamedTuple):
     """What `find_view` found; the numbers are nan where no slice shows anything on a dark background."""
 
@@ -47,12 +53,7 @@ class View(NamedTuple):
         """The view in words, with the numbers behind it."""
         if np.isnan(self.likeness):
             return "cannot be told: no bright heads on a dark background"
-        words = {
-            "sagittal": "sagittal: slices are unlike their own mirror images",
-            "axial": "axial or coronal: slices are like their own mirror images",
-            "mixed": "mixed: sagittal, and axial or coronal",
-            "unknown": "cannot be told: not the slices of heads of one or two views",
-        }[self.name]
+        words = WORDS[self.name]
         if self.name == "axial" and self.upright < self.symmetric / 2:
             words += ", but heads lie on their side"
         numbers = f"correlation with them {self.likeness:.2f} in the median, {self.mean_slice:.2f} of the mean slice"
@@ -94,23 +95,15 @@ def find_view(pixels):
 
 
 def mirror_warning(pixels):
-    """A line for a run that mirrors slices uint8 [N, R, R] although many are unlike their left-right mirror images; else None.
-
-    What matters is the picture as it is stored: heads that lie on their side stand upside down when mirrored. None where the view
-    cannot be told.
-    """
+    """A line for a run that mirrors slices uint8 [N, R, R] although many are, as they are stored, unlike their left-right mirror
+    images; None otherwise, or where the view cannot be told."""
     view = find_view(pixels)
-    if view.name == "unknown" or 1 - view.upright < SOME:
+    unlike = 1 - view.upright
+    if view.name == "unknown" or unlike < SOME:
         return None
     words = {"sagittal": "sagittal", "axial": "axial or coronal, but lie on their side", "mixed": "partly sagittal"}[view.name]
-    return (
-        f"--mirror True: {1 - view.upright:.0%} of the slices are unlike their left-right mirror images (they are {words}), so the "
-        "model will also learn heads that nobody has; --mirror False is better here"
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The statistic
+    text = f"--mirror True: {unlike:.0%} of the slices are unlike their left-right mirror images (they are {words})"
+    return f"{text}, so the model will also learn heads that nobody has; --mirror False is better here"
 
 
 def fit_to_frame(pixels):
@@ -125,7 +118,7 @@ def fit_to_frame(pixels):
     on_edge = (inside[..., 0, :] + inside[..., -1, :] + inside[..., 0] + inside[..., -1]).mean((1, 2)) / 4
     usable = (inside.mean((1, 2, 3)) > 0.01) & (on_edge < 1 / 3)
     if not usable.any():
-        return torch.zeros(0, SIDE, SIDE), torch.zeros(0, SIDE, SIDE)
+        return 2 * [torch.zeros(0, SIDE, SIDE)]
     images, inside, threshold = images[usable], inside[usable], threshold[usable]
     place = torch.linspace(-1, 1, images.shape[-1] + 1)[:-1] + 1 / images.shape[-1]
     weight = inside / inside.sum((2, 3), keepdim=True)

@@ -34,20 +34,12 @@ def parse_args(argv=None):
     report.add("--output_dir", default="dataset_report", help="folder for samples.png")
 
     split = Group(parser, "new split")
-    split.add(
-        "--split_by_subject",
-        metavar="OUT",
-        help="instead of the report: link the slices into a new OUT/train and OUT/test that share no person; needs --subjects",
-    )
+    text = "instead of the report: link the slices into a new OUT/train and OUT/test that share no person; needs --subjects"
+    split.add("--split_by_subject", metavar="OUT", help=text)
     split.add("--test_share", type=number(float, 0, 0.9, open_low=True), default=0.3, help="share of the people who go to OUT/test")
     split.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
-    split.add(
-        "--match",
-        type=matched,
-        default=(),
-        metavar="position,age,sex",
-        help="leave out slices of OUT until as many AD as NC slices share a slice index, an age tercile, a sex; one or several",
-    )
+    text = "leave out slices of OUT until as many AD as NC slices share a slice index, an age tercile, a sex; one or several"
+    split.add("--match", type=matched, default=(), metavar=",".join(MATCHED), help=text)
     args = parser.parse_args(argv)
     if args.match and not args.split_by_subject:
         raise UserError("--match belongs to --split_by_subject OUT")

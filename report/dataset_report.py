@@ -70,11 +70,8 @@ def read_split(split, folder, classes, num_workers):
         paths = [os.path.join(class_folder, file) for file in files]
         results, found.status[name], found.levels[name] = read_files(paths, inspect, num_workers, f"reading {split}/{name}")
         require_readable(class_folder, found.status[name], files)
-        for file, fact in zip(files, results):
-            if fact:
-                found.facts[f"{name}/{file}"] = fact
-            else:
-                found.unreadable.append(f"{name}/{file}")
+        found.facts.update({f"{name}/{file}": fact for file, fact in zip(files, results) if fact})
+        found.unreadable.extend(f"{name}/{file}" for file, fact in zip(files, results) if not fact)
     return found
 
 
@@ -95,17 +92,12 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
         if len(splits) == 1:
             save_samples(samples_path, found, resolution)
         damaged += print_split(split, found)
-    if len(splits) == 2:
-        compare_pictures(splits["train"].facts, splits["test"].facts)
-    else:
-        print(f"only {' '.join(splits)} is here, so what train and test share cannot be told")
     scans_in = {split: dict(zip(found.facts, identify(found.facts, table))) for split, found in splits.items()}
-    print_scans(scans_in)
+    print_shared(dataset_dir, splits, scans_in)
     if table:
         print_people(scans_in, table)
     else:
         print("people: unknown, since a file name gives a scan and not whose it is; --subjects CSV would tell")
-    warn_of_shared(dataset_dir, scans_in)
     print_positions(scans_in)
     print(f"samples: {samples_path}")
     with contextlib.suppress(FileNotFoundError):
@@ -115,10 +107,6 @@ def report(dataset_dir, classes, resolution, output_dir, num_workers=None, subje
         save_image_table(cells, damaged_path, captions, ["as it is", "full contrast", "not damaged"])
         kept = "train.py leaves them out; --keep_damaged True keeps them"
         print(f"damaged scans, each beside one that is not: {damaged_path} ({kept})")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A split
 
 
 def print_split(split, found):
@@ -148,36 +136,31 @@ def tally(values):
     return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What splits share
+def print_shared(dataset_dir, splits, scans_in):
+    """Print the pictures and scans of {split: Split} and {split: {file name: Scan}}, and which train and test share.
 
-
-def compare_pictures(train, test):
-    """Print the images that two splits {file name: FileFacts} have in common."""
-    train_files = {fact.digest: file for file, fact in train.items()}
-    shared = [f"test/{file} = train/{train_files[fact.digest]}" for file, fact in test.items() if fact.digest in train_files]
-    print(f"test slices whose picture is in train too, pixel for pixel: {count_and_names(shared)}")
-
-
-def print_scans(scans_in):
-    """Print the number of scans of each split {split: {file name: Scan}}, and which two splits share."""
-    images = [{scan.image for scan in scans.values() if scan.image} for scans in scans_in.values()]
-    text = ", ".join(f"{len(there)} in {split}" for split, there in zip(scans_in, images))
-    shared = f", in both {count_and_names(sorted(set.intersection(*images), key=image_order))}" if len(images) > 1 else ""
-    print(f"scans: {text}{shared}")
+    One line on stderr warns of people of test/ who are in train/, too, or of scans where that is all that file names tell.
+    """
+    if len(splits) == 2:
+        train_files = {fact.digest: file for file, fact in splits["train"].facts.items()}
+        test_files = ((file, train_files.get(fact.digest)) for file, fact in splits["test"].facts.items())
+        shared = [f"test/{file} = train/{other}" for file, other in test_files if other]
+        print(f"test slices whose picture is in train too, pixel for pixel: {count_and_names(shared)}")
+    else:
+        print(f"only {' '.join(splits)} is here, so what train and test share cannot be told")
+    images = {split: {scan.image for scan in scans.values() if scan.image} for split, scans in scans_in.items()}
+    text = ", ".join(f"{len(there)} in {split}" for split, there in images.items())
+    both = sorted(set.intersection(*images.values()), key=image_order)
+    print(f"scans: {text}" + (f", in both {count_and_names(both)}" if len(images) == 2 else ""))
     nameless = [f"{split}/{file}" for split, scans in scans_in.items() for file, scan in scans.items() if not scan.image]
     if nameless:
         print(f"  file names that give no scan (218391_78.jpeg is slice 78 of scan 218391): {count_and_names(nameless)}")
-
-
-def warn_of_shared(dataset_dir, scans_in):
-    """Warn, in one line, if people of test/ are in train/ too, or scans where that is all that file names tell."""
-    for unit, field in ("people", "person"), ("scans", "image"):
-        sets = [{getattr(scan, field) for scan in scans.values()} - {None} for scans in scans_in.values()]
-        if len(sets) == 2 and (shared := set.intersection(*sets)):
-            found = f"{len(shared)} of the {len(sets[list(scans_in).index('test')])} {unit} of test/ are in train/ too"
+    people = {split: {scan.person for scan in scans.values() if scan.person} for split, scans in scans_in.items()}
+    for unit, sets in ("people", people), ("scans", images):
+        if len(sets) == 2 and (shared := set.intersection(*sets.values())):
+            found = f"{len(shared)} of the {len(sets['test'])} {unit} of test/ are in train/ too"
             warn(f"warning: {dataset_dir}: {found}, so results on test/ are too good; {REMEDY}")
-            return
+            break
 
 
 def print_people(scans_in, table):
@@ -199,19 +182,14 @@ def print_people(scans_in, table):
     unmatched = {scan.image for scans in scans_in.values() for scan in scans.values() if scan.image and not scan.person}
     print(f"  scans that --subjects lacks: {count_and_names(sorted(unmatched, key=image_order))}")
     print(f"  scans whose folder contradicts their group: {count_and_names(contradictions(places, table))}")
-    print(f"  pairs of scans of one person on one day: {same_day_text(days, list(scans_in))}")
-
-
-def same_day_text(days, splits):
-    """Text that counts the pairs of scans in {(person, date): {(image, split)}} by split, and names the scans."""
-    where, names = Counter(), []
+    where, names = Counter(), []  # pairs of scans of one day, by split
     for (person, date), scans in days.items():
-        pairs = [pair for pair in itertools.combinations(scans, 2) if pair[0][0] != pair[1][0]]
-        where.update(one[1] if one[1] == other[1] else "across" for one, other in pairs)
-        if pairs:
+        if pairs := [pair for pair in itertools.combinations(scans, 2) if pair[0][0] != pair[1][0]]:
+            where.update(one[1] if one[1] == other[1] else "across" for one, other in pairs)
             names.append(f"{' '.join(sorted({image for image, _ in scans}, key=image_order))} of {person} on {date}")
-    text = ", ".join(f"{where[split]} in {split}" for split in splits) + (f", {where['across']} across" if len(splits) > 1 else "")
-    return text + (f" ({some_of(sorted(names), 5)})" if names else "")
+    counts = [f"{where[split]} in {split}" for split in scans_in] + [f"{where['across']} across"] * (len(scans_in) > 1)
+    shown = f" ({some_of(sorted(names), 5)})" if names else ""
+    print(f"  pairs of scans of one person on one day: {', '.join(counts)}{shown}")
 
 
 def print_positions(scans_in):
@@ -219,8 +197,7 @@ def print_positions(scans_in):
     names = [file for scans in scans_in.values() for file in scans]
     if unknown := unknown_text(names):
         print(unknown)
-    cut = windows(names)
-    if not cut:
+    if not (cut := windows(names)):
         return
     shown = [f"{name} from {span(first)}, {span(counts)} slices a scan" for name, (first, counts) in cut.items()]
     print(f"windows, the first slice index of a scan as median (range): {'; '.join(shown)}")
@@ -229,12 +206,11 @@ def print_positions(scans_in):
     is_ad = np.array([file.startswith("AD/") for file in names])
     groups, unit = resampling_groups([scan for scans in scans_in.values() for scan in scans.values()])
     found = index_auc(slice_indices(names), is_ad, groups)
+    told = f"{found} over {unit}: not shown to tell them apart (0.5 is chance)"
     if found is None:
         told = f"not measured, too few {unit}"
     elif found.low > 0.5:
         told = f"{found} over {unit}: the position of a slice tells AD from NC; --split_by_subject OUT --match position holds it"
-    else:
-        told = f"{found} over {unit}: not shown to tell them apart (0.5 is chance)"
     print(f"slice index alone, AUC of AD against NC: {told}")
 
 
@@ -242,10 +218,6 @@ def span(values):
     """Text of the median and, where they differ, the lowest and the highest value: "78 (67 to 90)", or "78"."""
     low, high = min(values), max(values)
     return f"{np.median(values):g}" + (f" ({low:g} to {high:g})" if low < high else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
 
 
 def save_samples(path, found, resolution):
@@ -264,9 +236,9 @@ def rows_to_draw(split, pixels, scans, reasons):
     for i, scan in enumerate(scans):
         rows.setdefault(scan, []).append(i)
     middle = {scan: pixels[indices[len(indices) // 2]] for scan, indices in rows.items()}
-    sound = sorted((scan for scan in rows if scan not in reasons), key=lambda scan: middle[scan].mean())
+    sound = sorted((middle[scan] for scan in rows if scan not in reasons), key=np.mean)
     drawn = []
     for scan, reason in reasons.items():
         full = np.uint8(middle[scan] * (255 / max(1, middle[scan].max())))
-        drawn.append((textwrap.fill(f"{split} {scan}: {reason}", 40), [middle[scan], full, middle[sound[len(sound) // 2]]]))
+        drawn.append((textwrap.fill(f"{split} {scan}: {reason}", 40), [middle[scan], full, sound[len(sound) // 2]]))
     return drawn

@@ -324,30 +324,6 @@ def test_damaged_image_files_are_skipped(data):
         check_slices(folder)
 
 
-@cases(4, 0.2)
-@given(st.data())
-def test_dataset_report_survives_damaged_image_files(data):
-    with elsewhere() as folder:
-        (folder / "AD").mkdir()
-        for name in data.draw(st.lists(NAMES, min_size=1, max_size=2, unique_by=str.lower)):
-            (folder / "AD" / name).write_bytes(data.draw(damaged(PICTURES[data.draw(st.sampled_from(sorted(PICTURES)))])))
-        cli(dataset_command.main, "--dataset_dir", folder, "--classes", "AD", "--resolution", 32, "--output_dir", folder / "out")
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_image_file_cut_at_any_byte_decodes_or_is_skipped(name):
-    """At every 64th byte; PIL may raise what it likes, or show the part that is there."""
-    content = PICTURES[name]
-    with elsewhere() as folder, in_time():
-        paths = [folder / f"{end:06d}{os.path.splitext(name)[1]}" for end in range(0, len(content) + 64, 64)]
-        for path in paths:
-            path.write_bytes(content[: int(path.stem)])
-        found = decode.for_each(lambda path: decode.decode(str(path), 32), paths)
-        assert all(one is None or one.shape == (32, 32) and one.dtype == np.uint8 for one in found)
-        refused = "lab.tif gif.png webp.png script.png long.png high.png animated.png pages.tif".split()
-        assert (found[-1] is None) == (name in refused)
-
-
 def test_only_the_formats_in_the_readme_are_decoded(tmp_path, monkeypatch):
     """PIL knows 40 formats by their first bytes, and runs Ghostscript on one of them."""
     from PIL import EpsImagePlugin

@@ -30,13 +30,6 @@ def test_a_class_that_is_nearly_black_is_rejected():
         assert "\n" not in str(refused.value)
 
 
-def test_single_black_slices_are_not_refused(capsys):
-    assert said(capsys, {"AD": [220, 0] + [210] * 20, "NC": [224, 215, 218, 190]}) == ""
-    text = said(capsys, {"AD": [220, 0] + [210] * 8, "NC": [224, 215, 60, 218, 190]})
-    assert text == "warning: data: 10% of the slices of AD are black or far darker than the others\n"
-    assert said(capsys, {"NC": [224, 0]}) == "warning: data: 50% of the slices of NC are black or far darker than the others\n"
-
-
 def test_a_dark_class_is_named(capsys):
     dark = {"AD": [40, 41, 39], "NC": [64, 70, 75]}
     assert said(capsys, dark) == "warning: data: AD is dark: the brightest parts of its slices are at 41 of 255\n"
@@ -102,9 +95,3 @@ def test_levels_and_kinds_are_named_by_class(capsys):
 def test_files_of_several_images_are_counted(capsys):
     warn_of_kinds("data", {"AD": np.array([PAGES, FIRST_KIND, PAGES])}, {"AD": {}})
     assert "2 files with several images cannot be used" in capsys.readouterr().err
-
-
-def test_a_line_is_printed_once(capsys):
-    for line in ("a", "b", "a"):
-        warn_once(line)
-    assert capsys.readouterr().err == "a\nb\n"

@@ -101,17 +101,6 @@ def test_pad_and_resize_keeps_every_pixel_at_the_right_size(width, height):
         assert top == 8 and not expected[:8].any() and not expected[-8:].any()
 
 
-@pytest.mark.parametrize("width, height", [(400, 200), (40, 80), (99, 50)])
-def test_pad_and_resize_does_not_stretch(width, height):
-    y, x = np.mgrid[:height, :width]
-    radius = min(width, height) * 0.4
-    disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius**2).astype(np.uint8) * 255
-    result = np.asarray(pad_and_resize(Image.fromarray(disc), 128)) > 127
-    expected = 2 * radius * 128 / max(width, height)
-    assert abs(np.ptp(np.flatnonzero(result.any(0))) + 1 - expected) < 3
-    assert abs(np.ptp(np.flatnonzero(result.any(1))) + 1 - expected) < 3
-
-
 def test_pad_and_resize_is_antialiased():
     checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     result = np.asarray(pad_and_resize(Image.fromarray(checkerboard), 32), int)

@@ -165,10 +165,6 @@ def test_days_come_first_in_the_whole_table_if_they_do_in_one_row(read):
     assert [scan.date for scan in found.values()] == ["2011-03-05", "2011-04-18", "2011-03-05"]
 
 
-def test_rows_of_one_scan_whose_dates_are_written_differently_agree(read):
-    assert read("image,subject,date\n1,a,5/03/2011\n1,a,20110503\n") == {"1": Scan("1", "a", date="2011-05-03")}
-
-
 def excel():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as book:
@@ -176,9 +172,9 @@ def excel():
     return file.getvalue()
 
 
-def picture(kind):
+def picture():
     file = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file, kind)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -186,40 +182,29 @@ def picture(kind):
     "content, message",
     [
         (excel(), "not a text file .* save the table as CSV"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(range(256)) * 9, "not a text file"),
-        (picture("png"), "not a text file"),
-        (picture("jpeg"), "not a text file"),
-        (b"SQLite format 3\0" + bytes(range(256)) * 40, "not a text file .* save the table as CSV"),
+        (picture(), "not a text file"),
         ("", "empty"),
         ("image,person\n1,a\n", "no column Subject; its first line is image, person"),
-        ("a,b\n1,a\n", "no column Image Data ID .* and no column Subject"),
         ("image,subject\n1,a\n2\n", "line 3: image 2 has no subject"),
         ("image,subject\n1,a\n2,b\nI1,c\n", "lines 2 and 4 contradict each other: image 1 has person a and c"),
         ("image,subject,group\n1,a,AD\n1,a,MCI\n", "lines 2 and 3 .* group AD and MCI"),
         ("image,subject\n1," + "a" * 200_000 + "\n", "not a CSV"),
-        (b"\xff\xfe", "empty"),
         ("sep=;\n", "empty"),
         ("Bild-ID;Proband\n1;a\n", "no column Image Data ID .*; its first line is Bild-ID, Proband"),
-        ("1,a\n2,b\n", "no column"),
         (TABLE.splitlines()[0], "no rows"),
         ("image,subject\n1,ann\n2,bob,x\n", "line 3: 3 cells, but the header has 2"),
-        ("image,subject\n218,391,ann\n", "line 2: 3 cells, but the header has 2"),
         ('image,subject\n1,"ann\n2,bob\n3,carl\n', "quotation marks do not match"),
         ('image,subject\n1,"ann\n2,bob"\n', "line 2: a quotation mark is not closed"),
         ('image,subject,note\n1,ann,"x\n2,bob,y"\n', "line 2: a quotation mark is not closed"),
         ('"image","subject"\n"1","ann\n"2","bob"\n', "quotation marks do not match"),
         ("image,subject,subject\n1,ann,bob\n", "two columns are called subject; remove one"),
         ("\n\nremark\nimage,subject\n\n1,a\nx7,b\n", "line 7: 'x7' is neither"),
-        ("image,subject\n2.184E+05,a\n", "line 2: '2.184E\\+05' is neither"),
         ("participant_id\tage\nn/a\t30\n", "no rows below its header that name an image"),
         ("image,subject\n1,n/a\n", "line 2: image 1 has no subject"),
         ("image,subject\n1,1.23E+05\n", "line 2: a spreadsheet has shortened the subject 1.23E\\+05; format"),
-        ('"image" "subject"\n"1" "2" "ann"\n', "no column Image Data ID"),
         ("{", "not a JSON file"),
         ("[" * 100_000, "not a JSON file"),
-        ("[]", "no entry such as"),
         ("{}", "no entry such as"),
-        ('{"218391": {"label": 2}}', "no entry such as"),
     ],
 )
 def test_what_is_no_table_is_refused_in_one_line(read, tmp_path, content, message):
@@ -271,12 +256,6 @@ def test_metadata_that_gives_a_scan_to_two_people_is_refused(read):
     with pytest.raises(UserError, match="entries of one image contradict each other: image 100 has person"):
         read(json.dumps({"100": one, "I100": other}))
     assert list(read(json.dumps({"100": one, "I0100": one}))) == ["100"]
-
-
-def test_labels_that_are_neither_numbers_nor_words_are_unknown(read, capsys):
-    labels = True, [2], None, float("inf"), {"dx": 2}
-    found = read(json.dumps({str(i): entry(RAW["100"], label) for i, label in enumerate(labels)}))
-    assert [scan.group for scan in found.values()] == [None] * 5 and "unknown (5)" in capsys.readouterr().err
 
 
 def test_date_in_a_path_is_a_day_that_exists():

@@ -12,7 +12,6 @@ from data.subjects import (
     contradictions,
     find_subjects,
     identify,
-    image_order,
     read_subjects,
     resampled_text,
     resampling_groups,
@@ -40,12 +39,10 @@ def table(tmp_path, content):
     [
         ("218391_78.jpeg", "218391"),
         ("AD/deep/218391_78.PNG", "218391"),
-        ("I218391_78.tif", "218391"),
         ("000003_75.jpeg", "3"),
         ("000_1.png", "0"),
         ("218391.jpeg", None),
         ("mild_12.jpg", None),
-        ("AD/21x_78.jpeg", None),
         ("²_1.png", None),
     ],
 )
@@ -57,14 +54,10 @@ def test_scan_id_reads_the_number_before_the_underscore(name, image):
     "name, index",
     [
         ("AD/218391_78.jpeg", 78),
-        ("AD\\I218391_078.PNG", 78),
         ("sub-01_ses-02_T1w_90.jpeg", 90),
         ("mild_0.png", 0),
-        ("AD_NC/218391.jpeg", None),
         ("218391_78", None),
         ("218391_-1.png", None),
-        ("218391_78_.png", None),
-        ("218391_7.8.png", None),
         ("1_" + "9" * 5000 + ".png", None),
     ],
 )
@@ -72,25 +65,9 @@ def test_slice_index_is_the_number_after_the_last_underscore(name, index):
     assert slice_index(name) == index
 
 
-def test_read_subjects_takes_the_columns_of_lonis_search(tmp_path):
-    text = "Subject ID,Sex,Research Group,Study Date,Age,Image ID\na,Female,MCI,1/2/2010,70,7\n"
-    assert read_subjects(table(tmp_path, text)) == {"7": Scan("7", "a", "MCI", "F", 70.0, "2010-01-02")}
-
-
-def test_read_subjects_takes_two_columns_and_leaves_the_rest_unknown(tmp_path):
-    found = read_subjects(table(tmp_path, 'image,subject\nI7, anna \n\n008,"berta, b."\n12_80.jpeg,anna\n'))
-    assert found == {"7": Scan("7", "anna"), "8": Scan("8", "berta, b."), "12": Scan("12", "anna")}
-
-
 def test_read_subjects_merges_rows_of_one_image(tmp_path):
     found = read_subjects(table(tmp_path, "path,subject,class,age\nAD/5_1.png,x,AD,\nAD/5_2.png,x,,71\nAD/5_3.png,x,N/A,71.0\n"))
     assert found == {"5": Scan("5", "x", "AD", None, 71.0)}
-
-
-def test_read_subjects_refuses_what_is_no_file(tmp_path):
-    for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
-            read_subjects(str(path))
 
 
 def test_read_subjects_refuses_what_never_ends(monkeypatch, tmp_path):
@@ -160,10 +137,6 @@ def test_identify_tells_people_by_bids_names_and_sessions_before_people():
     assert identify(names[:1]) == [Scan("sub-01_ses-2_T1w", "sub-01")]
 
 
-def test_image_order_is_by_number():
-    assert sorted(["100", "9", "sub-10", "20", "sub-9"], key=image_order) == ["9", "20", "100", "sub-9", "sub-10"]
-
-
 def test_contradictions_are_of_known_diagnoses_only():
     groups = {"1": "AD", "2": "Dementia", "3": "CN", "4": "hc", "5": "MCI", "6": "patient", "7": None, "8": "AD", "9": "MCI"}
     table = {image: Scan(image, "p", group) for image, group in groups.items()}
@@ -215,14 +188,6 @@ def test_find_subjects_finds_the_table_of_phantoms_beside_or_above_the_slices(st
     (study / place / "subjects.csv").write_text("path,subject,class,age\ntrain/AD/1_7.png,ann,AD,70\n")
     assert find_subjects(None, str(study / "AD_NC/train")) == {"1": Scan("1", "ann", "AD", age=70.0)}
     assert f"note: {study / place / 'subjects.csv'} tells whose the slices are (1 people, 1 scans)" in capsys.readouterr().err
-
-
-def test_find_subjects_follows_a_link_to_the_data_set(study, tmp_path):
-    try:
-        (tmp_path / "link").symlink_to(study / "AD_NC/train")
-    except OSError:
-        pytest.skip("no links here")
-    assert len(find_subjects(None, str(tmp_path / "link"))) == 6
 
 
 def test_an_explicit_table_wins_and_says_if_it_knows_no_scan(study, capsys):
