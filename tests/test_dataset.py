@@ -1,9 +1,12 @@
 """The pixels against a second computation, damaged folders and caches, and the batches of a shard."""
 
 import errno
+import hashlib
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -411,3 +414,24 @@ def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
     (data / "NC/1_1.png").write_bytes(b"")
     assert "no readable slice" in refusal(data) and "1_1.png" in refusal(data)
     assert load(data, classes="AD").counts == {"AD": 5}
+
+
+@pytest.mark.slow
+def test_cache_of_two_processes_that_start_together(data, tmp_path):
+    for i in range(300):
+        save(data / f"NC/9{i:03}_1.png", noise(64, 64, i))
+    code = (
+        "import sys, os, time, hashlib; import numpy as np; from dataset import Slices\n"
+        f"me, other = sys.argv[1:]; open(me, 'w').close()\nwhile not os.path.exists(other): time.sleep(0.001)\n"
+        f"s = Slices({str(data)!r}, resolution=32)\n"
+        "print(hashlib.sha256(s[np.arange(len(s))]).hexdigest(), s.counts)"
+    )
+    flags = [str(tmp_path / "one"), str(tmp_path / "two")]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, *order], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for order in (flags, flags[::-1])
+    ]
+    outputs = [run.communicate(timeout=300) for run in runs]
+    assert outputs[0] == outputs[1] and outputs[0][1] == ""
+    slices = load(data)
+    assert hashlib.sha256(slices[np.arange(len(slices))]).hexdigest() in outputs[0][0]

@@ -369,3 +369,14 @@ def test_stacks_of_imagej_are_left_out(tmp_path, images, status):
     text = f"ImageJ=1.53t\nimages={images}\nslices={images}\n"
     content = encoded(Image.fromarray(BRAIN), "TIFF", description=text)
     assert read(tmp_path, [content]).status.tolist() == [status]
+
+
+@pytest.mark.parametrize("width, height", [(400, 200), (40, 80), (99, 50)])
+def test_pad_and_resize_does_not_stretch(width, height):
+    y, x = np.mgrid[:height, :width]
+    radius = min(width, height) * 0.4
+    disc = ((x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 <= radius**2).astype(np.uint8) * 255
+    result = np.asarray(pad_and_resize(Image.fromarray(disc), 128)) > 127
+    expected = 2 * radius * 128 / max(width, height)
+    assert abs(np.ptp(np.flatnonzero(result.any(0))) + 1 - expected) < 3
+    assert abs(np.ptp(np.flatnonzero(result.any(1))) + 1 - expected) < 3
