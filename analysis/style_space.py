@@ -6,8 +6,8 @@
 
 Two models share no style space: if their seeds differ, their style vectors are fully separated before any training; if they share
 a seed, they start identical and drift apart. So `verdict` compares AD and NC with a control: NC and a second NC model. One
-conditional model has one style space for both classes, but is told the class; real slices are projected into it without their
-class, and `conditional_verdict` says whether they are separated there.
+conditional model has one style space for both classes, but is told the class; real slices are encoded without it
+(encoded_maps.py), and `real_verdict` says whether they are separated there.
 """
 
 from typing import NamedTuple
@@ -155,12 +155,15 @@ def verdict(pair, control=None, comparable=True):
     return text
 
 
-def conditional_verdict(real=None, position=None):
-    """What a conditional model shows, given the StyleSeparation of real slices in its style space (None: none were projected) and
-    the `position_probe` of the same probe: where the slice index explains as much, AD and NC are not called separated."""
-    text = "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease. "
-    if real is None:
-        return text + "--dataset_dir AD_NC/test would project real slices into its style space."
+CONDITIONAL_NOTE = (
+    "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease: with --dataset_dir "
+    "AD_NC/test real slices are encoded and mapped."
+)
+
+
+def real_verdict(real, position=None):
+    """What the StyleSeparation of encoded real slices shows, given the `position_probe` of the same probe: where the slice index
+    explains as much, AD and NC are not called separated."""
     tested = f"AUC {real.auc}, p = {real.p:.3f} by permutation of people"
     if np.isnan(real.p):
         separation = "too few people to tell whether they are separated"
@@ -169,9 +172,9 @@ def conditional_verdict(real=None, position=None):
     elif position and not beyond_position(real.auc, position):
         separation = f"{tested}, but no more than slice position may explain"
     else:
-        separation = f"they are separated there more than by chance, {tested}"
-    found = f"Real slices, projected into its style space without their class: {separation}."
-    return " ".join([text + found, *(position_text(position) if position else [])])
+        separation = f"they are separated more than by chance, {tested}"
+    sentence = f"Real AD and NC slices, encoded without their class: {separation}."
+    return " ".join([sentence, *(position_text(position) if position else [])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
