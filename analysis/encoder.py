@@ -183,13 +183,17 @@ def principal_components(w, count):
     return mean, (vectors[:count] * values[:count, None] / len(w) ** 0.5).to(w)
 
 
-def train_encoder(model, seed=0, progress=False):
-    """The Encoder of a Model, in evaluation mode: trained on SLICES of its slices, calibrated on HELD_OUT others."""
-    side = min(SIDE, model.resolution)
-    pixels, w = draw_slices(model, SLICES + HELD_OUT, side, seed, progress)
+def untrained_encoder(model, seed=0):
+    """An Encoder for a Model with random weights, by `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(side, w.shape[1])
+        return Encoder(min(SIDE, model.resolution), model.mapping.w_dim).to(model.device).eval().requires_grad_(False)
+
+
+def train_encoder(model, seed=0, progress=False):
+    """The Encoder of a Model, in evaluation mode: trained on SLICES of its slices, calibrated on HELD_OUT others."""
+    pixels, w = draw_slices(model, SLICES + HELD_OUT, min(SIDE, model.resolution), seed, progress)
+    encoder = untrained_encoder(model, seed).cpu()
     encoder.mean, encoder.basis = principal_components(w[:SLICES], len(encoder.basis))
     points = (w - encoder.mean) @ torch.linalg.pinv(encoder.basis)
     encoder.to(model.device)
@@ -202,7 +206,7 @@ def train_encoder(model, seed=0, progress=False):
 def fit_network(encoder, pixels, points, seed, progress):
     """Train the network on slices uint8 [N, side, side] and their points [N, K] by the normal likelihood of the points."""
     device = encoder.mean.device
-    network = encoder.network.to(memory_format=torch.channels_last)
+    network = encoder.requires_grad_(True).network.to(memory_format=torch.channels_last)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.05, cycle_momentum=False)
@@ -223,7 +227,7 @@ def fit_network(encoder, pixels, points, seed, progress):
             averaged.update_parameters(network)
             bar.update(BATCH)
     network.load_state_dict(averaged.module.state_dict())
-    encoder.eval().requires_grad_(False)
+    encoder.requires_grad_(False)
 
 
 @torch.no_grad()

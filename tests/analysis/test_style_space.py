@@ -144,8 +144,7 @@ def test_chance_fraction_is_the_mean_over_permuted_labels(sizes, expected):
 
 
 def permuted(points, classes, groups):
-    found = auc(styles.probe_scores(points, classes, groups), classes == 1)
-    return styles.permutation_test(points, classes, groups, found)
+    return styles.permutation_test(lambda labels: auc(styles.probe_scores(points, labels, groups), labels == 1), classes, groups)
 
 
 def test_permutation_test_finds_a_difference_between_people_but_none_between_their_slices(monkeypatch):
