@@ -142,15 +142,8 @@ def ladder_table(rungs, classifier):
     """A ReportTable of `ladder`'s rungs and of `classify`'s results for real training slices, the best that is known."""
     rows = [[name, of["auc"], of["position"]["position-stratified"], of["p"], of["detectable"]] for name, of in rungs.items()]
     position = classifier.get("position", {})
-    rows.append(
-        [
-            "classifier of real slices",
-            classifier["auc"],
-            position.get("position-stratified"),
-            classifier["p"],
-            classifier["detectable"],
-        ]
-    )
+    of_position = position.get("position-stratified"), classifier["p"], classifier["detectable"]
+    rows.append(["classifier of real slices", classifier["auc"], *of_position])
     if position.get("slice index alone"):
         rows.insert(0, ["nothing but the slice index", position["slice index alone"], None, None, None])
     caption = (

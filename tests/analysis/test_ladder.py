@@ -36,18 +36,14 @@ def test_ladder_finds_what_is_there_on_every_rung(conditional, monkeypatch, cont
     rng = np.random.default_rng(1)
     monkeypatch.setattr(ladder_module, "find_encoder", lambda model, *_: encoder_module.untrained_encoder(model, 3))
 
-    def draw(people, seed):
+    def draw(people):
         y, x = np.mgrid[-1:1:32j, -1:1:32j]
         disc = np.hypot(x, y) < 0.5
         brightness = {name: 100 + contrast * (name == "AD") + rng.normal(0, 10, (people, 1)) for name in CLASSES}
-        return {
-            name: np.uint8(
-                np.clip(brightness[name].repeat(3, 0)[:, :, None] * disc + rng.normal(0, 5, (3 * people, 32, 32)), 0, 255)
-            )
-            for name in CLASSES
-        }
+        slices = {name: of.repeat(3, 0)[:, :, None] * disc for name, of in brightness.items()}
+        return {name: np.uint8(np.clip(of + rng.normal(0, 5, of.shape), 0, 255)) for name, of in slices.items()}
 
-    train, held_out, generated = draw(20, 0), draw(12, 1), draw(20, 2)
+    train, held_out, generated = draw(20), draw(12), draw(20)
     groups = np.repeat([f"people {i}" for i in range(24)], 3)
     names = [f"{'AD' if i < 36 else 'NC'}/{i // 3}_{i % 3}.png" for i in range(72)]
     rungs = ladder([conditional], train, held_out, generated, groups, names)
