@@ -1,5 +1,7 @@
 """The encoder of a generator: slice -> style vector, by a convolutional network that learns from generated slices alone.
 
+    python -m analysis.encoder models/axial/all-conditional     # how good it is, on generated slices that it has not seen
+
     encoder = find_encoder(model, seed=0, progress=True)    # encoder.pt beside generator.pt; made if there is none
     encoded = encoder.encode(pixels)                        # uint8 [N, R, R] -> Encoded
     w = encoder.style_vectors(encoded.points)               # [N, w_dim]
@@ -23,9 +25,19 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from analysis.models import weights_checksum
+from analysis.models import load_model, weights_checksum
 from dataset import resize, to_float, to_uint8
-from utils import atomic_path, load_tensors, pick_dtype, printable, random_stream, save_tensors
+from utils import (
+    ArgumentParser,
+    atomic_path,
+    load_tensors,
+    pick_device,
+    pick_dtype,
+    printable,
+    random_stream,
+    run_cli,
+    save_tensors,
+)
 
 FILES = {"last": "encoder.pt", "best": "best_encoder.pt"}  # of a run; each belongs to one of models.WEIGHTS
 SIDE, COMPONENTS, WIDTH, HIDDEN = 64, 64, 32, 256  # pixels of a slice, principal components of w, channels, hidden units
@@ -278,3 +290,49 @@ def find_encoder(model, seed=0, progress=False):
     except OSError as error:
         tell(f"not saved ({error.strerror}), so the next command makes it again")
     return encoder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def measure(model, encoder, count=1000, seed=1):
+    """{what: number} of `count` unseen generated slices: R^2 of the components and of w, coverage of 90% intervals, and the share
+    that is refused, as they are and changed."""
+    pixels, w = draw_slices(model, count, encoder.side, seed)
+    encoded, w = encoder.encode(pixels), w.to(encoder.mean)
+    points = ((w - encoder.mean) @ torch.linalg.pinv(encoder.basis)).cpu().numpy()
+    explained = 1 - np.square(points - encoded.points).mean(0) / points.var(0)
+    left = (encoder.style_vectors(encoded.points) - w).square().sum() / (w - w.mean(0)).square().sum()
+    covered = np.abs(points - encoded.points) < COVERAGE[1] * encoded.deviation
+    found = {"R^2 of the components": explained.mean(), "of the first eight": explained[:8].mean(), "of w": 1 - left.item()}
+    found["coverage of 90% intervals"] = covered.mean()
+    some, third = pixels[: max(1, count // 5)], encoder.side // 3
+    black = some.copy()
+    black[:, third : 2 * third, third : 2 * third] = 0
+    noisy = (some + np.random.default_rng(seed).normal(0, 50, some.shape)).round().clip(0, 255).astype(np.uint8)
+    changed = {
+        "generated": pixels,
+        "mirrored": some[:, :, ::-1],
+        "upside down": some[:, ::-1],
+        "noisy": noisy,
+        "blacked out": black,
+    }
+    for name, slices in changed.items():
+        found[f"refused: {name}"] = (encoder.outside(model, slices, encoder.encode(slices)) > 1).mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def main(argv=None):
+    parser = ArgumentParser("Measure the encoder of a run, which is made if there is none.", "-m analysis.encoder model/AD")
+    parser.prog = "-m analysis.encoder"
+    parser.add_argument("run", help="folder of a run")
+    args = parser.parse_args(argv)
+    model = load_model(os.path.normpath(args.run), pick_device("auto"))
+    for name, value in measure(model, find_encoder(model, progress=True)).items():
+        print(f"{name}: {value:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
