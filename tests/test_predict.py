@@ -1,5 +1,6 @@
 """predict.py: what its flags write, which runs they mean, and what is refused."""
 
+import csv
 import json
 import os
 import shutil
@@ -153,6 +154,24 @@ def test_truncation_applies_to_figures_of_latents(models, tmp_path):
 # Real slices, and judgement
 
 
+def test_encode_writes_a_row_and_a_style_vector_for_every_slice(models, slices_dir, tmp_path, capsys, quick):
+    test_dir = os.path.join(os.path.dirname(slices_dir), "test")
+    assert run(models, tmp_path, "--classes", "all-conditional", "--encode", test_dir) == 0
+    with open(tmp_path / "all-conditional_encoded.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["class"], row["scan"], row["slice"]) for row in rows[5:7]] == [
+        ("AD/105_0.png", "AD", "105", "0"),
+        ("NC/100_0.png", "NC", "100", "0"),
+    ]
+    assert len(rows) == 13 and all((float(row["outside"]) > 1) == (row["refused"] == "True") for row in rows)
+    with np.load(tmp_path / "all-conditional_encoded.npz", allow_pickle=False) as kept:
+        assert kept["w"].shape == (13, 256) and (kept["deviation"] > 0).all()
+        np.testing.assert_allclose(kept["w"], kept["mean"] + kept["points"] @ kept["basis"], rtol=1e-4, atol=1e-5)
+    assert read_image(tmp_path / "all-conditional_encoded.png").shape[0] > 3 * 128
+    refused = sum(row["refused"] == "True" for row in rows) / 13
+    assert f"13 slices encoded: {tmp_path}" in (out := capsys.readouterr().out) and f"{refused:.0%} are refused" in out
+
+
 @pytest.mark.slow
 def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
@@ -175,6 +194,7 @@ def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
         "AD and NC of the same latents",
         "real slices projected",
         "a classifier of AD and NC",
+        "what the style space keeps of AD and NC",
         "metrics",
         "Style space",
         "Real slices, encoded by all-conditional",
