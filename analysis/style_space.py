@@ -183,7 +183,7 @@ def real_verdict(real, position=None):
     else:
         separation = f"they are separated more than by chance, {tested}"
     sentence = f"Real AD and NC slices, encoded without their class: {separation}."
-    return " ".join([sentence, *(position_text(position) if position else [])])
+    return " ".join([sentence, *(position_text(position, shown=real.p <= SIGNIFICANT) if position else [])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,9 @@ def draw_encoded(encoded, settings, output_dir):
     plot_encoded(encoded, f"{base}.png", "\n".join(text))
     columns, rows = ["set", "file", "x", "y", "refused", *encoded.values], []
     for name, one in encoded.sets.items():
-        rows += [[name, "", *point] for point in one.points.tolist() if not name.startswith("real")]
+        rows += [
+            [name, "", *point] + [""] * (1 + len(encoded.values)) for point in one.points.tolist() if not name.startswith("real")
+        ]
     points = np.concatenate([one.points for name, one in encoded.sets.items() if name.startswith("real")]).tolist()
     for i, (name, point) in enumerate(zip(encoded.real.names, points)):
         values = [value[i] for value in encoded.values.values()]
@@ -156,7 +158,8 @@ def plot_encoded(encoded, path, note):
     generated = np.concatenate([one.points for name, one in encoded.sets.items() if not name.startswith("real")])
     measures, values = measures_of(encoded.separation, encoded.position), {"class": np.array(CLASSES)[encoded.real.classes]}
     values |= {name: of for name, of in encoded.values.items() if (of != "" if of.dtype.kind == "U" else np.isfinite(of)).any()}
-    columns, width = 3, 12.6
+    columns = 2 if len(values) in (2, 4) else 3
+    width = 4.2 * columns
     lines, note = -(-len(values) // columns), wrap(note, width)
     figure = Figure(figsize=(width, 4.3 * lines + 0.5 * len(measures) + 0.4 + 0.17 * note.count("\n")), layout="constrained")
     grid = figure.add_gridspec(lines + 1, columns, height_ratios=[4.3] * lines + [0.5 * len(measures)])
@@ -199,7 +202,8 @@ def _scatter_values(axes, points, values):
     axes.scatter(*points[order].T, c=[VALUE_COLOURS[value] for value in values[order]], **style)
     for value in np.unique(values[known]):
         axes.scatter([], [], s=20, color=VALUE_COLOURS[value], label=f"real {value} ({(values == value).sum()})")
-    axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8)
+    for handle in axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8).legend_handles:
+        handle.set_sizes([20])
 
 
 def _draw_measures(axes, measures, rows):
