@@ -204,7 +204,10 @@ def main(argv=None):
         mapped = map_models({flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}, args.model_dir, args.which, device)
     models = models_to_look_into(args, mapped, device)
     specs = style_maps.map_specs(*(mapped.get(flag) for flag in MAP_FLAGS))
-    real = args.plot_umap and args.dataset_dir and read_real_slices(args.dataset_dir, models[0].resolution, table)
+    real = None
+    if args.plot_umap and args.dataset_dir:
+        resolution = max(source.model.resolution for spec in specs for source in spec.sources.values())
+        real = read_real_slices(args.dataset_dir, resolution, table)
     make_folder(args.output_dir, "--output_dir")
     models, sections = name_apart(models), []
     for model in models:

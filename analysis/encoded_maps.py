@@ -63,7 +63,7 @@ class EncodedMap(NamedTuple):
 
     @property
     def title(self):
-        return f"real slices, encoded by {self.model.name}"
+        return f"Real slices, encoded by {self.model.name}"
 
 
 def read_real_slices(dataset_dir, resolution, table=None, chunk=256):

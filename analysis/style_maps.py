@@ -76,7 +76,7 @@ class StyleMap(NamedTuple):
     """A map and what is known of it."""
 
     spec: MapSpec
-    sets: dict  # {legend: w [n, w_dim]}, real slices last
+    sets: dict  # {legend: w [n, w_dim]}
     points: dict  # {legend: [n, 2]}
     separation: StyleSeparation  # of the two sources
     epochs: list = []  # of EpochMap; empty if the runs have saved no style vectors

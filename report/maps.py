@@ -81,7 +81,7 @@ def draw_encoded(encoded, settings, output_dir):
     numbers = {"separation": encoded.separation, "mixing": encoded.mixing, "refused": encoded.refused.mean()} | encoded.position
     if encoded.age:
         text, tables, numbers = text + age_sentences(encoded.age), [*tables, age_table(encoded.age)], numbers | {"age": encoded.age}
-    return Section(encoded.title.capitalize(), text, tables, [ReportFigure(f"{base}.png", caption)], numbers)
+    return Section(encoded.title, text, tables, [ReportFigure(f"{base}.png", caption)], numbers)
 
 
 def separation_table(separations, position=None):
