@@ -91,7 +91,8 @@ class Encoder(nn.Module):
             size = 3 if i else 5
             layers += [nn.Conv2d(before, after, size, 2, size // 2), nn.SiLU()]
         features = channels[-1] * (side // 16) ** 2
-        self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2 * count))
+        layers += [nn.Flatten(), nn.Linear(features, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2 * count)]
+        self.network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.zeros(w_dim))
         self.register_buffer("basis", torch.zeros(count, w_dim))
         self.register_buffer("scale", torch.ones(count))
@@ -218,7 +219,7 @@ def train_encoder(model, seed=0, progress=False):
 def fit_network(encoder, pixels, points, seed, progress):
     """Train the network on slices uint8 [N, side, side] and their points [N, K] by the normal likelihood of the points."""
     device = encoder.mean.device
-    network = encoder.requires_grad_(True).network.to(memory_format=torch.channels_last)
+    network = encoder.requires_grad_(True).network
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.05, cycle_momentum=False)

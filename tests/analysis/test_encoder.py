@@ -19,7 +19,15 @@ QUICK = {"SLICES": 2048, "HELD_OUT": 1024, "STEPS": 250}
 def plain_model():
     """An untrained class-conditional model of 32x32, whose eight style components its slices show."""
     torch.manual_seed(0)
-    sizes = {"resolution": 32, "channel_base": 256, "channel_max": 16, "z_dim": 8, "w_dim": 8, "num_classes": 2}
+    sizes = {
+        "resolution": 32,
+        "channel_base": 256,
+        "channel_max": 16,
+        "z_dim": 8,
+        "w_dim": 8,
+        "num_classes": 2,
+        "mapping_layers": 8,
+    }
     networks = build_generator(sizes).eval().requires_grad_(False)
     networks["generator"].blocks[-1].image_bias.zero_()
     for block in networks["generator"].blocks:
