@@ -71,7 +71,7 @@ class Normal(nn.Module):
         identity = torch.eye(len(covariance), dtype=torch.double, device=covariance.device)
         level = covariance.trace() / len(covariance) + 1e-9
         lower = torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * level * identity)
-        self.whitening = torch.linalg.inv(lower).to(self.centre)
+        self.whitening = torch.linalg.inv(lower).to(self.centre).contiguous()
 
     def forward(self, x):
         return ((x - self.centre) @ self.whitening.T).square().mean(1)
@@ -193,7 +193,7 @@ def principal_components(w, count):
     """(mean [D], basis [count, D]) of w [N, D]: unit vectors times the standard deviation along them."""
     mean = w.mean(0)
     _, values, vectors = torch.linalg.svd((w - mean).double(), full_matrices=False)
-    return mean, (vectors[:count] * values[:count, None] / len(w) ** 0.5).to(w)
+    return mean, (vectors[:count] * values[:count, None] / len(w) ** 0.5).to(w).contiguous()
 
 
 def untrained_encoder(model, seed=0):

@@ -208,7 +208,7 @@ def test_evaluation_of_a_conditional_model(models, slices_dir, tmp_path, quick):
     assert shown == [["a_{b}_classifier.png"], [], metrics]
     rows = sections[1].tables[0].rows
     assert [row[0] for row in rows][-1] == "classifier of real slices" and rows[-1][1] == result.classifier["train"]["auc"]
-    assert all(f"{row[0]} {row[1]}" in sections[1].text[0] for row in rows) and len(rows) == len(numbers["ladder"]) + 1
+    assert all(f"{row[0]} {row[1]}" in sections[1].text[0] for row in rows) and len(rows) == len(numbers["ladder"]) + 2
 
 
 @pytest.mark.slow
