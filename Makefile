@@ -27,7 +27,7 @@ demo-models:
 	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 0.5
 	rm -rf $(DEMO)/predictions
 	$(PREDICT) --classes all-conditional --export 200 --draw grid,morph
-	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --num_slices 5 --atlas True
+	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --atlas True
 	$(PY) -m analysis.areas $(DEMO)/AD_NC --generated $(DEMO)/predictions/all-conditional
 	@echo "Look at, in this order:"
 	@echo "  generated slices beside real ones:       $$(ls $(DEMO)/model/all-conditional/fake_vs_real/epoch_*.png | tail -n 1)"
@@ -35,6 +35,7 @@ demo-models:
 	@echo "  the table above: is AD / NC of the generated slices what it is in truth?"
 	@echo "  did training stay stable?                $(DEMO)/model/all-conditional/losses.png"
 	@echo "  do an AD and an NC model lie further apart than two NC models? $(DEMO)/predictions/umap.png"
+	@echo "  real slices in the conditional model's style space: $(DEMO)/predictions/umap_all-conditional.png"
 	@echo "  the same maps with the slice behind every point, in a browser: $(DEMO)/predictions/atlas.html"
 
 quick: $(VENV)/installed-dev

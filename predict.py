@@ -20,7 +20,6 @@ from utils import ArgumentParser, Group, UserError, make_folder, number, parse_b
 
 PICTURES = "grid", "mixing", "sweep", "interpolate", "noise", "pyramid", "directions", "morph"  # of --draw
 MAP_FLAGS = "AD_dir", "NC_dir", "control_dir", "conditional_dir"  # each takes a run
-COLOURS = "class", "age", "sex", "area"
 
 
 def choice(*names):
@@ -65,7 +64,7 @@ def parse_args(argv=None):
     args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
     if args.styles:
-        for name in ("plot_umap", "evaluate", "project", "export", "report"):
+        for name in ("plot_umap", "evaluate", "encode", "project", "export", "report"):
             if getattr(args, name):
                 raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{name}")
     if args.evaluate and not args.dataset_dir:
@@ -94,7 +93,9 @@ def add_image_flags(group):
     group.add("--draw", type=pictures, default="grid", metavar="NAME,...", help=text)
     text = "also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped"
     group.add("--export", type=number(int, 1, 10**7), metavar="N", help=text)
-    text = "find the style vectors that reproduce these real slices; with a conditional model also move them from AD to NC"
+    text = "the style vectors of real slices, by an encoder that the first use makes (minutes), and which the model cannot draw"
+    group.add("--encode", metavar="FILE|DIR", help=text)
+    text = "search for the style vectors that reproduce real slices; with a conditional model also move them from AD to NC"
     group.add("--project", metavar="FILE|DIR", help=text)
     text = "draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
     group.add("--styles", metavar="CSV", help=text)
@@ -107,14 +108,7 @@ def add_map_flags(group):
     text = "run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
     group.add("--control_dir", help=text)
     group.add("--conditional_dir", help="run of a conditional model, likewise (default: all-conditional, if there is one)")
-    text = "with a conditional model and --dataset_dir: real slices of each class to project into its style space"
-    group.add("--num_slices", type=number(int, 2), default=50, metavar="N", help=text)
     group.add_bool("--atlas", False, "also write atlas.html: one page of the maps in which every point shows its slice")
-    text = (
-        "what colours the points: their class; age or sex of the real slices' people (with --subjects and --dataset_dir, in a "
-        "conditional model); the area of the ventricles in each slice"
-    )
-    group.add("--colour", choices=COLOURS, default=COLOURS[0], help=text)
     text = (
         "how maps are made: method (umap, tsne or pca), UMAP's n_neighbors and min_dist, num_styles: style vectors of each "
         f"class (default: {' '.join(f'{name}={default}' for name, (_, default) in MAP_SETTINGS.items())})"
@@ -160,17 +154,13 @@ def map_setting(text):
 
 def check_map_flags(args):
     """UserError if a flag of the maps lacks another one."""
-    given = [flag for flag in (*MAP_FLAGS, "atlas") if getattr(args, flag)] + ["colour"] * (args.colour != "class")
+    given = [flag for flag in (*MAP_FLAGS, "atlas") if getattr(args, flag)]
     if given and not args.plot_umap:
         raise UserError(f"--{given[0]} belongs to --plot_umap True")
     missing = [f"--{flag}" for flag in ("AD_dir", "NC_dir") if args.plot_umap and not getattr(args, flag)]
     if missing and not (len(missing) == 2 and args.conditional_dir):
         needed = " and ".join(missing)
         raise UserError(f"--plot_umap True also needs {needed}: the run of that class's model, such as --AD_dir AD --NC_dir NC")
-    needed = [f"--{flag}" for flag in ("subjects", "dataset_dir") if args.colour in ("age", "sex") and not getattr(args, flag)]
-    if needed:
-        what = "real slices, with a table of their people, are projected into a conditional model"
-        raise UserError(f"--colour {args.colour} also needs {' and '.join(needed)}: {what}")
     if args.control_dir and missing:
         raise UserError("--control_dir is compared with --AD_dir and --NC_dir: give both")
 
@@ -180,20 +170,20 @@ if __name__ == "__main__":
 
 import torch
 
-from analysis import areas, style_maps
-from analysis.age_probe import age_probe
+from analysis import style_maps
+from analysis.encoded_maps import encoded_map, read_real_slices
+from analysis.encoder import find_encoder
 from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes
 from analysis.export import draw_style_table, export, read_style_table
 from analysis.models import holds_generator
-from analysis.position import slice_indices
 from analysis.projector import move_class, project, read_targets
 from analysis.runs import CONDITIONAL, choose_model, map_models, open_run
-from data.folders import find_splits
-from data.subjects import find_subjects
+from data.subjects import find_subjects, identify
 from report.atlas import write_style_atlas
 from report.evaluation_report import draw_evaluation
-from report.maps import age_section, draw_maps
-from report.projections import draw_chosen, draw_projection
+from report.maps import draw_encoded as draw_encoded_map
+from report.maps import draw_maps
+from report.projections import draw_chosen, draw_encoded, draw_projection
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids
 
@@ -208,22 +198,24 @@ def main(argv=None):
     if args.styles:
         show(chosen_styles(args, device))
         return 0
-    table = find_subjects(args.subjects, args.dataset_dir)
+    table = find_subjects(args.subjects, args.dataset_dir or args.encode)
     mapped = {}
     if args.plot_umap:
         mapped = map_models({flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}, args.model_dir, args.which, device)
     models = models_to_look_into(args, mapped, device)
     specs = style_maps.map_specs(*(mapped.get(flag) for flag in MAP_FLAGS))
-    real = real_slices(args, specs, table)
-    check_colour(args, specs, real)
+    real = None
+    if args.plot_umap and args.dataset_dir:
+        resolution = max(source.model.resolution for spec in specs for source in spec.sources.values())
+        real = read_real_slices(args.dataset_dir, resolution, table)
     make_folder(args.output_dir, "--output_dir")
     models, sections = name_apart(models), []
     for model in models:
-        sections += [show(section) for section in draw_model(args, model)]
+        sections += [show(section) for section in draw_model(args, model, table)]
     if args.evaluate or args.report and args.dataset_dir:
         sections += [show(section) for section in evaluate(args, models, table)]
     if args.plot_umap:
-        sections.append(show(plot_maps(args, specs, real)))
+        sections += [show(section) for section in plot_maps(args, specs, real)]
     if args.report:
         facts = report_facts(args, models, argv, start)
         print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
@@ -257,7 +249,7 @@ def models_to_look_into(args, mapped, device):
     return models
 
 
-def draw_model(args, model):
+def draw_model(args, model, table):
     """Yield the report.Sections of what the flags ask for of one model; --report asks for all pictures."""
     samples = Samples(model, args.seed, args.truncation, args.output_dir)
     for picture in PICTURES if args.report else args.draw:
@@ -267,6 +259,10 @@ def draw_model(args, model):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
+    if args.encode:
+        targets = read_targets(args.encode, model.resolution, "--encode")
+        encoder = find_encoder(model, args.seed, progress=True)
+        yield draw_encoded(model, encoder, targets, identify(targets.files, table), args.output_dir)
     if args.project:
         targets = read_targets(args.project, model.resolution)
         projection = project(model, targets.images, targets.labels, seed=args.seed, progress=True)
@@ -290,47 +286,24 @@ def report_facts(args, models, argv, start):
 # Maps
 
 
-def real_slices(args, specs, table):
-    """The RealSlices of --dataset_dir for the map of a conditional model among the MapSpecs; None without either."""
-    model = conditional_model(specs)
-    if model is None or not args.dataset_dir:
-        return None
-    return style_maps.read_real_slices(args.dataset_dir, args.num_slices, model.resolution, table)
-
-
-def conditional_model(specs):
-    return next((source.model for spec in specs for source in spec.sources.values() if source.model.is_conditional), None)
-
-
-def check_colour(args, specs, real):
-    """UserError if there is nothing for --colour in the MapSpecs or the RealSlices: before any work is done."""
-    if args.colour in ("age", "sex"):
-        if real is None:
-            what = "real slices are projected into a conditional model"
-            raise UserError(f"--colour {args.colour} also needs --conditional_dir: {what}")
-        if all(getattr(scan, args.colour) is None for scan in real.scans):
-            raise UserError(f"--colour {args.colour}: --subjects tells the {args.colour} of none of the {len(real.scans)} slices")
-    if args.colour == "area":
-        for spec in specs:
-            for model, _ in spec.sources.values():
-                if (side := model.resolution) < areas.SIDE:
-                    text = f"draws {side}x{side} pixels; areas need {areas.SIDE}x{areas.SIDE} at least"
-                    raise UserError(f"--colour area: {model.folder} {text}")
-            style_maps.ventricle_areas(spec, style_maps.style_sets(spec, 16, args.seed))  # refuses slices whose view cannot be told
-
-
 def plot_maps(args, specs, real):
-    """The report.Section of the maps of MapSpecs, with an atlas if it is asked for."""
-    if real:
-        real = style_maps.project_slices(real, conditional_model(specs), args.seed)
+    """Yield the report.Sections of the maps of MapSpecs, then of RealSlices, encoded by the conditional model or by both models of
+    the pair, with an atlas of all if it is asked for."""
     settings = style_maps.MapSettings(**args.umap, seed=args.seed)
-    maps = style_maps.compute_maps(specs, settings, real, args.colour)
-    section = draw_maps(maps, settings, args.output_dir, args.colour)
+    maps, encoded = style_maps.compute_maps(specs, settings), []
+    section = draw_maps(maps, settings, args.output_dir)
+    if real:
+        compared = [spec for spec in specs if spec.title != style_maps.CONTROL]
+        sources = {source.model.folder: source.model for spec in compared for source in spec.sources.values()}
+        models = [model for model in sources.values() if model.is_conditional] or list(sources.values())
+        encoded = [encoded_map(model, real, settings) for model in name_apart(models)]
     if args.atlas:
         page = os.path.join(args.output_dir, "atlas.html")
-        write_style_atlas(page, maps, args.seed)
+        write_style_atlas(page, maps, encoded, args.seed)
         section = section._replace(pages=[page])
-    return section
+    yield section
+    for one in encoded:
+        yield draw_encoded_map(one, settings, args.output_dir)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -343,19 +316,6 @@ def evaluate(args, models, table):
         generated = generate_classes(group, args.dataset_dir, args.seed, args.truncation)
         result = evaluate_models(group, generated, args.dataset_dir, table)
         yield from draw_evaluation(result, "_and_".join(model.name for model in group), args.output_dir)
-    if not args.plot_umap and any(scan.age is not None for scan in (table or {}).values()):  # else a map probes them
-        yield from probe_ages(args, models, table)
-
-
-def probe_ages(args, models, table):
-    """Yield a report.Section for each conditional model: does a linear probe of held-out slices for AD survive when age is held?"""
-    held_out = find_splits(args.dataset_dir)["test"]
-    for model in models:
-        if model.is_conditional:
-            real = style_maps.read_real_slices(held_out, args.num_slices, model.resolution, table)
-            real = style_maps.project_slices(real, model, args.seed)
-            if results := age_probe(real.points, real.classes, real.scans, slice_indices(real.names), args.seed):
-                yield age_section(f"{model.name}: age and sex in the style space", results)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
         result = evaluate_models(models, generated, "AD_NC/test")
 
 Classifier: after training on generated slices, does it tell AD from NC on held-out real ones as well as after training on real
-ones (classifier.py)? Areas: are ventricles, grey and white matter as large as in real slices, and AD and NC as far apart
-(areas.py)? Image quality: the metrics of quality.py, class by class. Intervals resample people where a table tells them, else
-scans, else slices (subjects.py).
+ones (classifier.py), and how much of that do pixels and encoded style vectors hold (ladder.py)? Areas: are ventricles, grey and
+white matter as large as in real slices, and AD and NC as far apart (areas.py)? Image quality: the metrics of quality.py, class by
+class. Intervals resample people where a table tells them, else scans, else slices (subjects.py).
 """
 
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from analysis.areas import measure_areas, reduce_to_side, true_means, view_or_note
 from analysis.bootstrap import bootstrap
 from analysis.classifier import classify
+from analysis.ladder import ladder
 from analysis.models import BATCH, generate
 from analysis.quality import measure_quality
 from data.damage import note_damaged
@@ -57,13 +58,14 @@ class EvaluationResult(NamedTuple):
 
     slices: EvaluatedSlices
     classifier: dict | None  # of `classify`; None without both classes
+    ladder: dict | None  # of `ladder`; None likewise
     areas: dict  # {kind: {class: {tissue: mm^2 [N]}}}; empty below 64x64 or where the view cannot be told
     area_comparison: dict | None  # of `compare_areas`
     quality: dict  # {class: `Quality`}
 
     def numbers(self):
         """The results as plain values, for <title>_evaluation.json and report.json."""
-        parts = {"classifier": self.classifier, "areas": self.area_comparison}
+        parts = {"classifier": self.classifier, "ladder": self.ladder, "areas": self.area_comparison}
         metrics = {name: quality.values for name, quality in self.quality.items()}
         measured = {name: part for name, part in parts.items() if part is not None}
         return {**measured, "resampled": self.slices.resampled, "metrics": metrics}
@@ -109,10 +111,13 @@ def evaluate_models(models, generated, dataset_dir, table=None):
     train, test = train_and_test(dataset_dir, list(generated))
     device, mirror = models[0].device, any(model.mirrored for model in models)
     slices = collect_slices(train, test, generated, table)
-    classifier = None
+    classifier = rungs = None
     if len(slices.classes) > 1:
         kinds, names = (slices.reduced[kind] for kind in ("train", "generated", "held-out")), slices.names
         classifier = classify(*kinds, slices.groups, device, mirror, names)
+        sets = (slices.pixels[kind] for kind in ("train", "held-out", "generated"))
+        tested = (np.concatenate([of["held-out"][name] for name in CLASSES]) for of in (slices.groups, names))
+        rungs = ladder(models, *sets, *tested)
     areas, comparison = {}, None
     if view := view_or_note(np.concatenate(list(slices.reduced["train"].values())), f"--dataset_dir {dataset_dir}"):
         areas = {
@@ -125,7 +130,7 @@ def evaluate_models(models, generated, dataset_dir, table=None):
         real, fake = (slices.sample[kind][name] for kind in ("held-out", "generated"))
         people = {"groups": slices.sample_groups[name], "train_groups": slices.groups["train"][name]}
         quality[name] = measure_quality(real, fake, slices.pixels["train"][name], device, progress=True, mirror=mirror, **people)
-    return EvaluationResult(slices, classifier, areas, comparison, quality)
+    return EvaluationResult(slices, classifier, rungs, areas, comparison, quality)
 
 
 def collect_slices(train, test, generated, table=None):

@@ -173,10 +173,14 @@ def load_model(folder, device, which="last"):
     return Model(name, networks["mapping"], networks["generator"], *facts)
 
 
+def weights_checksum(model):
+    """SHA-256 of a Model's weights in float16, which a copy that `share` has written shares."""
+    return checksum([{name: x.half() for name, x in part.state_dict().items()} for part in (model.mapping, model.generator)])
+
+
 def same_weights(*models):
-    """Whether two Models have equal weights, also where one of them is a copy that `share` has written, in float16."""
-    half = [[{name: x.half() for name, x in part.state_dict().items()} for part in (m.mapping, m.generator)] for m in models]
-    return checksum(half[0]) == checksum(half[1])
+    """Whether Models have equal weights, also where one of them is a copy that `share` has written, in float16."""
+    return len(set(map(weights_checksum, models))) == 1
 
 
 def share(folder, output_dir, which="last"):

@@ -166,8 +166,11 @@ def beyond_position(auc_all, position):
     return auc_all.low > 0.5 and (not position["known"] or (stratified is not None and stratified.low > 0.5))
 
 
-def position_text(position, scorer="the probe"):
-    """Sentences on the `position_probe` of a scorer: what the slice index alone tells, and the position-stratified AUC."""
+def position_text(position, scorer="the probe", shown=True):
+    """Sentences on the `position_probe` of a scorer: what the slice index alone tells, and the position-stratified AUC.
+
+    shown: whether the scorer was shown to tell AD from NC at all.
+    """
     sentences = []
     alone, stratified = position["slice index alone"], position["position-stratified"]
     few = f"too few people (under {MIN_PEOPLE} of a class)"
@@ -175,7 +178,7 @@ def position_text(position, scorer="the probe"):
         sentences.append(f"Slice index alone: {few if alone is None else f'AUC {alone}'}.")
         if stratified is None:
             told = f"{few} share a slice index, so whether anything but position tells AD from NC is open"
-        elif stratified.low > 0.5:
+        elif stratified.low > 0.5 and shown:
             told = f"{stratified}, so something else than slice position tells AD from NC"
         else:
             told = f"{stratified}, so no AD/NC difference beyond slice position was shown"

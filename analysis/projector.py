@@ -40,11 +40,12 @@ SHIFTS = -1.0, -0.5, 0.0, 0.5, 1.0  # from AD to NC, in mean differences between
 
 
 class Targets(NamedTuple):
-    """Slices to project."""
+    """Slices to project or to encode."""
 
     images: np.ndarray  # uint8 [N, R, R]
     labels: np.ndarray  # int64 [N]: index of the class in CLASSES, -1 if it is unknown
     names: list  # N different names for files, without extension
+    files: list  # their paths, from the folder that was asked for
 
 
 def read_targets(path, resolution, flag="--project"):
@@ -81,7 +82,7 @@ def read_targets(path, resolution, flag="--project"):
         check_brightness(path, {os.path.basename(path): [light_of(image) for image in images]}, flag)
     except UserError as error:  # nothing is trained on them, and a poor generator's images may be dark
         warn(f"warning: {error}")
-    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable))
+    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable), readable)
 
 
 def class_of(path):

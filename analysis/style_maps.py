@@ -1,10 +1,11 @@
-"""Maps of style vectors (UMAP, t-SNE or PCA): of AD and NC models, of a conditional model with real slices, and over training.
+"""Maps of true style vectors (UMAP, t-SNE or PCA), what mapping networks give: of AD and NC models, and over training.
 
     specs = map_specs(ad=load_model("model/AD", device), nc=load_model("model/NC", device), control=...)
     maps = compute_maps(specs, MapSettings("umap", n_neighbors=15, min_dist=0.1, num_styles=1000, seed=0))
     sentences = conclusions(maps)
 
 What a gap between AD and NC in these maps can show, and how it is measured, is in style_space.py; report/maps.py draws them.
+Slices, real and generated, are mapped in encoded_maps.py.
 """
 
 import glob
@@ -16,28 +17,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis import projector
-from analysis.age_probe import age_probe
-from analysis.areas import known_view, measure_areas
-from analysis.bootstrap import fewest_groups
-from analysis.models import Model, draw_z, style_vectors, synthesize
-from analysis.position import position_probe, slice_indices
+from analysis.models import Model, draw_z, style_vectors
 from analysis.style_space import (
+    CONDITIONAL_NOTE,
     StyleSeparation,
-    conditional_verdict,
     embed,
-    probe_scores,
     same_class_fractions,
     split_like,
     style_separation,
     verdict,
 )
-from data.subjects import identify, resampled_text, resampling_groups
-from dataset import Slices, spread
 from utils import CLASSES, UserError, read_config
 
 PAIR, CONTROL, CONDITIONAL = "AD and NC", "control: NC twice", "one conditional model"  # titles of maps
-REAL = "real slices in one conditional model"
 CONTROL_NAME = "NC, other seed"  # in the legend
 FRAMES = 12  # epochs of which maps are made, at most
 
@@ -72,24 +64,6 @@ class MapSettings(NamedTuple):
         return embed(points, self.method, self.seed, self.n_neighbors, self.min_dist, start)
 
 
-class RealSlices(NamedTuple):
-    """Real slices for a conditional model, n of each class."""
-
-    pixels: dict  # {"real AD": uint8 [n, R, R], "real NC": ...}
-    names: list  # of their files, AD's first
-    scans: list  # their `subjects.Scan`s
-    w: dict = {}  # {"real AD": [n, w_dim], ...}: their projections
-
-    @property
-    def classes(self):
-        """Their labels, int [N]."""
-        return np.repeat([0, 1], [len(pixels) for pixels in self.pixels.values()])
-
-    @property
-    def points(self):
-        return np.concatenate(list(self.w.values()))
-
-
 class EpochMap(NamedTuple):
     """The map of the style vectors of train.py's fixed latents at one epoch."""
 
@@ -102,20 +76,11 @@ class StyleMap(NamedTuple):
     """A map and what is known of it."""
 
     spec: MapSpec
-    sets: dict  # {legend: w [n, w_dim]}, real slices last
+    sets: dict  # {legend: w [n, w_dim]}
     points: dict  # {legend: [n, 2]}
     separation: StyleSeparation  # of the two sources
-    values: dict  # {legend: what colours its points, [n]: numbers or text, nan or "" where unknown}
-    real: RealSlices | None = None
-    real_separation: StyleSeparation | None = None
-    position: dict = {}  # `position_probe` of the real slices
-    age: dict | None = None  # `age_probe` of the real slices; None if no age is known
     epochs: list = []  # of EpochMap; empty if the runs have saved no style vectors
     last: dict = {}  # {legend: w [512, w_dim]} at the last of these epochs
-
-    @property
-    def title(self):
-        return REAL if self.real else self.spec.title
 
 
 def map_specs(ad=None, nc=None, control=None, conditional=None):
@@ -144,21 +109,6 @@ def style_sets(spec, count, seed):
         name: style_vectors(model.mapping, draw_z(count, model.mapping.z_dim, seed).to(model.device), label)[0].cpu().numpy()
         for name, (model, label) in spec.sources.items()
     }
-
-
-def read_real_slices(dataset_dir, count, resolution, table=None):
-    """RealSlices: `count` slices of each class spread over `dataset_dir`, or all if there are fewer; table: of `read_subjects`."""
-    slices = {name: Slices(dataset_dir, name, resolution) for name in CLASSES}
-    pixels = {f"real {name}": spread(members, min(count, len(members))) for name, members in slices.items()}
-    names = [name for members in slices.values() for name in spread(np.array(members.names), min(count, len(members)))]
-    return RealSlices(pixels, names, identify(names, table))
-
-
-def project_slices(real, model, seed):
-    """The RealSlices with their projections into a conditional Model, which is not told their class."""
-    targets = np.concatenate(list(real.pixels.values()))
-    projection = projector.project(model, targets, np.full(len(targets), -1), seed=seed, progress=True)
-    return real._replace(w=split_like(projection.ws[:, 0].numpy(), real.pixels))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,16 +166,15 @@ def maps_over_epochs(saved, settings, done=lambda: None):
 # The maps
 
 
-def compute_maps(specs, settings, real=None, colour="class"):
-    """A StyleMap for each of the MapSpecs; real: projected RealSlices, for the map of the conditional model.
-
-    colour: "class", or "age", "sex" or "area", which fills the values of the maps.
-    """
+def compute_maps(specs, settings):
+    """A StyleMap for each of the MapSpecs."""
     saved = {spec.title: history(spec) for spec in specs}
     maps = []
     with tqdm(total=len(specs) + sum(map(len, saved.values())), desc=settings.method, unit=" maps") as bar:
         for spec in specs:
-            style_map = compute_map(spec, settings, real if spec.title == CONDITIONAL else None, colour)
+            sets = style_sets(spec, settings.num_styles, settings.seed)
+            points = split_like(settings.embed(np.concatenate(list(sets.values()))), sets)
+            style_map = StyleMap(spec, sets, points, style_separation(*sets.values(), seed=settings.seed))
             bar.update()
             if epochs := saved[spec.title]:
                 style_map = style_map._replace(epochs=maps_over_epochs(epochs, settings, bar.update), last=epochs[-1][1])
@@ -233,61 +182,19 @@ def compute_maps(specs, settings, real=None, colour="class"):
     return maps
 
 
-def compute_map(spec, settings, real, colour):
-    """The StyleMap of one MapSpec, without its epochs; real: RealSlices, or None."""
-    sets, seed = style_sets(spec, settings.num_styles, settings.seed), settings.seed
-    separation, of_real = style_separation(*sets.values(), seed=seed), {}
-    if real is not None:
-        of_real["real"], of_real["position"] = real, real_position(real, seed)
-        of_real["real_separation"] = style_separation(*real.w.values(), resampling_groups(real.scans)[0], seed)
-        of_real["age"] = age_probe(real.points, real.classes, real.scans, slice_indices(real.names), seed)
-        sets |= real.w
-    points = split_like(settings.embed(np.concatenate(list(sets.values()))), sets)
-    values = {}
-    if colour == "area":
-        values = ventricle_areas(spec, sets, real)
-    elif colour != "class" and real is not None:
-        unknown = {"age": np.nan, "sex": ""}[colour]
-        known = np.array([unknown if (value := getattr(scan, colour)) is None else value for scan in real.scans])
-        values = split_like(known, real.pixels)
-    return StyleMap(spec, sets, points, separation, values, **of_real)
-
-
-def real_position(real, seed):
-    """`position_probe` of the linear probe of projected RealSlices."""
-    groups, is_ad = resampling_groups(real.scans)[0], real.classes == 0
-    scores = np.zeros(len(is_ad))
-    if fewest_groups(is_ad, groups) >= 2:
-        scores = -probe_scores(real.points, real.classes, groups, seed)  # of AD, which is label 0
-    return position_probe(scores, is_ad, groups, real.names, seed=seed)
-
-
-def ventricle_areas(spec, sets, real=None):
-    """{legend: mm^2 [n]}: ventricle areas of RealSlices and, for the style vectors of a MapSpec's sources in `sets`, of the slices
-    that their models draw of them with fixed noise. UserError if their view cannot be told."""
-    images = {
-        name: synthesize(model, torch.from_numpy(sets[name]).to(model.device)) for name, (model, _) in spec.sources.items()
-    } | (real.pixels if real else {})
-    view = known_view(np.concatenate(list(images.values())), " and ".join({s.model.folder: None for s in spec.sources.values()}))
-    return {name: measure_areas(pixels, view, f"areas, {name}")["ventricle"] for name, pixels in images.items()}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What they show
 
 
 def conclusions(maps):
-    """{title of a StyleMap: a sentence on what it shows}; the pair and its control share one."""
+    """{title of a MapSpec: a sentence on what it shows}; the pair and its control share one."""
     by_title, sentences = {style_map.spec.title: style_map for style_map in maps}, {}
     if pair := by_title.get(PAIR):
         control = by_title.get(CONTROL)
         sentence = verdict(pair.separation, control and control.separation, comparable_seeds(pair, control))
-        sentences |= {style_map.title: sentence for style_map in (pair, control) if style_map}
-    if conditional := by_title.get(CONDITIONAL):
-        sentence = conditional_verdict(conditional.real_separation, conditional.position)
-        if conditional.real:
-            sentence += f" Of real slices: {resampled_text(resampling_groups(conditional.real.scans)[1])}"
-        sentences[conditional.title] = sentence
+        sentences |= {style_map.spec.title: sentence for style_map in (pair, control) if style_map}
+    if CONDITIONAL in by_title:
+        sentences[CONDITIONAL] = CONDITIONAL_NOTE
     return sentences
 
 

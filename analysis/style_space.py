@@ -6,8 +6,8 @@
 
 Two models share no style space: if their seeds differ, their style vectors are fully separated before any training; if they share
 a seed, they start identical and drift apart. So `verdict` compares AD and NC with a control: NC and a second NC model. One
-conditional model has one style space for both classes, but is told the class; real slices are projected into it without their
-class, and `conditional_verdict` says whether they are separated there.
+conditional model has one style space for both classes, but is told the class; real slices are encoded without it
+(encoded_maps.py), and `real_verdict` says whether they are separated there.
 """
 
 from typing import NamedTuple
@@ -52,7 +52,11 @@ def style_separation(a, b, groups=None, seed=0):
     if min(len(np.unique(drawn[classes == i])) for i in (0, 1)) < 2:
         return StyleSeparation(UNDEFINED, UNDEFINED)
     fractions, scores = same_class_fractions(points, classes, groups), probe_scores(points, classes, drawn, seed)
-    tested = () if groups is None else permutation_test(points, classes, drawn, auc(scores, classes == 1), seed)
+
+    def measured(labels):
+        return auc(scores if labels is classes else probe_scores(points, labels, drawn, seed), labels == 1)
+
+    tested = () if groups is None else permutation_test(measured, classes, drawn, seed)
     return StyleSeparation(
         bootstrap(lambda weights: np.average(fractions, weights=weights), drawn, seed=seed),
         bootstrap(lambda weights: auc(scores, classes == 1, weights), drawn, seed=seed),
@@ -72,12 +76,12 @@ def chance_fraction(classes, groups=None):
     return float((((classes[:, None] == classes) & possible).sum(1) / possible.sum(1)).mean())
 
 
-def permutation_test(points, classes, groups, found, seed=0):
-    """(p, detectable) of the AUC `found` of `probe_scores`: labels are permuted over groups and the probe is fitted again.
+def permutation_test(statistic, classes, groups, seed=0):
+    """(p, detectable) of statistic(classes int [N]), such as the AUC of a probe fitted to these labels, permuted over groups [N].
 
-    p: share of PERMUTATIONS + 1 labellings, the true one among them, whose AUC is at least `found` (Phipson and Smyth 2010);
-    detectable: the smallest AUC with p <= SIGNIFICANT. Groups with rows of both classes keep their labels, so that each class
-    keeps its number of groups.
+    p: share of PERMUTATIONS + 1 labellings, the true one among them, whose statistic is at least that of the true one (Phipson and
+    Smyth 2010); detectable: the smallest with p <= SIGNIFICANT. Groups with rows of both classes keep their labels, so that each
+    class keeps its number of groups.
     """
     rng, null = np.random.default_rng(seed), []
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
@@ -87,10 +91,10 @@ def permutation_test(points, classes, groups, found, seed=0):
         labels = classes.copy()
         for rows, label in zip(members, rng.permutation(of_groups)):
             labels[rows] = label
-        null.append(auc(probe_scores(points, labels, groups, seed), labels == 1))
+        null.append(statistic(labels))
     null = np.sort(null)
-    allowed = int(SIGNIFICANT * (PERMUTATIONS + 1)) - 1  # of the permutations, so many may reach the AUC
-    return (1 + (null >= found).sum()) / (PERMUTATIONS + 1), float(np.nextafter(null[-1 - allowed], 1))
+    allowed = int(SIGNIFICANT * (PERMUTATIONS + 1)) - 1  # of the permutations, so many may reach the statistic
+    return (1 + (null >= statistic(classes)).sum()) / (PERMUTATIONS + 1), float(np.nextafter(null[-1 - allowed], 1))
 
 
 def same_class_fractions(points, classes, groups=None, k=NEIGHBOURS):
@@ -114,10 +118,7 @@ def probe_scores(points, classes, groups, seed=0):
 
     Each class needs two groups. 0, which is no evidence either way, where the other folds hold one class alone.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     scores = np.empty(len(points))
     folds = min(FOLDS, *(len(np.unique(groups[classes == i])) for i in (0, 1)))
@@ -125,9 +126,17 @@ def probe_scores(points, classes, groups, seed=0):
         if len(np.unique(classes[fitted])) < 2:  # a class of few groups, all in this fold
             scores[held_out] = 0.0
             continue
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-        scores[held_out] = probe.fit(points[fitted], classes[fitted]).decision_function(points[held_out])
+        scores[held_out] = build_probe().fit(points[fitted], classes[fitted]).decision_function(points[held_out])
     return scores
+
+
+def build_probe():
+    """A logistic regression on standardised points."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
 
 
 def verdict(pair, control=None, comparable=True):
@@ -155,12 +164,15 @@ def verdict(pair, control=None, comparable=True):
     return text
 
 
-def conditional_verdict(real=None, position=None):
-    """What a conditional model shows, given the StyleSeparation of real slices in its style space (None: none were projected) and
-    the `position_probe` of the same probe: where the slice index explains as much, AD and NC are not called separated."""
-    text = "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease. "
-    if real is None:
-        return text + "--dataset_dir AD_NC/test would project real slices into its style space."
+CONDITIONAL_NOTE = (
+    "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease: with --dataset_dir "
+    "AD_NC/test real slices are encoded and mapped."
+)
+
+
+def real_verdict(real, position=None):
+    """What the StyleSeparation of encoded real slices shows, given the `position_probe` of the same probe: where the slice index
+    explains as much, AD and NC are not called separated."""
     tested = f"AUC {real.auc}, p = {real.p:.3f} by permutation of people"
     if np.isnan(real.p):
         separation = "too few people to tell whether they are separated"
@@ -169,9 +181,9 @@ def conditional_verdict(real=None, position=None):
     elif position and not beyond_position(real.auc, position):
         separation = f"{tested}, but no more than slice position may explain"
     else:
-        separation = f"they are separated there more than by chance, {tested}"
-    found = f"Real slices, projected into its style space without their class: {separation}."
-    return " ".join([text + found, *(position_text(position) if position else [])])
+        separation = f"they are separated more than by chance, {tested}"
+    sentence = f"Real AD and NC slices, encoded without their class: {separation}."
+    return " ".join([sentence, *(position_text(position, shown=real.p <= SIGNIFICANT) if position else [])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from analysis.areas import measure_areas, view_or_note
 from analysis.distances import in_balls
+from analysis.encoded_maps import encoded_conclusions
 from analysis.models import synthesize
 from analysis.projector import class_of
 from analysis.style_maps import conclusions
@@ -210,9 +211,9 @@ class Run:
         return PointSet(name, points, cells, facts, {**self.about, "real": False, "class": class_name, **about})
 
 
-def write_style_atlas(path, maps, seed):
-    """Write the page of StyleMaps. Real slices show their pixels, and beside them what the model draws at the style vector that
-    reproduces them best."""
+def write_style_atlas(path, maps, encoded, seed):
+    """Write the page of StyleMaps and EncodedMaps. Encoded slices show their pixels, and beside them what the model draws of their
+    encodings."""
     resolutions = {source.model.resolution for style_map in maps for source in style_map.spec.sources.values()}
     atlas, runs, tabs, sentences = Atlas(min(SIDE, *resolutions)), {}, [], conclusions(maps)
     for style_map in maps:
@@ -225,16 +226,13 @@ def write_style_atlas(path, maps, seed):
         for name, source in sources.items():
             points, w = style_map.points[name][:SHOWN], style_map.sets[name][:SHOWN]
             sets.append(runs[source.model.folder].generated(name, points, w, class_of_source(source), seed=seed))
-        if style_map.real:
-            sets += real_sets(runs[model.folder], style_map)
         views = [View(None, sets)]
         if style_map.epochs:
             views.append(epochs_view(runs, style_map))
-        measures = [
-            Measure(name, interval.value, interval_text(*interval), *interval[1:], chance, "chance")
-            for name, (interval, chance) in measures_of(style_map).items()
-        ]
-        tabs.append(Tab(style_map.title, sentences[style_map.title], measures, views))
+        tabs.append(Tab(style_map.spec.title, sentences[style_map.spec.title], measure_list(style_map.separation), views))
+    for one in encoded:
+        sets, measures = encoded_sets(runs[one.model.folder], one), measure_list(one.separation, one.position)
+        tabs.append(Tab(one.title, " ".join(encoded_conclusions(one)), measures, [View(None, sets)]))
     note = "The slices are drawn with fixed noise, so that they differ by their style vectors alone."
     atlas.write(path, "Atlas of style vectors", tabs, {"slices": note})
 
@@ -244,16 +242,26 @@ def class_of_source(source):
     return source.model.trained_on[0] if source.label is None else CLASSES[source.label]
 
 
-def real_sets(run, style_map):
-    """The PointSets of a conditional Run's projected slices, with the slice drawn at each style vector."""
-    names, scans, sets = style_map.real.names, style_map.real.scans, []
-    for name, pixels in style_map.real.pixels.items():
-        count, w = len(pixels), style_map.sets[name]
-        facts = {**scan_facts(names[:count], scans[:count]), **area_facts(pixels, run.view), **run.facts(w)}
-        names, scans = names[count:], scans[count:]
-        facts["drawn"] = run.atlas.add_slices(run.synthesize(w))
-        about = {**run.about, "class": name.removeprefix("real "), "real": True}
-        sets.append(PointSet(name, style_map.points[name], run.atlas.add_slices(pixels), facts, about))
+def measure_list(separation, position=None):
+    """The Measures of a StyleSeparation."""
+    measured = measures_of(separation, position).items()
+    return [Measure(name, one.value, interval_text(*one), *one[1:], chance, "chance") for name, (one, chance) in measured]
+
+
+def encoded_sets(run, encoded):
+    """The PointSets of an EncodedMap in its Model's Run: at most SHOWN slices of each set, spread over it."""
+    sets, first = [], 0
+    for name, one in encoded.sets.items():
+        rows, real = np.linspace(0, len(one.w) - 1, min(SHOWN, len(one.w))).round().astype(int), name.startswith("real")
+        pixels, w = one.pixels[rows], one.w[rows]
+        facts = {**area_facts(pixels, run.view), **run.facts(w), "drawn": run.atlas.add_slices(run.synthesize(w))}
+        if real:
+            facts |= scan_facts(*([of[first + i] for i in rows] for of in (encoded.real.names, encoded.real.scans)))
+            first += len(one.w)
+        else:
+            facts["number"] = rows
+        about = {**run.about, "class": name.removeprefix("real "), "real": real}
+        sets.append(PointSet(name, one.points[rows], run.atlas.add_slices(pixels), facts, about))
     return sets
 
 

@@ -39,6 +39,9 @@ def draw_evaluation(result, title, output_dir):
         text, tables = [classifier_text(result.classifier), *result.slices.resampled], classifier_tables(result.classifier)
         shown = [ReportFigure(path("classifier"), "AUC on held-out real slices.")]
         sections.append(Section(f"{title}: a classifier of AD and NC", text, tables, shown, result.classifier))
+        table = ladder_table(result.ladder, result.classifier["train"])
+        name = f"{title}: what the style space keeps of AD and NC"
+        sections.append(Section(name, ladder_text(table), [table], numbers=result.ladder))
     if result.slices.side >= SIDE:
         sections.append(area_section(result, title, path("areas")))
     return [*sections, quality_section(result, title, path)]
@@ -133,6 +136,26 @@ def classifier_tables(results):
             "index in the training slices."
         )
     return [ReportTable(columns, rows, caption)]
+
+
+def ladder_table(rungs, classifier):
+    """A ReportTable of `ladder`'s rungs and of `classify`'s results for real training slices, the best that is known."""
+    rows = [[name, of["auc"], of["position"]["position-stratified"], of["p"], of["detectable"]] for name, of in rungs.items()]
+    position = classifier.get("position", {})
+    of_position = position.get("position-stratified"), classifier["p"], classifier["detectable"]
+    rows.append(["classifier of real slices", classifier["auc"], *of_position])
+    if position.get("slice index alone"):
+        rows.insert(0, ["nothing but the slice index", position["slice index alone"], None, None, None])
+    caption = (
+        "AUC of AD against NC on held-out people, of linear probes fitted to training slices. p: by permutation of the held-out "
+        "people's labels; detectable: the AUC that would have been found with so many people (p at most 0.025)."
+    )
+    return ReportTable(["features", "AUC", "position-stratified AUC", "p", "detectable"], rows, caption)
+
+
+def ladder_text(table):
+    """A sentence with the AUC of each row of a `ladder_table`."""
+    return ["AUC of AD against NC on held-out people: " + "; ".join(f"{row[0]} {row[1]}" for row in table.rows) + "."]
 
 
 def area_tables(results):

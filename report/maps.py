@@ -1,119 +1,113 @@
-"""Maps of style vectors, drawn: predict.py --plot_umap and its controls, computed in analysis/style_maps.py.
+"""Maps of style vectors, drawn: predict.py --plot_umap and its controls, computed in analysis/style_maps.py and encoded_maps.py.
 
-section = draw_maps(maps, settings, "predictions", colour="age")            # writes umap.png, umap.csv, umap_epochs.gif
-section = age_section("AD: age and sex in the style space", results)        # of analysis.age_probe
+section = draw_maps(maps, settings, "predictions")          # writes umap.png, umap.csv, umap_epochs.gif
+section = draw_encoded(encoded, settings, "predictions")    # writes umap_<model>.png and .csv
 """
 
 import csv
 import os
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from analysis.age_probe import age_sentences
 from analysis.bootstrap import MIN_PEOPLE
+from analysis.encoded_maps import encoded_conclusions
 from analysis.style_maps import conclusions
-from data.subjects import resampled_text
 from report.figures import CRITIC, FAKE, NEUTRAL, save_figure, save_gif, wrap
 from report.report import ReportFigure, ReportTable, Section
-from utils import atomic_path
+from utils import CLASSES, atomic_path
 
-COLOURS = {  # --colour, and what the colours are
-    "class": None,
-    "age": "age at the scan, years",
-    "sex": "sex, F or M",
-    "area": "ventricle area of the slice, mm² (nominal unless phantoms)",
-}
 POSITION = {"slice index alone": "AUC of slice index alone", "position-stratified": "position-stratified AUC of the probe"}
 EPOCHS_NOTE = (
     "Same-class k-NN fraction: 50% if both sets mix, 100% if they are fully separated. Models of two seeds are separated before "
     "any training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC."
 )
-CLASS_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97"}
-CLASS_MARKERS = {"AD": "o", "NC": "D"}  # where colours tell something else
-VALUE_MAP, VALUE_COLOURS = "viridis", {"F": "#e69f00", "M": "#0072b2"}  # both told apart by colour-blind people
+PANELS = {
+    "person": "person: a line through neighbouring slices",
+    "age": "age, years",
+    "ventricle area": "ventricle area, mm² (nominal)",
+}
+VALUE_MAP, GENERATED = "viridis", "#d4d4d4"
+VALUE_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97", "F": "#e69f00", "M": "#0072b2"}  # pairs told apart by colour-blind people
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All of it
 
 
-def draw_maps(maps, settings, output_dir, colour="class"):
+def draw_maps(maps, settings, output_dir):
     """Draw StyleMaps, made by these MapSettings, and write their points; returns a report.Section.
 
     Writes <method>.png and .csv, and <method>_epochs.gif if the runs have saved style vectors.
     """
     path, csv_path = (os.path.join(output_dir, settings.method + end) for end in (".png", ".csv"))
     text = list(dict.fromkeys(conclusions(maps).values()))
-    real = next((style_map for style_map in maps if style_map.real), None)
-    plot_maps(maps, path, "\n".join(text), COLOURS[colour])
-    save_points(maps, csv_path, colour)
+    plot_maps(maps, path, "\n".join(text))
+    sets = [(one.spec.title, name, points.tolist()) for one in maps for name, points in one.points.items()]
+    rows = [[title, name, i, *point] for title, name, points in sets for i, point in enumerate(points)]
+    save_points(csv_path, ["panel", "set", "number", "x", "y"], rows)
     caption = (
-        f"{settings.num_styles} style vectors of each class, of the same latents, by {settings.method}. The measures are taken in "
-        "w, with 95% intervals."
+        f"{settings.num_styles} style vectors of each class, as the mapping networks give them, of the same latents, by "
+        f"{settings.method}. The measures are taken in w, with 95% intervals."
     )
-    if COLOURS[colour]:
-        caption += f" Colours: {COLOURS[colour]}."
     shown = [ReportFigure(path, caption)]
     if over_epochs := {style_map.spec.title: style_map.epochs for style_map in maps if style_map.epochs}:
         gif = os.path.join(output_dir, f"{settings.method}_epochs.gif")
         save_gif(epoch_frames(over_epochs), gif, 500)
         shown.append(ReportFigure(gif, f"The same 512 latents over the epochs. {EPOCHS_NOTE}"))
-    table, numbers = separation_table(maps, real)
-    section = Section("Style space", text, [table], shown, numbers)
-    if real and real.age:
-        text, tables, numbers = text + age_sentences(real.age), [table, age_table(real.age)], numbers | {"age": real.age}
-        section = section._replace(text=text, tables=tables, numbers=numbers)
-    return section
-
-
-def separation_table(maps, real):
-    """(ReportTable of the separations in StyleMaps, numbers for report.json); real: the map with real slices, or None."""
     separations = {style_map.spec.title: style_map.separation for style_map in maps}
-    if real:
-        separations[real.title] = real.real_separation
-    columns = ["sets", "same-class k-NN fraction", "by chance", "linear probe, AUC"]
-    rows = [[title, pair.same_class, pair.chance, pair.auc] for title, pair in separations.items()]
     numbers = {title: separation._asdict() for title, separation in separations.items()}
-    if real:
-        numbers[real.title] |= real.position
-    if real and real.position["known"]:
+    return Section("Style space", text, [separation_table(separations)], shown, numbers)
+
+
+def draw_encoded(encoded, settings, output_dir):
+    """Draw an EncodedMap and write its points; returns a report.Section. Writes <method>_<model>.png and .csv."""
+    base, text = os.path.join(output_dir, f"{settings.method}_{encoded.model.name}"), encoded_conclusions(encoded)
+    plot_encoded(encoded, f"{base}.png", "\n".join(text))
+    columns, rows = ["set", "file", "x", "y", "refused", *encoded.values], []
+    for name, one in encoded.sets.items():
+        rows += [
+            [name, "", *point] + [""] * (1 + len(encoded.values)) for point in one.points.tolist() if not name.startswith("real")
+        ]
+    points = np.concatenate([one.points for name, one in encoded.sets.items() if name.startswith("real")]).tolist()
+    for i, (name, point) in enumerate(zip(encoded.real.names, points)):
+        values = [value[i] for value in encoded.values.values()]
+        rows.append([f"real {CLASSES[encoded.real.classes[i]]}", name, *point, encoded.refused[i], *values])
+    save_points(f"{base}.csv", columns, rows)
+    caption = f"{len(points)} real slices and generated ones, by the encoder of {encoded.model.name} and {settings.method}."
+    tables = [separation_table({encoded.title: encoded.separation}, encoded.position)]
+    numbers = {"separation": encoded.separation, "mixing": encoded.mixing, "refused": encoded.refused.mean()} | encoded.position
+    if encoded.age:
+        text, tables, numbers = text + age_sentences(encoded.age), [*tables, age_table(encoded.age)], numbers | {"age": encoded.age}
+    return Section(encoded.title, text, tables, [ReportFigure(f"{base}.png", caption)], numbers)
+
+
+def separation_table(separations, position=None):
+    """A ReportTable of {title: StyleSeparation}; position: `position_probe` of the only one."""
+    columns = ["sets", "same-class k-NN fraction", "by chance", "linear probe, AUC", "p"]
+    rows = [[title, pair.same_class, pair.chance, pair.auc, pair.p] for title, pair in separations.items()]
+    if position and position["known"]:
         columns += POSITION.values()
-        rows = [[*row, *(real.position[name] if row[0] == real.title else None for name in POSITION)] for row in rows]
+        rows = [[*row, *(position[name] for name in POSITION)] for row in rows]
     note = "All are 1 if the sets are fully separated, and AUCs 0.5 by chance; in brackets 95% bootstrap intervals."
-    return ReportTable(columns, rows, note), numbers
+    return ReportTable(columns, rows, note)
 
 
-def measures_of(style_map):
-    """{name: (Interval, its value by chance)} of what is shown below a StyleMap."""
-    separation = style_map.real_separation or style_map.separation
+def measures_of(separation, position=None):
+    """{name: (Interval, its value by chance)} of a StyleSeparation and of the `position_probe` beside it."""
     measures = {
         "same-class k-NN fraction": (separation.same_class, separation.chance),
         "AUC of a linear probe": (separation.auc, 0.5),
     }
-    return measures | {name: (style_map.position[key], 0.5) for key, name in POSITION.items() if style_map.position.get(key)}
+    return measures | {name: (position[key], 0.5) for key, name in POSITION.items() if position and position.get(key)}
 
 
-def save_points(maps, path, colour="class"):
-    """Write the points of StyleMaps as a table with the columns panel, set, number, x, y and, unless it is "class", `colour`."""
-    named = [] if colour == "class" else [colour]
+def save_points(path, columns, rows):
+    """Write points of maps as a table."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["panel", "set", "number", "x", "y", *named])
-        for style_map in maps:
-            for name, points in style_map.points.items():
-                values = style_map.values.get(name, [""] * len(points))
-                table.writerows(
-                    [style_map.title, name, i, *map(float, point), *([values[i]] if named else [])]
-                    for i, point in enumerate(points)
-                )
-
-
-def age_section(title, results):
-    """A report.Section on the results of `age_probe`."""
-    return Section(title, [*age_sentences(results), resampled_text("people")], [age_table(results)], numbers=results)
+        csv.writer(file).writerows([columns, *rows])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +116,7 @@ def age_section(title, results):
 
 def age_table(results):
     few = f"too few (under {MIN_PEOPLE} of a class)"
-    columns = {"probe": "linear probe of w, AUC", "age": "age alone, AUC"}
+    columns = {"probe": "linear probe, AUC", "age": "age alone, AUC"}
     if results["placed"]:
         columns["index"] = "slice index alone, AUC"
     rows = [
@@ -133,7 +127,7 @@ def age_table(results):
     by = "by age alone and by slice index alone" if results["placed"] else "and by age alone"
     held = "third of ages, sex or slice index" if results["placed"] else "third of ages or sex"
     caption = (
-        f"AUC of AD against NC by a linear probe of w, {by}: 0.5 by chance. Stratified: only pairs of the same {held} are "
+        f"AUC of AD against NC by a linear probe, {by}: 0.5 by chance. Stratified: only pairs of the same {held} are "
         f"compared. {results['slices']} slices.{unknown}"
     )
     return ReportTable(["compared", "AD people", "NC people", *columns.values()], rows, caption)
@@ -143,31 +137,73 @@ def age_table(results):
 # Figures
 
 
-def plot_maps(maps, path, note, scale=None):
-    """Write StyleMaps side by side, each above its measures with their intervals and the level of chance, and a note at the bottom.
-
-    scale: what their values are, with their unit, for a colour bar that all maps share; None: points have the colours of their
-    classes.
-    """
-    measures = [measures_of(style_map) for style_map in maps]
-    width, rows = max(8.4, 4.2 * len(maps)), max(2, *map(len, measures))
+def plot_maps(maps, path, note):
+    """Write StyleMaps side by side, each above its measures with intervals and the level of chance, and a note at the bottom."""
+    measures = [measures_of(style_map.separation) for style_map in maps]
+    width, rows = max(8.4, 4.2 * len(maps)), max(map(len, measures))
     note = wrap(note, width)
     figure = Figure(figsize=(width, 4.9 + 0.5 * rows + 0.17 * note.count("\n")), layout="constrained")
     axes = figure.subplots(2, len(maps), squeeze=False, height_ratios=[5.2, rows / 2])
-    limits = _limits(maps)
     for map_axes, measure_axes, style_map, measured in zip(*axes, maps, measures):
-        if scale is None:
-            _scatter(map_axes, style_map.points)
-        else:
-            _scatter_values(map_axes, style_map, limits)
-        map_axes.set_title(style_map.title, fontsize=10)
+        _scatter(map_axes, style_map.points)
+        map_axes.set_title(style_map.spec.title, fontsize=10)
         _draw_measures(measure_axes, measured, rows)
-    if scale is not None and limits:
-        bar = figure.colorbar(ScalarMappable(Normalize(*limits), VALUE_MAP), ax=list(axes[0]), shrink=0.9, pad=0.01, extend="both")
-        bar.set_label(scale, fontsize=9)
-        bar.ax.tick_params(labelsize=8)
     figure.supxlabel(note, fontsize=9)
     save_figure(figure, path)
+
+
+def plot_encoded(encoded, path, note):
+    """Write an EncodedMap as small multiples: real slices in the colours of what is known of them, over generated ones in grey."""
+    real = np.concatenate([one.points for name, one in encoded.sets.items() if name.startswith("real")])
+    generated = np.concatenate([one.points for name, one in encoded.sets.items() if not name.startswith("real")])
+    measures, values = measures_of(encoded.separation, encoded.position), {"class": np.array(CLASSES)[encoded.real.classes]}
+    values |= {name: of for name, of in encoded.values.items() if (of != "" if of.dtype.kind == "U" else np.isfinite(of)).any()}
+    columns = 2 if len(values) in (2, 4) else 3
+    width = 4.2 * columns
+    lines, note = -(-len(values) // columns), wrap(note, width)
+    figure = Figure(figsize=(width, 4.3 * lines + 0.5 * len(measures) + 0.4 + 0.17 * note.count("\n")), layout="constrained")
+    grid = figure.add_gridspec(lines + 1, columns, height_ratios=[4.3] * lines + [0.5 * len(measures)])
+    for i, (name, of) in enumerate(values.items()):
+        axes = figure.add_subplot(grid[i // columns, i % columns])
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(PANELS.get(name, name), fontsize=10)
+        axes.scatter(*generated.T, s=4, color=GENERATED, linewidths=0, label="generated")
+        if name == "person":
+            _draw_people(axes, real, of, encoded.values["slice index"])
+        else:
+            _scatter_values(axes, real, of)
+    _draw_measures(figure.add_subplot(grid[lines, :]), measures, len(measures))
+    figure.supxlabel(note, fontsize=9)
+    save_figure(figure, path)
+
+
+def _draw_people(axes, points, people, indices):
+    """A line for each person through the slices [N, 2] in the order of their indices."""
+    names = np.unique(people)
+    for i, person in enumerate(names):
+        rows = np.flatnonzero(people == person)
+        rows = rows[np.argsort(indices[rows], kind="stable")]
+        axes.plot(*points[rows].T, color=colormaps["turbo"](i * 0.618 % 1), linewidth=0.7, alpha=0.8)
+    axes.text(0.02, 0.02, f"{len(names)} people", transform=axes.transAxes, fontsize=8)
+
+
+def _scatter_values(axes, points, values):
+    """Draw points [N, 2] in the colours of their values: numbers, or names with a legend; unknown values in black outline."""
+    known = np.isfinite(values) if values.dtype.kind == "f" else values != ""
+    style = {"s": max(4, min(20, 8000 / len(points))), "linewidths": 0}
+    if (~known).any():
+        axes.scatter(*points[~known].T, **style | {"facecolors": "none", "edgecolors": NEUTRAL, "linewidths": 0.4}, label="unknown")
+    if values.dtype.kind == "f":
+        low, high = np.quantile(values[known], (0.02, 0.98))  # so that no outlier takes the colours
+        drawn = axes.scatter(*points[known].T, c=values[known], cmap=VALUE_MAP, vmin=low, vmax=high, **style)
+        axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.01).ax.tick_params(labelsize=8)
+        return
+    order = np.random.default_rng(0).permutation(np.flatnonzero(known))  # so that no class hides another
+    axes.scatter(*points[order].T, c=[VALUE_COLOURS[value] for value in values[order]], **style)
+    for value in np.unique(values[known]):
+        axes.scatter([], [], s=20, color=VALUE_COLOURS[value], label=f"real {value} ({(values == value).sum()})")
+    for handle in axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8).legend_handles:
+        handle.set_sizes([20])
 
 
 def _draw_measures(axes, measures, rows):
@@ -206,56 +242,10 @@ def epoch_frames(lines):
 
 
 def _scatter(axes, sets):
-    """Draw sets of points {legend: [n, 2]}; those whose name begins with "real" large and outlined."""
+    """Draw sets of points {legend: [n, 2]}."""
     axes.set(xticks=[], yticks=[])
     for name, points in sets.items():
-        colour = CLASS_COLOURS.get(name.removeprefix("real "), "#b8860b")
-        if name.startswith("real"):
-            style = {"s": 26, "alpha": 0.9, "linewidths": 0.7, "edgecolors": "black"}
-        else:
-            style = {"s": max(1, min(6, 6000 / len(points))), "alpha": 0.6, "linewidths": 0}
-        axes.scatter(*np.asarray(points).T, color=colour, label=name, **style)
-    _legend(axes)
-
-
-def _legend(axes):
-    """A legend of points of one size, hollow where they have the colours of numbers: that of the first point would mislead."""
+        style = {"s": max(1, min(6, 6000 / len(points))), "alpha": 0.6, "linewidths": 0}
+        axes.scatter(*np.asarray(points).T, color=VALUE_COLOURS.get(name, "#b8860b"), label=name, **style)
     for handle in axes.legend(loc="best", framealpha=0.7, edgecolor="none", fontsize=8).legend_handles:
         handle.set_sizes([26])
-        if handle.get_array() is not None:
-            handle.set(array=None, facecolor="white", edgecolor="black", linewidths=[0.8])
-
-
-def _limits(maps):
-    """Ends of the colour bar: percentiles 2 and 98 of the numbers in all maps' values, so that no outlier takes the colours."""
-    numbers = [values for style_map in maps for values in map(np.asarray, style_map.values.values()) if values.dtype.kind == "f"]
-    numbers = np.concatenate(numbers) if numbers else np.zeros(0)
-    numbers = numbers[np.isfinite(numbers)]
-    return tuple(np.quantile(numbers, (0.02, 0.98))) if len(numbers) else None
-
-
-def _scatter_values(axes, style_map, limits):
-    """Draw a StyleMap's points coloured by its values; the class is told by the marker, an unknown value by a hollow grey one."""
-    axes.set(xticks=[], yticks=[])
-    for name, points in sorted(style_map.points.items(), key=lambda item: item[0].startswith("real")):  # real slices on top
-        points, real = np.asarray(points), name.startswith("real")
-        marker = CLASS_MARKERS.get(name.removeprefix("real "), "^")
-        style = {"marker": marker, "s": 30 if real else max(2, min(10, 8000 / len(points)))}
-        style |= {"linewidths": 0.6, "edgecolors": "black"} if real else {"linewidths": 0, "alpha": 0.8}
-        if name not in style_map.values:
-            axes.scatter(*points.T, color="#c4c4c4", label=name, **style | {"alpha": 0.5, "zorder": 1})
-            continue
-        values = np.asarray(style_map.values[name])
-        known = np.isfinite(values) if values.dtype.kind == "f" else values != ""
-        if values.dtype.kind == "f":
-            colours = {"c": values[known], "cmap": VALUE_MAP, "vmin": limits[0], "vmax": limits[1]} if known.any() else {}
-            axes.scatter(*points[known].T, label=name, **colours, **style)
-        else:
-            for value in np.unique(values[known]):
-                rows = values == value
-                colour = VALUE_COLOURS.get(value, "#009e73")
-                axes.scatter(*points[rows].T, color=colour, label=f"{name}, {value} ({rows.sum()})", **style)
-        if not known.all():
-            label = f"{name}, unknown ({(~known).sum()})"
-            axes.scatter(*points[~known].T, label=label, **style | {"facecolors": "none", "edgecolors": NEUTRAL, "linewidths": 1.0})
-    _legend(axes)

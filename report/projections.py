@@ -1,21 +1,62 @@
-"""Pictures of given style vectors: projections of real slices (predict.py --project), and chosen ones (predict.py --styles).
+"""Pictures of given style vectors: of real slices, encoded (predict.py --encode) or projected (--project), and of --styles.
 
+section = draw_encoded(model, encoder, targets, scans, "predictions")
 section = draw_projection(model, projection, targets.names, "predictions")
 section = draw_chosen(drawn, "selection.csv", "predictions")
 """
 
+import csv
 import os
 
 import numpy as np
 
+from analysis.models import synthesize
 from analysis.projector import SHIFTS, clean_names
+from data.subjects import slice_index
 from report.figures import colour, save_grids, save_image_table
 from report.report import ReportFigure, ReportTable, Section
 from utils import CLASSES, atomic_path, make_folder, printable
 
-SHOWN_SLICES = 12  # projected slices in the report
+SHOWN_SLICES, SHOWN_ENCODED = 12, 8  # projected slices in the report; encoded ones in the figure
 ERROR = 64  # grey levels at which the colours of an error map end
 SHOWN_STYLES = 36  # chosen slices of a set in the figure
+
+
+def draw_encoded(model, encoder, targets, scans, output_dir):
+    """Encode Targets of these `subjects.Scan`s and write <model>_encoded.csv, .npz and .png; returns a report.Section.
+
+    .csv: file, class, person, scan, slice, outside (of `Encoder.outside`), refused. .npz, in the same order: w [N, w_dim], points
+    and deviation [N, K] of an Encoded, mean [w_dim] and basis [K, w_dim], with w = mean + points @ basis.
+    """
+    encoded = encoder.encode(targets.images)
+    outside = encoder.outside(model, targets.images, encoded, "reproducing")
+    w, base = encoder.style_vectors(encoded.points), os.path.join(output_dir, f"{model.name}_encoded")
+    with atomic_path(f"{base}.csv") as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "class", "person", "scan", "slice", "outside", "refused"])
+        for name, label, scan, value in zip(targets.files, targets.labels, scans, outside.tolist()):
+            class_name = CLASSES[label] if label >= 0 else ""
+            table.writerow([name, class_name, scan.person, scan.image, slice_index(name), f"{value:.3f}", value > 1])
+    arrays = encoded._asdict() | {name: x.cpu() for name, x in (("w", w), ("mean", encoder.mean), ("basis", encoder.basis))}
+    with atomic_path(f"{base}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    rows = np.linspace(0, len(w) - 1, min(SHOWN_ENCODED, len(w))).round().astype(int)
+    drawn = synthesize(model, w[rows])
+    cells = [targets.images[rows], drawn, colour(drawn.astype(float) - targets.images[rows], ERROR)]
+    captions = [f"{targets.names[i][-14:]}{chr(10)}outside: {outside[i]:.1f}" for i in rows]
+    note = (
+        "Real slices, what the model draws of their encodings, with fixed noise, and the difference, "
+        f"\u00b1{ERROR} grey levels: red brighter,\nblue darker. Outside: above 1, further from what the model draws than "
+        "99% of its own slices."
+    )
+    save_image_table(cells, f"{base}.png", ["real", "encoded", "difference"], captions, note)
+    refused = (outside > 1).mean()
+    text = (
+        f"{len(w)} slices encoded: {base}.csv, .npz. {refused:.0%} are refused, as unlike anything that the model draws "
+        f"(of its own slices 1%)."
+    )
+    figures = [ReportFigure(f"{base}.png", "Slices spread over the folder, their reconstructions and differences.")]
+    return Section(f"{model.name}: real slices encoded", [text], figures=figures, numbers={"slices": len(w), "refused": refused})
 
 
 def draw_projection(model, projection, names, output_dir, moved=None):

@@ -130,7 +130,7 @@ def test_only_slices_of_predictions_are_counted_and_the_rest_is_named(models, sl
     tools = "--draw all --num_images 1 --evaluate --plot_umap --conditional_dir all-conditional --umap method=pca num_styles=30"
     data, out = os.path.join(os.path.dirname(slices_dir), "test"), str(tmp_path / "out")
     flags = ["--model_dir", models, "--output_dir", out, "--dataset_dir", data, "--device", "cpu", *tools.split()]
-    assert predict.main([*flags, "--num_slices", "6", "--export", "20", "--project", os.path.join(data, "AD/100_0.png")]) == 0
+    assert predict.main([*flags, "--export", "20", "--project", os.path.join(data, "AD/100_0.png")]) == 0
     capsys.readouterr()
     images, paths = metrics.load("--fake", out, "all", 32)
     expected = {os.path.join(out, "all-conditional", name, f"{i:06d}.png") for name in ("AD", "NC") for i in range(20)}

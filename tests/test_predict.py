@@ -1,5 +1,6 @@
 """predict.py: what its flags write, which runs they mean, and what is refused."""
 
+import csv
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ from conftest import read_image, refusal
 from PIL import Image
 
 import predict
-from data.subjects import Scan
 from utils import UserError
 
 
@@ -74,9 +74,6 @@ def test_flags_of_maps_need_plot_umap():
         (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "--NC_dir all-conditional is a conditional model"),
         (["--plot_umap", "--conditional_dir", "AD"], "--conditional_dir AD is no conditional model"),
         (["--plot_umap", "--conditional_dir", "all-conditional", "--control_dir", "NC"], "give both"),
-        (["--classes", "AD", "--colour", "area"], "--colour belongs to --plot_umap"),
-        (["--plot_umap", "--conditional_dir", "all-conditional", "--colour", "sex"], "also needs --subjects and --dataset_dir"),
-        (["--plot_umap", "--conditional_dir", "all-conditional", "--colour", "area"], "draws 32x32 pixels; areas need 64x64"),
         (["--classes", "AD", "--draw", "morph"], "--draw morph needs a conditional model"),
         (["--classes", "AD", "--draw", "grid,mix"], "--draw: 'mix' is not one of grid, mixing, sweep"),
         (["--umap", "neighbours=3"], "--umap: expected NAME=VALUE with one of the names method, n_neighbors"),
@@ -87,6 +84,7 @@ def test_flags_of_maps_need_plot_umap():
         (["--classes", "AD", "--evaluate"], "--dataset_dir"),
         (["--classes", "AD", "--subjects", "none.csv"], "--subjects none.csv: cannot be read"),
         (["--classes", "AD", "--project", "nowhere"], "nowhere"),
+        (["--classes", "AD", "--encode", "nowhere"], "--encode"),
         (["--classes", "AD", "--project", ""], "--project: expected a value"),
         (["--model_dir", "nowhere"], "nowhere holds no run"),
         (["--truncation", "-1"], "--truncation"),
@@ -97,37 +95,6 @@ def test_flags_of_maps_need_plot_umap():
 )
 def test_wrong_flags_are_refused_by_name(models, tmp_path, flags, expected):
     assert expected in refusal(predict.main, "--model_dir", models, "--output_dir", tmp_path, "--device", "cpu", *flags)
-
-
-def test_colour_needs_a_conditional_model_and_a_table_that_tells_it(models, slices_dir, tmp_path):
-    table, alone = tmp_path / "people.csv", tmp_path / "models"
-    table.write_text("image,subject,sex\n100,ann,F\n101,bob,M\n")
-    alone.mkdir()
-    for name in ("AD", "NC"):
-        os.symlink(os.path.join(models, name), alone / name)
-    flags = ["--plot_umap", "--dataset_dir", slices_dir, "--subjects", table, "--output_dir", tmp_path / "out", "--device", "cpu"]
-    pair = ["--model_dir", alone, "--AD_dir", "AD", "--NC_dir", "NC"]
-    assert "also needs --conditional_dir" in refusal(predict.main, *flags, *pair, "--colour", "sex")
-    flags += ["--model_dir", models, "--conditional_dir", "all-conditional"]
-    assert "tells the age of none of the" in refusal(predict.main, *flags, "--colour", "age")
-    table.write_text("image,subject,sex\n99,ann,F\n")
-    assert "tells the sex of none of the" in refusal(predict.main, *flags, "--colour", "sex")
-
-
-def test_probe_ages_projects_held_out_slices_into_each_conditional_model(model, conditional, slices_dir, monkeypatch):
-    asked = []
-
-    def project_slices(real, model, seed):
-        asked.append((model.name, len(real.names)))
-        return real._replace(w={name: np.random.default_rng(0).normal(size=(len(x), 4)) for name, x in real.pixels.items()})
-
-    monkeypatch.setattr(predict.style_maps, "project_slices", project_slices)
-    args = predict.parse_args(["--evaluate", "--dataset_dir", slices_dir, "--num_slices", "6"])
-    table = {str(100 + i): Scan(str(100 + i), f"p{i}", None, "F", 70.0 + i) for i in range(12)}
-    (section,) = predict.probe_ages(args, [model, conditional], table)
-    assert asked == [("all-conditional", 12)] and section.title == "all-conditional: age and sex in the style space"
-    assert section.numbers["compared"][0]["people"] == {"AD": 6, "NC": 6}
-    assert not list(predict.probe_ages(args, [conditional], {"99": Scan("99", "eve", None, "F", 70.0)}))
 
 
 def test_flags_of_pictures_and_maps_are_read():
@@ -187,11 +154,29 @@ def test_truncation_applies_to_figures_of_latents(models, tmp_path):
 # Real slices, and judgement
 
 
+def test_encode_writes_a_row_and_a_style_vector_for_every_slice(models, slices_dir, tmp_path, capsys, quick):
+    test_dir = os.path.join(os.path.dirname(slices_dir), "test")
+    assert run(models, tmp_path, "--classes", "all-conditional", "--encode", test_dir) == 0
+    with open(tmp_path / "all-conditional_encoded.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["class"], row["scan"], row["slice"]) for row in rows[5:7]] == [
+        ("AD/105_0.png", "AD", "105", "0"),
+        ("NC/100_0.png", "NC", "100", "0"),
+    ]
+    assert len(rows) == 13 and all((float(row["outside"]) > 1) == (row["refused"] == "True") for row in rows)
+    with np.load(tmp_path / "all-conditional_encoded.npz", allow_pickle=False) as kept:
+        assert kept["w"].shape == (13, 256) and (kept["deviation"] > 0).all()
+        np.testing.assert_allclose(kept["w"], kept["mean"] + kept["points"] @ kept["basis"], rtol=1e-4, atol=1e-5)
+    assert read_image(tmp_path / "all-conditional_encoded.png").shape[0] > 3 * 128
+    refused = sum(row["refused"] == "True" for row in rows) / 13
+    assert f"13 slices encoded: {tmp_path}" in (out := capsys.readouterr().out) and f"{refused:.0%} are refused" in out
+
+
 @pytest.mark.slow
 def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     flags = "--classes all-conditional --report True --plot_umap"
-    flags += " --conditional_dir all-conditional --umap method=pca num_styles=30 --num_slices 6"
+    flags += " --conditional_dir all-conditional --umap method=pca num_styles=30"
     folders = "--dataset_dir", test_dir, "--project", os.path.join(test_dir, "AD"), "--subjects", str(tmp_path / "people.csv")
     (tmp_path / "people.csv").write_text("image,subject\n" + "".join(f"I{100 + i},p{i // 2}\n" for i in range(11)))
     assert run(models, tmp_path, *flags.split(), *folders) == 0
@@ -209,15 +194,17 @@ def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
         "AD and NC of the same latents",
         "real slices projected",
         "a classifier of AD and NC",
+        "what the style space keeps of AD and NC",
         "metrics",
         "Style space",
+        "Real slices, encoded by all-conditional",
     ]
     found = {section["title"].split(": ")[-1]: section for section in report["sections"]}
     assert len(found["real slices projected"]["tables"][0]["rows"]) == 6 + 1  # and their mean
-    assert found["Style space"]["text"][-1].endswith("Of real slices: Intervals and standard errors resample people.")
+    assert found["Real slices, encoded by all-conditional"]["text"][2].endswith("Intervals and standard errors resample people.")
     text = found["a classifier of AD and NC"]["text"]
     assert "resample people." in text[1] and text[2].startswith("4 of 4 people of the test slices are in the training set too")
-    assert {"one conditional model", "real slices in one conditional model"} == set(found["Style space"]["numbers"])
+    assert set(found["Style space"]["numbers"]) == {"one conditional model"}
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == sum(len(section["figures"]) for section in report["sections"]) > 20
     with np.load(next((tmp_path / "all-conditional_projected").glob("*.npz")), allow_pickle=False) as kept:

@@ -33,8 +33,9 @@ def random_slices(count, side=32, seed=0):
 def classifier_results(generated, train, shown=True):
     """Made-up results; shown: whether the classifier trained on real slices is shown to be better than chance."""
     aucs = {"train": train, "generated": generated, "both": train}
+    others = {"spread": 0.01, "p": 0.01, "detectable": 0.6}
     results = {
-        kind: {"auc": Interval(auc, auc - 0.05, auc + 0.04), "seeds": [auc - 0.01, auc, auc + 0.01], "spread": 0.01}
+        kind: {"auc": Interval(auc, auc - 0.05, auc + 0.04), "seeds": [auc - 0.01, auc, auc + 0.01], **others}
         for kind, auc in aucs.items()
     }
     share, difference = classifier.above_chance(generated, train), generated - train
@@ -193,18 +194,21 @@ def test_an_ad_and_an_nc_model_are_evaluated_together(models, slices_dir):
 
 
 @pytest.mark.slow
-def test_evaluation_of_a_conditional_model(models, slices_dir, tmp_path):
+def test_evaluation_of_a_conditional_model(models, slices_dir, tmp_path, quick):
     generated = {"AD": random_slices(12), "NC": random_slices(14, seed=1)}
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     result = evaluation.evaluate_models(loaded(models, "all-conditional"), generated, test_dir)
     sections, numbers = checked(result, "a_{b}", tmp_path / "out"), result.numbers()
-    assert set(numbers) == {"classifier", "metrics", "resampled"}  # 32x32 is too small for areas
+    assert set(numbers) == {"classifier", "ladder", "metrics", "resampled"}  # 32x32 is too small for areas
     assert "resample scans" in numbers["resampled"][0] and "7 of 7 scans of the test slices" in numbers["resampled"][1]
     assert set(numbers["metrics"]) == {"AD", "NC"}
     assert {"kid_x1000", "recall", "memorised"} <= set(numbers["metrics"]["AD"])
     shown = [[os.path.basename(figure.path) for figure in section.figures] for section in sections]
     metrics = [f"a_{{b}}_{figure}_{name}.png" for figure in ("metrics", "nearest") for name in ("AD", "NC")]
-    assert shown == [["a_{b}_classifier.png"], metrics]
+    assert shown == [["a_{b}_classifier.png"], [], metrics]
+    rows = sections[1].tables[0].rows
+    assert [row[0] for row in rows][-1] == "classifier of real slices" and rows[-1][1] == result.classifier["train"]["auc"]
+    assert all(f"{row[0]} {row[1]}" in sections[1].text[0] for row in rows) and len(rows) == len(numbers["ladder"]) + 2
 
 
 @pytest.mark.slow
@@ -217,13 +221,15 @@ def test_evaluation_of_a_one_class_model_whose_generator_is_alone(models, slices
 
 
 @pytest.mark.slow
-def test_evaluation_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(conditional, phantoms, tmp_path, monkeypatch):
+def test_evaluation_compares_areas_from_64_pixels_on_with_the_truth_of_phantoms(
+    conditional, phantoms, tmp_path, monkeypatch, quick
+):
     monkeypatch.setattr(tissue_areas, "find_view", lambda _: View("sagittal", 0.5, 0.0, 0.0, 0.6))
     monkeypatch.setattr(evaluation, "classify", lambda *_: classifier_results(0.7, 0.8))  # one person of each class is too few
     held_out = {name: Slices(str(phantoms / "test"), name, 64) for name in ("AD", "NC")}
     generated = {name: slices[np.arange(len(slices))] for name, slices in held_out.items()}
     result = evaluation.evaluate_models([conditional], generated, str(phantoms), read_subjects(str(phantoms / "subjects.csv")))
-    classifier_section, area_section, _ = checked(result, "run", tmp_path / "out")
+    classifier_section, _, area_section, _ = checked(result, "run", tmp_path / "out")
     assert set(result.area_comparison) == {"AD", "NC", "AD - NC"}
     for name in generated:
         assert {*result.area_comparison[name]} == {*TISSUES}

@@ -4,27 +4,22 @@ import csv
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from conftest import change_weights
 from PIL import Image
 
 import predict
-from analysis import bootstrap as bootstrap_module
-from analysis import style_maps, style_space
+from analysis import style_maps
 from analysis.bootstrap import Interval
 from analysis.models import Model, draw_z, load_model, style_vectors
 from analysis.style_maps import (
     CONDITIONAL,
     CONTROL,
     PAIR,
-    REAL,
     MapSettings,
     MapSpec,
-    RealSlices,
     StyleMap,
     StyleSource,
     comparable_seeds,
@@ -32,13 +27,9 @@ from analysis.style_maps import (
     conclusions,
     history,
     map_specs,
-    project_slices,
-    read_real_slices,
-    real_position,
     style_sets,
 )
 from analysis.style_space import StyleSeparation
-from data.subjects import Scan, identify, resampling_groups
 from modules import MappingNetwork
 from utils import CLASSES, UserError
 
@@ -52,7 +43,7 @@ def stand_in(folder, labels=(None,), w_dim=16):
 
 
 def a_map(spec, separation=MIXED, **others):
-    return StyleMap(spec, {}, {}, separation, {}, **others)
+    return StyleMap(spec, {}, {}, separation, **others)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,23 +83,6 @@ def test_style_sets_of_a_conditional_model_are_its_classes(conditional):
     for label, name in enumerate(CLASSES):
         np.testing.assert_array_equal(sets[name], style_vectors(conditional.mapping, draw_z(20, 256, 0), label)[0].numpy())
     assert not np.allclose(sets["AD"], sets["NC"])
-
-
-def test_projected_slices_are_not_given_their_class(conditional, slices_dir, monkeypatch):
-    labels = []
-
-    def project(model, targets, given, **_):
-        labels.extend(given)
-        means = torch.from_numpy(targets).float().mean((1, 2))
-        return SimpleNamespace(ws=means[:, None, None].expand(-1, 8, 256))
-
-    monkeypatch.setattr(style_maps.projector, "project", project)
-    real = project_slices(read_real_slices(slices_dir, 10, 32), conditional, 0)
-    assert {name: w.shape for name, w in real.w.items()} == {"real AD": (9, 256), "real NC": (10, 256)}  # there are 9 and 11
-    assert labels == [-1] * 19 and list(real.classes) == [0] * 9 + [1] * 10
-    names = real.names
-    assert names[:2] == ["AD/100_0.png", "AD/101_0.png"] and names[9:11] == ["NC/100_0.png", "NC/101_0.png"] and len(names) == 19
-    assert real.w["real AD"].mean() < real.w["real NC"].mean()  # NC has the larger discs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,105 +169,28 @@ def test_pairs_are_comparable_if_both_share_their_seed_or_both_do_not(tmp_path, 
     assert comparable_seeds(pair, control) == comparable and comparable_seeds(pair, None)
 
 
-def test_conclusions_name_the_missing_control_and_the_projected_slices(tmp_path):
-    pair, control = map_specs(*(stand_in(str(tmp_path / name)) for name in ("AD", "NC", "control")))
+def test_conclusions_name_the_missing_control_and_what_a_conditional_model_is_told(tmp_path):
+    pair, control, both = map_specs(*(stand_in(str(tmp_path / name)) for name in ("AD", "NC", "control")), stand_in("both", (0, 1)))
     (alone,) = conclusions([a_map(pair, APART)]).values()
     assert "without a control" in alone and "--control_dir" in alone
-    sentences = conclusions([a_map(pair, APART), a_map(control, MIXED)])
-    assert set(sentences) == {PAIR, CONTROL} and "further apart than" in sentences[PAIR] == sentences[CONTROL]
-    (both,) = map_specs(conditional=stand_in("both", (0, 1)))
-    (none,) = conclusions([a_map(both, APART)]).values()
-    assert "--dataset_dir AD_NC/test would project real slices" in none
-    position = {"slice index alone": None, "position-stratified": None, "known": 0, "unknown": ""}
-    real = RealSlices({}, [], identify(["AD/7_1.png"], {"7": Scan("7", "ann")}))
-    sentence = conclusions([a_map(both, APART, real=real, real_separation=MIXED._replace(p=0.5), position=position)])[REAL]
-    assert "no separation was shown, AUC 0.50 (0.40 to 0.60), p = 0.500" in sentence and sentence.endswith(
-        "Of real slices: Intervals and standard errors resample people."
-    )
+    sentences = conclusions([a_map(pair, APART), a_map(control, MIXED), a_map(both, APART)])
+    assert set(sentences) == {PAIR, CONTROL, CONDITIONAL}
+    assert "further apart than" in sentences[PAIR] == sentences[CONTROL] and "is told the class" in sentences[CONDITIONAL]
 
 
-def test_real_position_is_of_the_probe_of_the_projected_slices(monkeypatch):
-    """Style vectors that follow the slice index, of scans that begin at 82 for AD and at 78 for NC."""
-    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 100)
-    rng, people, first = np.random.default_rng(0), 20, {"AD": 82, "NC": 78}
-    index = {name: np.tile(first[name] + np.arange(8), people) for name in CLASSES}
-    w = {f"real {name}": np.c_[index[name], rng.normal(size=(8 * people, 2))] for name in CLASSES}
-    names = [f"{name}/{100 * (name == 'NC') + i // 8}_{at}.png" for name in CLASSES for i, at in enumerate(index[name])]
-    real = RealSlices(w, names, identify(names), w)
-    position = real_position(real, 0)
-    plain = style_space.style_separation(*w.values(), resampling_groups(real.scans)[0])
-    assert plain.auc.low > 0.6 and position["slice index alone"].low > 0.6
-    assert position["position-stratified"].low < 0.5 < position["position-stratified"].high
-    (spec,) = map_specs(conditional=stand_in("both", (0, 1)))
-    sentence = conclusions([a_map(spec, plain, real=real, real_separation=plain, position=position)])[REAL]
-    assert "but no more than slice position may explain" in sentence
-    few, chosen = {name: rows[:8] for name, rows in w.items()}, names[:8] + names[-8:]
-    found = real_position(RealSlices(few, chosen, identify(chosen), few), 0)
-    assert found["slice index alone"] is found["position-stratified"] is None and found["known"] == 16
-
-
-def planted_real(rng, count=8):
-    names = [f"AD/{i}_1.png" for i in range(count)] + [f"NC/{i}_1.png" for i in range(count, 2 * count)]
-    pixels = {f"real {name}": np.zeros((count, 64, 64), np.uint8) for name in CLASSES}
-    table = {str(i): Scan(str(i), f"p{i}", None, "FM"[i % 2], 60.0 + i) for i in range(2 * count - 1)}  # not the last
-    return RealSlices(pixels, names, identify(names, table), {name: rng.normal(size=(count, 4)) for name in pixels})
-
-
-def test_latents_are_compared_in_pairs_and_real_slices_are_not(tmp_path, monkeypatch):
-    """Slice number i of AD and of NC have nothing in common, while latent number i is the same."""
+def test_maps_compare_latents_in_pairs(tmp_path, monkeypatch):
     compared, rng = [], np.random.default_rng(0)
 
     def separation(a, b, groups=None, seed=0):
-        compared.append((len(a), len(b), None if groups is None else list(groups)))
+        compared.append((len(a), len(b), groups))
         return MIXED
 
     monkeypatch.setattr(style_maps, "style_separation", separation)
     monkeypatch.setattr(style_maps, "style_sets", lambda *_: {name: rng.normal(size=(20, 4)) for name in CLASSES})
     ad, nc, control = (stand_in(tmp_path / name) for name in ("AD", "NC", "control"))
-    names = ["AD/7_1.png", "AD/8_1.png", "NC/9_1.png", "NC/9_2.png"]
-    w = {f"real {name}": rng.normal(size=(2, 4)) for name in CLASSES}
-    real = RealSlices(w, names, identify(names, {"7": Scan("7", "ann"), "8": Scan("8", "ann")}), w)
-    maps = compute_maps(map_specs(ad, nc, control, stand_in(tmp_path / "both", (0, 1))), PCA, real)
-    assert compared == [(20, 20, None)] * 3 + [(2, 2, ["people ann", "people ann", "scans 9", "scans 9"])]
-    assert "resample people and scans" in conclusions(maps)[REAL] and [one.title for one in maps] == [PAIR, CONTROL, REAL]
-
-
-@pytest.mark.parametrize("colour", ["class", "age", "sex", "area"])
-def test_maps_have_the_values_of_their_colour(tmp_path, monkeypatch, colour):
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 20)
-    monkeypatch.setattr(style_maps, "style_sets", lambda *_: {name: rng.normal(size=(20, 4)) for name in CLASSES})
-    monkeypatch.setattr(style_maps, "ventricle_areas", lambda spec, sets, _: {name: np.ones(len(w)) for name, w in sets.items()})
-    real = planted_real(rng)
-    (found,) = compute_maps(map_specs(conditional=stand_in(tmp_path, (0, 1))), PCA, real, colour)
-    assert found.age["slices"] == 15 and list(found.sets) == list(found.points) == ["AD", "NC", *real.pixels]
-    if colour == "class":
-        assert not found.values
-    elif colour == "area":
-        assert set(found.values) == {"AD", "NC", *real.pixels}
-    else:
-        assert set(found.values) == set(real.pixels)
-        first, last = {"age": (60, np.nan), "sex": ("F", "")}[colour]
-        np.testing.assert_equal((found.values["real AD"][0], found.values["real NC"][-1]), (first, last))
-
-
-def test_ventricle_areas_are_of_the_drawn_and_of_the_real_slices(monkeypatch):
-    asked = []
-
-    def synthesize(model, ws):
-        asked.append(model.folder)
-        return ws.numpy()[:, :1, None]
-
-    monkeypatch.setattr(style_maps, "synthesize", synthesize)
-    monkeypatch.setattr(style_maps, "known_view", lambda *_: "axial")
-    monkeypatch.setattr(style_maps, "measure_areas", lambda pixels, *_: {"ventricle": 10 * pixels[:, 0, 0]})
-    sets = {"AD": np.array([[1.0, 9], [2, 9]]), "NC": np.array([[3.0, 9]]), "real AD": np.array([[4.0, 9]])}
-    real = RealSlices({"real AD": np.full((1, 1, 1), 7.0)}, [], [])
-    specs = map_specs(stand_in("a"), stand_in("n"), conditional=stand_in("both", (0, 1)))
-    found = style_maps.ventricle_areas(specs[1], sets, real)
-    assert {name: areas.tolist() for name, areas in found.items()} == {"AD": [10, 20], "NC": [30], "real AD": [70]}
-    style_maps.ventricle_areas(specs[0], sets)
-    assert asked == ["both", "both", "a", "n"]
+    maps = compute_maps(map_specs(ad, nc, control, stand_in(tmp_path / "both", (0, 1))), PCA)
+    assert compared == [(20, 20, None)] * 3 and [one.spec.title for one in maps] == [PAIR, CONTROL, CONDITIONAL]
+    assert all(points.shape == (20, 2) for one in maps for points in one.points.values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

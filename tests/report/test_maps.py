@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis.age_probe import age_probe
 from analysis.bootstrap import Interval
+from analysis.encoded_maps import EncodedMap, EncodedSet, RealSlices, known_values
 from analysis.models import Model
-from analysis.style_maps import EpochMap, MapSettings, RealSlices, StyleMap, map_specs
+from analysis.style_maps import EpochMap, MapSettings, StyleMap, map_specs
 from analysis.style_space import StyleSeparation
 from data.subjects import Scan, identify
 from report import maps
@@ -28,13 +28,13 @@ def drawn(monkeypatch):
     return saved
 
 
-def a_map(spec, points, values=None, **others):
-    return StyleMap(spec, {}, points, SEPARATION, values or {}, **others)
+def a_map(spec, points):
+    return StyleMap(spec, {}, points, SEPARATION)
 
 
 def test_plot_maps_draws_every_set_and_measure(drawn):
     points = np.random.default_rng(0).normal(size=(40, 2))
-    shown = {"AD": points, "real AD": points[:3]}
+    shown = {"AD": points, "NC": points[:3]}
     maps.plot_maps([a_map(PAIR, shown), a_map(CONTROL, shown)], "a.png", "note " * 60)
     *panels, strip, _ = drawn["a.png"].axes
     assert [axes.get_title() for axes in panels] == ["AD and NC", "control: NC twice"]
@@ -47,26 +47,50 @@ def test_plot_maps_draws_every_set_and_measure(drawn):
     assert [list(line.get_xdata()) for line in strip.lines[:6:3]] == [[0.55, 0.66], [0.85, 0.97]]
 
 
-def test_plot_maps_colours_points_by_values_and_counts_unknown_ones(drawn):
-    points = np.random.default_rng(0).normal(size=(40, 2))
-    sets, ages = {"AD": points, "real AD": points[:3], "real NC": points[:2]}, np.array([60.0, np.nan, 80.0])
-    by_age = a_map(PAIR, sets, {"real AD": ages, "real NC": np.array([70.0, 75.0])})
-    by_sex = a_map(PAIR, sets, {"real AD": np.array(["F", "M", ""]), "real NC": np.array(["F", "F"])})
-    maps.plot_maps([by_age], "age.png", "note", "age, years")
-    maps.plot_maps([by_sex], "sex.png", "note", "sex")
-    axes, _, bar = drawn["age.png"].axes
-    assert bar.get_ylabel() == "age, years" and bar.get_ylim() == tuple(np.quantile([60, 80, 70, 75], (0.02, 0.98)))
-    _, known, unknown, nc = axes.collections
-    np.testing.assert_array_equal(known.get_offsets(), points[[0, 2]])
-    np.testing.assert_array_equal(known.get_array(), [60, 80])
-    np.testing.assert_array_equal(unknown.get_offsets(), points[[1]])
-    assert len(unknown.get_facecolor()) == 0  # hollow
-    assert [text.get_text() for text in axes.get_legend().texts] == ["AD", "real AD", "real AD, unknown (1)", "real NC"]
-    axes, _ = drawn["sex.png"].axes
-    labels = ["AD", "real AD, F (1)", "real AD, M (1)", "real AD, unknown (1)", "real NC, F (2)"]
-    assert [text.get_text() for text in axes.get_legend().texts] == labels
-    colours = [tuple(collection.get_facecolor()[0, :3]) for collection in axes.collections if len(collection.get_facecolor())]
-    assert colours[1] == colours[3] != colours[2] and colours[0] not in colours[1:]  # F, F, M; generated ones are grey
+@pytest.fixture
+def encoded():
+    """Two people of each class with three slices; the age of one is unknown, and no sex is known."""
+    rng = np.random.default_rng(0)
+    names = [f"{'AD' if i < 2 else 'NC'}/{i}_{at}.png" for i in range(4) for at in (12, 10, 11)]
+    scans = identify(names, {str(i): Scan(str(i), f"p{i}", None, None, None if i == 3 else 60.0 + i) for i in range(4)})
+    real = RealSlices(np.zeros((12, 8, 8), np.uint8), np.repeat([0, 1], 6), names, scans)
+    sets = {
+        name: EncodedSet(np.zeros((n, 8, 8), np.uint8), rng.normal(size=(n, 3)), rng.normal(size=(n, 2)))
+        for name, n in (("AD", 5), ("NC", 5), ("real AD", 6), ("real NC", 6))
+    }
+    position = {"slice index alone": Interval(0.6, 0.5, 0.7), "position-stratified": None, "known": 12, "unknown": ""}
+    mixing, refused = Interval(0.55, 0.5, 0.6), np.arange(12) == 0
+    return EncodedMap(SECOND_NC, sets, real, known_values(real), refused, mixing, SEPARATION, position, None)
+
+
+def test_encoded_maps_show_what_is_known_of_real_slices_over_generated_ones(drawn, encoded):
+    maps.plot_encoded(encoded, "e.png", "note")
+    panels = {axes.get_title(): axes for axes in drawn["e.png"].axes if axes.get_title()}
+    assert list(panels) == ["class", "person: a line through neighbouring slices", "slice index", "age, years"]
+    real = np.concatenate([encoded.sets[f"real {name}"].points for name in ("AD", "NC")])
+    for axes in panels.values():
+        np.testing.assert_array_equal(axes.collections[0].get_offsets()[:5], encoded.sets["AD"].points)
+    lines = panels["person: a line through neighbouring slices"].lines
+    assert len(lines) == 4
+    np.testing.assert_array_equal(np.array(lines[1].get_data()).T, real[[4, 5, 3]])  # in the order 10, 11, 12
+    np.testing.assert_array_equal(panels["slice index"].collections[1].get_array(), np.tile([12, 10, 11], 4))
+    unknown, known = panels["age, years"].collections[1:]
+    np.testing.assert_array_equal(unknown.get_offsets(), real[9:])
+    np.testing.assert_array_equal(known.get_array(), np.repeat([60, 61, 62], 3))
+    labels = [text.get_text() for text in panels["class"].get_legend().texts]
+    assert labels == ["generated", "real AD (6)", "real NC (6)"]
+
+
+def test_draw_encoded_writes_every_point_with_its_values(drawn, encoded, tmp_path):
+    section = maps.draw_encoded(encoded, MapSettings("pca", 15, 0.1, 6, 0), str(tmp_path))
+    assert list(drawn) == [str(tmp_path / "pca_NC 2.png")] == [figure.path for figure in section.figures]
+    with open(tmp_path / "pca_NC 2.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["set"] for row in rows] == ["AD"] * 5 + ["NC"] * 5 + ["real AD"] * 6 + ["real NC"] * 6
+    assert (rows[10]["file"], rows[10]["refused"], rows[10]["age"]) == ("AD/0_12.png", "True", "60.0")
+    assert [float(rows[-1][axis]) for axis in "xy"] == encoded.sets["real NC"].points[-1].tolist()
+    (table,) = section.tables
+    assert table.rows[0][5:] == [encoded.position["slice index alone"], None] and section.numbers["refused"] == 1 / 12
 
 
 def test_epoch_frames_show_the_last_map_of_a_shorter_history():
@@ -79,34 +103,14 @@ def test_epoch_frames_show_the_last_map_of_a_shorter_history():
     assert (frames[1, :, half + 20 :] == frames[2, :, half + 20 :]).all() and (frames[0] != frames[1]).any()
 
 
-@pytest.mark.parametrize("colour", ["class", "sex"])
-def test_save_points_writes_every_point_and_its_value(tmp_path, colour):
-    values = {"NC": np.array(["F"])} if colour == "sex" else {}
-    a = a_map(PAIR, {"AD": np.array([[1.0, 2.0], [3.0, 4.0]]), "NC": np.array([[5.0, 6.0]])}, values)
-    maps.save_points([a], str(tmp_path / "map.csv"), colour)
-    with open(tmp_path / "map.csv", newline="") as file:
+def test_draw_maps_writes_the_table_and_points_of_every_separation(tmp_path, drawn):
+    points = {"AD": np.array([[1.0, 2.0], [3.0, 4.0]]), "NC": np.array([[5.0, 6.0]])}
+    shown = [a_map(PAIR, points), a_map(CONDITIONAL, points)]
+    section = maps.draw_maps(shown, MapSettings("pca", 15, 0.1, 6, 0), str(tmp_path))
+    with open(tmp_path / "pca.csv", newline="") as file:
         header, *rows = csv.reader(file)
     places = [["AD", "0", "1.0", "2.0"], ["AD", "1", "3.0", "4.0"], ["NC", "0", "5.0", "6.0"]]
-    if colour == "class":
-        assert header == ["panel", "set", "number", "x", "y"] and rows == [["AD and NC", *place] for place in places]
-    else:
-        assert header == ["panel", "set", "number", "x", "y", "sex"]
-        assert rows == [["AD and NC", *place, value] for place, value in zip(places, ("", "", "F"))]
-
-
-def test_draw_maps_gives_tables_and_numbers_of_every_separation(tmp_path, drawn):
-    rng = np.random.default_rng(0)
-    names = [f"AD/{i}_1.png" for i in range(6)] + [f"NC/{i}_1.png" for i in range(6, 12)]
-    scans = identify(names, {str(i): Scan(str(i), f"p{i}", None, "F", 70.0 + i) for i in range(12)})
-    real = RealSlices({}, names, scans, {"real AD": rng.normal(size=(6, 3)), "real NC": rng.normal(size=(6, 3))})
-    points = {name: rng.normal(size=(6, 2)) for name in ("AD", "NC", *real.w)}
-    position = {"slice index alone": Interval(0.6, 0.5, 0.7), "position-stratified": None, "known": 12, "unknown": ""}
-    age = age_probe(real.points, np.repeat([0, 1], 6), scans)
-    both = a_map(CONDITIONAL, points, real=real, real_separation=SEPARATION, position=position, age=age)
-    section = maps.draw_maps([a_map(PAIR, points), both], MapSettings("pca", 15, 0.1, 6, 0), str(tmp_path))
-    table = section.tables[0]
-    assert [row[0] for row in table.rows] == ["AD and NC", "one conditional model", "real slices in one conditional model"]
-    assert [row[4] for row in table.rows] == [None, None, position["slice index alone"]]
-    assert section.numbers["real slices in one conditional model"] == SEPARATION._asdict() | position
-    assert section.numbers["age"] is age and any(sentence.startswith("Age: a linear probe") for sentence in section.text)
-    assert [figure.path for figure in section.figures] == [str(tmp_path / "pca.png")] == list(drawn)
+    assert header == ["panel", "set", "number", "x", "y"]
+    assert rows == [[title, *place] for title in ("AD and NC", "one conditional model") for place in places]
+    assert [row[0] for row in section.tables[0].rows] == ["AD and NC", "one conditional model"]
+    assert section.numbers["AD and NC"] == SEPARATION._asdict() and list(drawn) == [str(tmp_path / "pca.png")]

@@ -1,0 +1,107 @@
+"""Maps of encoded slices: sets whose truth is known, the null included, and what the map says of them."""
+
+import numpy as np
+import pytest
+
+from analysis import bootstrap as bootstrap_module
+from analysis import encoded_maps, style_space
+from analysis.bootstrap import Interval
+from analysis.encoded_maps import EncodedMap, RealSlices, encoded_conclusions, encoded_map, mixing, read_real_slices
+from analysis.encoder import Encoded
+from analysis.style_maps import MapSettings
+from analysis.style_space import StyleSeparation
+from data.subjects import Scan, identify
+
+PCA = MapSettings("pca", 15, 0.1, 30, 0)
+
+
+def people(count, slices):
+    return np.repeat([f"people {i}" for i in range(count)], slices)
+
+
+@pytest.mark.parametrize("shift, low, high", [(0.0, 0.3, 0.65), (1.5, 0.9, 1.0)])
+def test_mixing_is_half_for_one_cloud_and_one_for_two(monkeypatch, shift, low, high):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 100)
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(30, 8)).repeat(5, 0) * 0.8 + 0.6 * rng.normal(size=(150, 8)) + shift
+    found = mixing(real, rng.normal(size=(300, 8)), people(30, 5))
+    assert low < found.value < high and found.low < found.value < found.high
+
+
+def test_mixing_does_not_reward_knowing_the_people(monkeypatch):
+    """Slices of one person lie close together, so a probe that had seen the person would find the others."""
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 20)
+    values = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        real = rng.normal(size=(12, 20)).repeat(10, 0) + 0.01 * rng.normal(size=(120, 20))
+        values.append(mixing(real, rng.normal(size=(120, 20)), people(12, 10)).value)
+    assert abs(np.mean(values) - 0.5) < 0.12
+
+
+def test_real_slices_are_all_read_with_their_classes(slices_dir):
+    table = {str(100 + i): Scan(str(100 + i), f"p{i}", None, "F", 70.0 + i) for i in range(11)}
+    real = read_real_slices(slices_dir, 64, table, chunk=3)
+    assert real.pixels.shape == (20, 64, 64) and list(real.classes) == [0] * 9 + [1] * 11
+    assert real.names[:2] == ["AD/100_0.png", "AD/101_0.png"] and real.names[9] == "NC/100_0.png"
+    assert real.groups[0] == real.groups[9] == "people p0"
+    assert real.pixels[:9].mean() < real.pixels[9:].mean()  # NC has the larger discs
+
+
+class Plain:
+    """Stands for an encoder: the first points are means of pixels, the others noise."""
+
+    side = 32
+
+    def encode(self, pixels):
+        rng = np.random.default_rng(len(pixels))
+        means = pixels.mean((1, 2)).astype(np.float32)[:, None] / 20
+        return Encoded(np.c_[means, rng.normal(size=(len(pixels), 3))].astype(np.float32), np.ones((len(pixels), 4)))
+
+    def style_vectors(self, points):
+        import torch
+
+        return 2 * torch.from_numpy(points)
+
+    def outside(self, model, pixels, encoded, label):
+        return np.linspace(0, 2, len(pixels))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 40)
+    monkeypatch.setattr(style_space, "PERMUTATIONS", 39)
+    monkeypatch.setattr(encoded_maps, "find_encoder", lambda *_: Plain())
+
+
+def test_generated_and_real_slices_are_encoded_without_their_class(conditional, slices_dir, plain):
+    real = read_real_slices(slices_dir, 32)
+    encoded = encoded_map(conditional, real, PCA)
+    assert {name: len(one.points) for name, one in encoded.sets.items()} == {"AD": 30, "NC": 30, "real AD": 9, "real NC": 11}
+    for one in encoded.sets.values():
+        np.testing.assert_allclose(one.w, 2 * Plain().encode(one.pixels).points)
+    np.testing.assert_array_equal(encoded.sets["real NC"].pixels, real.pixels[real.classes == 1])
+    assert encoded.separation.auc.value > 0.8  # larger discs
+    assert encoded.refused.sum() == 10 and encoded.title == "Real slices, encoded by all-conditional"
+    assert np.isnan(encoded.values["age"]).all() and len(encoded.values["person"]) == 20
+
+
+def conclusions(mixing_value, separation):
+    names = ["AD/7_1.png", "NC/8_1.png"]
+    real = RealSlices(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), names, identify(names))
+    model = type("Named", (), {"name": "both"})
+    position = {"slice index alone": None, "position-stratified": None, "known": 0, "unknown": ""}
+    interval = Interval(mixing_value, mixing_value - 0.05, mixing_value + 0.05)
+    return encoded_conclusions(EncodedMap(model, {}, real, {}, np.array([True, False]), interval, separation, position, None))
+
+
+def test_conclusions_warn_of_two_clouds_and_name_the_refused():
+    separation = StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6), p=0.5, detectable=0.7)
+    one, two = conclusions(0.55, separation), conclusions(0.9, separation)
+    assert (
+        "AUC of 0.55 (0.50 to 0.60); 0.5 is best" in one[0]
+        and "WARNING" not in one[0]
+        and "WARNING, they are not one cloud" in two[0]
+    )
+    assert one[1].startswith("50% of the real slices are unlike")
+    assert "no separation was shown, AUC 0.50" in one[2] and "resample scans" in one[2]
