@@ -26,10 +26,11 @@ EPOCHS_NOTE = (
     "any training, and a conditional model is told the class: no gap here is by itself a finding about AD and NC."
 )
 PANELS = {
-    "person": "person: a line through neighbouring slices",
+    "person": "person: lines through neighbouring slices",
     "age": "age, years",
     "ventricle area": "ventricle area, mm² (nominal)",
 }
+JUMP = 0.1  # of the map's side: no line joins neighbouring slices that lie further apart
 VALUE_MAP, GENERATED = "viridis", "#d4d4d4"
 VALUE_COLOURS = {"AD": "#c8553d", "NC": "#2a6f97", "F": "#e69f00", "M": "#0072b2"}  # pairs told apart by colour-blind people
 
@@ -178,12 +179,14 @@ def plot_encoded(encoded, path, note):
 
 
 def _draw_people(axes, points, people, indices):
-    """A line for each person through the slices [N, 2] in the order of their indices."""
-    names = np.unique(people)
+    """Slices [N, 2] in a colour for each person, with a line in the order of their indices that is broken where it would jump."""
+    names, longest = np.unique(people), JUMP * np.ptp(points, axis=0).max()
     for i, person in enumerate(names):
         rows = np.flatnonzero(people == person)
-        rows = rows[np.argsort(indices[rows], kind="stable")]
-        axes.plot(*points[rows].T, color=colormaps["turbo"](i * 0.618 % 1), linewidth=0.7, alpha=0.8)
+        line = points[rows[np.argsort(indices[rows], kind="stable")]]
+        jumps = np.flatnonzero(np.linalg.norm(np.diff(line, axis=0), axis=1) > longest)
+        line, colour = np.insert(line, jumps + 1, np.nan, axis=0), colormaps["turbo"](i * 0.618 % 1)
+        axes.plot(*line.T, ".-", color=colour, linewidth=0.7, markersize=2, alpha=0.8)
     axes.text(0.02, 0.02, f"{len(names)} people", transform=axes.transAxes, fontsize=8)
 
 

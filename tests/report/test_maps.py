@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.bootstrap import Interval
 from analysis.encoded_maps import EncodedMap, EncodedSet, RealSlices, known_values
@@ -63,14 +64,15 @@ def encoded():
     return EncodedMap(SECOND_NC, sets, real, known_values(real), refused, mixing, SEPARATION, position, None)
 
 
-def test_encoded_maps_show_what_is_known_of_real_slices_over_generated_ones(drawn, encoded):
+def test_encoded_maps_show_what_is_known_of_real_slices_over_generated_ones(drawn, encoded, monkeypatch):
+    monkeypatch.setattr(maps, "JUMP", 10)
     maps.plot_encoded(encoded, "e.png", "note")
     panels = {axes.get_title(): axes for axes in drawn["e.png"].axes if axes.get_title()}
-    assert list(panels) == ["class", "person: a line through neighbouring slices", "slice index", "age, years"]
+    assert list(panels) == ["class", "person: lines through neighbouring slices", "slice index", "age, years"]
     real = np.concatenate([encoded.sets[f"real {name}"].points for name in ("AD", "NC")])
     for axes in panels.values():
         np.testing.assert_array_equal(axes.collections[0].get_offsets()[:5], encoded.sets["AD"].points)
-    lines = panels["person: a line through neighbouring slices"].lines
+    lines = panels["person: lines through neighbouring slices"].lines
     assert len(lines) == 4
     np.testing.assert_array_equal(np.array(lines[1].get_data()).T, real[[4, 5, 3]])  # in the order 10, 11, 12
     np.testing.assert_array_equal(panels["slice index"].collections[1].get_array(), np.tile([12, 10, 11], 4))
@@ -79,6 +81,15 @@ def test_encoded_maps_show_what_is_known_of_real_slices_over_generated_ones(draw
     np.testing.assert_array_equal(known.get_array(), np.repeat([60, 61, 62], 3))
     labels = [text.get_text() for text in panels["class"].get_legend().texts]
     assert labels == ["generated", "real AD (6)", "real NC (6)"]
+
+
+def test_lines_of_people_are_broken_where_neighbouring_slices_lie_far_apart():
+    axes = Figure().subplots()
+    points = np.array([[0.0, 0], [1, 0], [2, 0], [50, 0], [51, 0], [100, 100]])
+    maps._draw_people(axes, points, np.repeat(["a", "b"], [5, 1]), np.array([2, 1, 0, 3, 4, 0]))
+    x = axes.lines[0].get_xdata()
+    np.testing.assert_array_equal(x, [2, 1, 0, np.nan, 50, 51])
+    assert [len(line.get_xdata()) for line in axes.lines] == [6, 1]
 
 
 def test_draw_encoded_writes_every_point_with_its_values(drawn, encoded, tmp_path):
