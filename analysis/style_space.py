@@ -165,8 +165,8 @@ def verdict(pair, control=None, comparable=True):
 
 
 CONDITIONAL_NOTE = (
-    "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease: with --dataset_dir "
-    "AD_NC/test real slices are encoded and mapped."
+    "A conditional model is told the class, so where its own AD and NC lie says nothing about the disease; real slices "
+    "(--dataset_dir) are encoded without it."
 )
 
 
