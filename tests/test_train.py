@@ -98,7 +98,7 @@ def test_a_new_run_follows_the_recipe_of_its_loss_and_of_the_network_that_suits_
 def test_every_number_of_every_recipe_is_one_that_its_column_takes_and_has_one_way_to_be_given():
     assert tuple(COLUMNS) == Recipe._fields and set(FLAGS) < set(COLUMNS)
     for recipe in RECIPES.values():
-        assert recipes.valid_numbers(recipe._asdict()) == recipe._asdict()
+        assert {name: COLUMNS[name].parse(repr(value)) for name, value in recipe._asdict().items()} == recipe._asdict()
         assert recipe_of(CPU, *flags_of(recipe._asdict())) == recipe
 
 

@@ -159,9 +159,11 @@ def test_share_halves_the_size_and_hardly_changes_images(models, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_the_model_that_comes_along_draws_brains_of_both_classes():
-    folder = find_run("all-conditional", os.path.join(ROOT, "models"))
-    assert os.listdir(folder) == ["generator.pt"] and os.path.getsize(os.path.join(folder, "generator.pt")) < 8e6
+@pytest.mark.parametrize("name", ["models", "models/axial"])
+def test_the_bundled_models_draw_brains_of_both_classes(name):
+    folder = find_run("all-conditional", os.path.join(ROOT, name))
+    sizes = {file: os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder)}
+    assert sizes.keys() == {"generator.pt", "encoder.pt"} and max(sizes.values()) < 2e6
     model = load_model(folder, "cpu")
     ad, nc = (generated(model, 2, label=label) for label in model.labels)
     assert ad.shape == nc.shape == (2, 256, 256) and (ad != nc).any()
