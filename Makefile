@@ -27,7 +27,7 @@ demo-models:
 	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 0.5
 	rm -rf $(DEMO)/predictions
 	$(PREDICT) --classes all-conditional --export 200 --draw grid,morph
-	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --atlas True
+	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --dataset_dir $(DEMO)/AD_NC/test --atlas True
 	$(PY) -m analysis.areas $(DEMO)/AD_NC --generated $(DEMO)/predictions/all-conditional
 	@echo "Look at, in this order:"
 	@echo "  generated slices beside real ones:       $$(ls $(DEMO)/model/all-conditional/fake_vs_real/epoch_*.png | tail -n 1)"

@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(statistic, groups, strata=None, seed=0):
-    """Interval of statistic(weights float [N]) by the expanded percentile bootstrap (Hesterberg 2015, section 5.2).
+    """Interval of statistic(weights float [N]) by the expanded percentile bootstrap (Hesterberg 2015, arXiv:1411.5279).
 
     A row's weight is the number of times that it was drawn; the value is that of weights 1. Rows of the same group [N] (slices of
     a person, vectors of a latent) are drawn together, with replacement; each of the strata [N] (classes) keeps its group count.

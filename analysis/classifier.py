@@ -6,7 +6,7 @@ Classifiers trained on real slices, on generated slices and on both tell AD from
 accuracy score of Ravuri and Vinyals (2019, arXiv:1905.10887), with the AUC in place of the accuracy. If generated slices preserve
 the whole difference, a classifier trained on them does as well as one trained on the real slices that the generator learnt from.
 Each trains until it does no better on validation people: a fifth of the real training people, on whose slices none of them trains.
-predict.py --evaluate trains nine; with the axial bundled model all of it took nine minutes of one CPU core.
+predict.py --evaluate trains nine; with the axial bundled model all of it took a quarter of an hour of a shared CPU core.
 """
 
 import copy

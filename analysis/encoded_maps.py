@@ -79,10 +79,12 @@ def encoded_map(model, real, settings):
     encoder, seed = find_encoder(model, settings.seed, True), settings.seed
     drawn, _ = draw_slices(model, settings.num_styles * len(model.labels), encoder.side, seed + 1, True)
     pixels = {name: drawn[i :: len(model.labels)] for i, name in enumerate(model.classes)}
-    pixels |= {f"real {name}": real.pixels[real.classes == label] for label, name in enumerate(CLASSES)}
+    points = {name: encoder.encode(part).points for name, part in pixels.items()}
     encoded = encoder.encode(real.pixels)
     refused = encoder.outside(model, real.pixels, encoded, "what cannot be drawn") > 1
-    points = {name: encoder.encode(part).points for name, part in pixels.items()}
+    for label, name in enumerate(CLASSES):
+        rows = real.classes == label
+        pixels[f"real {name}"], points[f"real {name}"] = real.pixels[rows], encoded.points[rows]
     w = encoder.style_vectors(np.concatenate(list(points.values()))).cpu().numpy()
     places, w = split_like(settings.embed(w), points), split_like(w, points)
     is_ad, groups, found = real.classes == 0, real.groups, encoded.points

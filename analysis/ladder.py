@@ -38,9 +38,9 @@ def ladder(models, train, held_out, generated, groups, names, seed=0):
         return [np.concatenate([encoder.encode(part).points for part in slices.values()]) for slices in sets]
 
     add(f"pixels, {PIXELS}x{PIXELS}", [pool_pixels(slices) for slices in (train, held_out)])
+    add("an untrained encoder", encode(untrained_encoder(models[0], seed), train, held_out))
     for model in models:
         encoder = find_encoder(model, seed, True)
-        add("an untrained encoder", encode(untrained_encoder(model, seed), train, held_out))
         points = encode(encoder, train, held_out, generated)
         add(f"w, encoded by {model.name}", points[:2])
         add(f"w, encoded by {model.name}, fitted to generated slices", [points[2], points[1]], drawn_classes)

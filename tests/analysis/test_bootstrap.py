@@ -114,13 +114,13 @@ def test_the_interval_of_a_mean_of_few_groups_is_students(monkeypatch, count):
 @pytest.mark.slow
 def test_an_auc_of_nothing_leaves_one_half_out_about_as_often_as_it_says(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 400)
-    count, rng, sets, outside = 7, np.random.default_rng(7), 120, 0  # people of each class
+    count, rng, sets, outside = 5, np.random.default_rng(5), 120, 0  # people of each class
     people = np.repeat(np.arange(2 * count), 10)
     for seed in range(sets):
         scores = rng.standard_normal(2 * count)[people] + 0.7 * rng.standard_normal(len(people))
         _, low, high = bootstrap(lambda weights: auc(scores, people < count, weights), people, people < count, seed)
         outside += not low <= 0.5 <= high
-    assert outside / sets < 0.05 + 3 * (0.05 * 0.95 / sets) ** 0.5  # percentiles that are not expanded leave it out in about 10%
+    assert outside / sets < 0.05 + 3 * (0.05 * 0.95 / sets) ** 0.5  # it is 3%, and 17% with percentiles that are not expanded
 
 
 def test_bootstrap_leaves_out_samples_without_a_value():

@@ -49,14 +49,13 @@ def test_real_slices_are_all_read_with_their_classes(slices_dir):
 
 
 class Plain:
-    """Stands for an encoder: the first points are means of pixels, the others noise."""
+    """Stands for an encoder: the first component is the mean of the pixels, the others are single pixels."""
 
     side = 32
 
     def encode(self, pixels):
-        rng = np.random.default_rng(len(pixels))
-        means = pixels.mean((1, 2)).astype(np.float32)[:, None] / 20
-        return Encoded(np.c_[means, rng.normal(size=(len(pixels), 3))].astype(np.float32), np.ones((len(pixels), 4)))
+        means, some = pixels.mean((1, 2))[:, None] / 20, pixels[:, 16, [3, 5, 7]] / 255
+        return Encoded(np.c_[means, some].astype(np.float32), np.ones((len(pixels), 4)))
 
     def style_vectors(self, points):
         import torch
