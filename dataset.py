@@ -42,6 +42,7 @@ class Slices:
     gave `dataset_dir`, for errors.
 
     labels       int64 [N], the index of each slice's class in CLASSES
+    values       float32 [N, k] that a model may be told beside the class, None unless someone sets them
     names        file names [N], such as "AD/218391_78.jpeg"
     counts       {class: number of slices}
     unreadable   names of the files left out, which one line on stderr also names; others name what else is doubtful
@@ -67,7 +68,7 @@ class Slices:
             rows.append(readable)
             labels.append(np.full(len(readable), label))
             notes.add(note)
-        self.labels, self._rows = np.concatenate(labels).astype(np.int64), np.concatenate(rows)
+        self.labels, self._rows, self.values = np.concatenate(labels).astype(np.int64), np.concatenate(rows), None
         self.names = [f"{name}/{file}" for name, file, _ in self._identities]
         self.fingerprint = short_hash(self._identities)
         for note in notes - {None}:
@@ -80,11 +81,18 @@ class Slices:
         """The slices where `chosen`, bool [N], is True, as new Slices with the names, counts and fingerprint of these alone."""
         part = copy.copy(self)
         part.labels, part._rows = self.labels[chosen], self._rows[chosen]
+        part.values = None if self.values is None else self.values[chosen]
         part._identities = [identity for identity, taken in zip(self._identities, chosen) if taken]
         part.names = [name for name, taken in zip(self.names, chosen) if taken]
         part.counts = {name: int((part.labels == CLASSES.index(name)).sum()) for name in self.counts}
         part.fingerprint = short_hash(part._identities)
         return part
+
+    def told(self, indices=slice(None)):
+        """What a conditional model is told of the slices at `indices`: as `modules.LabelEmbedding` takes it, in NumPy."""
+        if self.values is None:
+            return self.labels[indices]
+        return np.concatenate([self.labels[indices, None], self.values[indices]], 1, dtype=np.float32)
 
     def __len__(self):
         return len(self.labels)
@@ -151,7 +159,7 @@ def shard(x, shards, index):
 
 
 def batches(slices, batch_size, device, seed, start_step=0, mirror=False, resident=None, shards=1, shard_index=0):
-    """Yield (images float32 [N, 1, R, R] in [-1, 1], labels int64 [N]) on `device` without end.
+    """Yield (images float32 [N, 1, R, R] in [-1, 1], labels, of `Slices.told`) on `device` without end.
 
     Each pass is in a new random order; `mirror`: each slice is mirrored left-right with probability 0.5. Batch k is the same
     whether the iterator starts at step 0 or at `start_step=k`. Of each batch of `batch_size` only its `shard` is read and given.
@@ -163,7 +171,7 @@ def batches(slices, batch_size, device, seed, start_step=0, mirror=False, reside
     if resident is None:
         resident = has_room(device, pixel_bytes)
     if resident:
-        all_labels = torch.from_numpy(slices.labels).to(device)
+        all_labels = torch.from_numpy(slices.told()).to(device)
         all_pixels = torch.empty(len(slices), slices.resolution, slices.resolution, dtype=torch.uint8, device=device)
         for part in np.array_split(np.arange(len(slices)), -(-pixel_bytes // 2**28)):  # not all at once in host memory
             all_pixels[part[0] : part[-1] + 1] = torch.from_numpy(slices[part])
@@ -171,7 +179,7 @@ def batches(slices, batch_size, device, seed, start_step=0, mirror=False, reside
 
     def prepare():
         indices, mirrored = (np.ascontiguousarray(shard(x, shards, shard_index)) for x in next(plan))
-        arrays = (indices, mirrored) if resident else (slices[indices], slices.labels[indices], mirrored)
+        arrays = (indices, mirrored) if resident else (slices[indices], slices.told(indices), mirrored)
         tensors = [torch.from_numpy(array) for array in arrays]
         return [tensor.pin_memory() for tensor in tensors] if device.type == "cuda" else tensors
 

@@ -19,6 +19,7 @@ from ops import BLACK, SLOPE, blur, convolve, downsample, leaky_relu, upsample
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU, to keep a unit-variance input at unit mean square
 NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: initial strength (the signal has variance 1) and relative learning rate
 GROUP_SIZE = 4  # images that share one minibatch standard deviation
+EXAMPLES = 512  # training slices of each class whose values a conditional model keeps, to be asked for the like
 
 
 def channels_at(resolution, channel_base=8192, channel_max=256):
@@ -78,24 +79,62 @@ class Conv2d(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What both networks may be told
+
+
+class LabelEmbedding(nn.Embedding):
+    """Labels -> [N, width]. Labels are classes, int64 [N] in [0, num_classes), or with num_values > 0 float [N, 1 + num_values]:
+    the class and values such as the slice index or the age in years, nan where one is unknown.
+
+    Values enter standardised by the buffers `mean` and `std` [num_values], each beside whether it is known, and a network of one
+    hidden layer adds its output to the class's embedding (the label input of Ding et al. 2021, CcGAN, arXiv:2011.07466).
+    """
+
+    def __init__(self, num_classes, width, num_values=0):
+        super().__init__(num_classes, width)
+        self.num_values = num_values
+        if num_values:
+            self.hidden, self.output = Linear(2 * num_values, width, gain=RELU_GAIN), Linear(width, width)
+            self.register_buffer("mean", torch.zeros(num_values))
+            self.register_buffer("std", torch.ones(num_values))
+
+    def forward(self, labels):
+        embedded = super().forward(classes_of(labels))
+        if not self.num_values:
+            return embedded
+        values = (labels[:, 1:] - self.mean) / self.std
+        known = values.isfinite()
+        x = torch.cat([values.where(known, 0.0), known.to(values)], 1)
+        return embedded + self.output(F.leaky_relu(self.hidden(x), SLOPE))
+
+
+def classes_of(labels):
+    """The classes int64 [N] of labels as `LabelEmbedding` takes them."""
+    return labels if labels.ndim == 1 else labels[:, 0].long()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # z -> w
 
 
 class MappingNetwork(nn.Module):
-    """z [N, z_dim] ~ N(0, 1), labels [N] int64 in [0, num_classes) -> w [N, w_dim].
+    """z [N, z_dim] ~ N(0, 1), labels as of `LabelEmbedding` if num_classes > 0 -> w [N, w_dim].
 
     z is scaled to unit mean square. With num_classes > 0 a learned embedding of the label, scaled likewise, is concatenated.
+    With num_values > 0 the buffer `examples` [num_classes, EXAMPLES, num_values] keeps values of training slices of each class.
     num_layers layers at a hundredth of the learning rate (eight in Karras et al. 2019, arXiv:1812.04948, two in Karras et al.
     2021, arXiv:2106.12423). The buffer w_mean [max(1, num_classes), w_dim] is a running mean of w per class, for truncation.
     """
 
-    def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=8, lr_multiplier=0.01, mean_beta=0.995):
+    def __init__(self, z_dim=256, w_dim=256, num_classes=0, num_layers=8, num_values=0, lr_multiplier=0.01, mean_beta=0.995):
         super().__init__()
         self.z_dim, self.w_dim, self.num_classes, self.mean_beta = z_dim, w_dim, num_classes, mean_beta
-        self.embedding = nn.Embedding(num_classes, z_dim) if num_classes else None
+        self.embedding = LabelEmbedding(num_classes, z_dim, num_values) if num_classes else None
         widths = [z_dim * 2 if num_classes else z_dim] + [w_dim] * num_layers
         self.layers = nn.ModuleList(Linear(a, b, lr_multiplier=lr_multiplier, gain=RELU_GAIN) for a, b in zip(widths, widths[1:]))
         self.register_buffer("w_mean", torch.zeros(max(1, num_classes), w_dim))
+        if num_values:
+            self.register_buffer("examples", torch.zeros(num_classes, EXAMPLES, num_values))
 
     def forward(self, z, labels=None):
         x = _unit_mean_square(z)
@@ -105,10 +144,22 @@ class MappingNetwork(nn.Module):
             x = F.leaky_relu(layer(x), SLOPE)
         return x
 
+    def labels_of(self, z, classes, held=False):
+        """Labels for latents z [N, z_dim] of these classes int64 [N]: the classes, or with values also those of a training slice.
+
+        Which slice depends on z alone, on digits that have nothing to do with its size. It is one of the same class, unless
+        `held`: then it is the same for all classes, so that between them nothing but the class differs.
+        """
+        if not self.embedding.num_values:
+            return classes
+        digits = (z[:, 0].double().abs() * 2**20).long()
+        chosen = digits // EXAMPLES % self.num_classes if held else classes
+        return torch.cat([classes[:, None].to(self.examples), self.examples[chosen, digits % EXAMPLES]], 1)
+
     @torch.no_grad()
     def class_sums(self, w, labels=None):
         """Per class the sum of w [N, w_dim] and, in the last column, their number: [max(1, num_classes), w_dim + 1]."""
-        rows = torch.zeros(len(w), dtype=torch.long, device=w.device) if self.embedding is None else labels
+        rows = torch.zeros(len(w), dtype=torch.long, device=w.device) if self.embedding is None else classes_of(labels)
         is_class = (rows[:, None] == torch.arange(len(self.w_mean), device=w.device)).to(self.w_mean)  # [N, classes]
         return is_class.T @ F.pad(w.to(self.w_mean), (0, 1), value=1.0)
 
@@ -121,7 +172,7 @@ class MappingNetwork(nn.Module):
 
     def truncate(self, w, psi, labels=None):
         """Move w [N, w_dim] towards its (class) mean: w_mean + psi (w - w_mean); psi = 1 changes nothing (K20, section 2)."""
-        mean = self.w_mean if self.embedding is None else self.w_mean[labels]
+        mean = self.w_mean if self.embedding is None else self.w_mean[classes_of(labels)]
         return mean + psi * (w - mean)
 
 
@@ -284,9 +335,10 @@ class Generator(nn.Module):
 
 def build_generator(network):
     """Untrained ModuleDict of "mapping" and "generator" from the network settings in config.json and generator.pt."""
+    told = network["num_classes"], network["mapping_layers"], len(network.get("values", ()))
     return nn.ModuleDict(
         {
-            "mapping": MappingNetwork(network["z_dim"], network["w_dim"], network["num_classes"], network["mapping_layers"]),
+            "mapping": MappingNetwork(network["z_dim"], network["w_dim"], *told),
             "generator": Generator(network["resolution"], network["channel_base"], network["channel_max"], network["w_dim"]),
         }
     )
@@ -328,7 +380,7 @@ def minibatch_std(x, group_size=GROUP_SIZE):
 
 
 class Discriminator(nn.Module):
-    """The critic: images [N, 1, R, R] (and labels [N] int64 if num_classes > 0) -> scores [N], unbounded; high means real.
+    """The critic: images [N, 1, R, R] (and labels as of `LabelEmbedding` if num_classes > 0) -> scores [N]; high means real.
 
     Residual blocks down to 4x4, minibatch standard deviation, a convolution, a linear layer and a linear score. Labels enter
     by projection: score = psi(h) + <embedding(label), h> (Miyato and Koyama 2018, arXiv:1802.05637, eq. 3).
@@ -337,7 +389,7 @@ class Discriminator(nn.Module):
     fade: None, or a training.growth.Fade while the blocks of the highest resolutions are new.
     """
 
-    def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0):
+    def __init__(self, resolution=256, channel_base=8192, channel_max=256, num_classes=0, num_values=0):
         super().__init__()
         sizes = [2**i for i in range(int(math.log2(resolution)), 1, -1)]  # R, ..., 8, 4
         channels = [channels_at(size, channel_base, channel_max) for size in sizes]
@@ -347,7 +399,7 @@ class Discriminator(nn.Module):
         self.conv = Conv2d(last + 1, last, 3, gain=RELU_GAIN)
         self.linear = Linear(last * 16, last, gain=RELU_GAIN)
         self.score = Linear(last, 1)
-        self.embedding = nn.Embedding(num_classes, last) if num_classes else None
+        self.embedding = LabelEmbedding(num_classes, last, num_values) if num_classes else None
         self.fade = None
 
     def forward(self, images, labels=None, dtype=None, groups=1, float32_up_to=4):
@@ -368,5 +420,6 @@ class Discriminator(nn.Module):
 
 def build_networks(network):
     """Untrained (`build_generator(network)`, Discriminator) from the network settings in config.json."""
-    critic = Discriminator(network["resolution"], network["channel_base"], network["channel_max"], network["num_classes"])
+    told = network["num_classes"], len(network.get("values", ()))
+    critic = Discriminator(network["resolution"], network["channel_base"], network["channel_max"], *told)
     return build_generator(network), critic

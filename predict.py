@@ -18,7 +18,7 @@ import time
 
 from utils import ArgumentParser, Group, UserError, make_folder, number, parse_before_import, pick_device, run_cli
 
-PICTURES = "grid", "mixing", "sweep", "interpolate", "noise", "pyramid", "directions", "morph"  # of --draw
+PICTURES = "grid", "mixing", "sweep", "interpolate", "noise", "pyramid", "directions", "morph", "values"  # of --draw
 MAP_FLAGS = "AD_dir", "NC_dir", "control_dir", "conditional_dir"  # each takes a run
 
 
@@ -88,7 +88,8 @@ def add_image_flags(group):
     text = (
         "pictures, or all: grid; mixing of the styles of two latents; sweep over truncations; interpolate between latents; "
         "noise: what it changes at the same style vector; pyramid: what each resolution adds; directions: the principal ones of "
-        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model"
+        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model; "
+        "values: the same latents told another position, age or sex, in a model that is told these"
     )
     group.add("--draw", type=pictures, default="grid", metavar="NAME,...", help=text)
     text = "also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped"
@@ -246,6 +247,8 @@ def models_to_look_into(args, mapped, device):
         raise UserError(
             f"--draw morph needs a conditional model (train.py --classes all --conditional True), such as --classes {CONDITIONAL}"
         )
+    if "values" in args.draw and args.draw != list(PICTURES) and not all(model.values for model in models):
+        raise UserError("--draw values needs a model that is told some (train.py --classes all --conditional class,position)")
     return models
 
 
@@ -255,7 +258,7 @@ def draw_model(args, model, table):
     for picture in PICTURES if args.report else args.draw:
         if picture == "grid":
             yield plot_grids(samples, args.num_images, args.dataset_dir)
-        elif picture != "morph" or model.is_conditional:
+        elif {"morph": model.is_conditional, "values": model.values}.get(picture, True):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))

@@ -38,7 +38,7 @@ from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
 from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, read_run, rename_run
-from training.slices import read_slices
+from training.slices import keep_values, read_slices, slice_values
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
 from training.validation import VALIDATION, Validation
@@ -126,6 +126,8 @@ def begin(plan, files):
             print(f"note: {plan.folder} resumes at {run.lr_decay:.3g} of its learning rates; --set lr_decay=0 resets them")
         return state, run
     state = plan.new_state(run.stage.resolution)
+    if plan.network["values"]:
+        keep_values(state, plan.slices.train)
     if plan.source:
         run.images_before = plan.source.images
         start_from(plan.source, state, plan.new_state(plan.source.network["resolution"], plan.source.network))
@@ -255,9 +257,11 @@ def make_plan(args, folder, resuming, device, begun):
     place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
     slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
+    network = network_settings(recipe, args.resolution, args.conditional)
+    for part in filter(None, (slices.train, slices.validation)) if network["values"] else ():
+        part.values = slice_values(part.names, network["values"], table)
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)
-    network = network_settings(recipe, args.resolution, args.conditional)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None
     options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
     schedule = Schedule(

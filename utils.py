@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 CLASSES = ("AD", "NC")  # label 0, label 1
+VALUES = "position", "age", "sex"  # what a model can be told beside the class: slice index, years, 1 for M and 0 for F
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LARGEST = {"channel_base": 2**20, "channel_max": 1024, "mapping_layers": 64}  # no machine has the memory for more channels
 
@@ -297,15 +298,18 @@ def read_network(folder):
 
 
 def check_network(network):
-    """The network settings in a dictionary of a file, {name: int}; KeyError, TypeError or ValueError if any is impossible."""
+    """The network settings in a dictionary of a file, ints and "values"; KeyError, TypeError or ValueError if one is impossible."""
     names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
+    values = list(network.get("values", ()))  # older files have none
     network = {name: operator.index(network[name]) for name in names}
     allowed = {"resolution": RESOLUTIONS, "num_classes": (0, len(CLASSES))}
     allowed |= {name: range(1, largest + 1) for name, largest in LARGEST.items()}
     for name, values in allowed.items():
         if network[name] not in values:
             raise ValueError(f"{name} {network[name]}")
-    return network
+    if values != [name for name in VALUES if name in values] or values and not network["num_classes"]:
+        raise ValueError(f"values {values}")
+    return network | {"values": values}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -168,8 +168,8 @@ def draw_slices(model, count, side, seed, progress=False):
     with tqdm(total=count, desc="encoder: drawing", unit=" slices", disable=None if progress else True) as bar:
         for start in range(0, count, DRAWN):
             z = torch.randn(DRAWN, model.mapping.z_dim, generator=rng).to(model.device)
-            labels = torch.arange(DRAWN, device=model.device) % len(model.labels) if model.is_conditional else None
-            w = model.mapping(z, labels)
+            classes = torch.arange(DRAWN, device=model.device) % len(model.labels)
+            w = model.mapping(z, model.mapping.labels_of(z, classes) if model.is_conditional else None)
             images = to_uint8(model.generator(w, "random", noise_rng, dtype)).cpu().numpy()
             drawn.append(resize(images, side))
             styles.append(w.cpu())

@@ -52,6 +52,26 @@ def truncation_sweep(model, w, labels, psis):
     return image_grid(model, torch.stack([model.mapping.truncate(w, psi, labels) for psi in psis], 1))
 
 
+@torch.no_grad()
+def move_value(model, z, name, psi=1.0, steps=STEPS):
+    """Images [classes, N, steps, R, R] of latents z [N, z_dim] of a model that is told the value `name`, and its values [steps].
+
+    The value goes evenly from the 2.5th to the 97.5th percentile of the model's examples (through both values of a sex), all else
+    held, between the classes too.
+    """
+    column = model.values.index(name)
+    known = model.mapping.examples[..., column]
+    known = known[known.isfinite()]
+    low, high = (known.min(), known.max()) if name == "sex" else (known.quantile(share) for share in (0.025, 0.975))
+    asked, ws = torch.linspace(low, high, 2 if name == "sex" else steps), []
+    for label in model.labels:
+        labels = style_vectors(model.mapping, z, label, held=True)[1].repeat_interleave(len(asked), 0)
+        labels[:, 1 + column] = asked.to(labels).repeat(len(z))
+        w = model.mapping.truncate(model.mapping(z.repeat_interleave(len(asked), 0), labels), psi, labels)
+        ws.append(w.unflatten(0, (len(z), len(asked))))
+    return np.stack([image_grid(model, w) for w in ws]), asked.tolist()
+
+
 def interpolate_loop(w, frames):
     """Linear interpolation from each w [N, w_dim] to the next and from the last to the first: [N * frames, w_dim]."""
     share = torch.arange(frames, device=w.device)[:, None] / frames
@@ -111,7 +131,7 @@ def morph(model, z, shown, psi=1.0, steps=STEPS, seed=0):
     """
     ends = []  # w [N, w_dim] of AD and of NC
     for label in model.labels:
-        w, labels = style_vectors(model.mapping, z, label)
+        w, labels = style_vectors(model.mapping, z, label, held=True)
         ends.append(model.mapping.truncate(w, psi, labels))
 
     def draw(w):  # the same noise at each call

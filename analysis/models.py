@@ -50,6 +50,7 @@ class Model(NamedTuple):
     mirrored: bool = False  # whether it was trained on mirrored slices, too
     which: str = "last"  # of WEIGHTS
     images: int = 0  # real images that it had been shown in training
+    values: tuple = ()  # names of what it is told beside the class, of utils.VALUES
 
     @property
     def device(self):
@@ -169,7 +170,7 @@ def load_model(folder, device, which="last"):
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name, mirrored = os.path.basename(os.path.abspath(folder)), saved.get("mirror", True)
-    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0)
+    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0), tuple(saved["network"].get("values", ()))
     return Model(name, networks["mapping"], networks["generator"], *facts)
 
 
@@ -216,9 +217,11 @@ def draw_z(count, z_dim, seed):
     return torch.cat(list(latents(z_dim, seed, -(-count // BATCH))))[:count]
 
 
-def style_vectors(mapping, z, label=None):
-    """The style vectors w [N, w_dim] of latents z [N, z_dim] with one label, and that label as a tensor [N], or None."""
-    labels = None if label is None else torch.full([len(z)], label, dtype=torch.long, device=z.device)
+def style_vectors(mapping, z, label=None, held=False):
+    """The style vectors w [N, w_dim] of latents z [N, z_dim] of one class, and their labels, or None; see `labels_of` for `held`."""
+    if label is None:
+        return mapping(z), None
+    labels = mapping.labels_of(z, torch.full([len(z)], label, dtype=torch.long, device=z.device), held)
     return mapping(z, labels), labels
 
 

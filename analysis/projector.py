@@ -299,7 +299,7 @@ def move_class(model, projection, seed=0):
     """
     device = model.device
     z = draw_z(LATENTS, model.mapping.z_dim, seed).to(device)
-    ad, nc = (style_vectors(model.mapping, z, label)[0].mean(0) for label in model.labels)
+    ad, nc = (style_vectors(model.mapping, z, label, held=True)[0].mean(0) for label in model.labels)
     moved = []
     for shift in SHIFTS:
         batches = zip(*(x.to(device).split(BATCH) for x in (projection.ws, *projection.noise)))

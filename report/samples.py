@@ -221,6 +221,18 @@ def plot_morph(samples):
     return samples.section("AD and NC of the same latents", *shown, text=text, numbers=numbers)
 
 
+def plot_values(samples):
+    """values_<name>.png for each value that a model is told beside the class: the same latents with this value moved."""
+    shown = []
+    for name in samples.model.values:
+        images, asked = latents.move_value(samples.model, samples.latents(samples.per_class), name, samples.psi)
+        columns = ["F", "M"] if name == "sex" else [f"{name} {value:.0f}" for value in asked]
+        note = f"One latent per row, as each class in turn; along a row nothing but the {name} that the model is told changes."
+        path = samples.save_table(f"values_{name}", list(np.concatenate(images)), samples.row_captions, columns, note)
+        shown.append((path, f"The same latents, told another {name}."))
+    return samples.section("values that the model is told", *shown)
+
+
 def plot_mean_difference(samples, result, difference):
     """morph_mean.png of a `latents.Morph`; difference [R, R]: of its means."""
     limit = float(np.quantile(np.abs(difference), 0.999))
@@ -248,4 +260,5 @@ DRAW = {
     "pyramid": plot_pyramid,
     "directions": plot_directions,
     "morph": plot_morph,
+    "values": plot_values,
 }

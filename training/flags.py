@@ -4,7 +4,7 @@ import argparse
 import math
 
 from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table
-from utils import CLASSES, RESOLUTIONS, ArgumentParser, Group, UserError, class_name, number, read_network
+from utils import CLASSES, RESOLUTIONS, VALUES, ArgumentParser, Group, UserError, class_name, number, read_network
 
 
 def parse_args(argv=None):
@@ -26,14 +26,15 @@ def parse_args(argv=None):
     parser.epilog = f"{recipes_text()}\n\n{parser.epilog}"
     args = parser.parse_args(argv)
     if args.conditional and args.classes != "all":
-        raise UserError(f"--conditional True needs both classes: use it with --classes all, not {args.classes}")
+        raise UserError(f"--conditional needs both classes: use it with --classes all, not {args.classes}")
     return args
 
 
 def add_data_flags(group):
     group.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
     group.add("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to learn from")
-    group.add_bool("--conditional", False, "with --classes all: one model that is told the class")
+    text = "with --classes all: one model that is told the class, or class,position,age,sex: some of these beside the class"
+    group.add("--conditional", type=told, nargs="?", const=("class",), default=(), metavar="True|False|class,...", help=text)
     group.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     group.add(
         "--validation_dir",
@@ -44,6 +45,17 @@ def add_data_flags(group):
     group.add_bool(
         "--keep_damaged", False, "train on scans that are black, far darker than the others or noise, too; dataset.py shows which"
     )
+
+
+def told(text):
+    """An argparse type: True, or names out of class and VALUES -> ("class", ...), what a conditional model is told; False -> ()."""
+    if text.lower() in ("true", "false"):
+        return ("class",) if text.lower() == "true" else ()
+    names = text.lower().split(",")
+    if wrong := [name for name in names if name not in ("class", *VALUES)]:
+        allowed = f"True, False, or some of class, {', '.join(VALUES)}"
+        raise argparse.ArgumentTypeError(f"{', '.join(map(repr, wrong))} is not known; expected {allowed}")
+    return ("class", *(name for name in VALUES if name in names))
 
 
 def add_run_flags(group):

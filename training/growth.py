@@ -118,6 +118,8 @@ def grow(old, new):
         new.critic.fade = Fade(old.resolution, old.critic.from_image)
     if old.critic.embedding is None and new.critic.embedding is not None:
         new.critic.embedding.weight.zero_()
+        if new.critic.embedding.num_values:
+            new.critic.embedding.output.weight.zero_()
     carry_moments(old.model, old.model_optimizer, new.model, new.model_optimizer, {name: name for name in old.model.state_dict()})
     carry_moments(old.critic, old.critic_optimizer, new.critic, new.critic_optimizer, names)
     for part in ("augmentation", "path_length"):
@@ -219,9 +221,10 @@ def read_source(folder, network):
     if channels[0] != channels[1] or any(source[name] != network[name] for name in ("mapping_layers", "z_dim", "w_dim")):
         fitting = " ".join(as_flag(name, source[name]) for name in (*flags, "mapping_layers"))
         raise UserError(f"--start_from {folder}: its networks have other sizes; {fitting} would fit")
-    if source["num_classes"] > network["num_classes"]:
+    if source["num_classes"] and source["values"] != network["values"] or source["num_classes"] > network["num_classes"]:
+        told = ",".join(["class", *source["values"]])
         raise UserError(
-            f"--start_from {folder}: it is told the class, so the new run must be, too: --classes all --conditional True"
+            f"--start_from {folder}: it is told {told}, so the new run must be, too: --classes all --conditional {told}"
         )
     return Source(folder, saved, source)
 

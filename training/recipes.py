@@ -9,7 +9,7 @@ are those with which runs of equal minutes were compared: docs/experiments.md. W
 
 from typing import NamedTuple
 
-from utils import CLASSES, LARGEST, number
+from utils import CLASSES, LARGEST, VALUES, number
 
 
 class Recipe(NamedTuple):
@@ -87,10 +87,11 @@ class Options(NamedTuple):
     seed: int
 
 
-def network_settings(recipe, resolution, conditional=False):
-    """The settings of networks as config.json and generator.pt keep them, {name: int}."""
+def network_settings(recipe, resolution, told=()):
+    """The settings of networks as config.json and generator.pt keep them; told: "class" and names of VALUES, or nothing."""
     sizes = {name: getattr(recipe, name) for name in ("channel_base", "channel_max", "mapping_layers")}
-    return {"resolution": resolution, **sizes, "z_dim": Z_DIM, "w_dim": W_DIM, "num_classes": len(CLASSES) if conditional else 0}
+    labels = {"num_classes": len(CLASSES) if told else 0, "values": [name for name in VALUES if name in told]}
+    return {"resolution": resolution, **sizes, "z_dim": Z_DIM, "w_dim": W_DIM, **labels}
 
 
 def as_flag(name, value):

@@ -195,8 +195,8 @@ def fixed_styles(averaged):
     """w of latents that are the same in every run and at every epoch, of each class: [classes or 1, STYLES_SAVED, w_dim]."""
     mapping = averaged["mapping"]
     z = torch.randn(STYLES_SAVED, mapping.z_dim, generator=random_stream("fixed latents", 0)).to(mapping.w_mean.device)
-    labels = [torch.full([STYLES_SAVED], label, device=z.device) for label in range(mapping.num_classes)] or [None]
-    return torch.stack([mapping(z, label) for label in labels])
+    classes = [torch.full([STYLES_SAVED], label, device=z.device) for label in range(mapping.num_classes)]
+    return torch.stack([mapping(z, mapping.labels_of(z, label)) for label in classes] or [mapping(z)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -294,6 +294,9 @@ def check_same_run(folder, config):
     """
     saved = read_run(folder)
     differing = changes(config["network"], saved["network"], FIXED)
+    told, was = (",".join(["class", *of["network"].get("values", ())]) for of in (config, saved))
+    if told != was:
+        differing.append(f"--conditional {told} (was {was})")
     data = {"dataset_dir": (saved["data"], config["data"])}
     data["validation_dir"] = tuple(slices["validation"] for slices in data["dataset_dir"])
     for flag, (old, new) in data.items():

@@ -11,11 +11,14 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from analysis.position import slice_indices
 from data.damage import damaged_text, find_damaged, leave_out, scans_of
 from data.subjects import identify, resampling_groups
 from dataset import Slices, spread
-from utils import CLASSES, plural
+from modules import EXAMPLES
+from utils import CLASSES, UserError, plural
 
 SHARE = 0.1  # of the people are kept for validation,
 MIN_KEPT, MIN_PEOPLE = 2, 10  # ... at least so many of each class, and nobody where a class has fewer people
@@ -99,6 +102,46 @@ def choose_damaged(slices, keep_damaged, begun, say):
     elif found and kept and not keep_damaged:
         say(f"note: this run was begun with them and keeps them: {damaged_text(found)}")
     return left_out, kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a conditional model is told of each slice
+
+
+def slice_values(names, wanted, table):
+    """float32 [N, k] of slices' file names: their values `wanted`, some of VALUES, nan where unknown; what is unknown is noted.
+
+    table: of `data.subjects.find_subjects`. UserError, which names --conditional, if a value is unknown of all slices.
+    """
+    scans = identify(names, table)
+    columns = {
+        "position": slice_indices(names),
+        "age": [scan.age for scan in scans],
+        "sex": [{"M": 1, "F": 0}.get(scan.sex) for scan in scans],
+    }
+    values = np.array([columns[name] for name in wanted], np.float32).T
+    for name, missing in zip(wanted, np.isnan(values).sum(0)):
+        source = "file names do not give it (218391_78.jpeg is slice 78)" if name == "position" else "--subjects lacks it"
+        if missing == len(names):
+            raise UserError(f"--conditional {name}: unknown of all {missing} slices: {source}")
+        if missing:
+            print(f"note: {name} unknown of {missing} of {len(names)} slices: {source}; the model is told so", file=sys.stderr)
+    return values
+
+
+@torch.no_grad()
+def keep_values(state, slices):
+    """Keep in the networks of a new TrainingState how the values of its Slices are standardised, and examples of each class."""
+    values = torch.from_numpy(slices.values)
+    mean, rng = values.nanmean(0), np.random.default_rng(0)
+    std = (values - mean).square().nanmean(0).sqrt()
+    std[std == 0] = 1
+    rows = [rng.choice(np.flatnonzero(slices.labels == label), EXAMPLES) for label in range(len(CLASSES))]
+    for part in (state.model["mapping"], state.averaged["mapping"], state.critic):
+        part.embedding.mean.copy_(mean)
+        part.embedding.std.copy_(std)
+    for mapping in (state.model["mapping"], state.averaged["mapping"]):
+        mapping.examples.copy_(torch.stack([values[chosen] for chosen in rows]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

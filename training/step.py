@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     """Real images of one step, of this process's shard or of a micro-batch."""
 
     images: torch.Tensor  # [N, 1, R, R] in [-1, 1]
-    labels: torch.Tensor | None = None  # int64 [N], of a class-conditional model
+    labels: torch.Tensor | None = None  # of a conditional model, as of modules.LabelEmbedding
     held_out: torch.Tensor | None = None  # [N, 1, R, R], scored to see whether the critic overfits, never trained on
     held_out_labels: torch.Tensor | None = None
 
@@ -152,7 +152,7 @@ def update_critic(state, step, micro_batches, shared=None):
             fake, _ = shared or generate(state, len(real), labels)
             fake = clip_images(fake)
         real, fake = state.augment(real), state.augment(fake.detach())
-        both_labels = None if labels is None else labels.repeat(2)
+        both_labels = None if labels is None else torch.cat([labels, labels])
         score_real, score_fake = critic(torch.cat([real, fake]), both_labels, state.dtype, groups=2).chunk(2)
         loss = state.loss.critic(score_real, score_fake)
         term = {
@@ -211,7 +211,7 @@ def update_generator(state, step, micro_batches, shared, critic_gradient):
 
 
 def generate(state, count, labels=None, style_mixing=None):
-    """Images [count, 1, R, R], unclipped, of new latents with these labels [count], and their w [count, num_ws, w_dim]."""
+    """Images [count, 1, R, R], unclipped, of new latents with these labels, and their w [count, num_ws, w_dim]."""
     mapping, generator = state.model["mapping"], state.model["generator"]
     style_mixing = state.recipe.style_mixing if style_mixing is None else style_mixing
     z = torch.randn(count, mapping.z_dim, device=state.rng.device, generator=state.rng)

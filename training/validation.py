@@ -9,6 +9,7 @@ import torch
 
 from analysis.distances import NEIGHBOURS, Features, kid, mirror_half, prdc
 from dataset import resize, to_float, to_uint8
+from modules import classes_of
 from utils import random_stream
 
 VALIDATED = 512  # generated slices per validation, and the largest number of real ones from each set
@@ -28,16 +29,16 @@ class Validation:
     def __init__(self, slices, z_dim, num_classes, device, mirror=False):
         self.device, self.features = device, Features(device)
         self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
-        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels int64 [n], features [n, D], groups [n]), "validation": ...}
+        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels of `Slices.told`, features [n, D], groups [n]), "validation": ...}
         sets = {"train": (slices.train, slices.groups), "validation": (slices.validation, slices.validation_groups)}
         for name, (part, groups) in sets.items():
             if part is not None:
                 rows = np.random.default_rng(0).permutation(len(part))[:VALIDATED]
                 pixels = mirror_half(part[rows]) if mirror else part[rows]
-                self.real[name] = pixels, torch.from_numpy(part.labels[rows]), self.features(pixels), groups[rows]
+                self.real[name] = pixels, torch.from_numpy(part.told(rows)), self.features(pixels), groups[rows]
         self.reference = "validation" if slices.record["validation"] else "train"
         labels = self.real["train"][1]
-        labels = labels.repeat(-(-VALIDATED // len(labels)))[:VALIDATED]
+        labels = torch.cat([labels] * -(-VALIDATED // len(labels)))[:VALIDATED]
         self.labels = labels.to(device) if num_classes else None
 
     @torch.no_grad()
@@ -79,7 +80,7 @@ class Validation:
 
 @torch.no_grad()
 def critic_scores(critic, pixels, labels, batch_size, device):
-    """Scores [n] of uint8 slices [N, R, R] in random order, with labels int64 [N] that a class-conditional critic is given.
+    """Scores [n] of uint8 slices [N, R, R] in random order, with labels that a conditional critic is given.
 
     Scores depend on the other slices in a batch (minibatch standard deviation), so only full batches are scored: n is N
     rounded down to a multiple of `batch_size`, or N if there is not one full batch.
@@ -99,5 +100,5 @@ def mean_score(scores, labels, critic):
     """
     if critic.embedding is None:
         return scores.mean().item()
-    labels = labels[: len(scores)].to(scores.device)
-    return torch.stack([scores[labels == label].mean() for label in labels.unique()]).mean().item()
+    classes = classes_of(labels)[: len(scores)].to(scores.device)
+    return torch.stack([scores[classes == label].mean() for label in classes.unique()]).mean().item()
