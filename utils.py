@@ -300,16 +300,16 @@ def read_network(folder):
 def check_network(network):
     """The network settings in a dictionary of a file, ints and "values"; KeyError, TypeError or ValueError if one is impossible."""
     names = "resolution", "channel_base", "channel_max", "mapping_layers", "z_dim", "w_dim", "num_classes"
-    values = list(network.get("values", ()))  # older files have none
+    told = list(network.get("values", ()))  # older files have none
     network = {name: operator.index(network[name]) for name in names}
     allowed = {"resolution": RESOLUTIONS, "num_classes": (0, len(CLASSES))}
     allowed |= {name: range(1, largest + 1) for name, largest in LARGEST.items()}
     for name, values in allowed.items():
         if network[name] not in values:
             raise ValueError(f"{name} {network[name]}")
-    if values != [name for name in VALUES if name in values] or values and not network["num_classes"]:
-        raise ValueError(f"values {values}")
-    return network | {"values": values}
+    if told != [name for name in VALUES if name in told] or told and not network["num_classes"]:
+        raise ValueError(f"values {told}")
+    return network | {"values": told}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

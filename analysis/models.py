@@ -142,7 +142,7 @@ def check_generator(saved):
     weights = saved["weights"]
     if {name: x.shape for name, x in expected.items()} != {name: x.shape for name, x in weights.items()}:
         raise ValueError("its weights do not fit its network")
-    if not all(x.isfinite().all() for x in weights.values()):
+    if not all(x.isfinite().all() for name, x in weights.items() if name != "mapping.examples"):  # nan: an unknown value
         raise ValueError("its weights are not finite")
 
 
@@ -151,7 +151,7 @@ def read_generator(path):
     try:
         saved = load_tensors(path)
         check_generator(saved)
-        return saved
+        return saved | {"network": check_network(saved["network"])}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, which the folder of a run holds") from None
     except Exception as error:
@@ -170,7 +170,7 @@ def load_model(folder, device, which="last"):
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name, mirrored = os.path.basename(os.path.abspath(folder)), saved.get("mirror", True)
-    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0), tuple(saved["network"].get("values", ()))
+    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0), tuple(saved["network"]["values"])
     return Model(name, networks["mapping"], networks["generator"], *facts)
 
 
@@ -218,7 +218,7 @@ def draw_z(count, z_dim, seed):
 
 
 def style_vectors(mapping, z, label=None, held=False):
-    """The style vectors w [N, w_dim] of latents z [N, z_dim] of one class, and their labels, or None; see `labels_of` for `held`."""
+    """The style vectors w [N, w_dim] of latents z [N, z_dim] of one class, and their labels, or None; held: as of `labels_of`."""
     if label is None:
         return mapping(z), None
     labels = mapping.labels_of(z, torch.full([len(z)], label, dtype=torch.long, device=z.device), held)

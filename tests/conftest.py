@@ -90,7 +90,9 @@ def same_checkpoints(a, b):
         return a.keys() == b.keys() and all(same_checkpoints(a[key], b[key]) for key in a if key not in ("seconds", "checksum"))
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_checkpoints, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b) or a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    return a == b
 
 
 def read_table(path):

@@ -221,11 +221,9 @@ def read_source(folder, network):
     if channels[0] != channels[1] or any(source[name] != network[name] for name in ("mapping_layers", "z_dim", "w_dim")):
         fitting = " ".join(as_flag(name, source[name]) for name in (*flags, "mapping_layers"))
         raise UserError(f"--start_from {folder}: its networks have other sizes; {fitting} would fit")
-    if source["num_classes"] and source["values"] != network["values"] or source["num_classes"] > network["num_classes"]:
+    if source["num_classes"] and source["values"] != network.get("values", []) or source["num_classes"] > network["num_classes"]:
         told = ",".join(["class", *source["values"]])
-        raise UserError(
-            f"--start_from {folder}: it is told {told}, so the new run must be, too: --classes all --conditional {told}"
-        )
+        raise UserError(f"--start_from {folder}: it is told {told}; so must the new run be: --classes all --conditional {told}")
     return Source(folder, saved, source)
 
 

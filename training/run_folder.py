@@ -271,7 +271,7 @@ def read_run(folder):
         with open(os.path.join(folder, "config.json")) as file:
             config = json.load(file)
         flags, data, _ = config["flags"], config["data"], config["torch"]
-        check_network(config["network"])
+        config["network"] = check_network(config["network"])
         itemgetter("dataset_dir", "validation_dir", *FREE)(flags)
         for name in Recipe._fields:
             COLUMNS[name].parse(repr(flags[name]))
@@ -294,7 +294,7 @@ def check_same_run(folder, config):
     """
     saved = read_run(folder)
     differing = changes(config["network"], saved["network"], FIXED)
-    told, was = (",".join(["class", *of["network"].get("values", ())]) for of in (config, saved))
+    told, was = (",".join(["class", *of["network"]["values"]]) for of in (config, saved))
     if told != was:
         differing.append(f"--conditional {told} (was {was})")
     data = {"dataset_dir": (saved["data"], config["data"])}

@@ -29,7 +29,7 @@ class Validation:
     def __init__(self, slices, z_dim, num_classes, device, mirror=False):
         self.device, self.features = device, Features(device)
         self.z = torch.randn(VALIDATED, z_dim, generator=random_stream("evaluation", 0)).to(device)
-        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels of `Slices.told`, features [n, D], groups [n]), "validation": ...}
+        self.real = {}  # {"train": (pixels uint8 [n, R, R], labels, features [n, D], groups [n]), "validation": ...}
         sets = {"train": (slices.train, slices.groups), "validation": (slices.validation, slices.validation_groups)}
         for name, (part, groups) in sets.items():
             if part is not None:

@@ -258,6 +258,9 @@ def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
     class Real:
         labels = np.zeros(12, int)
 
+        def told(self, rows):
+            return self.labels[rows]
+
         def __len__(self):
             return 12
 
@@ -595,7 +598,7 @@ def test_a_run_that_cannot_start_from_another_is_refused_in_one_line(tmp_path, s
 def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, slices_dir, unplotted):
     start(slices_dir, tmp_path, "--epochs", 1, "--classes", "all", "--conditional")
     conditional = str(tmp_path / "all-conditional")
-    with pytest.raises(UserError, match="is told the class, so the new run must be, too: --classes all --conditional True"):
+    with pytest.raises(UserError, match="it is told class; so must the new run be: --classes all --conditional class"):
         start(slices_dir, tmp_path, "--epochs", 1, "--start_from", conditional)
     larger = SMALL | {"mapping_layers": 8, "z_dim": 256, "w_dim": 256, "num_classes": 2}
     with pytest.raises(UserError, match="trained at 32x32, so --resolution must be at least 32"):

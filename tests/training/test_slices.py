@@ -72,6 +72,9 @@ class Labelled:
         self.labels = np.repeat([0, 1], [ad, nc])
         self.counts = {"AD": ad, "NC": nc}
 
+    def told(self, indices=slice(None)):
+        return self.labels[indices]
+
     def __len__(self):
         return len(self.labels)
 
