@@ -186,7 +186,7 @@ from report.maps import draw_encoded as draw_encoded_map
 from report.maps import draw_maps
 from report.projections import draw_chosen, draw_encoded, draw_projection
 from report.report import write_report
-from report.samples import DRAW, Samples, name_apart, plot_grids
+from report.samples import DRAW, Samples, name_apart, plot_grids, plot_values
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What each flag calls
@@ -258,7 +258,9 @@ def draw_model(args, model, table):
     for picture in PICTURES if args.report else args.draw:
         if picture == "grid":
             yield plot_grids(samples, args.num_images, args.dataset_dir)
-        elif {"morph": model.is_conditional, "values": model.values}.get(picture, True):
+        elif picture == "values" and model.values:
+            yield plot_values(samples, args.dataset_dir, table)
+        elif picture != "values" and (picture != "morph" or model.is_conditional):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))

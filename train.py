@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import torch
 
+from analysis.values import check_values, slice_values
 from data.subjects import find_subjects
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
@@ -38,7 +39,7 @@ from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
 from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, read_run, rename_run
-from training.slices import keep_values, read_slices, slice_values
+from training.slices import keep_values, read_slices
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
 from training.validation import VALIDATION, Validation
@@ -260,6 +261,7 @@ def make_plan(args, folder, resuming, device, begun):
     network = network_settings(recipe, args.resolution, args.conditional)
     for part in filter(None, (slices.train, slices.validation)) if network["values"] else ():
         part.values = slice_values(part.names, network["values"], table)
+        check_values(part.values, network["values"])
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from analysis import latents
+from analysis.encoded_maps import read_real_slices
 from analysis.models import draw_z, generate, style_vectors, synthesize
+from analysis.values import follows, sentences, slice_values
 from data.damage import note_damaged
 from dataset import Slices, spread
 from report import figures
@@ -221,16 +223,23 @@ def plot_morph(samples):
     return samples.section("AD and NC of the same latents", *shown, text=text, numbers=numbers)
 
 
-def plot_values(samples):
-    """values_<name>.png for each value that a model is told beside the class: the same latents with this value moved."""
-    shown = []
+def plot_values(samples, dataset_dir=None, table=None):
+    """values_<name>.png for each value that a model is told beside the class: the same latents with this value moved.
+
+    dataset_dir, table: real slices and their people, by which it is measured whether the model does what it is told.
+    """
+    shown, text = [], []
+    if dataset_dir:
+        real = read_real_slices(dataset_dir, samples.model.resolution, table)
+        values = slice_values(real.names, samples.model.values, table)
+        text = sentences(follows(samples.model, real.pixels, values, real.groups, samples.seed))
     for name in samples.model.values:
         images, asked = latents.move_value(samples.model, samples.latents(samples.per_class), name, samples.psi)
         columns = ["F", "M"] if name == "sex" else [f"{name} {value:.0f}" for value in asked]
         note = f"One latent per row, as each class in turn; along a row nothing but the {name} that the model is told changes."
         path = samples.save_table(f"values_{name}", list(np.concatenate(images)), samples.row_captions, columns, note)
         shown.append((path, f"The same latents, told another {name}."))
-    return samples.section("values that the model is told", *shown)
+    return samples.section("values that the model is told", *shown, text=text)
 
 
 def plot_mean_difference(samples, result, difference):
@@ -260,5 +269,4 @@ DRAW = {
     "pyramid": plot_pyramid,
     "directions": plot_directions,
     "morph": plot_morph,
-    "values": plot_values,
 }

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.position import slice_indices
 from data.damage import damaged_text, find_damaged, leave_out, scans_of
 from data.subjects import identify, resampling_groups
 from dataset import Slices, spread
 from modules import EXAMPLES
-from utils import CLASSES, UserError, plural
+from utils import CLASSES, plural
 
 SHARE = 0.1  # of the people are kept for validation,
 MIN_KEPT, MIN_PEOPLE = 2, 10  # ... at least so many of each class, and nobody where a class has fewer people
@@ -106,27 +105,6 @@ def choose_damaged(slices, keep_damaged, begun, say):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a conditional model is told of each slice
-
-
-def slice_values(names, wanted, table):
-    """float32 [N, k] of slices' file names: their values `wanted`, some of VALUES, nan where unknown; what is unknown is noted.
-
-    table: of `data.subjects.find_subjects`. UserError, which names --conditional, if a value is unknown of all slices.
-    """
-    scans = identify(names, table)
-    columns = {
-        "position": slice_indices(names),
-        "age": [scan.age for scan in scans],
-        "sex": [{"M": 1, "F": 0}.get(scan.sex) for scan in scans],
-    }
-    values = np.array([columns[name] for name in wanted], np.float32).T
-    for name, missing in zip(wanted, np.isnan(values).sum(0)):
-        source = "file names do not give it (218391_78.jpeg is slice 78)" if name == "position" else "--subjects lacks it"
-        if missing == len(names):
-            raise UserError(f"--conditional {name}: unknown of all {missing} slices: {source}")
-        if missing:
-            print(f"note: {name} unknown of {missing} of {len(names)} slices: {source}; the model is told so", file=sys.stderr)
-    return values
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from PIL import Image
 import predict
 from analysis.latents import move_value
 from analysis.models import draw_z, load_model, style_vectors, synthesize
+from analysis.values import check_values, follows, slice_values
 from data.subject_tables import Scan
 from modules import EXAMPLES, Discriminator, LabelEmbedding, MappingNetwork
-from training.slices import slice_values
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
@@ -92,6 +92,7 @@ TABLE = {"1": Scan("1", "a", sex="F", age=71.5), "2": Scan("2", "b", sex="M")}
 def test_values_of_slices_are_those_of_their_names_and_of_the_table(capsys):
     values = slice_values(NAMES, ["position", "age", "sex"], TABLE)
     np.testing.assert_array_equal(values, np.float32([[78, 71.5, 0], [80, np.nan, 1], [np.nan] * 3]))
+    check_values(values, ["position", "age", "sex"])
     notes = capsys.readouterr().err.splitlines()
     assert [note.split(":")[1] for note in notes] == [
         " position unknown of 1 of 3 slices",
@@ -104,7 +105,7 @@ def test_values_of_slices_are_those_of_their_names_and_of_the_table(capsys):
     "name, names, source", [("position", NAMES[2:], "file names do not give it"), ("age", NAMES, "--subjects lacks")]
 )
 def test_a_value_that_no_slice_has_is_refused(name, names, source):
-    line = refusal(lambda wanted: slice_values(names, wanted, None), name)
+    line = refusal(lambda wanted: check_values(slice_values(names, wanted, None), wanted), name)
     assert f"--conditional {name}: unknown of all {len(names)} slices: " in line and source in line
 
 
@@ -196,3 +197,65 @@ def test_pictures_of_values_are_drawn_and_refused_of_models_that_are_told_none(r
         assert os.path.isfile(tmp_path / f"all-conditional_values_{name}.png")
     line = refusal(predict.main, "--model_dir", models, "--classes", "all-conditional", "--draw", "values")
     assert "--draw values needs a model that is told some" in line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Does a model follow what it is told?
+
+
+def discs(brightness, radius):
+    """Discs float [N, 32, 32] in [0, 255], of brightness and radius [N]."""
+    y, x = np.mgrid[-16:16, -16:16]
+    return brightness[:, None, None] / (1 + np.exp(np.hypot(y, x) - radius[:, None, None]))
+
+
+class ToldMapping(MappingNetwork):
+    """w: what the generator is told, and a number of the latent's."""
+
+    def forward(self, z, labels):
+        return torch.cat([labels[:, 1:], z[:, :1]], 1)
+
+    def truncate(self, w, psi, labels):
+        return w
+
+
+class Discs:
+    """Stands for a Model that is told position and age: discs as bright as the position says, unless it is deaf to that, and as
+    large as the age says; with the radius the position says, too, if it is confused."""
+
+    def __init__(self, positions, ages, deaf=False, confused=False):
+        self.values, self.labels, self.device = ("position", "age"), [0, 1], "cpu"
+        self.mapping = ToldMapping(4, 3, 2, 1, num_values=2)
+        self.mapping.examples.copy_(torch.stack([torch.tensor(np.stack([positions, ages], 1)).repeat(EXAMPLES, 1)[:EXAMPLES]] * 2))
+        self.deaf, self.confused = deaf, confused
+
+    def generator(self, w, noise, rng):
+        position, age, z = w.double().numpy().T
+        radius = (position / 2 if self.confused else age) / 10
+        return torch.tensor(discs(80 + 20 * z if self.deaf else position, radius) / 127.5 - 1)[:, None].float()
+
+
+@pytest.mark.parametrize("fault", [None, "deaf", "confused"])
+def test_follows_tells_whether_a_model_does_what_it_is_told(fault):
+    rng = np.random.default_rng(0)
+    positions, ages = rng.uniform(100, 200, 240), rng.uniform(50, 90, 240)
+    groups = np.array([f"people {i // 4}" for i in range(240)])
+    real = discs(positions, ages / 10).astype(np.uint8)
+    model = Discs(positions, ages, **({fault: True} if fault else {}))
+    found = follows(model, real, np.stack([positions, ages], 1), groups)
+    assert found["position"].real > 0.97 and found["age"].real > 0.97
+    if fault == "deaf":
+        assert abs(found["position"].generated) < 0.2
+    else:
+        assert found["position"].generated > 0.95
+    if fault == "confused":
+        assert abs(found["age"].generated) < 0.2 and abs(found["position"].others["age"]) > 1
+    else:
+        assert found["age"].generated > 0.95 and abs(found["position"].others["age"]) < 0.3
+
+
+def test_a_value_of_few_people_is_not_judged():
+    positions = np.linspace(100, 200, 40)
+    values = np.stack([positions, np.where(np.arange(40) < 10, 70, np.nan)], 1)
+    found = follows(Discs(positions, positions / 2), discs(positions, positions / 20).astype(np.uint8), values, np.arange(40) // 4)
+    assert set(found) == {"position"}
