@@ -14,6 +14,7 @@ import io
 import json
 import operator
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -226,6 +227,13 @@ def pick_device(name):
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and has_nvidia_driver():
+            build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+            print(
+                f"warning: this machine has an NVIDIA driver, but PyTorch cannot use it and works on the CPU: PyTorch {build}, "
+                "nvidia-smi shows the newest CUDA that the driver takes; pytorch.org/get-started has builds for older ones",
+                file=sys.stderr,
+            )
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under torchrun every process has its own GPU
     try:
@@ -243,6 +251,12 @@ def pick_device(name):
         keep_freed_memory()
     torch.set_flush_denormal(True)  # on a CPU, denormal numbers cost up to a hundred times the others
     return device
+
+
+def has_nvidia_driver():
+    """Whether there is an NVIDIA driver, and GPUs are not hidden by CUDA_VISIBLE_DEVICES."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and bool(os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi"))
 
 
 def keep_freed_memory():

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -289,6 +290,19 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Devices and random numbers
+
+
+@pytest.mark.parametrize("hidden, cuda, expected", [(None, "13.0", "CUDA 13.0"), (None, None, "without CUDA"), ("", "13.0", None)])
+def test_a_gpu_that_pytorch_cannot_use_is_not_passed_over_in_silence(monkeypatch, capsys, hidden, cuda, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert pick_device("auto").type == "cpu"
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == (expected is not None) and (expected or "") in warning
 
 
 def test_pick_device_knows_the_cpu_and_refuses_nonsense():
