@@ -48,6 +48,7 @@ def check_values(values, wanted):
 class Followed(NamedTuple):
     """How a value that a model was asked for is found again in its slices, by a ridge regression of real slices' pixels."""
 
+    measured: str  # what was measured, in words
     generated: float  # correlation of what was asked with what is measured, over latents and classes
     real: float  # the same of true values of real slices of people whom the regression was not fitted to: the most to expect
     others: dict  # {other value: how far its measured mean moves from the first to the last step, in SDs of real slices}
@@ -58,27 +59,40 @@ def follows(model, pixels, values, groups, seed=0):
 
     pixels uint8 [N, R, R], values [N, len(model.values)], groups [N]: of real slices, their values and their people.
     """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import GroupKFold, cross_val_predict
-
     flat, z = flatten(pixels), draw_z(LATENTS, model.mapping.z_dim, seed).to(model.device)
-    fitted, real, deviation = {}, {}, {}
+    fitted = {}
     for name, column in zip(model.values, values.T):
         known = np.isfinite(column)
         if len(np.unique(groups[known])) >= FOLDS:
-            ridge, true = RidgeCV(np.logspace(-2, 4, 13)), column[known]
-            told = cross_val_predict(ridge, flat[known], true, groups=groups[known], cv=GroupKFold(FOLDS))
-            real[name], deviation[name] = np.corrcoef(true, told)[0, 1], true.std()
-            fitted[name] = ridge.fit(flat[known], true)
+            kinds = [(name, lambda x: x)]
+            if name == "position":  # left and right are nearly mirror images: a slice may tell how far it is from the middle alone
+                planes = np.quantile(column[known], np.linspace(0.2, 0.8, 7)).round()
+                kinds += [(f"distance from slice {plane:.0f}", lambda x, plane=plane: np.abs(x - plane)) for plane in planes]
+            fits = [(*kind, *fit(flat[known], kind[1](column[known]), groups[known])) for kind in kinds]
+            fitted[name] = max(fits, key=lambda found: found[-1])
     found = {}
-    for name in fitted:
+    for name, (kind, of, _, _, real) in fitted.items():
         images, asked = move_value(model, z, name)
-        shape = images.shape[:3]
-        measured = {other: fitted[other].predict(flatten(images.reshape(-1, *images.shape[3:]))).reshape(shape) for other in fitted}
-        moved = {other: (x[..., -1] - x[..., 0]).mean() / deviation[other] for other, x in measured.items() if other != name}
-        correlation = np.corrcoef(np.broadcast_to(asked, shape).ravel(), measured[name].ravel())[0, 1]
-        found[name] = Followed(correlation, real[name], moved)
+        shape, drawn = images.shape[:3], flatten(images.reshape(-1, *images.shape[3:]))
+        measured = {other: ridge.predict(drawn).reshape(shape) for other, (_, _, ridge, *_) in fitted.items()}
+        moved = {
+            other: (x[..., -1] - x[..., 0]).mean() / deviation
+            for (other, x), (*_, deviation, _) in zip(measured.items(), fitted.values())
+            if other != name
+        }
+        asked = np.broadcast_to(of(np.array(asked)), shape)
+        found[name] = Followed(kind, np.corrcoef(asked.ravel(), measured[name].ravel())[0, 1], real, moved)
     return found
+
+
+def fit(flat, true, groups):
+    """(ridge regression fitted to flat [N, D], correlation with `true` [N] of other people's slices, SD of `true`)."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    ridge = RidgeCV(np.logspace(-2, 4, 7))
+    told = cross_val_predict(ridge, flat, true, groups=groups, cv=GroupKFold(FOLDS))
+    return ridge.fit(flat, true), true.std(), np.corrcoef(true, told)[0, 1]
 
 
 def flatten(pixels):
@@ -89,8 +103,10 @@ def flatten(pixels):
 def sentences(found):
     """What `follows` found, in words."""
     lines = []
-    for name, one in found.items():
-        text = f"{name}: asked against measured, correlation {one.generated:.2f} (real slices of other people {one.real:.2f})"
+    for one in found.values():
+        text = (
+            f"{one.measured}: asked against measured, correlation {one.generated:.2f} (real slices of other people {one.real:.2f})"
+        )
         moved = [f"{other} by {shift:+.2f} standard deviations" for other, shift in one.others.items()]
-        lines.append(text + (f"; along it moves {', '.join(moved)}" if moved else ""))
+        lines.append(text + (f"; with it moves {', '.join(moved)}" if moved else ""))
     return lines

@@ -254,6 +254,21 @@ def test_follows_tells_whether_a_model_does_what_it_is_told(fault):
         assert found["age"].generated > 0.95 and abs(found["position"].others["age"]) < 0.3
 
 
+def test_a_position_that_a_slice_tells_but_for_its_side_is_measured_by_its_distance_from_the_middle():
+    rng = np.random.default_rng(0)
+    positions, ages = rng.uniform(100, 200, 240), rng.uniform(50, 90, 240)
+    groups = np.array([f"people {i // 4}" for i in range(240)])
+    model = Discs(positions, ages)
+    model.generator = lambda w, noise, rng: torch.tensor(symmetric(w[:, 0].numpy()) / 127.5 - 1)[:, None].float()
+
+    def symmetric(position):
+        return discs(60 + 2 * np.abs(position - 150), np.full(len(position), 8.0))
+
+    found = follows(model, symmetric(positions).astype(np.uint8), np.stack([positions, ages], 1), groups)["position"]
+    assert found.measured.startswith("distance from slice 1") and abs(int(found.measured.split()[-1]) - 150) <= 8
+    assert found.generated > 0.9 and found.real > 0.9
+
+
 def test_a_value_of_few_people_is_not_judged():
     positions = np.linspace(100, 200, 40)
     values = np.stack([positions, np.where(np.arange(40) < 10, 70, np.nan)], 1)
