@@ -229,7 +229,8 @@ def main(argv=None):
 
 def show(section):
     """Print the text and the paths of a report.Section, and return it."""
-    print("\n".join([*section.text, *(figure.path for figure in section.figures), *(path for path, _ in section.pages)]), flush=True)
+    paths = [*(figure.path for figure in section.figures), *(path for path, _ in section.pages)]
+    print("\n".join([*section.text, *paths]), flush=True)
     return section
 
 

@@ -2,16 +2,18 @@
 
     directions = name_directions(model, seed=0, progress=True)      # [NamedDirection]
 
-Each quantity is measured in generated slices and regressed on the principal components of their w, in standard deviations. The
-direction is the gradient of the regression there: of all moves of w by one standard deviation (one unit of Mahalanobis distance) it
-changes the prediction most. R^2 is that on slices that the regression has not seen. What a move changes, wanted or not, is then
-measured in slices drawn at both of its ends, with the same noise.
+Each quantity is measured in generated slices and regressed on the principal components of their w, in standard deviations. Of all
+moves of w by one standard deviation (one unit of Mahalanobis distance) that leave the predictions of the other quantities as they
+are, a direction changes that of its own most (the conditional manipulation of Shen et al. 2020, arXiv:2005.09635).
+R^2 is that of slices that the regression has not seen. What a move changes, wanted or not, is then measured in slices drawn at both
+of its ends, with the same noise.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_fill_holes
 from tqdm import tqdm
 
 from analysis.areas import SIDE, measure_areas, view_or_note
@@ -36,26 +38,35 @@ class NamedDirection(NamedTuple):
 
 
 def measure_quantities(pixels, view):
-    """{name of UNITS: float [N]} of slices uint8 [N, R, R]; without the ventricle area if view is None (`areas.view_or_note`)."""
-    flat = pixels.reshape(len(pixels), -1).astype(float)
-    foreground = flat > FOREGROUND * flat.max(1, keepdims=True)
-    found = {"brightness": (flat * foreground).sum(1) / np.maximum(foreground.sum(1), 1), "brain size": 100 * foreground.mean(1)}
+    """{name of UNITS: float [N]} of slices uint8 [N, R, R]; without the ventricle area if view is None (`areas.view_or_note`).
+
+    Brightness is the mean of the foreground; the brain is that with its holes, such as ventricles.
+    """
+    foreground = pixels > FOREGROUND * pixels.max((1, 2), keepdims=True)
+    brain = np.stack([binary_fill_holes(mask) for mask in foreground])
+    found = {"brightness": (pixels * foreground).sum((1, 2)) / np.maximum(foreground.sum((1, 2)), 1)}
+    found["brain size"] = 100 * brain.mean((1, 2))
     return found if view is None else found | {"ventricle area": measure_areas(pixels, view)["ventricle"]}
 
 
 def regress(points, values, held_out):
-    """(direction [K] of unit length, R^2) of the regression of values [N] on points [N, K]; the last `held_out` are for R^2.
-
-    Both are 0 if the values are constant.
-    """
+    """(slope [K], R^2) of the regression of values [N] on points [N, K]; R^2 is that of the last `held_out`, 0 if constant."""
     x, y = points[:-held_out], values[:-held_out]
     centre, level = x.mean(0), y.mean()
     slope = np.linalg.solve((x - centre).T @ (x - centre) + RIDGE * np.eye(x.shape[1]), (x - centre).T @ (y - level))
     left, spread = (values - level - (points - centre) @ slope)[-held_out:], values[-held_out:] - values[-held_out:].mean()
-    length = np.linalg.norm(slope)
-    if not length or not spread.any():
-        return np.zeros(len(slope)), 0.0
-    return slope / length, 1 - float((left**2).sum() / (spread**2).sum())
+    return slope, 1 - float((left**2).sum() / (spread**2).sum()) if spread.any() else 0.0
+
+
+def apart(slopes):
+    """Unit vectors along what each of slopes [Q, K] has that the others have not, [Q, K]; 0 where that is nothing."""
+    found = np.zeros_like(slopes)
+    for i, slope in enumerate(slopes):
+        others = np.delete(slopes, i, 0)
+        own = slope - np.linalg.pinv(others) @ (others @ slope)
+        if np.linalg.norm(own) > 1e-6 * np.linalg.norm(slope):
+            found[i] = own / np.linalg.norm(own)
+    return found
 
 
 @torch.no_grad()
@@ -69,14 +80,12 @@ def name_directions(model, seed=0, progress=False):
     with tqdm(total=count, desc="named directions", unit=" slices", disable=None if progress else True) as bar:
         pixels = draw(model, w, rng, bar)
         view = view_or_note(pixels, "ventricle area")
-        points, found = (w.cpu().numpy() - mean) @ np.linalg.pinv(basis), []
-        measured = measure_quantities(pixels, view)
+        points, measured = (w.cpu().numpy() - mean) @ np.linalg.pinv(basis), measure_quantities(pixels, view)
         bar.total = count + 2 * MOVED * len(measured)
-        for name, values in measured.items():
-            direction, r2 = regress(points, values, HELD_OUT)
-            vector = direction @ basis
-            found.append(NamedDirection(name, vector, r2, effects(model, w[-MOVED:], vector, view, seed, bar)))
-    return found
+        slopes, r2 = zip(*(regress(points, values, HELD_OUT) for values in measured.values()))
+        vectors = apart(np.array(slopes)) @ basis
+        changed = [effects(model, w[-MOVED:], vector, view, seed, bar) for vector in vectors]
+    return [NamedDirection(*one) for one in zip(measured, vectors, r2, changed)]
 
 
 def effects(model, w, vector, view, seed, bar):

@@ -64,7 +64,7 @@ function show(answer) {
 function describe({ latent, class: of, noise, points }) {
   const name = points ? "encoded slice" : `latent ${latent}`;
   const between = points || Math.abs(of) < 1 ? `class ${of.toFixed(2)}` : of < 0 ? "AD" : "NC";
-  return name + (data.network.num_classes ? `, ${between}` : "") + (noise === 0 ? "" : noise < 0 ? ", no noise" : `, noise ${noise}`);
+  return name + (data.network.num_classes && (of || !points) ? `, ${between}` : "") + (noise === 0 ? "" : noise < 0 ? ", no noise" : `, noise ${noise}`);
 }
 
 /** The difference of the two slices: red where that of now is brighter, blue where it is darker. */
@@ -294,11 +294,11 @@ async function take(file) {
   tell(`${file.name}: reading`);
   try {
     const levels = await readSlice(file), { points, outside, rms } = await ask({ encode: levels });
-    const error = `${file.name}: the model draws it with an error of ${rms.toFixed(1)} grey levels (RMS)`;
     const judged = `outside: ${outside.toFixed(2)}; 99% of the model's own slices are below 1`;
-    const verdict = outside > 1 ? "Refused: it is unlike anything that this model draws, so that what sliders show of it means little"
-      : "It is like slices that this model draws";
-    tell(`${error}. ${verdict} (${judged}).`, outside > 1);
+    const verdict = outside > 1
+      ? `refused, as unlike anything that this model draws (${judged}): what the sliders show of it means little.`
+      : `like slices that this model draws (${judged}).`;
+    tell(`${file.name}: ${verdict} Reconstructed with an error of ${rms.toFixed(1)} grey levels (RMS).`, outside > 1);
     setPinned({ name: file.name });
     show({ slot: "pinned", side: SIDE, levels });
     await change({ ...fresh(), latent: state.latent, points, class: 0 });

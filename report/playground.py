@@ -87,10 +87,11 @@ def pack(tensors):
 
 def effect_table(named):
     """Rows of text, one per NamedDirection: name, R^2, and what moving w by one standard deviation changes of each quantity."""
-    return [
-        [one.name, number_text(one.r2, 2), *(f"{mean:+.1f} \N{PLUS-MINUS SIGN} {spread:.1f}" for mean, spread in one.effects.values())]
-        for one in named
-    ]
+
+    def text(mean, spread):
+        return f"{mean:+.1f} \N{PLUS-MINUS SIGN} {spread:.1f}".replace("-", "\N{MINUS SIGN}")
+
+    return [[one.name, number_text(one.r2, 2), *(text(*effect) for effect in one.effects.values())] for one in named]
 
 
 def page_of(model, models, folder):
