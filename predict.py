@@ -185,7 +185,7 @@ from report.atlas import write_style_atlas
 from report.evaluation_report import draw_evaluation
 from report.maps import draw_encoded as draw_encoded_map
 from report.maps import draw_maps
-from report.playground import draw_playground, page_of
+from report.playground import draw_playground
 from report.projections import draw_chosen, draw_encoded, draw_projection
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids
@@ -216,7 +216,8 @@ def main(argv=None):
     for model in models:
         sections += [show(section) for section in draw_model(args, model, table)]
         if args.playground:
-            sections.append(show(draw_playground(model, args.seed, page_of(model, models, args.output_dir))))
+            name = "playground.html" if len(models) == 1 else f"{model.name}_playground.html"
+            sections.append(show(draw_playground(model, args.seed, os.path.join(args.output_dir, name))))
     if args.evaluate or args.report and args.dataset_dir:
         sections += [show(section) for section in evaluate(args, models, table)]
     if args.plot_umap:

@@ -61,10 +61,15 @@ function show(answer) {
   compare();
 }
 
-function describe({ latent, class: of, noise, points }) {
-  const name = points ? "encoded slice" : `latent ${latent}`;
+function describe({ latent, class: of, psi, noise, named, principal, points }) {
   const between = points || Math.abs(of) < 1 ? `class ${of.toFixed(2)}` : of < 0 ? "AD" : "NC";
-  return name + (data.network.num_classes && (of || !points) ? `, ${between}` : "") + (noise === 0 ? "" : noise < 0 ? ", no noise" : `, noise ${noise}`);
+  return [
+    points ? "encoded slice" : `latent ${latent}`,
+    data.network.num_classes && (of || !points) && between,
+    psi !== 1 && `psi ${psi.toFixed(2)}`,
+    [...named, ...principal].some(Boolean) && "moved",
+    noise < 0 ? "no noise" : noise > 0 && `noise ${noise}`,
+  ].filter(Boolean).join(", ");
 }
 
 /** The difference of the two slices: red where that of now is brighter, blue where it is darker. */
@@ -82,7 +87,7 @@ function compare() {
     return difference > 0 ? [255, pale, pale] : [pale, pale, 255];
   });
   element("darkest").textContent = `\u2212${largest}`;
-  element("brightest").textContent = `+${largest} grey levels`;
+  element("brightest").textContent = `+${largest}`;
 }
 
 // ----------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ PyTorch on a CPU, so that the page shows the slices of --draw, and `--styles` dr
 """
 
 import base64
-import os
 import zlib
 
 import numpy as np
@@ -89,11 +88,6 @@ def effect_table(named):
     """Rows of text, one per NamedDirection: name, R^2, and what moving w by one standard deviation changes of each quantity."""
 
     def text(mean, spread):
-        return f"{mean:+.1f} \N{PLUS-MINUS SIGN} {spread:.1f}".replace("-", "\N{MINUS SIGN}")
+        return f"{round(mean, 1) + 0:+.1f} \N{PLUS-MINUS SIGN} {spread:.1f}".replace("-", "\N{MINUS SIGN}")
 
     return [[one.name, number_text(one.r2, 2), *(text(*effect) for effect in one.effects.values())] for one in named]
-
-
-def page_of(model, models, folder):
-    """Path of the page of one of several Models: playground.html, or with the model's name before it if there are others."""
-    return os.path.join(folder, "playground.html" if len(models) == 1 else f"{model.name}_playground.html")

@@ -404,6 +404,7 @@ onmessage = async ({ data: message }) => {
   if (message.network) {
     network = message.network;
     ready = unpack(message.weights).then((found) => { tensors = found; });
+    ready.catch((error) => setTimeout(() => { throw error; })); // so that the page hears of it
     return;
   }
   await ready;

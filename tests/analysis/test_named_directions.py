@@ -75,18 +75,20 @@ class Plain(torch.nn.Module):
 
 
 def test_directions_of_squares_are_found_with_what_they_change(monkeypatch):
-    monkeypatch.setattr(named_directions, "MOVED", 200)
+    for name, value in {"SLICES": 512, "HELD_OUT": 256}.items():
+        monkeypatch.setattr(named_directions, name, value)
     brightness, size = name_directions(Model("squares", Plain(), Squares(), ["AD"], [None], ""))
     # In components of unit variance brightness has the slope (1, 2) / 10 and size (0, 2): brightness alone is (1, 0), and size
     # without brightness (-2, 1) / sqrt 5, of which w[1] is twice as much.
     np.testing.assert_allclose(brightness.vector, [1, 0, 0, 0], atol=0.1)
     np.testing.assert_allclose(size.vector, np.array([-2, 2, 0, 0]) / 5**0.5, atol=0.15)
-    assert brightness.r2 > 0.9 and size.r2 > 0.8  # clipped, and sizes are whole pixels
+    assert brightness.r2 > 0.85 and size.r2 > 0.8  # clipped, and sizes are whole pixels
     assert brightness.effects["brightness"][0] == pytest.approx(12.75, rel=0.15)
     assert abs(brightness.effects["brain size"][0]) < 0.5 < size.effects["brain size"][0]
     assert abs(size.effects["brightness"][0]) < 2
 
 
-def test_nothing_is_named_in_slices_that_ignore_their_style_vectors():
+def test_nothing_is_named_in_slices_that_ignore_their_style_vectors(monkeypatch):
+    monkeypatch.setattr(named_directions, "SLICES", 512)
     for one in name_directions(Model("deaf", Plain(), Squares(0.0), ["AD"], [None], "")):
         assert one.r2 < 0.1 and all(abs(mean) < 0.1 for mean, _ in one.effects.values())

@@ -173,6 +173,7 @@ def test_quality_atlas_outlines_as_many_slices_as_recall_and_precision_leave_out
 # ---------------------------------------------------------------------------------------------------------------------
 # The page in a browser
 
+
 @pytest.fixture
 def page(browser, example):
     """The example's page, just opened, as a `Page`."""

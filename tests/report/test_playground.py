@@ -23,7 +23,7 @@ from analysis.latents import Directions
 from analysis.models import Model, draw_z, load_model, style_vectors, synthesize
 from analysis.named_directions import NamedDirection
 from modules import build_generator
-from report.playground import LATENTS, pack, page_of, write_playground
+from report.playground import LATENTS, pack, write_playground
 from report.report import Section, write_report
 from utils import RESOLUTIONS
 
@@ -100,12 +100,14 @@ def test_packed_tensors_are_their_float16_numbers():
     np.testing.assert_array_equal(numbers, np.float16([*tensors["a"].ravel(), 0.1]))
 
 
+@pytest.mark.slow
 def test_page_of_the_bundled_model_takes_less_than_4_mb(tmp_path):
     model = load_model(os.path.join(ROOT, "models", "all-conditional"), "cpu")
     write_page(tmp_path / "playground.html", model, find_encoder(model))
     assert 3e6 < (tmp_path / "playground.html").stat().st_size < 4e6
 
 
+@pytest.mark.slow
 def test_page_escapes_names_and_allows_no_connection(example):
     assert HOSTILE not in example.text and example.text.count("<script") == 3
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', example.text)[1]
@@ -113,16 +115,11 @@ def test_page_escapes_names_and_allows_no_connection(example):
     assert "connect-src" not in policy and "unsafe" not in policy and not re.search(r"(src|href)=\"(?!data:)", example.text)
 
 
+@pytest.mark.slow
 def test_table_shows_all_directions_and_sliders_only_those_that_w_tells(example):
     assert "\N{MINUS SIGN}1.5 \N{PLUS-MINUS SIGN} 0.5" in example.text and ">0.05<" in example.text
     sliders = re.findall(r'<label for="named-\d">(.*?) <span>(.*?)</span>', example.text)
     assert sliders == [("brightness", "R² 0.80"), ("brain size", "R² 0.80")]
-
-
-def test_pages_of_several_models_have_their_names(example):
-    other = example.model._replace(name="AD")
-    assert page_of(other, [other], "out") == os.path.join("out", "playground.html")
-    assert page_of(other, [example.model, other], "out") == os.path.join("out", "AD_playground.html")
 
 
 def test_report_links_the_page(tmp_path):
@@ -185,20 +182,25 @@ class Page:
         return {**self("return fresh()"), **changes}
 
     def slide(self, name, value):
-        self("const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('input'))", name, value)
+        self("const e = element(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('input'))", name, value)
         self.settle()
 
     def canvas(self, selector):
         """RGB [R, R, 3]."""
-        code = "const c = document.querySelector(arguments[0]); return [c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
-        side, *levels = self(code, selector)
+        code = "const c = document.querySelector(arguments[0]), { width: n } = c;"
+        side, *levels = self(code + "return [n, ...c.getContext('2d').getImageData(0, 0, n, n).data]", selector)
         return np.array(levels).reshape(side, side, 4)[:, :, :3]
 
-    def give(self, path):
-        """Choose a file; returns what the page says of it."""
+    def give(self, path, drop=False):
+        """Choose a file, or drop it; returns what the page says of it."""
         self.find("#file").send_keys(str(path))
+        if drop:
+            code = (
+                "const moved = new DataTransfer(); moved.items.add(element('file').files[0]); element('file').value = ''; tell('');"
+            )
+            self(code + "document.dispatchEvent(new DragEvent('drop', { dataTransfer: moved, cancelable: true }))")
         ended = self.wait(lambda: (text := self.find("#message").text) and not text.endswith("reading") and text)
-        self("document.getElementById('file').value = ''; tell('')")
+        self("element('file').value = ''; tell('')")
         return ended
 
     def downloaded(self, name):
@@ -295,7 +297,7 @@ def test_saved_png_and_csv_are_the_slice_that_python_draws(example, page):
         page.find(button).click()
     name = re.sub(r"[<>/]", "_", f"{example.model.name}_0")
     (row,) = read_style_table(page.downloaded(f"{name}.csv"))
-    assert row.run == example.model.folder and row.set == "latent 0, AD"
+    assert row.run == example.model.folder and row.set == "latent 0, AD, moved"
     np.testing.assert_allclose(row.w, example.style(page.state(named=[1, 0]))[0], rtol=1e-3, atol=1e-3)
     drawn = synthesize(example.model, torch.from_numpy(row.w)[None])[0].astype(int)
     saved = read_image(page.downloaded(f"{name}.png"))[:, :, 0].astype(int)
@@ -314,7 +316,7 @@ def test_own_slices_are_encoded_and_judged_as_by_python(example, page):
     generated = synthesize(example.model, example.style(page.state(latent=5)))[0]
     for k, pixels in enumerate((generated, generated[8:60], rng.integers(0, 256, (100, 80), np.uint8))):
         (example.folder / f"{k}.png").write_bytes(encoded_file(pixels, format="PNG"))
-        answers.append(page.give(example.folder / f"{k}.png"))
+        answers.append(page.give(example.folder / f"{k}.png", drop=k == 1))
         page.settle()
         read = predict.read_targets(str(example.folder / f"{k}.png"), 64, "--encode").images
         encoded = example.encoder.encode(read)
@@ -357,22 +359,24 @@ def test_files_that_are_no_slice_get_one_line(example, page):
 
 @pytest.mark.slow
 def test_policy_refuses_every_connection(browser, example):
-    page = Page(browser, example.path)
+    Page(browser, example.path)
     code = (
         "const done = arguments[0]; addEventListener('securitypolicyviolation', (e) => done(e.effectiveDirective));"
         "fetch('data:,x').then(() => done('connected'), () => {})"
     )
     assert browser.execute_async_script(code) == "connect-src"
-    refused = "const done = arguments[0], url = URL.createObjectURL(new Blob([`fetch('data:,x').then(() => postMessage('connected'), "
-    refused += "() => postMessage('refused'))`])); new Worker(url).onmessage = ({ data }) => done(data)"
-    assert browser.execute_async_script(refused) == "refused"
-    assert page("return fetch('file:///').then(() => 'connected', () => 'refused')") == "refused"
+    code = (
+        "const source = `fetch('data:,x').then(() => postMessage('connected'), () => postMessage('refused'))`;"
+        "new Worker(URL.createObjectURL(new Blob([source]))).onmessage = ({ data }) => arguments[0](data)"
+    )
+    assert browser.execute_async_script(code) == "refused"
     browser.get_log("browser"), browser.get_log("performance")
 
 
 @pytest.mark.slow
 def test_page_fits_a_telephone_and_names_its_controls(browser, page):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True})
+    telephone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", telephone)
     try:
         page.find("#pin").click()
         page("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
