@@ -1,7 +1,7 @@
 "use strict";
 // The worker of playground.html: modules.py and analysis/encoder.py in JavaScript, for one slice at a time.
 // Features are planes with a border of zeros, [channels][(n + 2) x (n + 2)], in double precision: V8 would convert single precision
-// at every step. Only convolve() takes long; four kernels at a time share what it reads.
+// at every step. Nearly all the time goes into convolve() and convolveUp(); in the first, four kernels share what is read.
 
 const SLOPE = 0.2, RELU_GAIN = Math.sqrt(2 / (1 + SLOPE ** 2)), LR_MULTIPLIER = 0.01, NOISE_LR = 0.1;
 const COARSE = 8, NONE = -1; // pixels, as encoder.py; "no noise" in a state
