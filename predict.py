@@ -64,7 +64,7 @@ def parse_args(argv=None):
     args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
     if args.styles:
-        for name in ("plot_umap", "evaluate", "encode", "project", "export", "report"):
+        for name in ("plot_umap", "evaluate", "encode", "project", "export", "playground", "report"):
             if getattr(args, name):
                 raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{name}")
     if args.evaluate and not args.dataset_dir:
@@ -96,6 +96,8 @@ def add_image_flags(group):
     group.add("--export", type=number(int, 1, 10**7), metavar="N", help=text)
     text = "the style vectors of real slices, by an encoder that the first use makes (minutes), and which the model cannot draw"
     group.add("--encode", metavar="FILE|DIR", help=text)
+    text = "also write playground.html: the generator itself, alive in one offline page, with sliders and for slices of your own"
+    group.add_bool("--playground", False, text)
     text = "search for the style vectors that reproduce real slices; with a conditional model also move them from AD to NC"
     group.add("--project", metavar="FILE|DIR", help=text)
     text = "draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
@@ -184,6 +186,7 @@ from report.atlas import write_style_atlas
 from report.evaluation_report import draw_evaluation
 from report.maps import draw_encoded as draw_encoded_map
 from report.maps import draw_maps
+from report.playground import draw_playground
 from report.projections import draw_chosen, draw_encoded, draw_projection
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids, plot_values
@@ -213,6 +216,9 @@ def main(argv=None):
     models, sections = name_apart(models), []
     for model in models:
         sections += [show(section) for section in draw_model(args, model, table)]
+        if args.playground:
+            name = "playground.html" if len(models) == 1 else f"{model.name}_playground.html"
+            sections.append(show(draw_playground(model, args.seed, os.path.join(args.output_dir, name))))
     if args.evaluate or args.report and args.dataset_dir:
         sections += [show(section) for section in evaluate(args, models, table)]
     if args.plot_umap:
@@ -225,7 +231,8 @@ def main(argv=None):
 
 def show(section):
     """Print the text and the paths of a report.Section, and return it."""
-    print("\n".join([*section.text, *(figure.path for figure in section.figures), *section.pages]), flush=True)
+    paths = [*(figure.path for figure in section.figures), *(path for path, _ in section.pages)]
+    print("\n".join([*section.text, *paths]), flush=True)
     return section
 
 
@@ -305,7 +312,7 @@ def plot_maps(args, specs, real):
     if args.atlas:
         page = os.path.join(args.output_dir, "atlas.html")
         write_style_atlas(page, maps, encoded, args.seed)
-        section = section._replace(pages=[page])
+        section = section._replace(pages=[(page, "every point shows its slice.")])
     yield section
     for one in encoded:
         yield draw_encoded_map(one, settings, args.output_dir)

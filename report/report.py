@@ -47,7 +47,7 @@ class Section(NamedTuple):
     tables: Sequence = ()
     figures: Sequence = ()
     numbers: dict | None = None
-    pages: Sequence = ()  # paths of HTML files in the folder of the report, which links them
+    pages: Sequence = ()  # (path, what it is) of HTML files in the folder of the report, which links them
 
 
 def write_report(folder, title, facts, sections):
@@ -146,7 +146,7 @@ def render(title, facts, sections):
         {
             "title": section.title,
             "text": section.text,
-            "pages": [os.path.basename(path) for path in section.pages],
+            "pages": [(os.path.basename(path), text) for path, text in section.pages],
             "tables": [table_content(table) | {"number": next(table_numbers)} for table in section.tables],
             "figures": [figure_content(figure) | {"number": next(figure_numbers)} for figure in section.figures],
         }

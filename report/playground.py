@@ -1,0 +1,93 @@
+"""playground.html: the generator itself in one page that needs neither a network nor a server, and draws in the browser.
+
+    section = draw_playground(model, seed=0, path="predictions/playground.html")
+
+The page holds the weights of mapping network, generator and encoder as float16, and what `directions` finds. playground_worker.js
+is modules.py and analysis/encoder.py in JavaScript; playground.js is the page around it. Latents and fixed noise are those of
+PyTorch on a CPU, so that the page shows the slices of --draw, and `--styles` draws what the page saves.
+"""
+
+import base64
+import zlib
+
+import numpy as np
+
+from analysis.encoder import find_encoder
+from analysis.latents import find_directions
+from analysis.models import WEIGHTS
+from analysis.named_directions import UNITS, name_directions
+from report.report import Section, fill_template, number_text, plain
+from utils import CLASSES, atomic_path, random_stream
+
+LATENTS = 1024  # of a seed, which the page offers; 16 of them are drawn at once, so that 16 divides it
+PRINCIPAL = 5  # directions
+SHOWN_R2 = 0.1  # a quantity of which w tells less has no slider
+
+
+def draw_playground(model, seed, path):
+    """Make the encoder of a Model, if it has none, and the directions; write the page; returns a report.Section."""
+    encoder = find_encoder(model, seed, progress=True)
+    named, principal = name_directions(model, seed, progress=True), find_directions(model, PRINCIPAL, seed, "ganspace")
+    write_playground(path, model, encoder, named, principal, seed)
+    text = f"Named directions, R^2 on slices held out: {', '.join(f'{one.name} {one.r2:.2f}' for one in named)}."
+    return Section(f"{model.name}: playground", [text], pages=[(path, "the generator itself, with sliders; needs no network.")])
+
+
+def write_playground(path, model, encoder, named, principal, seed=0):
+    """Write the page of a Model and its Encoder, with NamedDirections and the Directions of `find_directions`."""
+    shown = [one for one in named if one.r2 >= SHOWN_R2]
+    mapping, vectors = model.mapping, principal.vectors.cpu().numpy() * principal.deviation[:, None]
+    tensors = {"named": np.array([one.vector for one in shown]).reshape(-1, mapping.w_dim), "principal": vectors}
+    for name, part in (("mapping", mapping), ("generator", model.generator), ("encoder", encoder)):
+        tensors |= {f"{name}.{key}": x.cpu().numpy() for key, x in part.state_dict().items()}
+    if model.is_conditional:
+        tensors["class_difference"] = (mapping.w_mean[1] - mapping.w_mean[0]).cpu().numpy()[None]
+    data = {
+        "network": {
+            "resolution": model.resolution,
+            "side": encoder.side,
+            "z_dim": mapping.z_dim,
+            "w_dim": mapping.w_dim,
+            "num_classes": len(CLASSES) if model.is_conditional else 0,
+            "latent_seed": random_stream("latents", seed).initial_seed(),
+            "latents": LATENTS,
+        },
+        "weights": pack(tensors),
+        "run": model.folder,
+        "name": model.name,
+        "named": [one.name for one in shown],
+        "principal": len(vectors),
+        "points": len(encoder.basis),
+    }
+    facts = {"model": model.folder, "weights": WEIGHTS[model.which], "seed": seed, "trained on": " and ".join(model.trained_on)}
+    page = fill_template(
+        "playground.html.j2",
+        title=f"Playground: {model.name}",
+        facts=facts,
+        data=plain(data),
+        conditional=model.is_conditional,
+        named=shown,
+        table=effect_table(named),
+        quantities=[f"{name}, {UNITS[name]}" for name in (named[0].effects if named else ())],
+        principal=principal.share,
+        latents=LATENTS,
+    )
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.write(page)
+
+
+def pack(tensors):
+    """{name: array} as JSON can hold it: names with shapes, and all numbers as float16, the low bytes before the high ones (which
+    are alike, so that this saves an eighth), deflated, in base64."""
+    numbers = np.concatenate([x.ravel() for x in tensors.values()]).astype("<f2")
+    content = zlib.compress(np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 2).T).tobytes(), 9)
+    return {"index": [[name, x.shape] for name, x in tensors.items()], "base64": base64.b64encode(content).decode()}
+
+
+def effect_table(named):
+    """Rows of text, one per NamedDirection: name, R^2, and what moving w by one standard deviation changes of each quantity."""
+
+    def text(mean, spread):
+        return f"{round(mean, 1) + 0:+.1f} \N{PLUS-MINUS SIGN} {spread:.1f}".replace("-", "\N{MINUS SIGN}")
+
+    return [[one.name, number_text(one.r2, 2), *(text(*effect) for effect in one.effects.values())] for one in named]
