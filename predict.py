@@ -64,11 +64,13 @@ def parse_args(argv=None):
     args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
     if args.styles:
-        for name in ("plot_umap", "evaluate", "encode", "project", "export", "report"):
+        for name in ("plot_umap", "evaluate", "encode", "project", "export", "quiz", "report"):
             if getattr(args, name):
                 raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{name}")
     if args.evaluate and not args.dataset_dir:
         raise UserError("--evaluate True also needs --dataset_dir: slices that the model was not trained on, such as AD_NC/test")
+    if args.quiz and not args.dataset_dir:
+        raise UserError("--quiz True also needs --dataset_dir: real slices, best those that the model was not trained on")
     return args
 
 
@@ -122,6 +124,10 @@ def add_evaluation_flags(group):
         "tissue areas and image quality; needs --dataset_dir, such as AD_NC/test"
     )
     group.add_bool("--evaluate", False, text)
+    text = (
+        "a page that asks which slices are real, of --num_images real ones (at most 100) and as many generated ones of each class; "
+    )
+    group.add_bool("--quiz", False, f"{text}needs --dataset_dir")
     group.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
     text = "LONI's CSV, or another table of the slices' people (docs/data.md): intervals over people"
     group.add("--subjects", metavar="CSV", help=text)
@@ -184,6 +190,7 @@ from report.evaluation_report import draw_evaluation
 from report.maps import draw_encoded as draw_encoded_map
 from report.maps import draw_maps
 from report.projections import draw_chosen, draw_encoded, draw_projection
+from report.quiz import draw_quiz
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids
 
@@ -257,6 +264,8 @@ def draw_model(args, model, table):
             yield plot_grids(samples, args.num_images, args.dataset_dir)
         elif picture != "morph" or model.is_conditional:
             yield DRAW[picture](samples)
+    if args.quiz:
+        yield draw_quiz(samples, args.num_images, args.dataset_dir, table)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
     if args.encode:

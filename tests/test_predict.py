@@ -82,6 +82,7 @@ def test_flags_of_maps_need_plot_umap():
         (["--atlas", "True"], "--atlas belongs to --plot_umap"),
         (["--styles", "s.csv", "--report", "True"], "leave out --report"),
         (["--classes", "AD", "--evaluate"], "--dataset_dir"),
+        (["--classes", "AD", "--quiz"], "--quiz True also needs --dataset_dir"),
         (["--classes", "AD", "--subjects", "none.csv"], "--subjects none.csv: cannot be read"),
         (["--classes", "AD", "--project", "nowhere"], "nowhere"),
         (["--classes", "AD", "--encode", "nowhere"], "--encode"),

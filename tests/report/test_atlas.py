@@ -5,11 +5,11 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 
 import numpy as np
 import pytest
+from conftest import assert_offline
 from PIL import Image
 from synthetic import brains
 
@@ -173,29 +173,6 @@ def test_quality_atlas_outlines_as_many_slices_as_recall_and_precision_leave_out
 # ---------------------------------------------------------------------------------------------------------------------
 # The page in a browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium that keeps what its console said and every request; downloads go to `browser.downloads`."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    driver_path = shutil.which("chromedriver")
-    if not BROWSER or not driver_path:
-        pytest.skip("needs Chromium and its chromedriver")
-    from selenium.webdriver.chrome.service import Service
-
-    options, downloads = webdriver.ChromeOptions(), tmp_path_factory.mktemp("downloads")
-    options.binary_location = BROWSER
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1400"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options, Service(driver_path))
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
-
 
 @pytest.fixture
 def page(browser, example):
@@ -204,11 +181,7 @@ def page(browser, example):
     browser.set_script_timeout(20)
     browser.execute_async_script("const done = arguments[0], wait = () => window.atlas ? done() : setTimeout(wait, 20); wait()")
     yield Page(browser)
-    console = [entry["message"] for entry in browser.get_log("browser") if "willReadFrequently" not in entry["message"]]
-    assert not console
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert urls and all(url.startswith(("file:", "data:", "blob:")) for url in urls)
+    assert_offline(browser)
     assert not browser.execute_script("return window.pwned")
 
 
