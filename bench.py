@@ -279,7 +279,7 @@ def in_own_process(work, *given):
 def table(args, device):
     """Yield the lines of a Markdown table of the networks and resolutions that the flags leave open."""
     yield machine_text(device, pick_dtype(args.amp, device))
-    titles = "network", "pixels", "batch", "generator, M", "critic, M", "memory, GiB", "s an image", "s a step"
+    titles = "network", "pixels ", "batch", "generator, M", "critic, M", "memory, GiB", "s an image", "s a step"
     yield "| " + " | ".join(titles) + " |"
     yield "|" + "|".join("-" * (len(title) + 2) for title in titles) + "|"
     for resolution in [args.resolution] if args.resolution else TABLED:

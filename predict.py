@@ -219,6 +219,9 @@ def main(argv=None):
     models, sections = name_apart(models), []
     for model in models:
         sections += [show(section) for section in draw_model(args, model, table)]
+        if args.quiz:
+            path = os.path.join(args.output_dir, "quiz.html" if len(models) == 1 else f"{model.name}_quiz.html")
+            sections.append(show(draw_quiz(model, path, args.num_images, args.dataset_dir, table, args.seed, args.truncation)))
     if args.evaluate or args.report and args.dataset_dir:
         sections += [show(section) for section in evaluate(args, models, table)]
     if args.plot_umap:
@@ -264,8 +267,6 @@ def draw_model(args, model, table):
             yield plot_grids(samples, args.num_images, args.dataset_dir)
         elif picture != "morph" or model.is_conditional:
             yield DRAW[picture](samples)
-    if args.quiz:
-        yield draw_quiz(samples, args.num_images, args.dataset_dir, table)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
     if args.encode:

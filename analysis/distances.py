@@ -179,8 +179,10 @@ def frechet_error(x, y, x_groups=None, y_groups=None, blocks=10, progress=iter):
     x, y = split_blocks(x, y, blocks, x_groups, y_groups)
     if min(len(x), *(sum(map(len, parts)) - max(map(len, parts)) - 1 for parts in (x, y))) < 2:
         return math.nan
-    rest = [[torch.cat(parts[:i] + parts[i + 1 :]) for parts in (list(x), list(y))] for i in range(len(x))]
-    return math.sqrt((len(x) - 1) * np.var([frechet_distance(*pair) for pair in progress(rest)]))
+    without_one = [
+        frechet_distance(*(torch.cat([*parts[:i], *parts[i + 1 :]]) for parts in (x, y))) for i in progress(range(len(x)))
+    ]
+    return math.sqrt((len(x) - 1) * np.var(without_one))
 
 
 def kid(real, fake):

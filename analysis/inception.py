@@ -78,8 +78,8 @@ def clean_resize(images):
 def feature_distances(x, y, x_groups=None, y_groups=None, label=None):
     """FeatureDistances of x [N, D] and y [M, D] with errors over groups, see `frechet_error`; `label` names a progress bar."""
 
-    def bar(pairs):
-        return tqdm(pairs, label, leave=False, disable=None if label else True)
+    def bar(blocks):
+        return tqdm(blocks, label, leave=False, disable=None if label else True)
 
     x, y = x.double(), y.double()
     mmd, error = polynomial_mmd(x, y, x_groups=x_groups, y_groups=y_groups)

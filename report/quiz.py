@@ -1,6 +1,6 @@
 """A reader test, the file of predict.py --quiz: can a person tell generated from real slices? One page that needs no network.
 
-    section = draw_quiz(samples, 16, "AD_NC/test", table)       # writes predictions/<model>_quiz.html
+    section = draw_quiz(model, "predictions/quiz.html", 16, "AD_NC/test")
 
 It is blind: the slices lie in random order in one lossless picture, in cells of one size, and what they are is in the page only as
 text in base64, which its script quiz.js decodes after the last answer.
@@ -48,34 +48,33 @@ def independence(groups, unit):
     return f"{text}; slices of one person are not independent, so the interval is too narrow if some share one."
 
 
-def collect(samples, count, dataset_dir, table):
+def collect(model, count, dataset_dir, table, seed, psi):
     """(uint8 slices [N, R, R] in random order, what each is as a list of {"real", "class", "slice"}, sentences on the real ones).
 
     Of each class of the model there are as many real as generated slices, at most `count`; scans that are damaged are left out.
     """
-    model, rng = samples.model, np.random.default_rng(samples.seed)
-    pixels, about, used = [], [], []
+    rng, pixels, about, used = np.random.default_rng(seed), [], [], []
     for first, label, name in zip((FIRST, 2 * FIRST), model.labels, model.classes):  # no latent as AD and as NC
         slices = Slices(dataset_dir, name, model.resolution)
         slices = leave_out(slices, find_damaged(slices, scans_of(slices.names)))
         scans = identify(slices.names, table)
         rows = choose_real(resampling_groups(scans)[0], min(count, MOST), rng)
         used += [scans[i] for i in rows]
-        batches = generate(model, first + len(rows), samples.seed, samples.psi, label, first // BATCH)
+        batches = generate(model, first + len(rows), seed, psi, label, first // BATCH)
         pixels += [*slices[rows], *np.concatenate(list(batches))]
         about += [{"real": True, "class": CLASSES[slices.labels[i]], "slice": slices.names[i]} for i in rows]
         facts = {"real": False, "class": name.replace("all", "")}
-        about += [facts | {"slice": f"seed {samples.seed}, number {i}"} for i in range(first, first + len(rows))]
+        about += [facts | {"slice": f"seed {seed}, number {i}"} for i in range(first, first + len(rows))]
     order = rng.permutation(len(pixels))
     return np.stack(pixels)[order], [about[i] for i in order], independence(*resampling_groups(used))
 
 
-def draw_quiz(samples, count, dataset_dir, table=None):
-    """Write the page, with at most `count` real and as many generated slices of each class of the model of Samples; a Section.
+def draw_quiz(model, path, count, dataset_dir, table=None, seed=0, psi=1.0):
+    """Write the page, with at most `count` real and as many generated slices of each class of a Model; returns its report.Section.
 
     table: of `find_subjects`. UserError as of `Slices`, for --dataset_dir.
     """
-    pixels, about, sentences = collect(samples, count, dataset_dir, table)
+    pixels, about, sentences = collect(model, count, dataset_dir, table, seed, psi)
     sprite, columns = make_sprite(resize(pixels, min(LARGEST, pixels.shape[-1])), format="PNG")
     data = {
         "side": min(LARGEST, pixels.shape[-1]),
@@ -83,8 +82,8 @@ def draw_quiz(samples, count, dataset_dir, table=None):
         "count": len(pixels),
         "key": base64.b64encode(json.dumps(about).encode()).decode(),
     }
-    sprite, path = "data:image/png;base64," + base64.b64encode(sprite).decode(), samples.path("quiz.html")
-    page = fill_template("quiz.html.j2", model=samples.model.name, sentences=sentences, data=data, sprite=sprite)
+    sprite = "data:image/png;base64," + base64.b64encode(sprite).decode()
+    page = fill_template("quiz.html.j2", model=model.name, sentences=sentences, data=data, sprite=sprite)
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(page)
-    return Section(f"{samples.model.name}: a reader test", ["Can you tell generated from real slices?"], pages=[path])
+    return Section(f"{model.name}: a reader test", ["Can you tell generated from real slices?"], pages=[path])

@@ -304,6 +304,36 @@ def script():
     return run
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium that keeps what its console said and every request; downloads go to `browser.downloads`."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver_path = shutil.which("chromedriver")
+    if not binary or not driver_path:
+        pytest.skip("needs Chromium and its chromedriver")
+    from selenium.webdriver.chrome.service import Service
+
+    options, downloads = webdriver.ChromeOptions(), tmp_path_factory.mktemp("downloads")
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1400"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    driver = webdriver.Chrome(options, Service(driver_path))
+    driver.downloads = downloads
+    yield driver
+    driver.quit()
+
+
+def check_quiet(browser):
+    """The page of a `browser` has said nothing on its console and has asked no server for anything."""
+    assert not [entry["message"] for entry in browser.get_log("browser") if "willReadFrequently" not in entry["message"]]
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert urls and all(url.startswith(("file:", "data:", "blob:")) for url in urls)
+
+
 def refusal(main, *flags):
     """The line with which a script's main(flags) refuses, in this process."""
     with pytest.raises(UserError) as refused:
@@ -325,34 +355,3 @@ def refused(script):
         return line
 
     return run
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """A headless Chromium that keeps what its console said and every request; downloads go to `browser.downloads`."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver_path = shutil.which("chromedriver")
-    if not chromium or not driver_path:
-        pytest.skip("needs Chromium and its chromedriver")
-    from selenium.webdriver.chrome.service import Service
-
-    options, downloads = webdriver.ChromeOptions(), tmp_path_factory.mktemp("downloads")
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1400"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options, Service(driver_path))
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
-
-
-def assert_offline(browser):
-    """The page that is open has said nothing on the console, and asked for nothing from a network."""
-    console = [entry["message"] for entry in browser.get_log("browser") if "willReadFrequently" not in entry["message"]]
-    assert not console
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert urls and all(url.startswith(("file:", "data:", "blob:")) for url in urls)

@@ -155,6 +155,12 @@ def test_truncation_applies_to_figures_of_latents(models, tmp_path):
 # Real slices, and judgement
 
 
+def test_quiz_is_one_page(models, slices_dir, tmp_path, capsys):
+    assert run(models, tmp_path, "--classes", "NC", "--dataset_dir", slices_dir, "--num_images", "3", "--quiz") == 0
+    assert str(tmp_path / "quiz.html") in capsys.readouterr().out.splitlines()
+    assert "6 slices in random order" in (tmp_path / "quiz.html").read_text()
+
+
 def test_encode_writes_a_row_and_a_style_vector_for_every_slice(models, slices_dir, tmp_path, capsys, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     assert run(models, tmp_path, "--classes", "all-conditional", "--encode", test_dir) == 0

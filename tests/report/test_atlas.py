@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import assert_offline
+from conftest import check_quiet
 from PIL import Image
 from synthetic import brains
 
@@ -181,7 +181,7 @@ def page(browser, example):
     browser.set_script_timeout(20)
     browser.execute_async_script("const done = arguments[0], wait = () => window.atlas ? done() : setTimeout(wait, 20); wait()")
     yield Page(browser)
-    assert_offline(browser)
+    check_quiet(browser)
     assert not browser.execute_script("return window.pwned")
 
 

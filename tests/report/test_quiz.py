@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import assert_offline, make_once
+from conftest import check_quiet, make_once
 from PIL import Image
 
 from analysis.models import generate, load_model
@@ -18,7 +18,6 @@ from data.subjects import Scan
 from dataset import Slices
 from report import quiz
 from report.quiz import choose_real, draw_quiz, independence
-from report.samples import Samples
 
 COUNT = 5
 
@@ -39,15 +38,15 @@ class Page:
 
 
 def draw(model, slices_dir, folder, seed=0, count=COUNT, table=None):
-    (path,) = draw_quiz(Samples(model, seed, 1.0, str(folder)), count, slices_dir, table).pages
-    return path
+    draw_quiz(model, f"{folder}/quiz.html", count, slices_dir, table, seed)
+    return f"{folder}/quiz.html"
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory, models, slices_dir):
     """A page of the conditional model: of each class, five real and five generated slices."""
     model = load_model(f"{models}/all-conditional", "cpu")
-    return str(make_once(tmp_path_factory, "quiz", lambda folder: draw(model, slices_dir, folder)) / "all-conditional_quiz.html")
+    return str(make_once(tmp_path_factory, "quiz", lambda folder: draw(model, slices_dir, folder)) / "quiz.html")
 
 
 @pytest.mark.slow
@@ -154,7 +153,7 @@ def test_reader_answers_by_keys_and_gets_the_share_with_its_interval(browser, pa
     truly = [sum(of["real"] == kind and of["real"] == a for of, a in zip(page.key, answers)) for kind in (True, False)]
     assert [row.split()[1] for row in shown("#shares").split("\n")[1:]] == [str(right) for right in truly]
     assert len(browser.find_elements("css selector", "#mistaken figure")) == wrong
-    assert_offline(browser)
+    check_quiet(browser)
     if wrong == 7:
         browser.find_element("id", "csv").click()
         saved, deadline = browser.downloads / "quiz.csv", time.monotonic() + 20
