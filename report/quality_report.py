@@ -35,7 +35,7 @@ def inception_table(found, counts, unit):
         sets |= {f"{found['size']} and {found['size']}": found["half"], f"floor: halves that share no {unit}": found["floor"]}
     lines = [f"{'slices':36}{'FID':>10}{'error':>10}{'KID x 1000':>12}{'error':>10}"]
     for name, (fid, fid_error, kid, kid_error) in sets.items():
-        lines.append(f"{name:36}{fid:10.2f}{fid_error:10.2f}{kid:12.2f}{kid_error:10.2f}")
+        lines.append(f"{name:36} {fid:9.2f} {fid_error:9.2f} {kid:11.2f} {kid_error:9.2f}")
     return "\n".join(lines)
 
 
