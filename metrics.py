@@ -6,8 +6,9 @@
 --fake is a folder of images, such as `predict.py --export` writes; --real should hold images that no model was trained on.
 Every value comes with its floor, which a perfect generator would reach: the same measure of as many training slices in place of
 the generated ones, or, without --train, between two halves of the real set, of different people where known.
-Values are not comparable with published ones, which use other features and images. 2,000 against 2,000 slices at 256x256
-take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in analysis/quality.py and analysis/distances.py.
+The FID and KID of --fid_weights alone, by the literature's InceptionV3, can be compared with published ones. Without it, 2,000
+against 2,000 slices at 256x256 take two minutes on two CPU cores and 1.9 GB of memory. What is computed is in analysis/quality.py,
+analysis/distances.py and analysis/inception.py.
 """
 
 import startup  # noqa: F401  # isort: skip
@@ -54,6 +55,8 @@ def parse_args(argv=None):
     comparison.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="size to compare at; larger images are reduced")
     text = "for a model of train.py --mirror True: mirror half of the real images, and look for mirrored copies"
     comparison.add_bool("--mirror", False, text)
+    text = "also FID and KID as others report them: inception-2015-12-05.pt, the TorchScript file of clean-fid, downloaded once"
+    comparison.add("--fid_weights", metavar="FILE", help=text)
     comparison.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="for the choice of images, features and patches")
 
     other = Group(parser, "output and device")
@@ -69,6 +72,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from analysis.distances import mirror_half
+from analysis.inception import Inception, compare_features
 from analysis.quality import measure_quality
 from data.checks import check_brightness, warn_of_kinds
 from data.damage import note_damaged
@@ -77,7 +82,8 @@ from data.folders import class_folders, find_slices, holds_classes, missing_text
 from data.subjects import find_subjects, identify, resampled_text, resampling_groups, shared_text
 from dataset import Slices
 from report.atlas import write_quality_atlas
-from report.quality_report import plot_quality, quality_table, save_nearest
+from report.quality_report import inception_table, plot_quality, quality_table, save_nearest
+from report.report import plain
 
 LARGEST_SLICE = 512  # pixels of the longer side, unless it is one of RESOLUTIONS: --fake holds no larger ones, but pictures
 
@@ -163,6 +169,7 @@ def holds_class(folder):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
+    inception = Inception(args.fid_weights, device) if args.fid_weights else None
     make_folder(args.output_dir, "--output_dir")
     table = find_subjects(args.subjects, args.real)
     real, names = load("--real", args.real, args.classes, args.resolution, args.num_images, args.seed)
@@ -175,6 +182,11 @@ def main(argv=None):
     train_groups, _ = resampling_groups(train_scans)
     people = {"groups": groups, "train_groups": train_groups if args.train else None}
     quality = measure_quality(real, fake, train, device, args.seed, progress=True, mirror=args.mirror, **people)
+    found = None
+    if inception:
+        shown = mirror_half(real, args.seed) if args.mirror else real
+        features = (inception(images, f"Inception, {name}") for images, name in ((shown, "real"), (fake, "generated")))
+        found = compare_features(*features, groups, progress=True)
 
     json_path, figure_path, nearest_path = (
         os.path.join(args.output_dir, name) for name in ("metrics.json", "metrics.png", "nearest.png")
@@ -182,10 +194,13 @@ def main(argv=None):
     with atomic_path(json_path) as temporary, open(temporary, "w") as file:
         counts = {"real": len(real), "fake": len(fake), "resampled": unit}
         values = {name: None if np.isnan(value) else value for name, value in quality.values.items()}  # JSON has no nan
-        json.dump({"values": values, **counts, "flags": vars(args)}, file, indent=2)
+        json.dump({"values": values, "inception": plain(found), **counts, "flags": vars(args)}, file, indent=2)
     plot_quality(quality, figure_path)
     print(f"{len(fake)} generated against {len(real)} real slices at {args.resolution}x{args.resolution}")
     print(quality_table(quality))
+    if found:
+        print(f"\nby {os.path.basename(args.fid_weights)}, resized to 299x299 as by clean-fid:")
+        print(inception_table(found, (len(real), len(fake)), unit))
     print(resampled_text(unit))
     if args.train:
         print(shared_text(train_scans, scans))

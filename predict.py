@@ -64,11 +64,13 @@ def parse_args(argv=None):
     args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
     if args.styles:
-        for name in ("plot_umap", "evaluate", "encode", "project", "export", "playground", "report"):
+        for name in ("plot_umap", "evaluate", "encode", "project", "export", "playground", "quiz", "report"):
             if getattr(args, name):
                 raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{name}")
     if args.evaluate and not args.dataset_dir:
         raise UserError("--evaluate True also needs --dataset_dir: slices that the model was not trained on, such as AD_NC/test")
+    if args.quiz and not args.dataset_dir:
+        raise UserError("--quiz True also needs --dataset_dir: real slices, best those that the model was not trained on")
     return args
 
 
@@ -125,6 +127,10 @@ def add_evaluation_flags(group):
         "tissue areas and image quality; needs --dataset_dir, such as AD_NC/test"
     )
     group.add_bool("--evaluate", False, text)
+    text = (
+        "a page that asks which slices are real, of --num_images real ones (at most 100) and as many generated ones of each class; "
+    )
+    group.add_bool("--quiz", False, f"{text}needs --dataset_dir")
     group.add_bool("--report", False, "everything that the other flags allow, in one page, report.html, and report.json")
     text = "LONI's CSV, or another table of the slices' people (docs/data.md): intervals over people"
     group.add("--subjects", metavar="CSV", help=text)
@@ -188,6 +194,7 @@ from report.maps import draw_encoded as draw_encoded_map
 from report.maps import draw_maps
 from report.playground import draw_playground
 from report.projections import draw_chosen, draw_encoded, draw_projection
+from report.quiz import draw_quiz
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids, plot_values
 
@@ -217,8 +224,11 @@ def main(argv=None):
     for model in models:
         sections += [show(section) for section in draw_model(args, model, table)]
         if args.playground:
-            name = "playground.html" if len(models) == 1 else f"{model.name}_playground.html"
-            sections.append(show(draw_playground(model, args.seed, os.path.join(args.output_dir, name))))
+            page = page_path(args, models, model, "playground.html")
+            sections.append(show(draw_playground(model, args.seed, page)))
+        if args.quiz:
+            page = page_path(args, models, model, "quiz.html")
+            sections.append(show(draw_quiz(model, page, args.num_images, args.dataset_dir, table, args.seed, args.truncation)))
     if args.evaluate or args.report and args.dataset_dir:
         sections += [show(section) for section in evaluate(args, models, table)]
     if args.plot_umap:
@@ -227,6 +237,11 @@ def main(argv=None):
         facts = report_facts(args, models, argv, start)
         print("\n".join(write_report(args.output_dir, "What the models learnt", facts, sections)))
     return 0
+
+
+def page_path(args, models, model, name):
+    """Where a page of one of `models` goes: its name tells which model only where there are several."""
+    return os.path.join(args.output_dir, name if len(models) == 1 else f"{model.name}_{name}")
 
 
 def show(section):

@@ -1,6 +1,6 @@
 """Distances between sets of images: the mathematics behind metrics.py and the validation during training.
 
-In order: features of a random network; standardised KID, precision, recall, density and coverage between sets of
+In order: features of a random network; standardised KID, FID, precision, recall, density and coverage between sets of
 features; sliced Wasserstein distance; radial power spectrum; distance to the nearest training image.
 """
 
@@ -116,6 +116,17 @@ def split_groups(groups, blocks):
     return [np.flatnonzero(block[number] == i) for i in range(blocks)]
 
 
+def split_blocks(x, y, blocks, x_groups=None, y_groups=None):
+    """Features x [N, D] and y [M, D] in as many blocks each, at most `blocks`, of whole groups where x_groups [N] or y_groups [M]
+    are given: two lists of tensors [n, D]."""
+    sets = (x, x_groups), (y, y_groups)
+    blocks = min(blocks, *(len(points if groups is None else np.unique(groups)) for points, groups in sets))
+    return (
+        points.tensor_split(blocks) if groups is None else [points[rows] for rows in split_groups(groups, blocks)]
+        for points, groups in sets
+    )
+
+
 def polynomial_mmd(x, y, blocks=50, x_groups=None, y_groups=None):
     """Unbiased MMD^2 of float64 x [N, D], y [M, D] under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), and its error.
 
@@ -123,12 +134,8 @@ def polynomial_mmd(x, y, blocks=50, x_groups=None, y_groups=None):
     are given: else it assumes independent images. nan with fewer than two groups. It is too large where both sets have the same
     distribution (the estimate is degenerate there).
     """
-    sets = (x, x_groups), (y, y_groups)
-    blocks = min(blocks, *(len(points if groups is None else np.unique(groups)) for points, groups in sets))
-    x, y = (
-        points.tensor_split(blocks) if groups is None else [points[rows] for rows in split_groups(groups, blocks)]
-        for points, groups in sets
-    )
+    x, y = split_blocks(x, y, blocks, x_groups, y_groups)
+    blocks = len(x)
 
     def kernel_sums(a, b):  # over pairs of a block of a and a block of b, [blocks, blocks]
         return torch.stack([torch.stack([(p @ q.T / p.shape[1] + 1).pow(3).sum() for q in b]) for p in a])
@@ -148,6 +155,34 @@ def polynomial_mmd(x, y, blocks=50, x_groups=None, y_groups=None):
 
     without_one = [estimate(torch.arange(blocks) != i) for i in range(blocks)]
     return estimate(torch.ones(blocks, dtype=torch.bool)), math.sqrt((blocks - 1) * np.var(without_one))
+
+
+def frechet_distance(x, y):
+    """Squared Frechet distance of Gaussians with the means and covariances of x [N, D] and y [M, D], the FID of features (Heusel et
+    al. 2017): |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)); a float.
+
+    With S_x = A'A and S_y = B'B, the trace of the root is the sum of the singular values of AB', which is exact where there are
+    fewer images than features, too. It is biased upwards, about as 1 / N: only values of sets of equal sizes can be compared.
+    """
+    x, y = (torch.as_tensor(points, dtype=torch.float64) for points in (x, y))
+    roots = [torch.linalg.qr((points - points.mean(0)) / math.sqrt(len(points) - 1), mode="r").R for points in (x, y)]
+    traces = sum(root.square().sum() for root in roots)
+    return ((x.mean(0) - y.mean(0)).square().sum() + traces - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()).item()
+
+
+def frechet_error(x, y, x_groups=None, y_groups=None, blocks=10, progress=iter):
+    """Standard error of `frechet_distance` by a jackknife over blocks as in `polynomial_mmd`; nan where too little is left.
+
+    Of normal features it is 1.1 times too large with many images, 1.4 times with fewer images than features (100 and 256).
+    progress: wraps what is iterated over, such as in a bar.
+    """
+    x, y = split_blocks(x, y, blocks, x_groups, y_groups)
+    if min(len(x), *(sum(map(len, parts)) - max(map(len, parts)) - 1 for parts in (x, y))) < 2:
+        return math.nan
+    without_one = [
+        frechet_distance(*(torch.cat([*parts[:i], *parts[i + 1 :]]) for parts in (x, y))) for i in progress(range(len(x)))
+    ]
+    return math.sqrt((len(x) - 1) * np.var(without_one))
 
 
 def kid(real, fake):

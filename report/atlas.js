@@ -1,8 +1,5 @@
-"use strict";
-// The script of atlas.html: data from atlas.py, slices from the sprite, points on one canvas. Positions on the map run from 0 to 1.
+// The script of atlas.html, after page.js: data from atlas.py, points on one canvas. Positions on the map run from 0 to 1.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const sprite = document.getElementById("sprite");
 const map = document.getElementById("map");
 const RADIUS = 3.2, REAL_RADIUS = 4.6, REACH = 24, MARGIN = 18; // CSS pixels: of points, of the pointer, around the map
 const EPOCH_SECONDS = 0.7; // of the animation
@@ -15,7 +12,6 @@ const state = {
 };
 let view, points, colours, placed, due = false;
 
-const element = (id) => document.getElementById(id);
 const present = (value) => value !== null && value !== undefined;
 const facts = (i) => Object.fromEntries(Object.entries(view.facts).map(([name, values]) => [name, values[i]]));
 const setOf = (i) => view.sets[view.set[i]];
@@ -26,26 +22,11 @@ function number(value, digits = 3) {
   return value.toLocaleString("en", { maximumSignificantDigits: Math.max(digits, Math.ceil(Math.log10(Math.abs(value) + 1))) });
 }
 
-function make(tag, content, attributes = {}) {
-  const made = Object.assign(document.createElement(tag), attributes);
-  made.append(...[content].flat());
-  return made;
-}
-
 // ----------------------------------------------------------------------------------------------------------------------
 // Slices
 
 const scratch = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 scratch.canvas.width = scratch.canvas.height = data.side;
-
-function place(cell) {
-  return [(cell % data.columns) * data.side, Math.floor(cell / data.columns) * data.side];
-}
-
-function showCell(canvas, cell) {
-  canvas.width = canvas.height = data.side;
-  canvas.getContext("2d").drawImage(sprite, ...place(cell), data.side, data.side, 0, 0, data.side, data.side);
-}
 
 /** The grey levels of a cell, 0 to 255. */
 function pixels(cell) {
@@ -102,14 +83,6 @@ function styleVector(i) {
 }
 
 const hasStyle = (i) => present(view.facts.row?.[i]);
-
-function download(name, header, rows) {
-  const quoted = (cell) => (/[",\n\r]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : `${cell ?? ""}`);
-  const text = [header, ...rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
-  const link = make("a", [], { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
 
 function styleHeader(rows, first) {
   const length = Math.max(0, ...rows.map((i) => (hasStyle(i) ? setOf(i).w_dim : 0)));

@@ -6,7 +6,7 @@
     atlas.write("predictions/atlas.html", "Atlas", [Tab("AD and NC", "What the map can show.", [], [view])])
 
 `write_style_atlas` fills it with the maps of predict.py --plot_umap, `write_quality_atlas` with the sets that metrics.py compares.
-All slices are in one grey JPEG, the sprite, side by side in cells of 64x64; the page's script, atlas.js, cuts them out.
+All slices are in one grey JPEG, the sprite, side by side in cells of 64x64; the page's script, page.js, cuts them out.
 """
 
 import base64
@@ -97,13 +97,7 @@ class Atlas:
 
     def sprite(self):
         """(The slices as JPEG, cells in a row). Cells are whole blocks of JPEG, so that none bleeds into another."""
-        columns = math.ceil(math.sqrt(self.count))
-        rows = math.ceil(self.count / columns)
-        canvas = np.zeros((rows, columns, self.side, self.side), np.uint8)
-        canvas.reshape(-1, self.side, self.side)[: self.count] = np.concatenate(self.images)
-        content, image = io.BytesIO(), Image.fromarray(canvas.swapaxes(1, 2).reshape(rows * self.side, columns * self.side))
-        image.save(content, format="JPEG", quality=QUALITY, optimize=True)
-        return content.getvalue(), columns
+        return make_sprite(np.concatenate(self.images), format="JPEG", quality=QUALITY, optimize=True)
 
     def write(self, path, title, tabs, facts=None):
         """Write the page; facts: {name: text} for its foot. Names and texts may be any: the template escapes them."""
@@ -120,6 +114,16 @@ class Atlas:
         page = fill_template("atlas.html.j2", title=title, tabs=tabs, facts=facts or {}, data=plain(data), sprite=sprite)
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(page)
+
+
+def make_sprite(slices, **how):
+    """(The file of one grey image with a cell for each of uint8 slices [N, R, R], cells in a row); how: of PIL's `save`."""
+    columns = math.ceil(math.sqrt(len(slices)))
+    rows, side, content = math.ceil(len(slices) / columns), slices.shape[-1], io.BytesIO()
+    canvas = np.zeros((rows, columns, side, side), np.uint8)
+    canvas.reshape(-1, side, side)[: len(slices)] = slices
+    Image.fromarray(canvas.swapaxes(1, 2).reshape(rows * side, columns * side)).save(content, **how)
+    return content.getvalue(), columns
 
 
 def view_content(view):

@@ -11,6 +11,7 @@ import base64
 import zlib
 
 import numpy as np
+import torch
 
 from analysis.encoder import find_encoder
 from analysis.latents import find_directions
@@ -40,6 +41,9 @@ def write_playground(path, model, encoder, named, principal, seed=0):
     tensors = {"named": np.array([one.vector for one in shown]).reshape(-1, mapping.w_dim), "principal": vectors}
     for name, part in (("mapping", mapping), ("generator", model.generator), ("encoder", encoder)):
         tensors |= {f"{name}.{key}": x.cpu().numpy() for key, x in part.state_dict().items()}
+    if model.values:  # what the page cannot ask for is at its mean
+        tensors = {key: x for key, x in tensors.items() if not key.startswith(("mapping.embedding", "mapping.examples"))}
+        tensors["mapping.embedding.weight"] = mapping.embedding(at_their_means(mapping)).cpu().numpy()
     if model.is_conditional:
         tensors["class_difference"] = (mapping.w_mean[1] - mapping.w_mean[0]).cpu().numpy()[None]
     data = {
@@ -74,6 +78,12 @@ def write_playground(path, model, encoder, named, principal, seed=0):
     )
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(page)
+
+
+def at_their_means(mapping):
+    """Labels [num_classes, 1 + num_values] of each class of a mapping network that is told values, these at their means."""
+    means = mapping.embedding.mean
+    return torch.cat([torch.arange(mapping.num_classes)[:, None].to(means), means.expand(mapping.num_classes, -1)], 1)
 
 
 def pack(tensors):

@@ -27,6 +27,18 @@ def quality_table(quality):
     return head + "\n".join(f"{label:18}{value:10.3f}{floor:>17}" for label, value, floor in texts)
 
 
+def inception_table(found, counts, unit):
+    """The dict of `analysis.inception.compare_features` as lines of text; counts: (real, generated) slices; unit: what the groups
+    are, such as "people"."""
+    sets = {"{} real and {} generated".format(*counts): found["all"]}
+    if found["size"]:
+        sets |= {f"{found['size']} and {found['size']}": found["half"], f"floor: halves that share no {unit}": found["floor"]}
+    lines = [f"{'slices':36}{'FID':>10}{'error':>10}{'KID x 1000':>12}{'error':>10}"]
+    for name, (fid, fid_error, kid, kid_error) in sets.items():
+        lines.append(f"{name:36} {fid:9.2f} {fid_error:9.2f} {kid:11.2f} {kid_error:9.2f}")
+    return "\n".join(lines)
+
+
 def plot_quality(quality, path):
     """Draw metrics.png: the table, radial power spectra, SWD per band and, given a training set, distances to it."""
     figure = Figure(figsize=(11, 8.5), layout="constrained")

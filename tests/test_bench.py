@@ -1,17 +1,20 @@
 """bench.py: its counts, its plain step against train.py's, and its command line with and without other networks."""
 
 import itertools
+import os
 import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, TINY_NETWORK
+from conftest import NETWORK, TINY_NETWORK, refusal
 from plain_options import plain_options
 
 import bench
 from dataset import to_float
+from modules import build_networks
 from training import step as training_step
+from training.recipes import RECIPES, network_settings
 from training.step import Batch, TrainingState, generate, train_step
 from utils import UserError
 
@@ -84,6 +87,52 @@ def test_other_networks_alternate_with_ours(ticking, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"plain step of other.py +images/s +8\n", out)
     assert "\ntrain.py's step is 1.00 times as fast as the plain one\n" in out
+
+
+def test_row_of_a_clock_that_ticks(ticking):
+    recipe = RECIPES["thin", "relativistic"]._replace(channel_base=128, channel_max=8, batch_size=4, gp_every=2)
+    generator, critic, memory, image, step = bench.measure_networks("cpu", False, "relativistic", recipe, 32, 3)
+    networks = build_networks(network_settings(recipe, 32))
+    sizes = [sum(x.numel() for x in network.parameters()) / 1e6 for network in networks]
+    assert (generator, critic) == pytest.approx(sizes) and generator < 1 and memory > 0.05
+    assert (image, step) == (0.25, 0.5)  # a second for a batch of 4, and for a period of two steps
+
+
+@pytest.mark.parametrize(
+    "flags, rows",
+    [
+        ([], [(network, side) for side in (64, 128, 256) for network in ("thin", "full")]),
+        (["--network", "full", "--resolution", "32"], [("full", 32)]),
+    ],
+)
+def test_table_has_a_row_for_each_network_and_resolution(monkeypatch, capsys, flags, rows):
+    asked = []
+
+    def work(measure, device, amp, loss, recipe, resolution, steps):
+        asked.append((recipe.channel_max, recipe.n_critic, resolution, steps))
+        return None if resolution == 256 else (1.5, 0.25, 2.0, 0.125, 30.0)
+
+    monkeypatch.setattr(bench, "in_own_process", work)
+    assert bench.main(["--table", "--device", "cpu", "--amp", "False", "--set", "n_critic=3", *flags]) == 0
+    assert asked == [({"thin": 64, "full": 256}[network], 3, side, 2) for network, side in rows]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert cells[0][-2:] == ["s an image", "s a step"] and len({len(row) for row in cells}) == 1
+    for (network, side), row in zip(rows, cells[2:], strict=True):
+        measured = ["1.5", "0.25", "2", "0.125", "30"] if side < 256 else ["-", "-", "out of memory", "-", "-"]
+        assert row == [network, f"{side}x{side}", {"thin": "8", "full": "32"}[network], *measured]
+
+
+@pytest.mark.slow
+def test_rows_are_measured_in_processes_of_their_own_which_may_die(capsys):
+    assert bench.in_own_process(os.getpid) != os.getpid() and bench.in_own_process(os._exit, 1) is None
+    assert bench.main(["--table", "--network", "thin", *FLAGS]) == 0
+    row = re.search(r"^\| thin .*32x32 .*$", capsys.readouterr().out, re.MULTILINE)[0].split("|")
+    assert all(float(cell) > 0 for cell in row[3:-1])
+
+
+def test_table_is_of_own_networks_on_random_slices(tmp_path):
+    for flag in ("--against", "--dataset_dir"):
+        assert f"leave out {flag}" in refusal(bench.main, "--table", flag, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ import re
 import numpy as np
 import pytest
 from conftest import read_image, refusal
+from inception_file import Pooled, save_network
 from PIL import Image
 from synthetic import brains
 
 import metrics
 import predict
+from analysis.distances import frechet_distance
+from analysis.inception import Inception
 from analysis.quality import Quality
 from dataset import Slices
 from report.quality_report import quality_table
@@ -80,6 +83,30 @@ def test_command_says_what_its_errors_resample(slices_dir, tmp_path, monkeypatch
     assert len(set(asked)) == (10 if table else 11) and len(asked) == 20  # AD and NC both have scans from 100 on
     assert f"resample {unit}: whose scans they are" in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.json").read_text())["resampled"] == unit
+
+
+@pytest.mark.slow
+def test_fid_by_a_given_file_stands_beside_its_floor(slices_dir, tmp_path, capsys):
+    flags = ["--resolution", "32", "--output_dir", str(tmp_path / "out"), "--device", "cpu", "--real", slices_dir]
+    weights = save_network(Pooled(), tmp_path / "pooled.pt")
+    (tmp_path / "people.csv").write_text("image,subject\n" + "".join(f"{100 + i},p{i // 2}\n" for i in range(11)))
+    flags += ["--subjects", str(tmp_path / "people.csv"), "--fake", os.path.join(os.path.dirname(slices_dir), "test", "NC")]
+    assert metrics.main([*flags, "--fid_weights", weights]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["inception"]
+    assert found["size"] == 7 and found["all"]["fid"] > 0 and found["floor"]["fid"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("by pooled.pt, resized to 299x299 as by clean-fid:")
+    shown = [re.split(r"  +", line)[:2] for line in lines[start + 2 : start + 5]]
+    assert [name for name, _ in shown] == ["20 real and 7 generated", "7 and 7", "floor: halves that share no people"]
+    assert [float(fid) for _, fid in shown] == [round(found[name]["fid"], 2) for name in ("all", "half", "floor")]
+    extract, (real, _), (fake, _) = (
+        Inception(weights),
+        metrics.load("--real", slices_dir, "all", 32, 2000),
+        metrics.load("--fake", flags[-1], "all", 32, 2000),
+    )
+    assert found["all"]["fid"] == pytest.approx(frechet_distance(extract(real), extract(fake)), rel=1e-9)
+    line = refusal(metrics.main, *flags, "--fid_weights", tmp_path / "people.csv")
+    assert "people.csv: no InceptionV3 as a TorchScript file" in line and "download it once from https://" in line
 
 
 def test_load_reads_classes_draws_and_leaves_out_damaged_files(slices_dir, tmp_path, capsys):

@@ -82,6 +82,7 @@ def test_flags_of_maps_need_plot_umap():
         (["--atlas", "True"], "--atlas belongs to --plot_umap"),
         (["--styles", "s.csv", "--report", "True"], "leave out --report"),
         (["--classes", "AD", "--evaluate"], "--dataset_dir"),
+        (["--classes", "AD", "--quiz"], "--quiz True also needs --dataset_dir"),
         (["--classes", "AD", "--subjects", "none.csv"], "--subjects none.csv: cannot be read"),
         (["--classes", "AD", "--project", "nowhere"], "nowhere"),
         (["--classes", "AD", "--encode", "nowhere"], "--encode"),
@@ -152,6 +153,12 @@ def test_truncation_applies_to_figures_of_latents(models, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Real slices, and judgement
+
+
+def test_quiz_is_one_page(models, slices_dir, tmp_path, capsys):
+    assert run(models, tmp_path, "--classes", "NC", "--dataset_dir", slices_dir, "--num_images", "3", "--quiz") == 0
+    assert str(tmp_path / "quiz.html") in capsys.readouterr().out.splitlines()
+    assert "6 slices in random order" in (tmp_path / "quiz.html").read_text()
 
 
 def test_encode_writes_a_row_and_a_style_vector_for_every_slice(models, slices_dir, tmp_path, capsys, quick):

@@ -143,6 +143,13 @@ def test_style_block_of_the_page_on_networks_is_that_of_the_code():
     torch.testing.assert_close(fast * scale[:, :, None, None], names["style_block"](block, x, w, noise), rtol=1e-9, atol=1e-12)
 
 
+def test_model_card_begins_with_the_front_matter_of_the_hub():
+    head = re.match(r"---\n((?:\w+: \S.*\n)+)---\n# ", PAGES["models/README.md"])[1]
+    facts = dict(line.split(": ", 1) for line in head.splitlines())
+    assert facts.keys() >= {"license", "library_name", "pipeline_tag", "tags"}
+    assert (tables.ROOT / "LICENSE").read_text(encoding="utf-8").casefold().startswith(facts["license"])
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_no_commit_is_named_in_prose(name):
     text = re.sub(r"https://\S+", "", PAGES[name])

@@ -179,6 +179,55 @@ def test_jackknife_error_over_people_matches_the_spread_where_their_images_are_a
     assert over_images.mean() / value.std() < 2 / 3
 
 
+def with_moments(mean, root, count, seed):
+    """Float64 [count, D] whose sample mean and covariance are exactly `mean` [D] and root root' [D, D]."""
+    x = torch.randn(count, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    q = torch.linalg.qr(x - x.mean(0)).Q * math.sqrt(count - 1)
+    return (q - q.mean(0)) @ root.T + mean
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    a, b = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64)
+    turn = torch.linalg.qr(torch.arange(9.0, dtype=torch.float64).view(3, 3) + torch.eye(3, dtype=torch.float64)).Q
+    x, y = with_moments(torch.zeros_like(a), turn @ a.diag(), 20, 0), with_moments(2 + 0 * a, turn @ b.diag(), 30, 1)
+    assert distances.frechet_distance(x, y) == pytest.approx(3 * 2**2 + (a - b).square().sum().item(), rel=1e-10)
+    assert distances.frechet_distance(x, x + 1) == pytest.approx(3, rel=1e-10)
+
+
+@pytest.mark.parametrize("n, m", [(60, 50), (9, 7)])
+def test_frechet_distance_equals_the_trace_of_the_root_of_the_product(n, m):
+    """Covariances that do not commute, of fewer images than features, too."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(count, 12)) @ rng.normal(size=(12, 12)) + shift for count, shift in ((n, 0), (m, 1)))
+    s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = np.sqrt(np.linalg.eigvals(s @ t).real.clip(0)).sum()
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(s) + np.trace(t) - 2 * root
+    assert distances.frechet_distance(torch.from_numpy(x).float(), torch.from_numpy(y).float()) == pytest.approx(expected, rel=1e-4)
+    assert distances.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [False, True])
+def test_frechet_error_matches_the_spread_of_repeated_estimates(alike):
+    """Over people, whose five images are alike, or over images; blindly, it would be half of that."""
+    rng, values, errors, blind = np.random.default_rng(0), [], [], []
+    for _ in range(60):
+        x = np.repeat(rng.normal(0.5, 1.2, (60, 3)), 5, axis=0) if alike else rng.normal(0.5, 1.2, (300, 3))
+        x, y, groups = torch.from_numpy(x), torch.from_numpy(rng.normal(size=(400, 3))), np.repeat(np.arange(60), 5)
+        values.append(distances.frechet_distance(x, y))
+        errors.append(distances.frechet_error(x, y, groups if alike else None))
+        blind.append(distances.frechet_error(x[rng.permutation(300)], y))
+    rms = math.sqrt(np.mean(np.square(errors)))
+    assert 0.75 < rms / np.std(values) < 1.4
+    assert (math.sqrt(np.mean(np.square(blind))) < 0.7 * rms) == alike
+
+
+def test_frechet_error_needs_two_groups_and_two_images_beside_each():
+    x, y = torch.randn(20, 3), torch.randn(30, 3)
+    assert math.isnan(distances.frechet_error(x, y, np.zeros(20))) and math.isnan(distances.frechet_error(x[:2], y))
+    assert distances.frechet_error(x, y, np.arange(20) // 10) > 0
+
+
 def test_standardise_uses_the_moments_of_the_real_features_for_both():
     rng = np.random.default_rng(0)
     real, fake = rng.normal(2, 3, (40, 8)), rng.normal(-1, 0.5, (30, 8))
