@@ -171,14 +171,15 @@ if __name__ == "__main__":
 import torch
 
 from analysis import style_maps
-from analysis.encoded_maps import encoded_map, read_real_slices
+from analysis.encoded_maps import encoded_map, read_real_slices, trained_people
 from analysis.encoder import find_encoder
 from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes
 from analysis.export import draw_style_table, export, read_style_table
 from analysis.models import holds_generator
 from analysis.projector import move_class, project, read_targets
 from analysis.runs import CONDITIONAL, choose_model, map_models, open_run
-from data.subjects import find_subjects, identify
+from data.fingerprints import fingerprints
+from data.subjects import find_subjects, identify, resampling_groups
 from report.atlas import write_style_atlas
 from report.evaluation_report import draw_evaluation
 from report.maps import draw_encoded as draw_encoded_map
@@ -261,8 +262,9 @@ def draw_model(args, model, table):
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
     if args.encode:
         targets = read_targets(args.encode, model.resolution, "--encode")
-        encoder = find_encoder(model, args.seed, progress=True)
-        yield draw_encoded(model, encoder, targets, identify(targets.files, table), args.output_dir)
+        encoder, scans = find_encoder(model, args.seed, progress=True), identify(targets.files, table)
+        trained = trained_people(model, fingerprints(targets.paths, scans, table), resampling_groups(scans)[0])
+        yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
     if args.project:
         targets = read_targets(args.project, model.resolution)
         projection = project(model, targets.images, targets.labels, seed=args.seed, progress=True)

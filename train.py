@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import torch
 
+from data.fingerprints import merge_records
 from data.subjects import find_subjects
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
@@ -37,7 +38,7 @@ from training.growth import Stage, describe_source, fade_images, first_resolutio
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
-from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, read_run, rename_run
+from training.run_folder import RunFolder, check_place, check_same_run, earlier_record, find_run, lock_folder, read_run, rename_run
 from training.slices import read_slices
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
@@ -59,7 +60,10 @@ def train(plan, config):
     """Train until the last epoch, the deadline or a signal; returns the process's exit status. config: that of the run's files."""
     layers = tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
     columns = {"losses": LOSS_COLUMNS + layers, "evaluations": EVALUATION_COLUMNS}
-    files, processes, recipe = RunFolder(plan.folder, config, columns, plan.processes), plan.processes, plan.options.recipe
+    earlier = earlier_record(plan.folder, *([plan.source.folder] if plan.source else []))  # --start_from may have had other slices
+    fingerprints = merge_records(plan.slices.fingerprints, earlier)
+    files = RunFolder(plan.folder, config, columns, plan.processes, fingerprints)
+    processes, recipe = plan.processes, plan.options.recipe
     processes.barrier()  # all have looked for a checkpoint before one is written
     state, run = begin(plan, files)
     if run.finished:

@@ -50,6 +50,7 @@ class Model(NamedTuple):
     mirrored: bool = False  # whether it was trained on mirrored slices, too
     which: str = "last"  # of WEIGHTS
     images: int = 0  # real images that it had been shown in training
+    fingerprints: np.ndarray | None = None  # `fingerprints.training_record`; None if generator.pt has none
 
     @property
     def device(self):
@@ -132,6 +133,9 @@ def check_generator(saved):
     network, classes = check_network(saved["network"]), saved["classes"]
     if not isinstance(saved.get("images", 0), int):
         raise ValueError(f"trained with {saved['images']} images")
+    record = saved.get("fingerprints", torch.empty(0, dtype=torch.int32))
+    if not isinstance(record, torch.Tensor) or record.dtype != torch.int32 or record.ndim != 1:
+        raise ValueError("its record of the training slices is none")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError(f"trained on {classes}, not on AD, NC or both")
     if network["num_classes"] and len(classes) < 2:
@@ -169,7 +173,8 @@ def load_model(folder, device, which="last"):
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name, mirrored = os.path.basename(os.path.abspath(folder)), saved.get("mirror", True)
-    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0)
+    record = saved["fingerprints"].numpy() if "fingerprints" in saved else None
+    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0), record
     return Model(name, networks["mapping"], networks["generator"], *facts)
 
 

@@ -46,6 +46,7 @@ class Targets(NamedTuple):
     labels: np.ndarray  # int64 [N]: index of the class in CLASSES, -1 if it is unknown
     names: list  # N different names for files, without extension
     files: list  # their paths, from the folder that was asked for
+    paths: list
 
 
 def read_targets(path, resolution, flag="--project"):
@@ -82,7 +83,8 @@ def read_targets(path, resolution, flag="--project"):
         check_brightness(path, {os.path.basename(path): [light_of(image) for image in images]}, flag)
     except UserError as error:  # nothing is trained on them, and a poor generator's images may be dark
         warn(f"warning: {error}")
-    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable), readable)
+    places = [os.path.join(folder, file) for file in readable]
+    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable), readable, places)
 
 
 def class_of(path):

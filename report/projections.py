@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 
+from analysis.encoded_maps import trained_text
 from analysis.models import synthesize
 from analysis.projector import SHIFTS, clean_names
 from data.subjects import slice_index
@@ -22,11 +23,12 @@ ERROR = 64  # grey levels at which the colours of an error map end
 SHOWN_STYLES = 36  # chosen slices of a set in the figure
 
 
-def draw_encoded(model, encoder, targets, scans, output_dir):
+def draw_encoded(model, encoder, targets, scans, output_dir, trained=None):
     """Encode Targets of these `subjects.Scan`s and write <model>_encoded.csv, .npz and .png; returns a report.Section.
 
-    .csv: file, class, person, scan, slice, outside (of `Encoder.outside`), refused. .npz, in the same order: w [N, w_dim], points
-    and deviation [N, K] of an Encoded, mean [w_dim] and basis [K, w_dim], with w = mean + points @ basis.
+    trained: of `encoded_maps.trained_people`. .csv: file, class, person, scan, slice, outside (of `Encoder.outside`), refused.
+    .npz, in the same order: w [N, w_dim], points and deviation [N, K] of an Encoded, mean [w_dim] and basis [K, w_dim], with
+    w = mean + points @ basis.
     """
     encoded = encoder.encode(targets.images)
     outside = encoder.outside(model, targets.images, encoded, "reproducing")
@@ -55,8 +57,9 @@ def draw_encoded(model, encoder, targets, scans, output_dir):
         f"{len(w)} slices encoded: {base}.csv, .npz. {refused:.0%} are refused, as unlike anything that the model draws "
         f"(of its own slices 1%)."
     )
+    text = [line for line in (trained_text(trained, scans), text) if line]
     figures = [ReportFigure(f"{base}.png", "Slices spread over the folder, their reconstructions and differences.")]
-    return Section(f"{model.name}: real slices encoded", [text], figures=figures, numbers={"slices": len(w), "refused": refused})
+    return Section(f"{model.name}: real slices encoded", text, figures=figures, numbers={"slices": len(w), "refused": refused})
 
 
 def draw_projection(model, projection, names, output_dir, moved=None):
