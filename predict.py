@@ -88,14 +88,15 @@ def add_image_flags(group):
     text = (
         "pictures, or all: grid; mixing of the styles of two latents; sweep over truncations; interpolate between latents; "
         "noise: what it changes at the same style vector; pyramid: what each resolution adds; directions: the principal ones of "
-        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model"
+        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a "
+        "conditional model, and with --encode or --project each real slice beside its twin of the other class"
     )
     group.add("--draw", type=pictures, default="grid", metavar="NAME,...", help=text)
     text = "also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped"
     group.add("--export", type=number(int, 1, 10**7), metavar="N", help=text)
     text = "the style vectors of real slices, by an encoder that the first use makes (minutes), and which the model cannot draw"
     group.add("--encode", metavar="FILE|DIR", help=text)
-    text = "search for the style vectors that reproduce real slices; with a conditional model also move them from AD to NC"
+    text = "search for the style vectors, then the noise, that reproduce real slices"
     group.add("--project", metavar="FILE|DIR", help=text)
     text = "draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
     group.add("--styles", metavar="CSV", help=text)
@@ -176,7 +177,7 @@ from analysis.encoder import find_encoder
 from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes
 from analysis.export import draw_style_table, export, read_style_table
 from analysis.models import holds_generator
-from analysis.projector import move_class, project, read_targets
+from analysis.projector import project, read_targets
 from analysis.runs import CONDITIONAL, choose_model, map_models, open_run
 from data.fingerprints import fingerprints
 from data.subjects import find_subjects, identify, resampling_groups
@@ -187,6 +188,7 @@ from report.maps import draw_maps
 from report.projections import draw_chosen, draw_encoded, draw_projection
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids
+from report.twins import draw_twins
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What each flag calls
@@ -199,7 +201,7 @@ def main(argv=None):
     if args.styles:
         show(chosen_styles(args, device))
         return 0
-    table = find_subjects(args.subjects, args.dataset_dir or args.encode)
+    table = find_subjects(args.subjects, args.dataset_dir or args.encode or args.project)
     mapped = {}
     if args.plot_umap:
         mapped = map_models({flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}, args.model_dir, args.which, device)
@@ -260,16 +262,21 @@ def draw_model(args, model, table):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
-    if args.encode:
-        targets = read_targets(args.encode, model.resolution, "--encode")
-        encoder, scans = find_encoder(model, args.seed, progress=True), identify(targets.files, table)
+    if path := args.encode or args.project:
+        flag = "--encode" if args.encode else "--project"
+        targets = read_targets(path, model.resolution, flag)
+        scans = identify(targets.files, table)
         trained = trained_people(model, fingerprints(targets.paths, scans, table), resampling_groups(scans)[0])
-        yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
+        encode_twins = model.is_conditional and (args.report or "morph" in args.draw)
+        encoder = find_encoder(model, args.seed, progress=True) if args.encode or encode_twins else None
+        if args.encode:
+            yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
+        if encode_twins:
+            yield draw_twins(model, encoder, targets, scans, args.output_dir, trained, args.seed)
     if args.project:
         targets = read_targets(args.project, model.resolution)
         projection = project(model, targets.images, targets.labels, seed=args.seed, progress=True)
-        moved = move_class(model, projection, args.seed) if model.is_conditional else None
-        yield draw_projection(model, projection, targets.names, args.output_dir, moved)
+        yield draw_projection(model, projection, targets.names, args.output_dir)
 
 
 def report_facts(args, models, argv, start):
