@@ -135,7 +135,7 @@ def check_generator(saved):
         raise ValueError(f"trained with {saved['images']} images")
     record = saved.get("fingerprints", torch.empty(0, dtype=torch.int32))
     if not isinstance(record, torch.Tensor) or record.dtype != torch.int32 or record.ndim != 1:
-        raise ValueError("its record of the training slices is none")
+        raise ValueError("its fingerprints are no list of checksums")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError(f"trained on {classes}, not on AD, NC or both")
     if network["num_classes"] and len(classes) < 2:
