@@ -199,29 +199,36 @@ def test_the_probe_of_the_class_tells_classes_that_the_model_draws_differently(c
 # The measures
 
 
-def handmade(points, called=None, labels=(0, 0, 1, 1), areas=None):
+def handmade(points, called=None, labels=(0, 0, 1, 1), areas=None, small=None):
     """Twins of four slices whose points [3, 4, K] are given; the other parts are black."""
     called = np.zeros((3, 4), bool) if called is None else called
-    return Twins(np.array(labels), np.float32(points), np.zeros((5, 4, 2, 2), np.uint8), called, areas or {}, None, None, None)
+    small = np.zeros((5, 4, 32, 32), np.uint8) if small is None else small
+    return Twins(np.array(labels), np.float32(points), small, called, areas or {}, None, None, None)
 
 
 def test_axioms_of_known_points(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 50)
     real = [[0.0], [1.0], [10.0], [11.0]]  # two slices of each of two people
-    twin = [[9.0], [10.6], [10.4], [2.0]]  # nearest others: 10, 11; 11, 1
-    found = axioms(
-        handmade([real, real, twin], np.array([[1, 1, 0, 0], [1, 1, 0, 1], [0, 1, 1, 1]], bool)),
-        np.array(["a", "a", "b", "b"]),
-        np.array([5, 6, 7, 9]),
-    )
+    twin = [[9.0], [10.6], [10.4], [2.0]]  # nearest others: 10, 11, 11, 1
+    called = np.array([[1, 1, 0, 0], [1, 1, 0, 1], [0, 1, 1, 1]], bool)
+    found = axioms(handmade([real, real, twin], called), np.array(["a", "a", "b", "b"]), np.array([5, 6, 7, 9]))
     called, person, position = (
         found[next(name for name in found if word in name)] for word in ("effect", "same person", "error of")
     )
     assert [one.value for one in called] == [0.25, 0.75]
     assert [one.value for one in person] == [1.0, 0.25]
-    # as encoded: 7, 7 in place of 5, 6 and 6, 6 in place of 7, 9; twins: 7, 9 and 6, 6
-    assert [one.value for one in position] == [(2 + 1 + 1 + 3) / 4, (2 + 3 + 1 + 3) / 4]
+    # All is black, so that nothing but the mean position of the other person is known: 8, 8, 5.5 and 5.5.
+    assert [one.value for one in position] == pytest.approx([(3 + 2 + 1.5 + 3.5) / 4] * 2)
     assert found["RMS from the real slice"][0].value == 0
+
+
+def test_positions_are_told_by_other_people(monkeypatch):
+    """The brightness is the position; in the third set every slice is two positions further."""
+    monkeypatch.setattr(counterfactual, "RIDGE", 0.1)
+    indices = np.array([5.0, 6, 7, 9])
+    levels = np.uint8([10 * indices, 10 * indices, 10 * indices + 20])[:, :, None, None] * np.ones((1, 1, 32, 32), np.uint8)
+    found = counterfactual.positions(levels, np.array(["a", "a", "b", "b"]), indices)
+    np.testing.assert_allclose(found, [indices, indices, indices + 2], atol=0.02)
 
 
 def test_measures_that_need_several_people_are_left_out(monkeypatch):
@@ -235,9 +242,9 @@ def test_measures_that_need_several_people_are_left_out(monkeypatch):
         assert len(axioms(handmade(points), np.array(groups), np.array(indices))) == count
 
 
-def test_nearest_looks_only_where_it_may():
+def test_nearest_is_another():
     points = np.float32([[0], [1], [5]])
-    assert list(nearest(points, points, ~np.eye(3, dtype=bool))) == [1, 0, 1]
+    assert list(nearest(points, points)) == [1, 0, 1] and list(nearest(points[::-1].copy(), points)) == [2, 0, 0]
 
 
 def test_area_changes_are_ratios_of_sums_over_people(monkeypatch):
