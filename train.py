@@ -60,18 +60,15 @@ def train(plan, config):
     """Train until the last epoch, the deadline or a signal; returns the process's exit status. config: that of the run's files."""
     layers = tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
     columns = {"losses": LOSS_COLUMNS + layers, "evaluations": EVALUATION_COLUMNS}
-    earlier = earlier_record(plan.folder, *([plan.source.folder] if plan.source else []))  # --start_from may have had other slices
-    fingerprints = merge_records(plan.slices.fingerprints, earlier)
-    files = RunFolder(plan.folder, config, columns, plan.processes, fingerprints)
-    processes, recipe = plan.processes, plan.options.recipe
-    processes.barrier()  # all have looked for a checkpoint before one is written
+    files, recipe = RunFolder(plan.folder, config, columns, plan.processes, trained_on(plan)), plan.options.recipe
+    plan.processes.barrier()  # all have looked for a checkpoint before one is written
     state, run = begin(plan, files)
     if run.finished:
         return exit_status(plan, run)
     alerts, validate = Alerts(), make_validation(plan)
     data, terms = training_batches(plan, run.step), []  # terms: of the steps since the last row of losses.csv
     run.start_clock()
-    with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, processes.leading) as bar:
+    with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, plan.processes.leading) as bar:
         while True:
             # Grow
             if run.stage_over:
@@ -89,7 +86,7 @@ def train(plan, config):
             update_average(state, run.images_learnt + recipe.batch_size)
             state.augmentation.update(term, recipe.batch_size)
             terms.append(term)
-            run.advance(signals.signum, processes)
+            run.advance(signals.signum, plan.processes)
             bar.update(recipe.batch_size)
             due = run.due(len(terms))
             if not due.row:
@@ -119,6 +116,12 @@ def train(plan, config):
                 return exit_status(plan, run)
             terms = []
             run.begin_row()
+
+
+def trained_on(plan):
+    """The fingerprints of this run's training slices, and of those that it, or the run of --start_from, has seen before."""
+    folders = [plan.folder] + ([plan.source.folder] if plan.source else [])
+    return merge_records(plan.slices.fingerprints, earlier_record(*folders))
 
 
 def begin(plan, files):
