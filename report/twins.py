@@ -11,13 +11,14 @@ import numpy as np
 from analysis.areas import view_or_note
 from analysis.counterfactual import DRAWS, area_changes, axioms, class_probe, counterfactuals
 from analysis.encoded_maps import trained_text
+from analysis.encoder import draw_slices
 from analysis.position import slice_indices
 from data.subjects import resampled_text, resampling_groups
 from report.figures import colour, save_image_table
 from report.report import ReportFigure, ReportTable, Section
-from utils import CLASSES, atomic_path
+from utils import CLASSES, atomic_path, plural
 
-SHOWN = 5  # slices in the figure
+SHOWN, VIEWED = 5, 64  # slices in the figure; generated ones that tell the view
 CLEAR = 2  # standard deviations from which on a pixel counts as changed
 
 
@@ -29,7 +30,8 @@ def draw_twins(model, encoder, targets, scans, output_dir, trained=None, seed=0)
     """
     base, count = os.path.join(output_dir, f"{model.name}_twins"), len(targets.images)
     rows = np.unique(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)).tolist()
-    view = view_or_note(targets.images, "areas of the twins")
+    drawn, _ = draw_slices(model, VIEWED, encoder.side, seed)
+    view = view_or_note(drawn, "areas of the twins")  # of the model: that of a few real slices may not be told
     judge = class_probe(model, encoder, seed, progress=True)
     twins = counterfactuals(model, encoder, targets.images, targets.labels, judge, rows, view, seed, progress=True)
     outside = encoder.outside(model, targets.images, encoder.encode(targets.images))
@@ -41,7 +43,8 @@ def draw_twins(model, encoder, targets, scans, output_dir, trained=None, seed=0)
     tables = [axiom_table(measured)] + ([change_table(changes)] if twins.areas else [])
     text = [
         trained_text(trained, scans),
-        f"{count} slices of {len(np.unique(groups))} {unit} and their twins of the other class, {DRAWS} draws each: {base}.csv.",
+        f"{plural(count, 'slice')} ({len(np.unique(groups))} {unit}) and their twins of the other class, {DRAWS} draws each: "
+        f"{base}.csv.",
         f"{(outside > 1).mean():.0%} of the slices are unlike anything that the model draws: there the encoding is poor."
         " A twin is what the model takes for the difference, not how this brain would change.",
         *(f"{row[0]}: {value_text(row[1])} as encoded, {value_text(row[2])} as the twin" for row in tables[0].rows),
@@ -79,11 +82,13 @@ def change_table(changes):
 def value_text(interval):
     """An Interval with as many digits as it needs."""
     digits = 1 if interval.value >= 2 else 2
+    if interval.low == interval.high:  # of one person, say
+        return f"{interval.value:.{digits}f}"
     return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
 def percent(value, low, high):
-    return f"{value:+.0%} ({low:+.0%} to {high:+.0%})"
+    return f"{value:+.0%} ({low:+.0%} to {high:+.0%})" if low < high else f"{value:+.0%}"
 
 
 def relative_change(twins, tissue):

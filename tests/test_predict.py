@@ -177,7 +177,7 @@ def test_morph_writes_the_twins_of_real_slices(models, slices_dir, tmp_path, cap
     assert run(models, tmp_path, "--classes", "all-conditional", "--draw", "morph", "--encode", folder) == 0
     out = capsys.readouterr().out
     assert out.count("WARNING: the model was trained on 9 of these 9 scans") == 2  # of the encodings and of the twins
-    assert "9 slices of 9 scans and their twins of the other class" in out and "called the other class (effectiveness): " in out
+    assert "9 slices (9 scans) and their twins of the other class" in out and "called the other class (effectiveness): " in out
     with open(tmp_path / "all-conditional_twins.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [f"{100 + i}_0.png" for i in range(9)]

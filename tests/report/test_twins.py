@@ -49,6 +49,7 @@ def test_numbers_have_the_digits_that_they_need():
     assert report.value_text(Interval(0.123, 0.1, 0.15)) == "0.12 (0.10 to 0.15)"
     assert report.value_text(Interval(12.34, 9.0, 15.0)) == "12.3 (9.0 to 15.0)"
     assert report.percent(-0.26, -0.28, 0.0) == "-26% (-28% to +0%)"
+    assert (report.value_text(Interval(7.25, 7.25, 7.25)), report.percent(0.1, 0.1, 0.1)) == ("7.2", "+10%")  # of one person
 
 
 def test_tables_name_the_directions(twins):
