@@ -13,6 +13,7 @@ As a command, it reports on a data set before training: counts, sizes, damaged f
 import startup  # noqa: F401  # isort: skip
 
 import copy
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 from utils import CLASSES, has_room, run_cli
@@ -43,7 +44,7 @@ class Slices:
 
     labels       int64 [N], the index of each slice's class in CLASSES
     values       float32 [N, k] that a model may be told beside the class, None unless someone sets them
-    names        file names [N], such as "AD/218391_78.jpeg"
+    names        file names [N], such as "AD/218391_78.jpeg"; paths: where they lie
     counts       {class: number of slices}
     unreadable   names of the files left out, which one line on stderr also names; others name what else is doubtful
     fingerprint  16 hex digits of the names and sizes in bytes of the slices; moving the folder does not change it
@@ -55,6 +56,7 @@ class Slices:
         self.resolution, self.unreadable, self.counts, self._pixels, self._identities = resolution, [], {}, {}, []
         status, levels, bright, labels, rows, notes = {}, {}, {}, [], [], set()
         folders = class_folders(dataset_dir, classes, flag)
+        self._folders = folders
         files_of = {name: find_slices(folder, flag) for name, folder in folders.items()}  # of all, before the first is decoded
         for name, files in files_of.items():
             bar, label = f"decoding {name}" if progress else None, CLASSES.index(name)
@@ -87,6 +89,10 @@ class Slices:
         part.counts = {name: int((part.labels == CLASSES.index(name)).sum()) for name in self.counts}
         part.fingerprint = short_hash(part._identities)
         return part
+
+    @property
+    def paths(self):
+        return [os.path.join(self._folders[name], file) for name, file, _ in self._identities]
 
     def told(self, indices=slice(None)):
         """What a conditional model is told of the slices at `indices`: as `modules.LabelEmbedding` takes it, in NumPy."""

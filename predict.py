@@ -90,8 +90,9 @@ def add_image_flags(group):
     text = (
         "pictures, or all: grid; mixing of the styles of two latents; sweep over truncations; interpolate between latents; "
         "noise: what it changes at the same style vector; pyramid: what each resolution adds; directions: the principal ones of "
-        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model; "
-        "values: the same latents told another position, age or sex, in a model that is told these"
+        "the style space (GANSpace, SeFa); morph: the same latents as AD and as NC, in a conditional model, and with --encode or "
+        "--project each real slice beside its twin of the other class; values: the same latents told another position, age or sex, "
+        "in a model that is told these"
     )
     group.add("--draw", type=pictures, default="grid", metavar="NAME,...", help=text)
     text = "also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped"
@@ -100,7 +101,7 @@ def add_image_flags(group):
     group.add("--encode", metavar="FILE|DIR", help=text)
     text = "also write playground.html: the generator itself, alive in one offline page, with sliders and for slices of your own"
     group.add_bool("--playground", False, text)
-    text = "search for the style vectors that reproduce real slices; with a conditional model also move them from AD to NC"
+    text = "search for the style vectors, then the noise, that reproduce real slices"
     group.add("--project", metavar="FILE|DIR", help=text)
     text = "draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
     group.add("--styles", metavar="CSV", help=text)
@@ -180,14 +181,15 @@ if __name__ == "__main__":
 import torch
 
 from analysis import style_maps
-from analysis.encoded_maps import encoded_map, read_real_slices
+from analysis.encoded_maps import encoded_map, read_real_slices, trained_people
 from analysis.encoder import find_encoder
 from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes
 from analysis.export import draw_style_table, export, read_style_table
 from analysis.models import holds_generator
-from analysis.projector import move_class, project, read_targets
+from analysis.projector import project, read_targets
 from analysis.runs import CONDITIONAL, choose_model, map_models, open_run
-from data.subjects import find_subjects, identify
+from data.fingerprints import fingerprints
+from data.subjects import find_subjects, identify, resampling_groups
 from report.atlas import write_style_atlas
 from report.evaluation_report import draw_evaluation
 from report.maps import draw_encoded as draw_encoded_map
@@ -197,6 +199,7 @@ from report.projections import draw_chosen, draw_encoded, draw_projection
 from report.quiz import draw_quiz
 from report.report import write_report
 from report.samples import DRAW, Samples, name_apart, plot_grids, plot_values
+from report.twins import draw_twins
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What each flag calls
@@ -209,7 +212,7 @@ def main(argv=None):
     if args.styles:
         show(chosen_styles(args, device))
         return 0
-    table = find_subjects(args.subjects, args.dataset_dir or args.encode)
+    table = find_subjects(args.subjects, args.dataset_dir or args.encode or args.project)
     mapped = {}
     if args.plot_umap:
         mapped = map_models({flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}, args.model_dir, args.which, device)
@@ -286,15 +289,21 @@ def draw_model(args, model, table):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
-    if args.encode:
-        targets = read_targets(args.encode, model.resolution, "--encode")
-        encoder = find_encoder(model, args.seed, progress=True)
-        yield draw_encoded(model, encoder, targets, identify(targets.files, table), args.output_dir)
+    if path := args.encode or args.project:
+        flag = "--encode" if args.encode else "--project"
+        targets = read_targets(path, model.resolution, flag)
+        scans = identify(targets.files, table)
+        trained = trained_people(model, fingerprints(targets.paths, scans, table), resampling_groups(scans)[0])
+        encode_twins = model.is_conditional and (args.report or "morph" in args.draw)
+        encoder = find_encoder(model, args.seed, progress=True) if args.encode or encode_twins else None
+        if args.encode:
+            yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
+        if encode_twins:
+            yield draw_twins(model, encoder, targets, scans, args.output_dir, trained, args.seed)
     if args.project:
         targets = read_targets(args.project, model.resolution)
         projection = project(model, targets.images, targets.labels, seed=args.seed, progress=True)
-        moved = move_class(model, projection, args.seed) if model.is_conditional else None
-        yield draw_projection(model, projection, targets.names, args.output_dir, moved)
+        yield draw_projection(model, projection, targets.names, args.output_dir)
 
 
 def report_facts(args, models, argv, start):

@@ -27,6 +27,7 @@ if __name__ == "__main__":
 import torch
 
 from analysis.values import check_values, slice_values
+from data.fingerprints import merge_records
 from data.subjects import find_subjects
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
@@ -38,7 +39,7 @@ from training.growth import Stage, describe_source, fade_images, first_resolutio
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
-from training.run_folder import RunFolder, check_place, check_same_run, find_run, lock_folder, read_run, rename_run
+from training.run_folder import RunFolder, check_place, check_same_run, earlier_record, find_run, lock_folder, read_run, rename_run
 from training.slices import keep_values, read_slices
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
@@ -60,15 +61,15 @@ def train(plan, config):
     """Train until the last epoch, the deadline or a signal; returns the process's exit status. config: that of the run's files."""
     layers = tuple(f"std {name}" for name in layer_names(plan.schedule.resolution))
     columns = {"losses": LOSS_COLUMNS + layers, "evaluations": EVALUATION_COLUMNS}
-    files, processes, recipe = RunFolder(plan.folder, config, columns, plan.processes), plan.processes, plan.options.recipe
-    processes.barrier()  # all have looked for a checkpoint before one is written
+    files, recipe = RunFolder(plan.folder, config, columns, plan.processes, trained_on(plan)), plan.options.recipe
+    plan.processes.barrier()  # all have looked for a checkpoint before one is written
     state, run = begin(plan, files)
     if run.finished:
         return exit_status(plan, run)
     alerts, validate = Alerts(), make_validation(plan)
     data, terms = training_batches(plan, run.step), []  # terms: of the steps since the last row of losses.csv
     run.start_clock()
-    with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, processes.leading) as bar:
+    with StopSignals() as signals, progress_bar(plan.name, plan.schedule, run.images, plan.processes.leading) as bar:
         while True:
             # Grow
             if run.stage_over:
@@ -86,7 +87,7 @@ def train(plan, config):
             update_average(state, run.images_learnt + recipe.batch_size)
             state.augmentation.update(term, recipe.batch_size)
             terms.append(term)
-            run.advance(signals.signum, processes)
+            run.advance(signals.signum, plan.processes)
             bar.update(recipe.batch_size)
             due = run.due(len(terms))
             if not due.row:
@@ -116,6 +117,12 @@ def train(plan, config):
                 return exit_status(plan, run)
             terms = []
             run.begin_row()
+
+
+def trained_on(plan):
+    """The fingerprints of this run's training slices, and of those that it, or the run of --start_from, has seen before."""
+    folders = [plan.folder] + ([plan.source.folder] if plan.source else [])
+    return merge_records(plan.slices.fingerprints, earlier_record(*folders))
 
 
 def begin(plan, files):

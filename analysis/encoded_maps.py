@@ -19,6 +19,7 @@ from analysis.encoder import SIDE, draw_slices, find_encoder
 from analysis.models import Model
 from analysis.position import position_probe, slice_indices
 from analysis.style_space import UNDEFINED, StyleSeparation, probe_scores, real_verdict, split_like, style_separation
+from data.fingerprints import are_known, fingerprints
 from data.subjects import identify, resampled_text, resampling_groups
 from dataset import Slices, resize
 from utils import CLASSES
@@ -33,6 +34,7 @@ class RealSlices(NamedTuple):
     classes: np.ndarray  # int [N], index in CLASSES
     names: list  # of their files
     scans: list  # their `subjects.Scan`s
+    fingerprints: tuple = ()  # of `data.fingerprints`
 
     @property
     def groups(self):
@@ -60,6 +62,7 @@ class EncodedMap(NamedTuple):
     separation: StyleSeparation  # of real AD and NC
     position: dict  # `position_probe` of the same probe
     age: dict | None  # `age_probe` of the real slices
+    trained: np.ndarray | None = None  # bool [N]: real slices of people that the model was trained on; None if it is not recorded
 
     @property
     def title(self):
@@ -71,7 +74,8 @@ def read_real_slices(dataset_dir, resolution, table=None, chunk=256):
     slices = Slices(dataset_dir, "all", resolution)
     parts = np.array_split(np.arange(len(slices)), -(-len(slices) // chunk))
     pixels = np.concatenate([resize(slices[rows], min(SIDE, resolution)) for rows in parts])
-    return RealSlices(pixels, slices.labels, slices.names, identify(slices.names, table))
+    scans = identify(slices.names, table)
+    return RealSlices(pixels, slices.labels, slices.names, scans, fingerprints(slices.paths, scans, table))
 
 
 def encoded_map(model, real, settings):
@@ -101,6 +105,7 @@ def encoded_map(model, real, settings):
         style_separation(found[is_ad], found[~is_ad], np.concatenate([groups[is_ad], groups[~is_ad]]), seed),
         position_probe(scores, is_ad, groups, real.names, seed=seed),
         age_probe(found, real.classes, real.scans, slice_indices(real.names), seed),
+        trained_people(model, real.fingerprints, groups),
     )
 
 
@@ -125,6 +130,21 @@ def known_values(real):
     return values
 
 
+def trained_people(model, prints, groups):
+    """Which slices, with these fingerprints and groups [N], are of people that the Model was trained on: bool [N], or None."""
+    return None if model.fingerprints is None else are_known(model.fingerprints, *prints, groups)
+
+
+def trained_text(trained, scans):
+    """A sentence on `trained_people` of slices with these Scans, or ""."""
+    if trained is None:
+        return "Whether the model was trained on these people is not known: its generator.pt was saved without their fingerprints."
+    groups, unit = resampling_groups(scans)
+    count, total = (len(np.unique(some)) for some in (groups[trained], groups))
+    about = "it repeats what it has seen, so that their encodings say nothing about AD and NC"
+    return f"WARNING: the model was trained on {count} of these {total} {unit}: {about}." if count else ""
+
+
 def encoded_conclusions(encoded):
     """Sentences on an EncodedMap."""
     where = f"Encoded by {encoded.model.name}, a linear probe tells real from generated slices with an AUC of {encoded.mixing}"
@@ -132,4 +152,6 @@ def encoded_conclusions(encoded):
         where += ": WARNING, they are not one cloud, so the map of real slices may not be one of what the model has learnt"
     refused = f"{encoded.refused.mean():.0%} of the real slices are unlike anything that the model draws (of its own 1%)."
     unit = resampled_text(resampling_groups(encoded.real.scans)[1])
-    return [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position)} {unit}"]
+    found = [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position)} {unit}"]
+    trained = trained_text(encoded.trained, encoded.real.scans)
+    return [trained, *found] if trained.startswith("WARNING") else [*found, trained] if trained else found

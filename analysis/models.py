@@ -51,6 +51,7 @@ class Model(NamedTuple):
     which: str = "last"  # of WEIGHTS
     images: int = 0  # real images that it had been shown in training
     values: tuple = ()  # names of what it is told beside the class, of utils.VALUES
+    fingerprints: np.ndarray | None = None  # `fingerprints.training_record`; None if generator.pt has none
 
     @property
     def device(self):
@@ -133,6 +134,9 @@ def check_generator(saved):
     network, classes = check_network(saved["network"]), saved["classes"]
     if not isinstance(saved.get("images", 0), int):
         raise ValueError(f"trained with {saved['images']} images")
+    record = saved.get("fingerprints", torch.empty(0, dtype=torch.int32))
+    if not isinstance(record, torch.Tensor) or record.dtype != torch.int32 or record.ndim != 1:
+        raise ValueError("its fingerprints are no list of checksums")
     if classes not in (list(CLASSES), *([name] for name in CLASSES)):
         raise ValueError(f"trained on {classes}, not on AD, NC or both")
     if network["num_classes"] and len(classes) < 2:
@@ -170,7 +174,8 @@ def load_model(folder, device, which="last"):
     networks.to(device).eval().requires_grad_(False)
     labels = list(range(networks["mapping"].num_classes)) or [None]
     name, mirrored = os.path.basename(os.path.abspath(folder)), saved.get("mirror", True)
-    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0), tuple(saved["network"]["values"])
+    record = saved["fingerprints"].numpy() if "fingerprints" in saved else None
+    facts = saved["classes"], labels, folder, mirrored, which, saved.get("images", 0), tuple(saved["network"]["values"]), record
     return Model(name, networks["mapping"], networks["generator"], *facts)
 
 

@@ -32,7 +32,6 @@ LATENTS, STARTS = 4096, 512  # latents per class: for the mean and spread of w, 
 RATE_W, RATE_NOISE = 0.1, 0.1  # Adam's learning rates
 BLOCKS, PIXEL_WEIGHT = 2, 5.0  # blocks of VGG16 in the distance; weight of the pixels in it
 SPREAD_WEIGHT, STRUCTURE_WEIGHT = 0.02, 0.1  # weights of the distance of w from its mean, and of structure in the noise
-SHIFTS = -1.0, -0.5, 0.0, 0.5, 1.0  # from AD to NC, in mean differences between the classes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -46,6 +45,7 @@ class Targets(NamedTuple):
     labels: np.ndarray  # int64 [N]: index of the class in CLASSES, -1 if it is unknown
     names: list  # N different names for files, without extension
     files: list  # their paths, from the folder that was asked for
+    paths: list
 
 
 def read_targets(path, resolution, flag="--project"):
@@ -82,7 +82,8 @@ def read_targets(path, resolution, flag="--project"):
         check_brightness(path, {os.path.basename(path): [light_of(image) for image in images]}, flag)
     except UserError as error:  # nothing is trained on them, and a poor generator's images may be dark
         warn(f"warning: {error}")
-    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable), readable)
+    places = [os.path.join(folder, file) for file in readable]
+    return Targets(images, np.array([labels[file] for file in readable]), clean_names(readable), readable, places)
 
 
 def class_of(path):
@@ -283,25 +284,3 @@ def normalise(noise):
     for noise_map in noise:
         noise_map.sub_(noise_map.mean((2, 3), keepdim=True))
         noise_map.mul_((noise_map.square().mean((2, 3), keepdim=True) + 1e-8).rsqrt())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From one class to the other
-
-
-@torch.no_grad()
-def move_class(model, projection, seed=0):
-    """Move projections in a conditional model between the classes: uint8 [N, len(SHIFTS), R, R].
-
-    SHIFTS times the mean of w(z, NC) - w(z, AD) is added to w; the noise stays. The result shows what the model takes for the
-    mean difference between the classes, not how this brain would change. (`latents.morph` moves generated slices instead, each
-    along the difference of its own latent.)
-    """
-    device = model.device
-    z = draw_z(LATENTS, model.mapping.z_dim, seed).to(device)
-    ad, nc = (style_vectors(model.mapping, z, label, held=True)[0].mean(0) for label in model.labels)
-    moved = []
-    for shift in SHIFTS:
-        batches = zip(*(x.to(device).split(BATCH) for x in (projection.ws, *projection.noise)))
-        moved.append(torch.cat([to_uint8(model.generator(ws + shift * (nc - ad), noise)).cpu() for ws, *noise in batches]))
-    return torch.stack(moved, 1).numpy()

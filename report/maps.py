@@ -67,19 +67,22 @@ def draw_encoded(encoded, settings, output_dir):
     """Draw an EncodedMap and write its points; returns a report.Section. Writes <method>_<model>.png and .csv."""
     base, text = os.path.join(output_dir, f"{settings.method}_{encoded.model.name}"), encoded_conclusions(encoded)
     plot_encoded(encoded, f"{base}.png", "\n".join(text))
-    columns, rows = ["set", "file", "x", "y", "refused", *encoded.values], []
+    columns, rows = ["set", "file", "x", "y", "refused", "trained on", *encoded.values], []
     for name, one in encoded.sets.items():
         rows += [
-            [name, "", *point] + [""] * (1 + len(encoded.values)) for point in one.points.tolist() if not name.startswith("real")
+            [name, "", *point] + [""] * (2 + len(encoded.values)) for point in one.points.tolist() if not name.startswith("real")
         ]
     points = np.concatenate([one.points for name, one in encoded.sets.items() if name.startswith("real")]).tolist()
+    trained = [""] * len(points) if encoded.trained is None else encoded.trained
     for i, (name, point) in enumerate(zip(encoded.real.names, points)):
         values = [value[i] for value in encoded.values.values()]
-        rows.append([f"real {CLASSES[encoded.real.classes[i]]}", name, *point, encoded.refused[i], *values])
+        rows.append([f"real {CLASSES[encoded.real.classes[i]]}", name, *point, encoded.refused[i], trained[i], *values])
     save_points(f"{base}.csv", columns, rows)
     caption = f"{len(points)} real slices and generated ones, by the encoder of {encoded.model.name} and {settings.method}."
     tables = [separation_table({encoded.title: encoded.separation}, encoded.position)]
     numbers = {"separation": encoded.separation, "mixing": encoded.mixing, "refused": encoded.refused.mean()} | encoded.position
+    if encoded.trained is not None:
+        numbers["trained_on"] = encoded.trained.mean()
     if encoded.age:
         text, tables, numbers = text + age_sentences(encoded.age), [*tables, age_table(encoded.age)], numbers | {"age": encoded.age}
     return Section(encoded.title, text, tables, [ReportFigure(f"{base}.png", caption)], numbers)
@@ -164,6 +167,9 @@ def plot_encoded(encoded, path, note):
     lines, note = -(-len(values) // columns), wrap(note, width)
     figure = Figure(figsize=(width, 4.3 * lines + 0.5 * len(measures) + 0.4 + 0.17 * note.count("\n")), layout="constrained")
     grid = figure.add_gridspec(lines + 1, columns, height_ratios=[4.3] * lines + [0.5 * len(measures)])
+    if encoded.trained is not None and encoded.trained.any():
+        warning = f"WARNING: {encoded.trained.mean():.0%} of the real slices are of people that the model was trained on"
+        figure.suptitle(warning, color=FAKE, fontsize=11)
     for i, (name, of) in enumerate(values.items()):
         axes = figure.add_subplot(grid[i // columns, i % columns])
         axes.set(xticks=[], yticks=[])

@@ -10,8 +10,9 @@ import os
 
 import numpy as np
 
+from analysis.encoded_maps import trained_text
 from analysis.models import synthesize
-from analysis.projector import SHIFTS, clean_names
+from analysis.projector import clean_names
 from data.subjects import slice_index
 from report.figures import colour, save_grids, save_image_table
 from report.report import ReportFigure, ReportTable, Section
@@ -22,11 +23,12 @@ ERROR = 64  # grey levels at which the colours of an error map end
 SHOWN_STYLES = 36  # chosen slices of a set in the figure
 
 
-def draw_encoded(model, encoder, targets, scans, output_dir):
+def draw_encoded(model, encoder, targets, scans, output_dir, trained=None):
     """Encode Targets of these `subjects.Scan`s and write <model>_encoded.csv, .npz and .png; returns a report.Section.
 
-    .csv: file, class, person, scan, slice, outside (of `Encoder.outside`), refused. .npz, in the same order: w [N, w_dim], points
-    and deviation [N, K] of an Encoded, mean [w_dim] and basis [K, w_dim], with w = mean + points @ basis.
+    trained: of `encoded_maps.trained_people`. .csv: file, class, person, scan, slice, outside (of `Encoder.outside`), refused.
+    .npz, in the same order: w [N, w_dim], points and deviation [N, K] of an Encoded, mean [w_dim] and basis [K, w_dim], with
+    w = mean + points @ basis.
     """
     encoded = encoder.encode(targets.images)
     outside = encoder.outside(model, targets.images, encoded, "reproducing")
@@ -55,14 +57,15 @@ def draw_encoded(model, encoder, targets, scans, output_dir):
         f"{len(w)} slices encoded: {base}.csv, .npz. {refused:.0%} are refused, as unlike anything that the model draws "
         f"(of its own slices 1%)."
     )
+    text = [line for line in (trained_text(trained, scans), text) if line]
     figures = [ReportFigure(f"{base}.png", "Slices spread over the folder, their reconstructions and differences.")]
-    return Section(f"{model.name}: real slices encoded", [text], figures=figures, numbers={"slices": len(w), "refused": refused})
+    return Section(f"{model.name}: real slices encoded", text, figures=figures, numbers={"slices": len(w), "refused": refused})
 
 
-def draw_projection(model, projection, names, output_dir, moved=None):
+def draw_projection(model, projection, names, output_dir):
     """Write the files of `save_projection` into <output_dir>/<model>_projected; returns a report.Section."""
     folder = os.path.join(output_dir, f"{model.name}_projected")
-    images = [path for path in save_projection(projection, names, folder, moved) if path.endswith(".png")]
+    images = [path for path in save_projection(projection, names, folder) if path.endswith(".png")]
     errors = np.column_stack([projection.rms, projection.spread]).astype(float)  # [N, 3]
     means = errors.mean(0).tolist()
     table = ReportTable(
@@ -80,8 +83,8 @@ def draw_projection(model, projection, names, output_dir, moved=None):
     )
 
 
-def save_projection(projection, names, output_dir, moved=None):
-    """Write <name>.png and .npz of every slice, and <name>_classes.png if `moved`, of `move_class`, is given.
+def save_projection(projection, names, output_dir):
+    """Write <name>.png and .npz of every slice.
 
     Returns the paths. .npz: ws [num_ws, w_dim], noise_00 ... [r, r], target [R, R], images [2, R, R], rms [2], perceptual [2],
     spread, label.
@@ -93,9 +96,6 @@ def save_projection(projection, names, output_dir, moved=None):
         plot_projection(projection, i, name, f"{base}.png")
         save_arrays(projection, i, f"{base}.npz")
         paths += [f"{base}.png", f"{base}.npz"]
-        if moved is not None:
-            plot_moved(moved[i], name, CLASSES[projection.labels[i]], f"{base}_classes.png")
-            paths.append(f"{base}_classes.png")
     return paths
 
 
@@ -109,17 +109,6 @@ def plot_projection(projection, i, name, path):
     )
     cells = [target, *images, colour(images[1] - target.astype(float), ERROR)]
     save_image_table([cells], path, [""], captions, note, min_side=160)
-
-
-def plot_moved(images, name, class_name, path):
-    """Draw a slice moved by SHIFTS, images [len(SHIFTS), R, R], and the difference of the ends."""
-    captions = [f"{-shift:g} to AD" if shift < 0 else f"{shift:g} to NC" if shift else "as projected" for shift in SHIFTS]
-    cells = [*images, colour(images[-1].astype(float) - images[0], ERROR)]
-    note = (
-        f"{name}, projected as {class_name}: w moved by multiples of the mean of w(z, NC) - w(z, AD), with the same noise.\n"
-        "This is what the model takes for the mean difference, not how this brain would change."
-    )
-    save_image_table([cells], path, [""], [*captions, f"right minus left\n\u00b1{ERROR} grey levels"], note, min_side=160)
 
 
 def save_arrays(projection, i, path):

@@ -86,4 +86,8 @@ def draw_quiz(model, path, count, dataset_dir, table=None, seed=0, psi=1.0):
     page = fill_template("quiz.html.j2", model=model.name, sentences=sentences, data=data, sprite=sprite)
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(page)
-    return Section(f"{model.name}: a reader test", ["Can you tell generated from real slices?"], pages=[(path, "a reader test: which slices are real?")])
+    return Section(
+        f"{model.name}: a reader test",
+        ["Can you tell generated from real slices?"],
+        pages=[(path, "a reader test: which slices are real?")],
+    )

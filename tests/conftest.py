@@ -233,7 +233,7 @@ def unplotted(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Classifiers learn little, and every statistic of an evaluation or a report is of few latents and resamples."""
-    from analysis import bootstrap, classifier, encoder, latents, projector, style_space
+    from analysis import bootstrap, classifier, counterfactual, encoder, latents, projector, style_space
     from report import samples
 
     for module, values in (
@@ -241,6 +241,7 @@ def quick(monkeypatch):
         (classifier, {"CHECK": 2, "LIMIT": 4, "WIDTH": 8, "SEEDS": (0, 1)}),
         (bootstrap, {"RESAMPLED": 40}),
         (style_space, {"PERMUTATIONS": 39}),
+        (counterfactual, {"DRAWS": 3, "STEPS": 2, "JUDGED": 64}),
         (encoder, {"SLICES": 64, "HELD_OUT": 64, "STEPS": 2}),
         (latents, {"DIRECTION_LATENTS": 64}),
         (samples, {"MORPH_LATENTS": 20, "NOISE_DRAWS": 2, "FRAMES": 4, "DIRECTIONS": 2}),

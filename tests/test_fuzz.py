@@ -523,7 +523,6 @@ def scripts(saved, own_slices, tmp_path_factory):
                 (predict, "evaluate", lambda *_: []),
                 (predict, "plot_maps", lambda *_: section),
                 (predict, "project", lambda *_, **__: None),
-                (predict, "move_class", lambda *_: None),
                 (predict, "draw_projection", lambda *_: section),
             ],
         ),

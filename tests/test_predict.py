@@ -179,6 +179,21 @@ def test_encode_writes_a_row_and_a_style_vector_for_every_slice(models, slices_d
     assert f"13 slices encoded: {tmp_path}" in (out := capsys.readouterr().out) and f"{refused:.0%} are refused" in out
 
 
+def test_morph_writes_the_twins_of_real_slices(models, slices_dir, tmp_path, capsys, quick):
+    folder = os.path.join(slices_dir, "AD")  # on which the model was trained
+    assert run(models, tmp_path, "--classes", "all-conditional", "--draw", "morph", "--encode", folder) == 0
+    out = capsys.readouterr().out
+    assert out.count("WARNING: the model was trained on 9 of these 9 scans") == 2  # of the encodings and of the twins
+    assert "9 slices (9 scans) and their twins of the other class" in out and "called the other class (effectiveness): " in out
+    with open(tmp_path / "all-conditional_twins.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"{100 + i}_0.png" for i in range(9)]
+    assert {row["class"] for row in rows} == {row["taken for"] for row in rows} == {"AD"}
+    assert {row[f"probe: {of}"] for row in rows for of in ("real", "encoded", "twin")} <= {"AD", "NC"}
+    assert read_image(tmp_path / "all-conditional_twins.png").shape[0] > 5 * 160
+    assert not (tmp_path / "all-conditional_projected").exists()
+
+
 @pytest.mark.slow
 def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
@@ -199,6 +214,7 @@ def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
         "resolutions",
         "principal directions",
         "AD and NC of the same latents",
+        "twins of real slices",
         "real slices projected",
         "a classifier of AD and NC",
         "what the style space keeps of AD and NC",

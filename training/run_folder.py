@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.fingerprints import merge_records
 from data.folders import some_of
 from lock import Held, Lock
 from training.checkpoint import FILES, RESTART_HINT, has_checkpoint, read_checkpoint, restore, write_checkpoint
@@ -50,12 +51,13 @@ class RunFolder:
     """Writes the files of a run so that a reader or a crash never meets half of one, and reads them to resume.
 
     config: what config.json holds; tables: {"losses": columns, "evaluations": columns}; processes: only the leading one writes,
-    the others read. rows: {name of a table: its rows, as lists}.
+    the others read; fingerprints: `training_record` of data/fingerprints.py, which generator.pt keeps, or None.
+    rows: {name of a table: its rows, as lists}.
     """
 
-    def __init__(self, folder, config, tables, processes):
+    def __init__(self, folder, config, tables, processes, fingerprints=None):
         self.folder, self.config, self.tables, self.processes = folder, config, tables, processes
-        self.rows = {name: [] for name in tables}
+        self.rows, self.fingerprints = {name: [] for name in tables}, fingerprints
         self.exists = has_run(folder)
 
     def path(self, *names):
@@ -165,6 +167,8 @@ class RunFolder:
             "mirror": self.config["flags"]["mirror"],
             "weights": upscaled(averaged, self.config["network"]).state_dict(),
         }
+        if self.fingerprints is not None:
+            state["fingerprints"] = torch.from_numpy(self.fingerprints)
         with atomic_path(self.path(name), sync=True) as path:
             save_tensors(state, path)
 
@@ -174,6 +178,15 @@ class RunFolder:
         if row["kid"] < min(kids, default=math.inf):
             self.save_generator("best.pt", averaged, row["images"])
         self.log("evaluations", row)
+
+
+def earlier_record(*folders):
+    """The union of the fingerprints that generators in `folders` keep; a missing or damaged one has none."""
+    found = [np.empty(0, np.int32)]
+    for folder in folders:
+        with contextlib.suppress(Exception):
+            found.append(load_tensors(os.path.join(folder, "generator.pt"))["fingerprints"].numpy())
+    return merge_records(*found)
 
 
 def _format(row):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data.damage import damaged_text, find_damaged, leave_out, scans_of
+from data.fingerprints import training_record
 from data.subjects import identify, resampling_groups
 from dataset import Slices, spread
 from modules import EXAMPLES
@@ -33,6 +34,7 @@ class RunSlices(NamedTuple):
     validation_text: str  # how many people and slices these are
     record: dict  # what config.json keeps as "data"; its "validation" is None for a run that training slices choose
     keep_damaged: bool
+    fingerprints: np.ndarray = np.empty(0, np.int32)  # `fingerprints.training_record` of `train`
 
 
 def read_slices(
@@ -70,9 +72,10 @@ def read_slices(
         if not keep_damaged and (found := find_damaged(validation, scans_of(validation.names))):
             say(f"note: validation slices: {damaged_text(found)}; left out")
             validation = leave_out(validation, found, "--validation_dir")
+    prints = training_record(train.paths, identify(train.names, table), table)
     record = {"counts": train.counts, "fingerprint": train.fingerprint, "damaged": damaged, "validation": None}
     if validation is None:
-        return RunSlices(train, groups, None, None, "none", record, keep_damaged)
+        return RunSlices(train, groups, None, None, "none", record, keep_damaged, prints)
 
     validation = match_shares(validation, train.counts)
     validation_groups, unit = group_slices(validation.names, table)
@@ -84,7 +87,7 @@ def read_slices(
     if shared := len(people & set(groups[~kept])):
         say(f"warning: {shared} of {len(people)} {unit} of the validation slices are trained on, too, so that they choose badly")
     record["validation"] = {"counts": validation.counts, "fingerprint": validation.fingerprint, "scans": scans}
-    return RunSlices(train, groups[~kept], validation, validation_groups, text, record, keep_damaged)
+    return RunSlices(train, groups[~kept], validation, validation_groups, text, record, keep_damaged, prints)
 
 
 def choose_damaged(slices, keep_damaged, begun, say):

@@ -6,7 +6,7 @@ import pytest
 from analysis import bootstrap as bootstrap_module
 from analysis import encoded_maps, style_space
 from analysis.bootstrap import Interval
-from analysis.encoded_maps import EncodedMap, RealSlices, encoded_conclusions, encoded_map, mixing, read_real_slices
+from analysis.encoded_maps import EncodedMap, RealSlices, encoded_conclusions, encoded_map, mixing, read_real_slices, trained_people
 from analysis.encoder import Encoded
 from analysis.style_maps import MapSettings
 from analysis.style_space import StyleSeparation
@@ -85,13 +85,14 @@ def test_generated_and_real_slices_are_encoded_without_their_class(conditional, 
     assert np.isnan(encoded.values["age"]).all() and len(encoded.values["person"]) == 20
 
 
-def conclusions(mixing_value, separation):
+def conclusions(mixing_value, separation, trained=None):
     names = ["AD/7_1.png", "NC/8_1.png"]
     real = RealSlices(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), names, identify(names))
     model = type("Named", (), {"name": "both"})
     position = {"slice index alone": None, "position-stratified": None, "known": 0, "unknown": ""}
     interval = Interval(mixing_value, mixing_value - 0.05, mixing_value + 0.05)
-    return encoded_conclusions(EncodedMap(model, {}, real, {}, np.array([True, False]), interval, separation, position, None))
+    measured = np.array([True, False]), interval, separation, position, None, trained
+    return encoded_conclusions(EncodedMap(model, {}, real, {}, *measured))
 
 
 def test_conclusions_warn_of_two_clouds_and_name_the_refused():
@@ -104,3 +105,22 @@ def test_conclusions_warn_of_two_clouds_and_name_the_refused():
     )
     assert one[1].startswith("50% of the real slices are unlike")
     assert "no separation was shown, AUC 0.50" in one[2] and "resample scans" in one[2]
+
+
+def test_maps_of_people_that_the_model_was_trained_on_warn_by_themselves(conditional, slices_dir, plain):
+    """The fixture's model was trained on train/ and not on test/."""
+    test_dir = slices_dir.replace("train", "test")
+    for folder, expected in ((slices_dir, 1.0), (test_dir, 0.0)):
+        encoded = encoded_map(conditional, read_real_slices(folder, 32), PCA)
+        assert encoded.trained.mean() == expected
+        text = encoded_conclusions(encoded)
+        assert text[0].startswith("WARNING: the model was trained on 11 of these 11 scans") == bool(expected)
+        assert len(text) == 3 + bool(expected)
+
+
+def test_conclusions_say_where_training_people_are_not_recorded(conditional, slices_dir):
+    separation = StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6), p=0.5, detectable=0.7)
+    assert trained_people(conditional._replace(fingerprints=None), (), ()) is None
+    assert conclusions(0.55, separation)[3].startswith("Whether the model was trained on these people is not known")
+    assert "1 of these 2 scans" in conclusions(0.55, separation, np.array([True, False]))[0]
+    assert len(conclusions(0.55, separation, np.array([False, False]))) == 3

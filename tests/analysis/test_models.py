@@ -88,6 +88,7 @@ def test_same_weights_are_those_of_a_copy_and_of_a_shared_one(models, tmp_path):
         ({"classes": "AD"}, "trained on AD, not on AD, NC or both"),
         ({"classes": []}, "not on AD, NC or both"),
         ({"classes": ["NC", "AD"]}, "not on AD, NC or both"),
+        ({"fingerprints": [1, 2]}, "its fingerprints are no list of checksums"),
     ],
 )
 def test_load_model_refuses_a_generator_without_its_classes(models, tmp_path, changes, expected):

@@ -14,7 +14,7 @@ from PIL import Image
 from analysis import projector
 from analysis.distances import Features, random_vgg16
 from analysis.models import Model, draw_z, style_vectors, synthesize
-from analysis.projector import Distance, clean_names, move_class, nearest_starts, noise_structure, project, read_targets
+from analysis.projector import Distance, clean_names, nearest_starts, noise_structure, project, read_targets
 from dataset import to_float, to_uint8
 from modules import NOISE_LR, build_generator
 from report.projections import save_projection
@@ -151,7 +151,7 @@ def test_constants_of_the_search():
     assert (projector.RATE_W, projector.RATE_NOISE) == (0.1, 0.1)  # Karras et al. 2020 (arXiv:1912.04958), appendix D
     assert (projector.BLOCKS, projector.PIXEL_WEIGHT) == (2, 5.0)
     assert (projector.SPREAD_WEIGHT, projector.STRUCTURE_WEIGHT) == (0.02, 0.1)
-    assert projector.LATENTS == 4096 and projector.SHIFTS == (-1.0, -0.5, 0.0, 0.5, 1.0)
+    assert projector.LATENTS == 4096
 
 
 def test_learning_rate_rises_over_a_twentieth_of_the_steps_and_falls_over_the_last_two_fifths():
@@ -239,17 +239,6 @@ def test_spread_is_measured_from_the_mean_of_the_class_that_was_searched(monkeyp
         assert spread == pytest.approx(((w - of_class.mean(0)).norm() / size).item(), rel=1e-5)
 
 
-def test_move_class_from_one_mean_ends_at_the_other():
-    model = tiny(2)
-    ad, nc = (style_vectors(model.mapping, draw_z(projector.LATENTS, 16, 0), label)[0].mean(0) for label in (0, 1))
-    projection = project(model, synthesize(model, ad[None]), [0], 2)
-    projection = projection._replace(ws=ad.expand(1, model.generator.num_ws, -1))
-    moved = move_class(model, projection)[0]
-    for place, w in ((2, ad), (4, nc), (3, (ad + nc) / 2)):
-        expected = to_uint8(model.generator(w[None], projection.noise))[0].numpy().astype(int)
-        assert np.abs(moved[place] - expected).max() <= 1
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
@@ -305,16 +294,3 @@ def test_save_projection_writes_the_projection(model, projected, tmp_path):
         assert np.abs(drawn - kept["images"][1]).max() <= 1  # alone, not in the batch: rounding
         np.testing.assert_array_equal(kept["target"], targets[1])
         assert kept["label"] == -1 and kept["rms"].shape == kept["perceptual"].shape == (2,)
-
-
-def test_move_class_with_shift_zero_is_the_projection_and_is_saved(tmp_path):
-    model = tiny(2)
-    targets = synthesize(model, style_vectors(model.mapping, draw_z(2, 16, 8), 1)[0])
-    projection = project(model, targets, [0, 1], 2)
-    assert projection.labels.tolist() == [0, 1]
-    moved = move_class(model, projection)
-    assert moved.shape == (2, len(projector.SHIFTS), 32, 32)
-    np.testing.assert_array_equal(moved[:, 2], projection.images[:, 1])
-    paths = save_projection(projection, ["a", "b"], str(tmp_path), moved)
-    assert [os.path.basename(path) for path in paths[2::3]] == ["a_classes.png", "b_classes.png"]
-    assert all(os.path.getsize(path) for path in paths)

@@ -104,6 +104,17 @@ def test_draw_encoded_writes_every_point_with_its_values(drawn, encoded, tmp_pat
     assert table.rows[0][5:] == [encoded.position["slice index alone"], None] and section.numbers["refused"] == 1 / 12
 
 
+@pytest.mark.parametrize("trained, title, cell", [(None, "", ""), (0, "", "False"), (6, "WARNING: 50% of the real slices", "True")])
+def test_maps_of_people_that_were_trained_on_say_so_above_the_panels(drawn, encoded, tmp_path, trained, title, cell):
+    encoded = encoded._replace(trained=None if trained is None else np.arange(12) < trained)
+    section = maps.draw_encoded(encoded, MapSettings("pca", 15, 0.1, 6, 0), str(tmp_path))
+    (figure,) = drawn.values()
+    assert figure.get_suptitle().startswith(title) and bool(figure.get_suptitle()) == bool(title)
+    assert section.numbers.get("trained_on") == (None if trained is None else trained / 12)
+    with open(tmp_path / "pca_NC 2.csv", newline="") as file:
+        assert list(csv.DictReader(file))[10]["trained on"] == cell
+
+
 def test_epoch_frames_show_the_last_map_of_a_shorter_history():
     rng = np.random.default_rng(0)
     lines = {"one": [EpochMap(epoch, {"AD": rng.normal(size=(9, 2))}, 0.5) for epoch in (1, 2, 3)]}

@@ -527,6 +527,8 @@ def test_a_run_starts_from_one_of_other_classes_at_the_same_resolution(tmp_path,
     assert after["images"] == 0 and after["fade"] == {} and not same_checkpoints(before["rng"], after["rng"])
     assert f"starting from {source} (0.0 kimg); new: nothing\n" in capsys.readouterr().out
     assert start(slices_dir, tmp_path, "--epochs", 2, "--start_from", "gone") == 0  # resumes
+    known, before = (load_tensors(os.path.join(run, "generator.pt"))["fingerprints"] for run in (str(tmp_path / "AD"), source))
+    assert set(before.tolist()) < set(known.tolist())  # whom the other run was trained on is remembered
 
 
 @pytest.mark.slow
