@@ -294,11 +294,11 @@ def draw_model(args, model, table):
         targets = read_targets(path, model.resolution, flag)
         scans = identify(targets.files, table)
         trained = trained_people(model, fingerprints(targets.paths, scans, table), resampling_groups(scans)[0])
-        encode_twins = model.is_conditional and (args.report or "morph" in args.draw)
-        encoder = find_encoder(model, args.seed, progress=True) if args.encode or encode_twins else None
+        twins = model.is_conditional and (args.report or "morph" in args.draw)
+        encoder = find_encoder(model, args.seed, progress=True) if args.encode or twins else None
         if args.encode:
             yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
-        if encode_twins:
+        if twins:
             yield draw_twins(model, encoder, targets, scans, args.output_dir, trained, args.seed)
     if args.project:
         targets = read_targets(args.project, model.resolution)

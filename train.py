@@ -28,7 +28,7 @@ import torch
 
 from analysis.values import check_values, slice_values
 from data.fingerprints import merge_records
-from data.subjects import find_subjects
+from data.subjects import find_subjects, identify
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
 from report import figures
@@ -267,7 +267,7 @@ def make_plan(args, folder, resuming, device, begun):
     slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
     network = network_settings(recipe, args.resolution, args.conditional)
     for part in filter(None, (slices.train, slices.validation)) if network["values"] else ():
-        part.values = slice_values(part.names, network["values"], table)
+        part.values = slice_values(part.names, network["values"], identify(part.names, table))
         check_values(part.values, network["values"])
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)

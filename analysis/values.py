@@ -1,6 +1,6 @@
 """Values that a model can be told beside the class: those of slices, and whether a model follows what it is told.
 
-values = slice_values(slices.names, ["position", "age"], table)         # float32 [N, 2]
+values = slice_values(slices.names, ["position", "age"], scans)         # float32 [N, 2]
 follows(model, pixels, values, groups, seed=0)["position"].generated    # 0.97
 """
 
@@ -12,7 +12,6 @@ import numpy as np
 from analysis.latents import move_value
 from analysis.models import draw_z
 from analysis.position import slice_indices
-from data.subjects import identify
 from dataset import resize
 from utils import UserError
 
@@ -21,12 +20,8 @@ FOLDS = 5
 LATENTS = 64
 
 
-def slice_values(names, wanted, table):
-    """float32 [N, k] of slices' file names: their values `wanted`, some of VALUES, nan where unknown.
-
-    table: of `data.subjects.find_subjects`.
-    """
-    scans = identify(names, table)
+def slice_values(names, wanted, scans):
+    """float32 [N, k] of slices' file names and `subjects.Scan`s: their values `wanted`, some of VALUES, nan where unknown."""
     columns = {
         "position": slice_indices(names),
         "age": [scan.age for scan in scans],

@@ -231,7 +231,7 @@ def plot_values(samples, dataset_dir=None, table=None):
     shown, text = [], []
     if dataset_dir:
         real = read_real_slices(dataset_dir, samples.model.resolution, table)
-        values = slice_values(real.names, samples.model.values, table)
+        values = slice_values(real.names, samples.model.values, real.scans)
         text = sentences(follows(samples.model, real.pixels, values, real.groups, samples.seed))
     for name in samples.model.values:
         images, asked = latents.move_value(samples.model, samples.latents(samples.per_class), name, samples.psi)

@@ -14,6 +14,7 @@ from analysis.latents import move_value
 from analysis.models import draw_z, load_model, style_vectors, synthesize
 from analysis.values import check_values, follows, slice_values
 from data.subject_tables import Scan
+from data.subjects import identify
 from modules import EXAMPLES, Discriminator, LabelEmbedding, MappingNetwork
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ TABLE = {"1": Scan("1", "a", sex="F", age=71.5), "2": Scan("2", "b", sex="M")}
 
 
 def test_values_of_slices_are_those_of_their_names_and_of_the_table(capsys):
-    values = slice_values(NAMES, ["position", "age", "sex"], TABLE)
+    values = slice_values(NAMES, ["position", "age", "sex"], identify(NAMES, TABLE))
     np.testing.assert_array_equal(values, np.float32([[78, 71.5, 0], [80, np.nan, 1], [np.nan] * 3]))
     check_values(values, ["position", "age", "sex"])
     notes = capsys.readouterr().err.splitlines()
@@ -105,7 +106,7 @@ def test_values_of_slices_are_those_of_their_names_and_of_the_table(capsys):
     "name, names, source", [("position", NAMES[2:], "file names do not give it"), ("age", NAMES, "--subjects lacks")]
 )
 def test_a_value_that_no_slice_has_is_refused(name, names, source):
-    line = refusal(lambda wanted: check_values(slice_values(names, wanted, None), wanted), name)
+    line = refusal(lambda wanted: check_values(slice_values(names, wanted, identify(names)), wanted), name)
     assert f"--conditional {name}: unknown of all {len(names)} slices: " in line and source in line
 
 
