@@ -26,7 +26,7 @@ demo-models:
 	$(TRAIN) --classes NC --model_dir $(DEMO)/model --seed 1 --max_minutes 0.5
 	$(TRAIN) --classes NC --model_dir $(DEMO)/control --seed 2 --max_minutes 0.5
 	rm -rf $(DEMO)/predictions
-	$(PREDICT) --classes all-conditional --export 200 --draw grid,morph
+	$(PREDICT) --classes all-conditional --export 200 --draw grid,morph --playground True
 	$(PREDICT) --plot_umap True --AD_dir AD --NC_dir NC --control_dir $(DEMO)/control/NC --dataset_dir $(DEMO)/AD_NC/test --atlas True
 	$(PY) -m analysis.areas $(DEMO)/AD_NC --generated $(DEMO)/predictions/all-conditional
 	@echo "Look at, in this order:"
@@ -37,6 +37,7 @@ demo-models:
 	@echo "  do an AD and an NC model lie further apart than two NC models? $(DEMO)/predictions/umap.png"
 	@echo "  real slices in the conditional model's style space: $(DEMO)/predictions/umap_all-conditional.png"
 	@echo "  the same maps with the slice behind every point, in a browser: $(DEMO)/predictions/atlas.html"
+	@echo "  the conditional model itself, with sliders, in a browser:      $(DEMO)/predictions/playground.html"
 
 quick: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto --dist worksteal -m "not slow" tests
