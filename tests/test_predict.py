@@ -103,7 +103,7 @@ def test_flags_of_pictures_and_maps_are_read():
     assert predict.parse_args(["--draw", "morph,grid"]).draw == ["grid", "morph"]
     args = predict.parse_args(["--umap", "method=tsne", "n_neighbors=7"])
     assert args.umap == {"method": "tsne", "n_neighbors": 7, "min_dist": 0.1, "num_styles": 1000}
-    assert set(predict.PICTURES) == {"grid", *predict.DRAW}
+    assert set(predict.PICTURES) == {"grid", "values", *predict.DRAW}
 
 
 @pytest.mark.slow

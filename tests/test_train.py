@@ -132,7 +132,7 @@ def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypat
     options, network, device, dtype, _ = reached.value.args
     assert options == Options("logistic", Recipe(**numbers), **switches) and device == CPU and dtype == torch.bfloat16
     expected = {"resolution": 32, "channel_base": 64, "channel_max": 4, "mapping_layers": 3, "z_dim": 256, "w_dim": 256}
-    assert network == expected | {"num_classes": 2}
+    assert network == expected | {"num_classes": 2, "values": []}
 
 
 @pytest.fixture(scope="module")

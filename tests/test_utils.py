@@ -196,7 +196,7 @@ def test_read_network_gives_possible_settings_only(tmp_path):
     config = {"flags": {"seed": 3}, "network": network, "torch": "2.14"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_config(str(tmp_path)) == {"flags": {"seed": 3}, "network": network}
-    assert read_network(str(tmp_path)) == network
+    assert read_network(str(tmp_path)) == network | {"values": []}
     for wrong in (
         *({"channel_max": 2**30}, {"channel_max": 1.5}, {"channel_base": 0}),
         *({"resolution": 65}, {"num_classes": 3}, {"mapping_layers": 65}, {"mapping_layers": 0}),

@@ -164,15 +164,15 @@ def test_morph_finds_no_more_than_chance_where_the_label_tells_nothing(condition
     """Both labels take latents of one class: the same ones, so that nothing differs, or others, so that all does but the mean."""
     drawn = []
 
-    def style_vectors(mapping, z, label):
-        drawn.append(label)
+    def style_vectors(mapping, z, label, held):
+        drawn.append((label, held))
         other = z if same_class else torch.randn(z.shape, generator=torch.Generator().manual_seed(len(drawn)))
         return styles_of(mapping, other, 0)
 
     styles_of = latents.style_vectors
     monkeypatch.setattr(latents, "style_vectors", style_vectors)
     result = morph(conditional, draw_z(64, 256, 0), 1)
-    assert drawn == [0, 1]
+    assert drawn == [(0, True), (1, True)]
     if same_class:
         assert (result.found, result.chance) == (0, (0, 0))
     else:

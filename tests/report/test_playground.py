@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 
 import numpy as np
@@ -121,13 +122,12 @@ def test_report_links_the_page(tmp_path):
 def test_predict_writes_the_page(models, tmp_path, capsys, monkeypatch, quick):
     for name, value in {"SLICES": 64, "HELD_OUT": 32, "MOVED": 8}.items():
         monkeypatch.setattr(named_directions, name, value)
-    monkeypatch.setattr(encoder_module, "FILES", {"last": "never.pt"})
-    monkeypatch.setattr(encoder_module, "save_tensors", lambda *_: None)  # the runs are other tests', too
-    flags = "--classes NC --playground True --num_images 1 --device cpu".split()
-    assert predict.main(["--model_dir", models, "--output_dir", str(tmp_path), *flags]) == 0
+    run = str(shutil.copytree(os.path.join(models, "NC"), tmp_path / "NC"))  # it gets an encoder, and is other tests', too
+    flags = "--playground True --num_images 1 --device cpu".split()
+    assert predict.main(["--model_dir", run, "--output_dir", str(tmp_path), *flags]) == 0
     assert str(tmp_path / "playground.html") in capsys.readouterr().out
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "playground.html").read_text(), re.DOTALL)[1])
-    assert data["network"]["num_classes"] == 0 and data["run"] == os.path.join(models, "NC")
+    assert data["network"]["num_classes"] == 0 and data["run"] == run
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from analysis.values import check_values, follows, slice_values
 from data.subject_tables import Scan
 from data.subjects import identify
 from modules import EXAMPLES, Discriminator, LabelEmbedding, MappingNetwork
+from report.playground import at_their_means
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
@@ -189,6 +190,17 @@ def test_a_value_is_moved_with_all_else_held(run):
         with torch.no_grad():
             expected = synthesize(model, model.mapping(z, labels))
         assert np.abs(expected.astype(int) - images[label, :, 2]).max() <= 1
+
+
+@pytest.mark.slow
+def test_the_playground_draws_each_class_at_the_means_of_the_values(run):
+    mapping = load_model(str(run), "cpu").mapping
+    labels = at_their_means(mapping)
+    assert (
+        labels.shape == (2, 3)
+        and labels[:, 0].tolist() == [0, 1]
+        and torch.equal(labels[:, 1:], mapping.embedding.mean.expand(2, 2))
+    )
 
 
 @pytest.mark.slow
