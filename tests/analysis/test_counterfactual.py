@@ -19,7 +19,9 @@ from analysis.counterfactual import (
     counterfactuals,
     draw_pairs,
     nearest,
+    other_class,
     rms,
+    with_values,
 )
 from analysis.encoder import Encoded
 from analysis.models import Model
@@ -122,6 +124,13 @@ def test_both_classes_share_the_latent():
     own, other = both_classes(model, z, np.array([0, 1, 0]))
     torch.testing.assert_close((other - own)[..., 0], torch.tensor([1, -1, 1])[:, None] * (EFFECT + VARIED * z[..., 2]))
     assert torch.equal(own[..., 1:], z[..., 1:]) and torch.equal(other[..., 1:], z[..., 1:])
+
+
+def test_the_other_class_has_the_same_values():
+    labels = with_values(np.array([0, 1]), np.float32([[85, np.nan], [90, 71]]))
+    np.testing.assert_array_equal(labels, [[0, 85, np.nan], [1, 90, 71]])
+    np.testing.assert_array_equal(other_class(labels), [[1, 85, np.nan], [0, 90, 71]])
+    np.testing.assert_array_equal(other_class(with_values(np.array([0, 1]), None)), [1, 0])
 
 
 def test_pairs_share_the_noise_and_draws_do_not():
