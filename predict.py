@@ -289,21 +289,21 @@ def draw_model(args, model, table):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
-    if path := args.encode or args.project:
-        flag = "--encode" if args.encode else "--project"
+    for flag, path in (("--encode", args.encode), ("--project", args.project)):
+        if not path:
+            continue
         targets = read_targets(path, model.resolution, flag)
         scans = identify(targets.files, table)
         trained = trained_people(model, fingerprints(targets.paths, scans, table), resampling_groups(scans)[0])
-        twins = model.is_conditional and (args.report or "morph" in args.draw)
-        encoder = find_encoder(model, args.seed, progress=True) if args.encode or twins else None
-        if args.encode:
+        twins = model.is_conditional and (args.report or "morph" in args.draw) and path == (args.encode or args.project)
+        encoder = find_encoder(model, args.seed, progress=True) if flag == "--encode" or twins else None
+        if flag == "--encode":
             yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
         if twins:
             yield draw_twins(model, encoder, targets, scans, args.output_dir, trained, args.seed)
-    if args.project:
-        targets = read_targets(args.project, model.resolution)
-        projection = project(model, targets.images, targets.labels, seed=args.seed, progress=True)
-        yield draw_projection(model, projection, targets.names, args.output_dir)
+        if flag == "--project":
+            projection = project(model, targets.images, targets.labels, seed=args.seed, progress=True)
+            yield draw_projection(model, projection, targets.names, args.output_dir)
 
 
 def report_facts(args, models, argv, start):

@@ -266,9 +266,10 @@ def make_plan(args, folder, resuming, device, begun):
     chooses = args.eval_every > 0 or args.augment == "ada"
     slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
     network = network_settings(recipe, args.resolution, args.conditional)
-    for part in filter(None, (slices.train, slices.validation)) if network["values"] else ():
-        part.values = slice_values(part.names, network["values"], identify(part.names, table))
-        check_values(part.values, network["values"])
+    if wanted := network["values"]:
+        for part in filter(None, (slices.train, slices.validation)):
+            part.values = slice_values(part.names, wanted, identify(part.names, table))
+        check_values(slices.train.values, wanted, quiet=not processes.leading)
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None

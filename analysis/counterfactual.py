@@ -24,13 +24,13 @@ from analysis.bootstrap import FOLDS, bootstrap
 from analysis.encoder import draw_slices
 from analysis.models import synthesize
 from analysis.style_space import build_probe
-from dataset import resize, to_uint8
+from analysis.values import PENALTIES, flatten
+from dataset import to_uint8
 from utils import pick_dtype, random_stream
 
 DRAWS = 16  # of z and noise, for each slice
 STEPS, RATE, PRIOR = 100, 0.1, 0.1  # of Adam; weight of the distance from a random z, which settles what w does not tell
 ROWS = 1024  # latents that are sought at once
-PIXELS, RIDGE = 32, 300.0  # pixels a side for the regression of the position; its penalty
 JUDGED = 1024  # generated slices that the probe of the class is fitted to
 
 
@@ -155,15 +155,13 @@ def nearest(points, references):
 
 def positions(small, groups, indices):
     """Slice indices [3, N] of slices uint8 [3, N, r, r] by ridge regression on pixels of the first, real ones of other groups."""
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import GroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    pixels = [resize(part, PIXELS).reshape(len(part), -1).astype(np.float32) for part in small]
+    pixels = [flatten(part) for part in small]
     found = np.zeros((3, len(groups)))
     for fitted, held_out in GroupKFold(min(FOLDS, len(np.unique(groups)))).split(groups, groups=groups):
-        ridge = make_pipeline(StandardScaler(), Ridge(RIDGE)).fit(pixels[0][fitted], indices[fitted])
+        ridge = RidgeCV(PENALTIES).fit(pixels[0][fitted], indices[fitted])
         found[:, held_out] = [ridge.predict(part[held_out]) for part in pixels]
     return found
 

@@ -125,9 +125,8 @@ def morph(model, z, shown, psi=1.0, steps=STEPS, seed=0):
     """The Morph of latents z [N, z_dim], N > 1, in a conditional model: images of the first `shown`, means over all of them.
 
     Each latent goes its own way, from its w as AD to its w as NC, with noise of its own, drawn by `seed`, that is the same all the
-    way: so the mean difference holds no pattern of one noise. (For a real slice counterfactual.py finds a
-    latent.) The standard error is over latents: it says how well the
-    mean of the model is known, not how realistic the model is.
+    way: so the mean difference holds no pattern of one noise. (For a real slice counterfactual.py finds
+    a latent.) The standard error is over latents: it says how well the mean of the model is known, not how realistic the model is.
     """
     ends = []  # w [N, w_dim] of AD and of NC
     for label in model.labels:

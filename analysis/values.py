@@ -5,6 +5,7 @@ follows(model, pixels, values, groups, seed=0)["position"].generated    # 0.97
 """
 
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from utils import UserError
 SIDE = 32  # pixels a side of what a regression sees
 FOLDS = 5
 LATENTS = 64
+PENALTIES = np.logspace(-2, 4, 7)  # of ridge regressions, of which each chooses one by leaving slices out
 
 
 def slice_values(names, wanted, scans):
@@ -30,13 +32,16 @@ def slice_values(names, wanted, scans):
     return np.array([columns[name] for name in wanted], np.float32).T
 
 
-def check_values(values, wanted):
-    """Note on stderr which values [N, k] are unknown; UserError, which names train.py's flag, if one is unknown of all slices."""
+def check_values(values, wanted, quiet=False):
+    """Note on stderr, unless `quiet`, which values [N, k] of training slices are unknown; UserError if one is of all.
+
+    The error names train.py's flag.
+    """
     for name, missing in zip(wanted, np.isnan(values).sum(0)):
         source = "file names do not give it (218391_78.jpeg is slice 78)" if name == "position" else "--subjects lacks it"
         if missing == len(values):
             raise UserError(f"--conditional {name}: unknown of all {missing} slices: {source}")
-        if missing:
+        if missing and not quiet:
             print(f"note: {name} unknown of {missing} of {len(values)} slices: {source}; the model is told so", file=sys.stderr)
 
 
@@ -49,13 +54,23 @@ class Followed(NamedTuple):
     others: dict  # {other value: how far its measured mean moves from the first to the last step, in SDs of real slices}
 
 
+class Fit(NamedTuple):
+    """A regression of one value."""
+
+    measured: str  # what of the value, in words
+    transform: Callable  # of the value, to what is measured
+    ridge: object  # fitted to pixels [N, SIDE^2]
+    deviation: float  # standard deviation of the real slices'
+    real: float  # correlation, as of Followed
+
+
 def follows(model, pixels, values, groups, seed=0):
     """{name: Followed} of each value of a Model that FOLDS or more people are known to have.
 
     pixels uint8 [N, R, R], values [N, len(model.values)], groups [N]: of real slices, their values and their people.
     """
     flat, z = flatten(pixels), draw_z(LATENTS, model.mapping.z_dim, seed).to(model.device)
-    fitted = {}
+    fits = {}
     for name, column in zip(model.values, values.T):
         known = np.isfinite(column)
         if len(np.unique(groups[known])) >= FOLDS:
@@ -63,31 +78,29 @@ def follows(model, pixels, values, groups, seed=0):
             if name == "position":  # left and right are nearly mirror images: a slice may tell how far it is from the middle alone
                 planes = np.quantile(column[known], np.linspace(0.2, 0.8, 7)).round()
                 kinds += [(f"distance from slice {plane:.0f}", lambda x, plane=plane: np.abs(x - plane)) for plane in planes]
-            fits = [(*kind, *fit(flat[known], kind[1](column[known]), groups[known])) for kind in kinds]
-            fitted[name] = max(fits, key=lambda found: found[-1])
+            tried = [fit(*kind, flat[known], column[known], groups[known]) for kind in kinds]
+            fits[name] = max(tried, key=lambda one: one.real)
     found = {}
-    for name, (kind, of, _, _, real) in fitted.items():
+    for name, own in fits.items():
         images, asked = move_value(model, z, name)
         shape, drawn = images.shape[:3], flatten(images.reshape(-1, *images.shape[3:]))
-        measured = {other: ridge.predict(drawn).reshape(shape) for other, (_, _, ridge, *_) in fitted.items()}
-        moved = {
-            other: (x[..., -1] - x[..., 0]).mean() / deviation
-            for (other, x), (*_, deviation, _) in zip(measured.items(), fitted.values())
-            if other != name
-        }
-        asked = np.broadcast_to(of(np.array(asked)), shape)
-        found[name] = Followed(kind, np.corrcoef(asked.ravel(), measured[name].ravel())[0, 1], real, moved)
+        measured = {other: one.ridge.predict(drawn).reshape(shape) for other, one in fits.items()}
+        ends = {other: (x[..., -1] - x[..., 0]).mean() for other, x in measured.items() if other != name}
+        asked = np.broadcast_to(own.transform(np.array(asked)), shape)
+        correlation = np.corrcoef(asked.ravel(), measured[name].ravel())[0, 1]
+        moved = {other: end / fits[other].deviation for other, end in ends.items()}
+        found[name] = Followed(own.measured, correlation, own.real, moved)
     return found
 
 
-def fit(flat, true, groups):
-    """(ridge regression fitted to flat [N, D], correlation with `true` [N] of other people's slices, SD of `true`)."""
+def fit(measured, transform, flat, values, groups):
+    """The Fit of transform(values [N]) on pixels flat [N, SIDE^2] of slices of groups [N]."""
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    ridge = RidgeCV(np.logspace(-2, 4, 7))
-    told = cross_val_predict(ridge, flat, true, groups=groups, cv=GroupKFold(FOLDS))
-    return ridge.fit(flat, true), true.std(), np.corrcoef(true, told)[0, 1]
+    ridge, true = RidgeCV(PENALTIES), transform(values)
+    of_others = cross_val_predict(ridge, flat, true, groups=groups, cv=GroupKFold(FOLDS))
+    return Fit(measured, transform, ridge.fit(flat, true), true.std(), np.corrcoef(true, of_others)[0, 1])
 
 
 def flatten(pixels):

@@ -63,13 +63,9 @@ def estimate_memory(network, loss, micro_batch, dtype):
         saved[storage._cdata] = storage.nbytes(), storage  # holding it, so that no two share an address
         return tensor
 
-    labels, values = None, network.get("values", ())
-    if network["num_classes"]:
-        labels = (
-            torch.zeros(micro_batch, 1 + len(values), device="meta")
-            if values
-            else torch.zeros(micro_batch, dtype=torch.long, device="meta")
-        )
+    labels = torch.zeros(micro_batch, 1 + len(network["values"]), device="meta") if network.get("values") else None
+    if network["num_classes"] and labels is None:
+        labels = torch.zeros(micro_batch, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         w = model["mapping"](torch.empty(micro_batch, network["z_dim"], device="meta"), labels)
         fake = model["generator"](w, dtype=dtype)

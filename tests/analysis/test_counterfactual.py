@@ -233,7 +233,7 @@ def test_axioms_of_known_points(monkeypatch):
 
 def test_positions_are_told_by_other_people(monkeypatch):
     """The brightness is the position; in the third set every slice is two positions further."""
-    monkeypatch.setattr(counterfactual, "RIDGE", 0.1)
+    monkeypatch.setattr(counterfactual, "PENALTIES", [1e-4])
     indices = np.array([5.0, 6, 7, 9])
     levels = np.uint8([10 * indices, 10 * indices, 10 * indices + 20])[:, :, None, None] * np.ones((1, 1, 32, 32), np.uint8)
     found = counterfactual.positions(levels, np.array(["a", "a", "b", "b"]), indices)
