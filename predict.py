@@ -19,7 +19,7 @@ import time
 from utils import ArgumentParser, Group, UserError, make_folder, number, parse_before_import, pick_device, run_cli
 
 PICTURES = "grid", "mixing", "sweep", "interpolate", "noise", "pyramid", "directions", "morph", "values"  # of --draw
-MAP_FLAGS = "AD_dir", "NC_dir", "control_dir", "conditional_dir"  # each takes a run
+MAP_FLAGS = "AD_dir", "NC_dir", "control_dir"  # each takes a run
 
 
 def choice(*names):
@@ -63,10 +63,10 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
-    if args.styles:
-        for name in ("plot_umap", "evaluate", "encode", "project", "export", "playground", "quiz", "report"):
+    if isinstance(args.export, str):
+        for name in ("plot_umap", "evaluate", "encode", "project", "playground", "quiz", "report"):
             if getattr(args, name):
-                raise UserError(f"--styles draws the slices of its table and nothing else: leave out --{name}")
+                raise UserError(f"--export {args.export} draws the slices of this table and nothing else: leave out --{name}")
     if args.evaluate and not args.dataset_dir:
         raise UserError("--evaluate True also needs --dataset_dir: slices that the model was not trained on, such as AD_NC/test")
     if args.quiz and not args.dataset_dir:
@@ -76,7 +76,9 @@ def parse_args(argv=None):
 
 def add_model_flags(group):
     group.add("--model_dir", default="model", help="folder of the runs, or one run itself")
-    text = "name of the run under --model_dir: AD, NC, all, all-conditional (default: all, or the only one there)"
+    text = (
+        "name of the run under --model_dir: AD, NC, all, all-conditional (default: all, or the only one; of maps: all-conditional)"
+    )
     group.add("--classes", help=text)
     text = "the averaged generator of the last checkpoint, or of the evaluation with the lowest KID"
     group.add("--which", choices=("last", "best"), default="last", help=text)
@@ -95,25 +97,26 @@ def add_image_flags(group):
         "in a model that is told these"
     )
     group.add("--draw", type=pictures, default="grid", metavar="NAME,...", help=text)
-    text = "also write N single PNGs (of each class) with metadata.csv; completes an export that was stopped"
-    group.add("--export", type=number(int, 1, 10**7), metavar="N", help=text)
+    text = (
+        "also write N single PNGs (of each class) with metadata.csv, completing an export that was stopped; or draw the style "
+        "vectors in a table that atlas.html or playground.html saved, and nothing else"
+    )
+    group.add("--export", type=export_target, metavar="N|CSV", help=text)
     text = "the style vectors of real slices, by an encoder that the first use makes (minutes), and which the model cannot draw"
     group.add("--encode", metavar="FILE|DIR", help=text)
     text = "also write playground.html: the generator itself, alive in one offline page, with sliders and for slices of your own"
     group.add_bool("--playground", False, text)
     text = "search for the style vectors, then the noise, that reproduce real slices"
     group.add("--project", metavar="FILE|DIR", help=text)
-    text = "draw the slices in this table, which atlas.html downloads, at full size, and nothing else"
-    group.add("--styles", metavar="CSV", help=text)
 
 
 def add_map_flags(group):
-    group.add_bool("--plot_umap", False, "plot the style vectors of two models; needs --AD_dir and --NC_dir, or --conditional_dir")
+    text = "plot the style vectors of the models of --AD_dir and --NC_dir, and those of a conditional model"
+    group.add_bool("--plot_umap", False, text)
     group.add("--AD_dir", help="run of the AD model: its name under --model_dir, or a path")
     group.add("--NC_dir", help="run of the NC model, likewise")
     text = "run of a second NC model, trained with another --seed, to compare the gap between AD and NC with"
     group.add("--control_dir", help=text)
-    group.add("--conditional_dir", help="run of a conditional model, likewise (default: all-conditional, if there is one)")
     group.add_bool("--atlas", False, "also write atlas.html: one page of the maps in which every point shows its slice")
     text = (
         "how maps are made: method (umap, tsne or pca), UMAP's n_neighbors and min_dist, num_styles: style vectors of each "
@@ -151,6 +154,11 @@ def pictures(text):
     return [name for name in PICTURES if name in names]
 
 
+def export_target(text):
+    """An argparse type: a number of slices, or the path of a table of style vectors."""
+    return text if text.endswith(".csv") else number(int, 1, 10**7)(text)
+
+
 def map_setting(text):
     """An argparse type: "n_neighbors=15" -> ("n_neighbors", 15)."""
     name, _, value = text.partition("=")
@@ -167,12 +175,8 @@ def check_map_flags(args):
     given = [flag for flag in (*MAP_FLAGS, "atlas") if getattr(args, flag)]
     if given and not args.plot_umap:
         raise UserError(f"--{given[0]} belongs to --plot_umap True")
-    missing = [f"--{flag}" for flag in ("AD_dir", "NC_dir") if args.plot_umap and not getattr(args, flag)]
-    if missing and not (len(missing) == 2 and args.conditional_dir):
-        needed = " and ".join(missing)
-        raise UserError(f"--plot_umap True also needs {needed}: the run of that class's model, such as --AD_dir AD --NC_dir NC")
-    if args.control_dir and missing:
-        raise UserError("--control_dir is compared with --AD_dir and --NC_dir: give both")
+    if given and not (args.AD_dir and args.NC_dir) and given != ["atlas"]:
+        raise UserError(f"--{given[0]} goes with both --AD_dir and --NC_dir, such as --AD_dir AD --NC_dir NC")
 
 
 if __name__ == "__main__":
@@ -209,15 +213,16 @@ def main(argv=None):
     """Do what the flags ask for; print every path as soon as its file is written."""
     args = parse_args(argv)
     device, start = pick_device(args.device), time.monotonic()
-    if args.styles:
+    if isinstance(args.export, str):
         show(chosen_styles(args, device))
         return 0
     table = find_subjects(args.subjects, args.dataset_dir or args.encode or args.project)
     mapped = {}
     if args.plot_umap:
-        mapped = map_models({flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}, args.model_dir, args.which, device)
+        asked = {flag: run for flag in MAP_FLAGS if (run := getattr(args, flag))}
+        mapped = map_models(asked, args.classes, args.model_dir, args.which, device)
     models = models_to_look_into(args, mapped, device)
-    specs = style_maps.map_specs(*(mapped.get(flag) for flag in MAP_FLAGS))
+    specs = style_maps.map_specs(*(mapped.get(name) for name in (*MAP_FLAGS, "conditional")))
     real = None
     if args.plot_umap and args.dataset_dir:
         resolution = max(source.model.resolution for spec in specs for source in spec.sources.values())
@@ -255,17 +260,19 @@ def show(section):
 
 
 def chosen_styles(args, device):
-    """The report.Section of --styles."""
-    table, folder = read_style_table(args.styles), os.path.join(args.output_dir, "styles")
+    """The report.Section of the slices in a table of style vectors."""
+    table, folder = read_style_table(args.export), os.path.join(args.output_dir, "styles")
     runs = dict.fromkeys(row.run for row in table)
-    models = {run: open_run(run, args.model_dir, args.which, device, f"--styles {args.styles}") for run in runs}
-    return draw_chosen(draw_style_table(table, models, folder, args.styles), folder, args.output_dir)
+    models = {run: open_run(run, args.model_dir, args.which, device, f"--export {args.export}") for run in runs}
+    return draw_chosen(draw_style_table(table, models, folder, args.export), folder, args.output_dir)
 
 
 def models_to_look_into(args, mapped, device):
-    """The Models of which images are drawn: those of --classes or --model_dir, else those of the map, {flag: Model}."""
-    if args.plot_umap and not args.classes and not holds_generator(args.model_dir):
-        models = [model for flag, model in mapped.items() if flag != "control_dir" and getattr(args, flag)]
+    """The Models of which images are drawn: those of --classes or --model_dir, else those of the map, as of `map_models`."""
+    if args.plot_umap and not args.AD_dir:
+        models = [mapped["conditional"]]
+    elif args.plot_umap and not args.classes and not holds_generator(args.model_dir):
+        models = [mapped["AD_dir"], mapped["NC_dir"]]
     else:
         models = [choose_model(args.classes, args.model_dir, args.which, device)]
     if "morph" in args.draw and args.draw != list(PICTURES) and not all(model.is_conditional for model in models):

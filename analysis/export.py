@@ -1,4 +1,4 @@
-"""Slices as single files: data sets of generated ones (predict.py --export), and slices of chosen style vectors (--styles).
+"""Slices as single files: data sets of generated ones (predict.py --export), and of chosen style vectors (--export CSV).
 
     <output_dir>/AD/000000.png ...                                              a model of one class, or of both unlabelled
     <output_dir>/all-conditional/AD/000000.png ...  .../NC/000000.png ...       a conditional model

@@ -1,6 +1,6 @@
 """Which runs predict.py works on: are they what its flags ask for, and in which folders are they?
 
-models = map_models({"AD_dir": "AD", "NC_dir": "NC", "control_dir": "control/NC"}, "model", "last", device)
+models = map_models({"AD_dir": "AD", "NC_dir": "NC", "control_dir": "control/NC"}, None, "model", "last", device)
 model = open_run("AD", "model", "last", device, "--classes")
 """
 
@@ -12,7 +12,11 @@ from analysis.models import describe_runs, find_run, holds_generator, list_runs,
 from utils import CLASSES, UserError, printable, read_config
 
 CONDITIONAL = "all-conditional"  # name of the run of a conditional model
-TRAINED_ON = {"AD_dir": "AD", "NC_dir": "NC", "control_dir": "NC", "conditional_dir": CONDITIONAL}  # what each flag takes a run of
+MAP_FLAGS = {"AD_dir": "AD", "NC_dir": "NC", "control_dir": "NC"}  # class of the run that each flag of the maps takes
+NOTHING_TO_MAP = (
+    "--plot_umap True also needs --AD_dir and --NC_dir, such as --AD_dir AD --NC_dir NC, or a conditional model, such as "
+    f"--classes {CONDITIONAL}"
+)
 
 
 def open_run(name, model_dir, which, device, flag):
@@ -31,7 +35,7 @@ def choose_model(name, model_dir, which, device):
         model = open_run(name, model_dir, which, device, "--classes")
         tell_run(f"--classes {name}", model)
         if name in CLASSES:
-            check_classes(f"--classes {name}", model, name)
+            check_class(f"--classes {name}", model, name)
         return model
     folder = os.path.normpath(model_dir)
     if not holds_generator(model_dir):
@@ -44,15 +48,24 @@ def choose_model(name, model_dir, which, device):
     return model
 
 
-def map_models(asked, model_dir, which, device):
-    """The Models of the maps of predict.py --plot_umap: {flag: Model}, flags of TRAINED_ON in their order.
+def map_models(asked, name, model_dir, which, device):
+    """The Models of the maps of predict.py --plot_umap: {flag of MAP_FLAGS or "conditional": Model}.
 
-    asked: {flag: name or path of a run}; without conditional_dir, a conditional run all-conditional under `model_dir` is taken.
-    Says on stderr in which folders they are. UserError if a run was not trained on what its flag takes, or two flags mean one run.
+    asked: {flag: name or path of a run}. The conditional model is that of --classes (`name`), else the run all-conditional under
+    `model_dir`; without AD_dir and NC_dir, whatever `choose_model` takes. Says on stderr in which folders they are. UserError if a
+    run was not trained on what its flag takes, two flags mean one run, or there is nothing to map.
     """
+    runs = list_runs(model_dir)
+    if not asked and not name and len(runs) > 1 and CONDITIONAL not in runs:
+        raise UserError(NOTHING_TO_MAP)
+    if not asked:
+        model = choose_model(name or (CONDITIONAL if CONDITIONAL in runs else None), model_dir, which, device)
+        if not model.is_conditional:
+            raise UserError(f"{NOTHING_TO_MAP}: the run in {model.folder} is not conditional")
+        return {"conditional": model}
     models = {flag: open_run(run, model_dir, which, device, f"--{flag}") for flag, run in asked.items()}
     for flag, model in models.items():
-        check_classes(f"--{flag} {asked[flag]}", model, TRAINED_ON[flag])
+        check_class(f"--{flag} {asked[flag]}", model, MAP_FLAGS[flag])
     for one, other in itertools.combinations(models, 2):
         if reason := same_run(models[other], models[one]):
             raise UserError(
@@ -60,27 +73,19 @@ def map_models(asked, model_dir, which, device):
             )
     for flag, model in models.items():
         tell_run(f"--{flag} {asked[flag]}", model)
-    if "conditional_dir" not in models and CONDITIONAL in list_runs(model_dir):
-        folder = os.path.join(model_dir, CONDITIONAL)
-        try:
-            model = load_model(folder, device, which)
-            check_classes(folder, model, CONDITIONAL)
-            models["conditional_dir"] = model
-            tell_run(CONDITIONAL, model)
-        except UserError as error:
-            print(printable(f"note: there is no map of a conditional model: {error}"), file=sys.stderr)
+    if name or CONDITIONAL in runs:
+        model = open_run(name or CONDITIONAL, model_dir, which, device, "--classes")
+        if model.is_conditional:
+            models["conditional"] = model
+            tell_run(name or CONDITIONAL, model)
     return models
 
 
-def check_classes(asked, model, expected):
-    """UserError, which begins with the flag and its value `asked`, unless the Model is what `expected`, of TRAINED_ON, says."""
-    if expected == CONDITIONAL and not model.is_conditional:
-        raise UserError(f"{asked} is no conditional model: it takes one that is given the class (train.py --conditional True)")
-    if expected != CONDITIONAL and model.is_conditional:
-        raise UserError(
-            f"{asked} is a conditional model: it takes one of {expected} alone (--conditional_dir takes conditional ones)"
-        )
-    if expected != CONDITIONAL and model.trained_on != [expected]:
+def check_class(asked, model, expected):
+    """UserError, which begins with the flag and its value `asked`, unless the Model was trained on the class `expected` alone."""
+    if model.is_conditional:
+        raise UserError(f"{asked} is a conditional model: it takes one of {expected} alone (--classes takes conditional ones)")
+    if model.trained_on != [expected]:
         raise UserError(
             f"{asked}: the run in {model.folder} was trained on {' and '.join(model.trained_on)}, not on {expected}"
             f"{' alone' if expected in model.trained_on else ''}: give a run of train.py --classes {expected}"

@@ -4,7 +4,7 @@
 
 The page holds the weights of mapping network, generator and encoder as float16, and what `directions` finds. playground_worker.js
 is modules.py and analysis/encoder.py in JavaScript; playground.js is the page around it. Latents and fixed noise are those of
-PyTorch on a CPU, so that the page shows the slices of --draw, and `--styles` draws what the page saves.
+PyTorch on a CPU, so that the page shows the slices of --draw, and `--export CSV` draws what the page saves.
 """
 
 import base64

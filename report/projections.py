@@ -1,4 +1,4 @@
-"""Pictures of given style vectors: of real slices, encoded (predict.py --encode) or projected (--project), and of --styles.
+"""Pictures of given style vectors: of real slices, encoded (predict.py --encode) or projected (--project), or of a table.
 
 section = draw_encoded(model, encoder, targets, scans, "predictions")
 section = draw_projection(model, projection, targets.names, "predictions")

@@ -154,7 +154,7 @@ def save_picture(path, width=600, height=500):
 
 def test_only_slices_of_predictions_are_counted_and_the_rest_is_named(models, slices_dir, tmp_path, capsys, quick):
     """Pictures beside an export have other sizes; of real slices all sizes count."""
-    tools = "--draw all --num_images 1 --evaluate --plot_umap --conditional_dir all-conditional --umap method=pca num_styles=30"
+    tools = "--draw all --num_images 1 --evaluate --plot_umap --classes all-conditional --umap method=pca num_styles=30"
     data, out = os.path.join(os.path.dirname(slices_dir), "test"), str(tmp_path / "out")
     flags = ["--model_dir", models, "--output_dir", out, "--dataset_dir", data, "--device", "cpu", *tools.split()]
     assert predict.main([*flags, "--export", "20", "--project", os.path.join(data, "AD/100_0.png")]) == 0

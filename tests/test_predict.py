@@ -59,7 +59,7 @@ def test_classes_names_a_run_of_that_class(models, tmp_path):
 
 
 def test_flags_of_maps_need_plot_umap():
-    for flag in ("AD_dir", "NC_dir", "control_dir", "conditional_dir"):
+    for flag in ("AD_dir", "NC_dir", "control_dir"):
         with pytest.raises(UserError, match=f"--{flag} belongs to --plot_umap True"):
             predict.parse_args([f"--{flag}", "x"])
 
@@ -68,19 +68,23 @@ def test_flags_of_maps_need_plot_umap():
     "flags, expected",
     [
         (["--which", "worst"], "--which"),
-        (["--plot_umap", "True"], "--AD_dir and --NC_dir"),
+        (["--plot_umap", "True", "--classes", "NC"], "--AD_dir and --NC_dir"),
         (["--plot_umap", "--AD_dir", "AD"], "--NC_dir"),
         (["--plot_umap", "True", "--AD_dir", "AD", "--NC_dir", "CN"], "no run CN"),
         (["--plot_umap", "--AD_dir", "AD", "--NC_dir", "all-conditional"], "--NC_dir all-conditional is a conditional model"),
-        (["--plot_umap", "--conditional_dir", "AD"], "--conditional_dir AD is no conditional model"),
-        (["--plot_umap", "--conditional_dir", "all-conditional", "--control_dir", "NC"], "give both"),
+        (["--plot_umap", "--classes", "AD"], "--plot_umap True also needs --AD_dir and --NC_dir"),
+        (["--plot_umap", "--classes", "all-conditional", "--control_dir", "NC"], "goes with both --AD_dir and --NC_dir"),
         (["--classes", "AD", "--draw", "morph"], "--draw morph needs a conditional model"),
         (["--classes", "AD", "--draw", "grid,mix"], "--draw: 'mix' is not one of grid, mixing, sweep"),
         (["--umap", "neighbours=3"], "--umap: expected NAME=VALUE with one of the names method, n_neighbors"),
         (["--umap", "method=umap", "n_neighbors=1"], "--umap: n_neighbors: 1 is out of range: at least 2"),
         (["--umap", "method=UMAP"], "--umap: method: 'UMAP' is not one of umap, tsne, pca"),
         (["--atlas", "True"], "--atlas belongs to --plot_umap"),
-        (["--styles", "s.csv", "--report", "True"], "leave out --report"),
+        (
+            ["--export", "s.csv", "--report", "True"],
+            "--export s.csv draws the slices of this table and nothing else: leave out --report",
+        ),
+        (["--export", "s.txt"], "--export: 's.txt'"),
         (["--classes", "AD", "--evaluate"], "--dataset_dir"),
         (["--classes", "AD", "--quiz"], "--quiz True also needs --dataset_dir"),
         (["--classes", "AD", "--subjects", "none.csv"], "--subjects none.csv: cannot be read"),
@@ -198,7 +202,7 @@ def test_morph_writes_the_twins_of_real_slices(models, slices_dir, tmp_path, cap
 def test_report_has_all_sections(models, slices_dir, tmp_path, quick):
     test_dir = os.path.join(os.path.dirname(slices_dir), "test")
     flags = "--classes all-conditional --report True --plot_umap"
-    flags += " --conditional_dir all-conditional --umap method=pca num_styles=30"
+    flags += " --classes all-conditional --umap method=pca num_styles=30"
     folders = "--dataset_dir", test_dir, "--project", os.path.join(test_dir, "AD"), "--subjects", str(tmp_path / "people.csv")
     (tmp_path / "people.csv").write_text("image,subject\n" + "".join(f"I{100 + i},p{i // 2}\n" for i in range(11)))
     assert run(models, tmp_path, *flags.split(), *folders) == 0

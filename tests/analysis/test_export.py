@@ -159,7 +159,7 @@ def test_rows_of_a_model_with_shorter_style_vectors_end_in_empty_cells(tmp_path)
 )
 def test_read_style_table_refuses_in_one_line(tmp_path, header, rows, message):
     path = write(tmp_path / "s.csv", header, *rows)
-    line = refusal(predict.main, "--styles", path, "--device", "cpu")
+    line = refusal(predict.main, "--export", path, "--device", "cpu")
     assert line.startswith(f"{path}: ") and message in line
 
 
@@ -168,7 +168,7 @@ def test_styles_are_drawn_at_full_size_in_the_order_of_the_table(models, tmp_pat
     w = style_vectors(model.mapping, draw_z(3, model.mapping.z_dim, 7))[0].numpy()
     rows = [["NC", "b\n$x$ {0}", *w[0]], ["AD", "a", *w[1]], ["AD", "a", *w[2]]]
     path = write(tmp_path / "s.csv", ["run", "set", *(f"w{i}" for i in range(w.shape[1]))], *rows)
-    assert predict.main(["--styles", path, "--model_dir", models, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert predict.main(["--export", path, "--model_dir", models, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]) == 0
     for i, run in enumerate(["NC", "AD", "AD"]):
         with torch.no_grad():
             expected = synthesize(load_model(os.path.join(models, run), "cpu"), torch.from_numpy(w[i : i + 1]))[0]
@@ -183,7 +183,7 @@ def test_styles_are_drawn_at_full_size_in_the_order_of_the_table(models, tmp_pat
 def test_styles_of_another_length_or_run_draw_nothing(models, tmp_path):
     flags = ["--model_dir", models, "--output_dir", tmp_path / "out", "--device", "cpu"]
     path = write(tmp_path / "s.csv", ["run", "w0"], ["AD", 1])
-    assert "line 2 has 1 numbers, but the style vectors of AD have" in refusal(predict.main, "--styles", path, *flags)
+    assert "line 2 has 1 numbers, but the style vectors of AD have" in refusal(predict.main, "--export", path, *flags)
     path = write(tmp_path / "s.csv", ["run", "w0"], ["no such run", 1])
-    assert "no such run" in refusal(predict.main, "--styles", path, *flags)
+    assert "no such run" in refusal(predict.main, "--export", path, *flags)
     assert not (tmp_path / "out" / "styles").exists()

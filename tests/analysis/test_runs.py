@@ -35,15 +35,15 @@ def map_folder(models, tmp_path_factory):
     return str(folder)
 
 
-def mapped(model_dir, **asked):
-    models = map_models({f"{flag}_dir": run for flag, run in asked.items() if run}, model_dir, "last", "cpu")
+def mapped(model_dir, classes=None, **asked):
+    models = map_models({f"{flag}_dir": run for flag, run in asked.items() if run}, classes, str(model_dir), "last", "cpu")
     return {flag: model.folder for flag, model in models.items()}
 
 
 def test_models_of_maps_are_those_of_the_flags_with_the_folders_named(map_folder, tmp_path, monkeypatch, capsys):
     runs = mapped(map_folder, AD="AD", NC="NC", control="control")
     ad, nc, control, both = (os.path.join(map_folder, name) for name in ("AD", "NC", "control", "all-conditional"))
-    assert runs == {"AD_dir": ad, "NC_dir": nc, "control_dir": control, "conditional_dir": both}
+    assert runs == {"AD_dir": ad, "NC_dir": nc, "control_dir": control, "conditional": both}
     assert capsys.readouterr().err.splitlines() == [
         f"note: --AD_dir AD: the run in {ad}, trained on AD",
         f"note: --NC_dir NC: the run in {nc}, trained on NC",
@@ -83,20 +83,31 @@ def test_maps_of_wrong_runs_are_refused(map_folder, ad, nc, control, expected):
         mapped(map_folder, AD=ad, NC=nc, control=control)
 
 
-@pytest.mark.parametrize("run", ["AD", "all", "control"])
-def test_a_conditional_map_needs_a_conditional_model(map_folder, run):
-    with pytest.raises(UserError, match=f"--conditional_dir {run} is no conditional model"):
-        mapped(map_folder, conditional=run)
+def test_a_conditional_model_alone_is_mapped_where_it_can_be_told(map_folder, models, tmp_path):
+    both = os.path.join(models, "all-conditional")
+    assert (
+        mapped(map_folder) == mapped(map_folder, "all-conditional") == {"conditional": os.path.join(map_folder, "all-conditional")}
+    )
+    assert mapped(both) == {"conditional": both}  # a run itself
+    os.symlink(both, tmp_path / "only")
+    assert mapped(tmp_path) == {"conditional": str(tmp_path / "only")}
 
 
-def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_folder, tmp_path, capsys):
+def test_maps_need_a_pair_or_a_conditional_model(map_folder, tmp_path):
+    for run in ("AD", "all", "control"):
+        with pytest.raises(UserError, match=f"also needs --AD_dir and --NC_dir.*{run} is not conditional"):
+            mapped(map_folder, run)
     for name in ("AD", "NC"):
         os.symlink(os.path.join(map_folder, name), tmp_path / name)
-    for source in ("all", "damaged"):
-        os.symlink(os.path.join(map_folder, source), tmp_path / "all-conditional")
-        assert list(mapped(str(tmp_path), AD="AD", NC="NC")) == ["AD_dir", "NC_dir"]
-        assert "note: there is no map of a conditional model: " in capsys.readouterr().err
-        (tmp_path / "all-conditional").unlink()
+    with pytest.raises(UserError, match="also needs --AD_dir and --NC_dir"):
+        mapped(tmp_path)
+
+
+def test_maps_of_a_pair_do_without_a_run_that_is_only_called_conditional(map_folder, tmp_path):
+    for name in ("AD", "NC"):
+        os.symlink(os.path.join(map_folder, name), tmp_path / name)
+    os.symlink(os.path.join(map_folder, "all"), tmp_path / "all-conditional")
+    assert list(mapped(tmp_path, AD="AD", NC="NC")) == ["AD_dir", "NC_dir"]
 
 
 def test_runs_of_one_network_one_set_of_slices_one_loss_and_one_seed_are_the_same(model, tmp_path, monkeypatch):
