@@ -151,7 +151,8 @@ def encoded_conclusions(encoded):
     if not encoded.mixing.value <= ONE_CLOUD:
         where += ": WARNING, they are not one cloud, so the map of real slices may not be one of what the model has learnt"
     refused = f"{encoded.refused.mean():.0%} of the real slices are unlike anything that the model draws (of its own 1%)."
-    unit = resampled_text(resampling_groups(encoded.real.scans)[1])
-    found = [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position)} {unit}"]
     trained = trained_text(encoded.trained, encoded.real.scans)
-    return [trained, *found] if trained.startswith("WARNING") else [*found, trained] if trained else found
+    seen = trained.startswith("WARNING")
+    unit = resampled_text(resampling_groups(encoded.real.scans)[1])
+    found = [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position, seen)} {unit}"]
+    return [trained, *found] if seen else [*found, trained] if trained else found

@@ -170,9 +170,9 @@ CONDITIONAL_NOTE = (
 )
 
 
-def real_verdict(real, position=None):
-    """What the StyleSeparation of encoded real slices shows, given the `position_probe` of the same probe: where the slice index
-    explains as much, AD and NC are not called separated."""
+def real_verdict(real, position=None, seen=False):
+    """What the StyleSeparation of encoded real slices shows, given the `position_probe` of the same probe: AD and NC are not called
+    separated where the slice index explains as much, or the model has seen some of these people in training."""
     tested = f"AUC {real.auc}, p = {real.p:.3f} by permutation of people"
     if np.isnan(real.p):
         separation = "too few people to tell whether they are separated"
@@ -180,6 +180,8 @@ def real_verdict(real, position=None):
         separation = f"no separation was shown, {tested}; with so many people an AUC below {real.detectable:.2f} would be missed"
     elif position and not beyond_position(real.auc, position):
         separation = f"{tested}, but no more than slice position may explain"
+    elif seen:
+        separation = f"{tested}, but of people whom the model was trained on: nothing is concluded"
     else:
         separation = f"they are separated more than by chance, {tested}"
     sentence = f"Real AD and NC slices, encoded without their class: {separation}."

@@ -1,6 +1,6 @@
 """report.html, one page with everything that predict.py found, figures included, and report.json with its numbers.
 
-    table = ReportTable(["class", "KID x 1000", "AUC"], [["AD", 59.2, (0.81, 0.77, 0.85)], ["NC", None, None]], "Unseen slices.")
+    table = ReportTable(["class", "KID x 1000", "AUC"], [["AD", 59.2, (0.81, 0.77, 0.85)], ["NC", None, None]], "Held-out slices.")
     figure = ReportFigure("predictions/AD_generated.png", "16 latents of seed 0.")
     write_report("predictions", "What AD learnt", {"seed": 0}, [Section("Slices", [], [table], [figure])])
 

@@ -131,6 +131,8 @@ def test_real_verdict_depends_on_the_permutations():
     missed = styles.real_verdict(separation(0.5, 0.61, 0.1, p=0.03))
     assert "no separation was shown, AUC 0.61" in missed and "an AUC below 0.62 would be missed" in missed
     assert "too few people" in styles.real_verdict(StyleSeparation(styles.UNDEFINED, styles.UNDEFINED))
+    seen = styles.real_verdict(separation(0.5, 0.7, 0.1), seen=True)
+    assert "p = 0.005" in seen and "nothing is concluded" in seen and "separated" not in seen
 
 
 @pytest.mark.parametrize("sizes, expected", [((5, 5), 4 / 9), ((3, 7), (0.3 * 2 + 0.7 * 6) / 9)])
