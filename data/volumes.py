@@ -13,7 +13,7 @@ import os
 import re
 from typing import NamedTuple
 
-from data.dicom import read_dicom, reason, sitk
+from data.dicom import CONVERT, read_dicom, reason, sitk
 from data.nifti import read_nifti
 from utils import UserError, printable, walk
 
@@ -166,5 +166,6 @@ def read_volume(volume):
     except UserError as error:
         raise UserError(f"{volume.place}: {error}") from None
     except (RuntimeError, OSError) as error:  # RuntimeError: SimpleITK's
-        raise UserError(f"{volume.place}: cannot be read ({getattr(error, 'strerror', None) or reason(error)})") from None
+        advice = f"; {CONVERT}" if volume.format == "DICOM" else ""
+        raise UserError(f"{volume.place}: cannot be read ({getattr(error, 'strerror', None) or reason(error)}){advice}") from None
     return image
