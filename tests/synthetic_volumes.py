@@ -68,7 +68,7 @@ def element(tag, kind, value):
 
 
 def write_enhanced(path, image, order=None, slopes=("1",)):
-    """Write `image` as one file of Enhanced MR Image Storage, its frames in `order`, the n-th of slope `slopes`[n % len(slopes)]."""
+    """Write `image` as one file of Enhanced MR Image Storage: its frames in `order`, their slopes those of `slopes` in turn."""
     order = list(range(image.GetDepth()) if order is None else order)
     axes = np.reshape(image.GetDirection(), (3, 3))[:, :2].T.ravel()
     pixels = sitk.GetArrayFromImage(image).astype("<u2")[order]
