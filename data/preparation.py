@@ -72,7 +72,7 @@ def prepare(request, draw=None):
     flags = comparable(request)
     table = read_subjects(request.subjects)
     if not any(scan.group for scan in table.values()):
-        raise UserError(f"--subjects {request.subjects}: no column Group (or class) that says AD or CN")
+        raise UserError(f"--subjects {request.subjects}: no column Group (or class) that says AD or CN; add one")
     found, skipped, counts = choose(request, table)
     wanted = [row for row in skipped if row.group]
     if not found and wanted:
