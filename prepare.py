@@ -43,9 +43,9 @@ def parse_args(argv=None):
     data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
 
     steps = Group(parser, "steps after the axes were swapped and flipped to those of a head, in this order")
-    text = "brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
+    text = "brain masks, NIfTI files with the ID of the scan in their names, such as of HD-BET or SynthStrip: all else "
     steps.add("--masks", metavar="DIR", help=text + "becomes black; without them, the head stays")
-    text = "make the masks, into OUTPUT_DIR/masks, by deepbet (pip install deepbet); volumes without a skull keep theirs"
+    text = "make the masks, into OUTPUT_DIR/masks, by deepbet (pip install deepbet); scans without a skull stay as they are"
     steps.add("--strip", choices=("deepbet",), help=text)
     steps.add_bool("--keep_doubtful", False, "of --strip: keep scans whose mask is too large, too small, in pieces, ...")
     steps.add_bool("--n4", True, "correct the coil's bias field (N4): most of the time that a scan takes")
@@ -72,7 +72,11 @@ def parse_args(argv=None):
     run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
     text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166, with --strip 1.9 GB"
     run.add("--num_workers", type=number(int, 1), default=usable_cores(), help=text)
-    args = parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
+
+
+def check_flags(args):
+    """The flags, with the default of --slices; UserError where some do not go together."""
     if args.slices_in == "index" and not args.slices:
         raise UserError("--slices_in index: give --slices too, the first and the last index")
     if args.strip and args.masks:

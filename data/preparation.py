@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime, timezone
+from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
@@ -150,7 +151,7 @@ def choose(request, table):
 
 def find_masks(folder):
     """{image: [paths]} of the masks below `folder`; where several have one ID, those with "mask" in their names count."""
-    found, _ = find_volumes(folder, "--masks")
+    found, _ = find_volumes(folder, "--masks", True)
     masks = {image: [volume.place for volume in there if volume.format != "DICOM"] for image, there in found.items()}
     return {image: [path for path in paths if "mask" in os.path.basename(path).lower()] or paths for image, paths in masks.items()}
 
@@ -196,6 +197,9 @@ def work(request, table, record, jobs, done, draw):
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"python": platform.python_version(), "SimpleITK": sitk.Version.VersionString(), "numpy": np.__version__}
     versions |= {"pillow": PIL.__version__, "system": platform.platform()}
+    if request.settings.strip:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions["deepbet"] = metadata.version("deepbet")
     run = {"command": request.command, "started": now, "versions": versions, "prepared": 0, "failed": 0, "seconds": 0.0}
     record.runs.append(run)
 

@@ -206,7 +206,9 @@ def template_file(name):
         return name
     package = importlib.util.find_spec("nilearn")
     path = os.path.join(package.submodule_search_locations[0], MNI152_FILE) if package else ""
-    require(os.path.isfile(path), f"{MNI152}: is part of nilearn: pip install nilearn, or give a NIfTI file")
+    require(
+        os.path.isfile(path), f"{MNI152}: the brain in nilearn, which is not installed: pip install nilearn, or give a NIfTI file"
+    )
     return path
 
 

@@ -87,18 +87,18 @@ def ending(path):
     return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
 
 
-def find_volumes(folder, flag="--volumes"):
+def find_volumes(folder, flag="--volumes", derived=False):
     """({image: [Volume, ...]}, files and folders without an Image Data ID) of the volumes below `folder`.
 
     Volumes that are not read (UNREAD) are listed where there is no other of their image. UserError, which names `flag`, if
-    `folder` is none, or holds no volumes. Hidden files, DICOMDIR and folders of DERIVED are left out, and files such as
-    sub-01_T1w_brain.nii.gz where there is sub-01_T1w.nii.gz.
+    `folder` is none, or holds no volumes. Hidden files and DICOMDIR are left out; unless `derived`, so are folders of DERIVED, and
+    files such as sub-01_T1w_brain.nii.gz where there is sub-01_T1w.nii.gz.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
     found, nameless, unread, archives = {}, set(), {}, []
     for root, names in walk(folder, flag):
-        if set(os.path.relpath(root, folder).split(os.sep)) & set(DERIVED):
+        if not derived and set(os.path.relpath(root, folder).split(os.sep)) & set(DERIVED):
             continue
         series = {}
         for path in (os.path.join(root, name) for name in names if name.upper() != "DICOMDIR"):
@@ -118,7 +118,7 @@ def find_volumes(folder, flag="--volumes"):
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
     for image, there in found.items():
         plain = [volume for volume in there if os.path.basename(volume.place).startswith(f"{image}.")]
-        found[image] = plain if image.startswith("sub-") and plain else there
+        found[image] = plain if plain and image.startswith("sub-") and not derived else there
     if not (found or unread or nameless):
         packed = f"; unpack {printable(archives[0])} first" if archives else ""
         raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth{packed}")

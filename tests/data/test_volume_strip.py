@@ -143,7 +143,9 @@ def test_missing_packages_are_one_line(monkeypatch):
     with pytest.raises(UserError, match="^--strip deepbet: pip install deepbet, or give --masks"):
         volume_strip.network()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="^mni152: is part of nilearn: pip install nilearn, or give a NIfTI file"):
+    with pytest.raises(
+        UserError, match="^mni152: the brain in nilearn, which is not installed: pip install nilearn, or give a NIfTI file"
+    ):
         template_file(MNI152)
     assert template_file("brain.nii") == "brain.nii"
 
