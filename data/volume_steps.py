@@ -204,11 +204,9 @@ def template_file(name):
     """The path of a --template; UserError for MNI152 without nilearn, which is looked for, but need not be imported."""
     if name != MNI152:
         return name
-    package = importlib.util.find_spec("nilearn")
-    path = os.path.join(package.submodule_search_locations[0], MNI152_FILE) if package else ""
-    require(
-        os.path.isfile(path), f"{MNI152}: the brain in nilearn, which is not installed: pip install nilearn, or give a NIfTI file"
-    )
+    places = getattr(importlib.util.find_spec("nilearn"), "submodule_search_locations", None) or [""]
+    path = os.path.join(places[0], MNI152_FILE)
+    require(os.path.isfile(path), f"{MNI152}: the brain in nilearn, which is missing: pip install nilearn, or give a NIfTI file")
     return path
 
 

@@ -144,7 +144,7 @@ def test_missing_packages_are_one_line(monkeypatch):
         volume_strip.network()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match="^mni152: the brain in nilearn, which is not installed: pip install nilearn, or give a NIfTI file"
+        UserError, match="^mni152: the brain in nilearn, which is missing: pip install nilearn, or give a NIfTI file"
     ):
         template_file(MNI152)
     assert template_file("brain.nii") == "brain.nii"
