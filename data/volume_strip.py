@@ -81,12 +81,16 @@ def write_mask(image, path, centred=True):
 
 
 def doubt_of(mask, share, solid):
-    """Why a mask may be wrong, or None. share: of what was found in its largest piece; solid: of the mask before it was filled."""
-    ml = array_of(mask).sum() * np.prod(mask.GetSpacing()) / 1000
+    """Why a mask with axes LPS may be wrong, or None. share: of what was found in its largest piece; solid: of the mask before it
+    was filled. At the bottom a stem may leave the volume, and `check_found` looks."""
+    inside = array_of(mask) > 0
+    ml = inside.sum() * np.prod(mask.GetSpacing()) / 1000
+    faces = {"top": inside[-1], "front": inside[:, 0], "back": inside[:, -1], "right": inside[..., 0], "left": inside[..., -1]}
     if not BRAIN_ML[0] <= ml <= BRAIN_ML[1]:
         return f"deepbet's mask has {ml:.0f} ml, not {BRAIN_ML[0]} to {BRAIN_ML[1]}"
     if share < ONE_PIECE:
         return f"deepbet's mask is in pieces, the largest {share:.0%} of it"
     if solid < 1 - MAX_HOLES:
         return f"deepbet's mask has holes, {1 - solid:.0%} of it"
-    return None
+    touched = [name for name, face in faces.items() if face.any()]
+    return f"deepbet's mask touches the edge of the volume ({', '.join(touched)})" if touched else None

@@ -105,6 +105,7 @@ def cut_off(x):
         (lambda x: np.ones_like(x), "8000 ml, not 900 to 2100"),
         (with_speck, "in pieces, the largest "),
         (with_hole, "has holes, 3% of it"),
+        (lambda x: np.roll(inner(x), (-8, 8), (0, 2)), "touches the edge of the volume (top, left)"),
         (cut_off, "the brain mask is cut off by the edge of the volume at its bottom"),
     ],
 )
