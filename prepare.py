@@ -70,7 +70,7 @@ def parse_args(argv=None):
 
     run = Group(parser, "run")
     run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
-    text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166, with --strip 1.9 GB"
+    text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166, with --strip 1.8 GB"
     run.add("--num_workers", type=number(int, 1), default=usable_cores(), help=text)
     return check_flags(parser.parse_args(argv))
 
