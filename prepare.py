@@ -29,23 +29,30 @@ def parse_args(argv=None):
         "The same command resumes. Exit status: 0 if every AD and CN scan in the table has its slices, 3 if some have none\n"
         "(skipped.csv says why), 2 if nothing could be done.",
         "prepare.py --volumes ADNI --subjects ADNI.csv --output_dir AD_NC",
-        "prepare.py --volumes ADNI --subjects ADNI.csv --masks brain_masks --template MNI152_brain.nii.gz",
+        "prepare.py --volumes ADNI --subjects ADNI.csv --strip deepbet --template mni152",
+        "prepare.py --volumes BIDS --subjects BIDS/participants.tsv --masks brain_masks --template brain.nii.gz",
         "prepare.py --volumes ADNI --subjects ADNI.csv --plane axial --slices -10 28 --n4 False --format png",
     )
     data = Group(parser, "data")
-    data.add("--volumes", metavar="DIR", required=True, help="the download: .nii, .nii.gz or DICOM files at any depth")
-    text = "LONI's table, or one with the columns image, subject and group; groups other than AD, CN and NC are left out"
+    text = "the download: .nii, .nii.gz or DICOM files at any depth; of BIDS and Clinica's CAPS sub-*_T1w.nii.gz"
+    data.add("--volumes", metavar="DIR", required=True, help=text)
+    text = "LONI's table, BIDS's participants.tsv, or one with the columns image, subject and group (AD, CN or NC)"
     data.add("--subjects", metavar="CSV", required=True, help=text)
     data.add("--output_dir", default="AD_NC", help="where train/ and test/ go: new, empty, or of an earlier run of the same flags")
     data.add("--test_share", type=number(float, 0, 0.9), default=0.3, help="share of the people who go to test/")
     data.add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw of these people")
 
     steps = Group(parser, "steps after the axes were swapped and flipped to those of a head, in this order")
-    text = "brain masks, NIfTI files with the Image Data ID in their names, such as of HD-BET, SynthStrip or deepbet: all else "
+    text = "brain masks, NIfTI files with the ID of the scan in their names, such as of HD-BET or SynthStrip: all else "
     steps.add("--masks", metavar="DIR", help=text + "becomes black; without them, the head stays")
+    text = "make the masks, into OUTPUT_DIR/masks, by deepbet (pip install deepbet); scans without a skull stay as they are"
+    steps.add("--strip", choices=("deepbet",), help=text)
+    steps.add_bool("--keep_doubtful", False, "of --strip: keep scans whose mask is too large, too small, in pieces, ...")
     steps.add_bool("--n4", True, "correct the coil's bias field (N4): most of the time that a scan takes")
-    text = "NIfTI volume, of a brain with --masks, else of a head: turn and shift each scan onto it (a rigid motion)"
+    text = "put each scan onto this NIfTI volume, of a brain with --masks or --strip, else of a head; mni152: nilearn's brain"
     steps.add("--template", metavar="FILE", help=text)
+    text = "turn and shift; scale and shear, too, which changes areas; or leave it, as for CAPS, which lies in MNI152"
+    steps.add("--align", choices=("rigid", "affine", "none"), default="rigid", help=text)
     steps.add("--resample", type=number(float, 0, 20), default=1.0, metavar="MM", help="to cubes of this side; 0: voxels stay")
     steps.add_bool("--scale", True, "make the --percentiles of brightness inside the brain (or head) black and white")
     levels = {"type": number(float, 0, 100), "nargs": 2, "metavar": ("LOW", "HIGH")}
@@ -63,11 +70,19 @@ def parse_args(argv=None):
 
     run = Group(parser, "run")
     run.add("--pictures", type=number(int, 0), default=4, metavar="N", help="show the steps of so many scans in OUTPUT_DIR/steps/")
-    text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166"
+    text = "processes; each takes 0.6 GB of memory for a scan of 256x256x166, with --strip 1.8 GB"
     run.add("--num_workers", type=number(int, 1), default=usable_cores(), help=text)
-    args = parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
+
+
+def check_flags(args):
+    """The flags, with the default of --slices; UserError where some do not go together."""
     if args.slices_in == "index" and not args.slices:
         raise UserError("--slices_in index: give --slices too, the first and the last index")
+    if args.strip and args.masks:
+        raise UserError("--strip makes masks, and --masks gives them: leave out one")
+    if args.align != "rigid" and not args.template:
+        raise UserError(f"--align {args.align}: give --template too, such as mni152")
     args.slices = args.slices or list(SLICES[args.plane])
     for flag in "slices", "percentiles":
         low, high = getattr(args, flag)

@@ -27,6 +27,16 @@ MIN_SIDE, MAX_VOXELS = 20, 2**27  # voxels: fewer are a localiser; more than 512
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|3.?plane|\bloc\b", re.IGNORECASE)
 SCAN = re.compile(r"mp.?rage|spgr|tfl", re.IGNORECASE)  # named after how it was planned, such as "MPRAGE after loc"
 NO_IMAGE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(88|104|11|66|9)\.")  # reports, PDFs, presentation states, raw data
+COMPRESSED = re.compile(rb"1\.2\.840\.10008\.1\.2\.4\.[0-9]+")  # transfer syntaxes; SimpleITK reads JPEG, JPEG-LS, JPEG 2000
+CONVERT = "convert it to NIfTI, such as with dcm2niix"
+PIXELS = b"\xe0\x7f\x10\0"  # tag of the voxels: what follows is no header
+FRAME_TAGS = {  # of each frame of a multi-frame file, or of all: as a file with explicit value representations spells them
+    "position": b"\x20\0\x32\0DS",
+    "orientation": b"\x20\0\x37\0DS",
+    "spacing": b"\x28\0\x30\0DS",
+    "intercept": b"\x28\0\x52\x10DS",
+    "slope": b"\x28\0\x53\x10DS",
+}
 LEFT_OUT = "left out"  # key of the metadata of an image: which files beside it were not read
 TAGS = {  # of DICOM: one value each
     "class": "0008|0016",
@@ -50,7 +60,8 @@ TAGS = {  # of DICOM: one value each
 class Grid(NamedTuple):
     """A series that is whole: its files in order, and where its voxels lie, as SimpleITK takes it."""
 
-    files: list
+    files: list  # that of a multi-frame series is repeated
+    frames: list  # numbers of its frames in order, or None for each file
     voxels: int
     spacing: tuple
     origin: list
@@ -109,11 +120,10 @@ def read_dicom(files):
     for key in series.keys() - {chosen}:
         called = printable(series[key][0]["description"])[:40] or "no description"
         left_out.append(f"{called}, {plural(len(series[key]), 'file')} ({problems.get(key, 'another series')})")
-    grid, reader = grids[chosen], sitk.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames(grid.files)
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    image = reader.Execute()
+    grid = grids[chosen]
+    image = sitk.ReadImage(grid.files if grid.frames[0] is None else grid.files[0], sitk.sitkFloat32, "GDCMImageIO")
+    if grid.frames[0] is not None:
+        image = sitk.GetImageFromArray(sitk.GetArrayFromImage(image)[grid.frames])
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
     image.SetDirection(grid.direction)
@@ -136,7 +146,11 @@ def sort_files(files):
             reader.ReadImageInformation()
         except RuntimeError as error:
             with open(path, "rb") as file:
-                if not NO_IMAGE.search(file.read(2**12)):
+                start = file.read(2**12)
+                if not NO_IMAGE.search(start):
+                    if packed := COMPRESSED.search(start):
+                        why = f"{os.path.basename(path)}: damaged, or a compression that is not read ({packed[0].decode()})"
+                        raise UserError(f"{why}; {CONVERT}") from None
                     raise UserError(f"{os.path.basename(path)}: damaged, or no DICOM image ({reason(error)})") from None
             left_out.append(f"{printable(os.path.basename(path))} (no image)")
             continue
@@ -156,6 +170,8 @@ def sort_files(files):
 def grid_of(headers):
     """The Grid of the files of a series, in any order; UserError if it is no whole T1 volume."""
     check_kind(headers)
+    headers = [frame for header in headers for frame in frames_of(header)]
+    require(len({header["path"] for header in headers}) in (1, len(headers)), f"several multi-frame DICOM files; {CONVERT}")
     axes = [numbers(header["orientation"], 6) for header in headers]
     positions = [numbers(header["position"], 3) for header in headers]
     known = all(value is not None for value in (*axes, *positions))
@@ -183,8 +199,8 @@ def grid_of(headers):
     size = *headers[0]["size"], count
     check_size(size)
     direction = np.stack([row, column, normal], axis=1).ravel().tolist()
-    paths = [headers[i]["path"] for i in order]
-    return Grid(paths, int(np.prod(size)), (sides[1], sides[0], step), positions[order[0]].tolist(), direction)
+    paths, frames = ([headers[i].get(name) for i in order] for name in ("path", "frame"))
+    return Grid(paths, frames, int(np.prod(size)), (sides[1], sides[0], step), positions[order[0]].tolist(), direction)
 
 
 def check_kind(headers):
@@ -196,7 +212,37 @@ def check_kind(headers):
         require(header["modality"] in ("", "MR"), f"its modality is {printable(header['modality'])[:20]}, not MR")
         grey = header["samples"] in ("", "1") and colour in ("", "MONOCHROME2")
         require(grey, f"in colour, or inverted ({colour or 'several samples a pixel'}); download the original series")
-        require(header["frames"] in ("", "1"), "a multi-frame DICOM file; convert it to NIfTI first, such as with dcm2niix")
+
+
+def frames_of(header):
+    """[header] of a file of one slice; of a multi-frame file, one for each frame. UserError unless it is plain where they lie.
+
+    GDCM does not give what differs between frames, so it is taken from the bytes above the voxels (PS3.3, C.7.6.16).
+    """
+    if header["frames"] in ("", "1"):
+        return [header]
+    with open(header["path"], "rb") as file:
+        content = file.read().split(PIXELS)[0]
+    values = {name: texts_of(content, tag) for name, tag in FRAME_TAGS.items()}
+    count = numbers(header["frames"], 1)
+    problem = f"a multi-frame DICOM file that does not say plainly where its frames lie; {CONVERT}"
+    require(count is not None and len(values["position"]) == count[0], problem)
+    require(all(len(values[name]) in (1, count[0]) for name in ("orientation", "spacing")), problem)
+    scaled = len(set(values["slope"])) > 1 or len(set(values["intercept"])) > 1
+    require(not scaled, f"a multi-frame DICOM file whose frames have grey levels of their own; {CONVERT}")
+    require(len(set(values["spacing"])) == 1, problem)
+    orientation = values["orientation"] * (int(count[0]) // len(values["orientation"]))
+    own = {"spacing": values["spacing"][0], "instance": ""}
+    return [
+        {**header, **own, "position": place, "orientation": axes, "frame": i}
+        for i, (place, axes) in enumerate(zip(values["position"], orientation))
+    ]
+
+
+def texts_of(content, tag):
+    """The values, text, of a tag with explicit value representation, wherever it stands in a header."""
+    parts = content.split(tag)[1:]
+    return [part[2 : 2 + int.from_bytes(part[:2], "little")].decode("ascii", "replace").strip("\0 ") for part in parts]
 
 
 def check_spacing(heights):

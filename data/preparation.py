@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from datetime import datetime, timezone
+from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +22,10 @@ from tqdm import tqdm
 
 from data.folders import some_of
 from data.split import SPLITS, File, draw_test, strata_of, write_csv, write_table
-from data.subjects import CLASS_OF, Scan, image_order, read_subjects
+from data.subjects import CLASS_OF, Scan, image_order, look_up, read_subjects, row_of
 from data.volume_jobs import Job, prepare_scan, run_jobs
-from data.volume_steps import Settings, load_template
+from data.volume_steps import Settings, load_template, template_file
+from data.volume_strip import STRIPPED, network
 from data.volumes import file_checksum, find_volumes, sitk
 from lock import Held, Lock
 from utils import CLASSES, UserError, atomic_path, make_folder, plural, printable, usable_cores
@@ -31,6 +33,8 @@ from utils import CLASSES, UserError, atomic_path, make_folder, plural, printabl
 SAVE_EVERY = 10  # seconds, of the record
 RECORD = "provenance.json"
 FORMAT = 2  # of the record; another one is refused
+MASKS = "masks"  # folder for those that are made
+NAMELESS = "no Image Data ID in its name or in that of a folder above it, and no BIDS name of a T1 scan (sub-..._T1w.nii.gz)"
 FOLDERS = [f"{split}/{label}" for split in SPLITS for label in CLASSES]  # of slices
 
 
@@ -46,6 +50,7 @@ class Request(NamedTuple):
     seed: int = 0
     pictures: int = 0
     num_workers: int = usable_cores()
+    keep_doubtful: bool = False  # of settings.strip
     command: str = ""  # for the record
 
 
@@ -68,7 +73,7 @@ def prepare(request, draw=None):
     flags = comparable(request)
     table = read_subjects(request.subjects)
     if not any(scan.group for scan in table.values()):
-        raise UserError(f"--subjects {request.subjects}: no column Group (or class) that says AD or CN")
+        raise UserError(f"--subjects {request.subjects}: no column Group (or class) that says AD or CN; add one")
     found, skipped, counts = choose(request, table)
     wanted = [row for row in skipped if row.group]
     if not found and wanted:
@@ -81,6 +86,7 @@ def prepare(request, draw=None):
     Record(request.output_dir, flags)  # raises for a folder of something else before anything is written there
     with only_here(request.output_dir):
         record = Record(request.output_dir, flags)
+        table |= {image: look_up(image, table) for image in {**found, **record.scans} if row_of(image, table)}
         known = [table[image] for image in {**found, **record.scans} if image in table and label_of(table[image])]
         assign_sides(record.people, known, request.test_share, request.seed)
         jobs, done = plan(request, table, found, record)
@@ -99,14 +105,17 @@ def prepare(request, draw=None):
 
 
 def comparable(request):
-    """The flags that slices and sides depend on, as JSON has them; the template by its checksum. UserError if it is unusable."""
+    """The flags that slices and sides depend on, as JSON has them; the template by its checksum. UserError if it is unusable, or
+    deepbet is missing."""
     flags = request.settings._asdict() | {"masks": bool(request.masks), "test_share": request.test_share, "seed": request.seed}
     if template := request.settings.template:
         try:
             load_template(template)
         except (UserError, ValueError) as error:  # ValueError: numbers of its header
             raise UserError(f"--template {error}") from None
-        flags["template"] = file_checksum(template)
+        flags["template"] = file_checksum(template_file(template))
+    if request.settings.strip:
+        network()
     return json.loads(json.dumps(flags))
 
 
@@ -114,17 +123,18 @@ def choose(request, table):
     """({image: (Volume, mask path or None)} to prepare, [Skipped], [what is left out, as text])."""
     volumes, nameless = find_volumes(request.volumes)
     masks = find_masks(request.masks) if request.masks else {}
-    skipped = [Skipped("", "", "", place, "no Image Data ID in its name or in that of a folder above it") for place in nameless]
-    found, groups = {}, Counter()
-    for image in sorted({*volumes, *table}, key=image_order):
-        scan, there, of_image = table.get(image), volumes.get(image, []), masks.get(image, [])
+    skipped = [Skipped("", "", "", place, NAMELESS) for place in nameless]
+    found, groups, rows = {}, Counter(), {image: row_of(image, table) for image in volumes}
+    for image in sorted({*volumes, *(table.keys() - rows.values())}, key=image_order):
+        scan, there, of_image = table.get(rows.get(image) or image), volumes.get(image, []), masks.get(image, [])
         if scan is None:
             groups["that --subjects lacks (skipped.csv)"] += 1
             skipped.append(Skipped(image, "", "", there[0].place, f"not in --subjects {request.subjects}"))
         elif label_of(scan) is None:
             groups[f"of group {printable(scan.group)}" if scan.group else "without a group"] += 1
         elif len(there) == 1 and (not request.masks or len(of_image) == 1):
-            found[image] = there[0], of_image[0] if request.masks else None
+            made = os.path.join(request.output_dir, MASKS, f"{image}_mask.nii.gz") if request.settings.strip else None
+            found[image] = there[0], of_image[0] if request.masks else made
         else:
             problem = f"{len(of_image) or 'no'} masks in --masks {request.masks} have this Image Data ID"
             if not there:
@@ -135,13 +145,13 @@ def choose(request, table):
             skipped.append(Skipped(image, scan.person, scan.group, there[0].place if there else "", problem))
     counts = [f"{plural(count, 'scan')} {group}" for group, count in sorted(groups.items())]
     if nameless:
-        counts.append(f"{len(nameless)} file(s) or folder(s) without an Image Data ID (skipped.csv)")
+        counts.append(f"{len(nameless)} file(s) or folder(s) without an Image Data ID or BIDS name (skipped.csv)")
     return found, skipped, counts
 
 
 def find_masks(folder):
     """{image: [paths]} of the masks below `folder`; where several have one ID, those with "mask" in their names count."""
-    found, _ = find_volumes(folder, "--masks")
+    found, _ = find_volumes(folder, "--masks", True)
     masks = {image: [volume.place for volume in there if volume.format != "DICOM"] for image, there in found.items()}
     return {image: [path for path in paths if "mask" in os.path.basename(path).lower()] or paths for image, paths in masks.items()}
 
@@ -157,7 +167,8 @@ def plan(request, table, found, record):
     """([Job, ...], those that get a picture first; number of scans done before). Old slices of what is to do are removed."""
     images, jobs, done = list(found), [], 0
     shown = {images[i] for i in np.linspace(0, len(images) - 1, min(request.pictures, len(images))).astype(int)}
-    for folder in (os.path.join(request.output_dir, part) for part in (*FOLDERS, *(["steps"] if shown else []))):
+    more = [*(["steps"] if shown else []), *([MASKS] if request.settings.strip else [])]
+    for folder in (os.path.join(request.output_dir, part) for part in (*FOLDERS, *more)):
         make_folder(folder, "--output_dir")
         for name in os.listdir(folder):
             if name.startswith(".tmp-"):  # of a process that was killed
@@ -175,7 +186,8 @@ def plan(request, table, found, record):
                 done += 1
                 continue
             record.forget(image)
-        jobs.append(Job(volume, mask, os.path.join(request.output_dir, record.place(scan)), picture, request.settings))
+        folder = os.path.join(request.output_dir, record.place(scan))
+        jobs.append(Job(volume, mask, folder, picture, request.settings, request.keep_doubtful))
     return jobs, done
 
 
@@ -185,6 +197,9 @@ def work(request, table, record, jobs, done, draw):
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"python": platform.python_version(), "SimpleITK": sitk.Version.VersionString(), "numpy": np.__version__}
     versions |= {"pillow": PIL.__version__, "system": platform.platform()}
+    if request.settings.strip:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions["deepbet"] = metadata.version("deepbet")
     run = {"command": request.command, "started": now, "versions": versions, "prepared": 0, "failed": 0, "seconds": 0.0}
     record.runs.append(run)
 
@@ -210,6 +225,8 @@ def work(request, table, record, jobs, done, draw):
                 else:
                     if "left_out" in result:
                         tqdm.write(f"note: {image}: left out beside the scan: {result['left_out']}", file=sys.stderr)
+                    if "doubt" in result:
+                        tqdm.write(f"note: {image}: kept with a doubtful mask: {result['doubt']}", file=sys.stderr)
                     place = {"scan": table[image]._asdict(), "folder": record.place(table[image])}
                     record.scans[image] = place | result | {"run": len(record.runs) - 1}
                 run["prepared" if "error" not in result else "failed"] += 1
@@ -235,6 +252,8 @@ def conclude(output_dir, record, found, skipped):
     print(os.path.join(output_dir, "scans.csv"))
     if skipped:
         print(path)
+    if bare := sum(entry.get("strip") == STRIPPED for entry in record.scans.values()):
+        print(f"note: {plural(bare, 'scan')} had no skull, and deepbet was not asked")
     if missing:
         text = f"{len(missing)} AD and CN scans cannot be prepared ({some_of(missing, 5)}): see {path}"
         print(f"warning: {text}; slices of earlier runs stay", file=sys.stderr)
@@ -281,10 +300,11 @@ class Record:
             text = f"cannot be read ({printable(str(error))[:100]}), so nothing can be resumed; choose a new --output_dir"
             raise UserError(f"{self.path}: {text}") from None
         self.people, self.runs, self.scans = (self.content[name] for name in ("people", "runs", "scans"))
+        known = Settings()._asdict() | self.content["flags"]  # older records lack newer flags
         for name, value in flags.items():
-            if (before := self.content["flags"].get(name)) != value:
+            if (before := known.get(name)) != value:
                 shown = " ".join(map(str, before)) if isinstance(before, list) else str(before)
-                flag = f"another --{name}, or without" if name in ("masks", "template") else f"--{name} {shown}"
+                flag = f"another --{name}, or without" if name in ("masks", "template", "strip") else f"--{name} {shown}"
                 raise UserError(f"--output_dir {folder}: its slices were made with {flag}; choose a new folder, or the same flag")
 
     def save(self):
@@ -339,6 +359,6 @@ def check_content(record):
         raise ValueError("damaged")
     for image, entry in record["scans"].items():
         Scan(**entry["scan"]), entry["stamp"], entry["sha256"], entry["mask"], entry["slices"].items()
-        named = all(re.fullmatch(rf"{int(image)}_[0-9]+\.\w+", name) for name in entry["slices"])
-        if entry["folder"] not in FOLDERS or not named:
+        named = all(re.fullmatch(rf"{re.escape(image)}_[0-9]+\.\w+", name) for name in entry["slices"])
+        if entry["folder"] not in FOLDERS or not named or not re.fullmatch(r"[\w+-]+", image):
             raise ValueError("damaged")

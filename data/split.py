@@ -104,6 +104,28 @@ def match_classes(files, strata, match, seed=0):
     return files
 
 
+def differences(files):
+    """{(split, "position", "age" or "sex"): (mean of AD, mean of NC, standardised difference)} of the Files of both classes.
+
+    Over slices of which the value is known: the slice index, years, and the share of women. The difference AD - NC is divided by
+    the root of the mean of both variances (Austin 2009, https://doi.org/10.1002/sim.3697): below 0.1, classes count as balanced.
+    A value unknown of a class is left out; nan where neither class varies.
+    """
+    values = {}
+    for file in files:
+        of_file = slice_index(file.name), file.scan.age, {"F": 1, "M": 0}.get(file.scan.sex or "")
+        for name, value in zip(("position", "age", "sex"), of_file):
+            if value is not None:
+                values.setdefault((file.split, name), {label: [] for label in CLASSES})[file.label].append(value)
+    found = {}
+    for key, (ad, nc) in ((key, of_class.values()) for key, of_class in values.items()):
+        if ad and nc:
+            spread = float(np.sqrt((np.var(ad) + np.var(nc)) / 2))
+            means = float(np.mean(ad)), float(np.mean(nc))
+            found[key] = *means, (means[0] - means[1]) / spread if spread else float("nan")
+    return found
+
+
 def draw_over_people(files, count, rng):
     """`count` of the files, drawn so that nobody has two more than another who has some left."""
     drawn, ranks, order = [files[i] for i in rng.permutation(len(files))], Counter(), []

@@ -18,15 +18,15 @@ from typing import NamedTuple
 from data.folders import some_of
 from utils import UserError, printable
 
-# The columns that are looked for, as letters and digits only, in any order: LONI's names (of a collection, and of its search),
-# ADNIMERGE's, those of BIDS, and plain ones.
+# The columns that are looked for, as letters and digits only, in any order: LONI's names (of a collection, of its search, and
+# since October 2024 of all images), ADNIMERGE's, those of BIDS, and plain ones.
 COLUMNS = {
     "image": ("imagedataid", "imageid", "imageuid", "image", "path", "filename", "file"),
     "person": ("participantid", "subject", "subjectid", "ptid"),
     "group": ("group", "researchgroup", "diagnosis", "dx", "class"),
     "sex": ("sex", "gender", "ptgender"),
     "age": ("age", "ageyears", "ageatscan", "ageatvisit"),
-    "date": ("acqdate", "studydate", "acqtime", "scandate", "date"),
+    "date": ("acqdate", "studydate", "imagedate", "acqtime", "scandate", "date"),
     "session": ("sessionid", "session"),  # of BIDS
 }
 NEEDED = {"image": "Image Data ID (or image)", "person": "Subject"}

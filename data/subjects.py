@@ -40,14 +40,19 @@ def identify(names, table=None):
     return [look_up(scan_id(name), table or {}) for name in names]
 
 
+def row_of(image, table):
+    """The key in a table of an image ID, or None. A BIDS image sub-01_ses-02_T1w that the table lacks is looked for as
+    sub-01_ses-02, then as sub-01."""
+    parts = image.split("_")
+    return next((known for n in range(len(parts), 0, -1) if (known := "_".join(parts[:n])) in table), None)
+
+
 def look_up(image, table):
-    """The Scan of an image ID, or of None. A BIDS image sub-01_ses-02_T1w that the table lacks is looked for as sub-01_ses-02, then
-    as sub-01."""
-    parts = (image or "").split("_")
-    for known in ("_".join(parts[:n]) for n in range(len(parts), 0, -1)):
-        if known in table:
-            return table[known]._replace(image=image)
-    return Scan(image, parts[0] if parts[0].startswith("sub-") else None)
+    """The Scan of an image ID, or of None: of its row in the table, else what a BIDS name tells."""
+    if row := row_of(image or "", table):
+        return table[row]._replace(image=image)
+    person = (image or "").split("_")[0]
+    return Scan(image, person if person.startswith("sub-") else None)
 
 
 def resampling_groups(scans):

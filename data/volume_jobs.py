@@ -22,8 +22,9 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from data.dicom import LEFT_OUT, reason, sitk
+from data.dicom import LEFT_OUT, reason, require, sitk
 from data.volume_steps import Settings, cut_slices, panel_of
+from data.volume_strip import write_mask
 from data.volumes import Volume, file_checksum, read_volume
 from startup import start_workers
 from utils import UserError, atomic_path, printable
@@ -40,6 +41,7 @@ class Job(NamedTuple):
     folder: str  # for its slices
     picture: str | None  # where to show its steps
     settings: Settings
+    keep_doubtful: bool = False  # of --strip
 
 
 def prepare_scan(job, draw=None):
@@ -74,6 +76,12 @@ def write_scan(job, draw):
     panels, shape, spacing = [], image.GetSize(), image.GetSpacing()
     left_out = {"left_out": image.GetMetaData(LEFT_OUT)} if image.HasMetaDataKey(LEFT_OUT) else {}
     show = (lambda *step: panels.append(panel_of(*step))) if job.picture else None
+    found = {}
+    if job.settings.strip:
+        made, doubt = write_mask(image, job.mask, job.settings.slices_in == "mm")
+        found = {"strip": made} | ({"doubt": doubt} if doubt else {})
+        advice = "--keep_doubtful True keeps it as it is, --masks takes a better one"
+        require(job.keep_doubtful or not doubt, f"doubtful mask, see {job.mask}: {doubt}; {advice}")
     pixels, numbers = cut_slices(image, job.settings, job.mask, show, check=True)
     slices = write_slices(job, pixels, numbers)
     if job.picture:
@@ -84,6 +92,7 @@ def write_scan(job, draw):
         "stamp": stamp,
         "sha256": source,
         **left_out,
+        **found,
         "mask": job.mask and file_checksum(job.mask),
         "voxels": shape,
         "spacing": [round(side, 5) for side in spacing],

@@ -1,9 +1,9 @@
 """From one volume to its slices: what prepare.py does with a scan.
 
     orient        axes swapped and flipped to the nearest of left, posterior, superior: no voxel changes
-    mask          a given brain mask, or the head (data/volume_masks.py)
+    mask          a brain mask, given or made (data/volume_strip.py), or the head (data/volume_masks.py)
     n4            the smooth bias field of the coil, estimated by N4 (Tustison et al. 2010), is divided out
-    align         rigid motion onto a template volume, by mutual information (Mattes et al. 2003)
+    align         rigid or affine motion onto a template volume, by mutual information (Mattes et al. 2003)
     resample      one cubic B-spline interpolation to cubes along the scanner's or the template's axes, the motion with it
     scale         percentiles inside the mask become black and white
     cut           slices around the middle of the brain, cropped or padded to 256x240, never stretched
@@ -12,7 +12,9 @@ Arrays are [z, y, x], SimpleITK's sizes and points x, y, z.
 """
 
 import functools
+import importlib.util
 import itertools
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +30,19 @@ PLANES = {"sagittal": ((2, 1, 0), (0, 1)), "axial": ((0, 1, 2), ()), "coronal": 
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
 ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
 ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
+ALIGN = "rigid", "affine", "none"
+MNI152 = "mni152"  # --template: the brain that nilearn has in its package, ICBM 2009a (Fonov et al. 2011)
+MNI152_FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
 
 
 class Settings(NamedTuple):
     """The flags of prepare.py that change slices."""
 
+    strip: str | None = None  # "deepbet"
     n4: bool = True
-    template: str | None = None
+    template: str | None = None  # a file, or MNI152
+    align: str = "rigid"  # of ALIGN
     resample: float = 1.0  # mm; 0: the voxels stay (with a template, become the template's)
     scale: bool = True
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -83,13 +90,32 @@ def bias_field(image, mask):
     return like(np.exp(log_field), image)
 
 
-def align(image, mask, template, template_mask):
-    """The rigid motion that takes points of the template to those of the volume; UserError where the masks do not meet."""
-    motion = sitk.CenteredTransformInitializer(
-        *(sitk.Cast(part, sitk.sitkFloat32) for part in (template_mask, mask)),
-        sitk.Euler3DTransform(),
-        sitk.CenteredTransformInitializerFilter.MOMENTS,
-    )
+def align(image, mask, template, template_mask, kind="rigid"):
+    """The motion that takes points of the template to those of the volume; UserError where the masks do not meet.
+
+    kind: of ALIGN. An affine one, of 12 degrees of freedom, starts from the rigid one; "none": the volume lies there already.
+    """
+    motion = sitk.Transform()
+    if kind != "none":
+        motion = sitk.CenteredTransformInitializer(
+            *(sitk.Cast(part, sitk.sitkFloat32) for part in (template_mask, mask)),
+            sitk.Euler3DTransform(),
+            sitk.CenteredTransformInitializerFilter.MOMENTS,
+        )
+        register(image, template, motion)
+    if kind == "affine":
+        rigid = sitk.Euler3DTransform(motion)
+        motion = sitk.AffineTransform(rigid.GetMatrix(), rigid.GetTranslation(), rigid.GetCenter())
+        register(image, template, motion)
+    moved, target = (array_of(part) > 0 for part in (move_mask(mask, template, motion), template_mask))
+    overlap = 2 * (moved & target).sum() / max(1, moved.sum() + target.sum())
+    both = "do both show brains (--masks, --strip), or both heads?"
+    require(overlap >= MIN_OVERLAP, f"alignment failed: brain and template overlap by {overlap:.0%}; {both}")
+    return motion
+
+
+def register(image, template, motion):
+    """Improve a motion, in place, until the volume is most like the template."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(ALIGN_BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
@@ -102,15 +128,8 @@ def align(image, mask, template, template_mask):
     method.SetShrinkFactorsPerLevel(factors)
     method.SetSmoothingSigmasPerLevel([*ALIGN_MM[:-1], 0.0])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetInitialTransform(motion)
+    method.SetInitialTransform(motion, inPlace=True)
     method.Execute(template, image)
-    moved, target = (array_of(part) > 0 for part in (move_mask(mask, template, motion), template_mask))
-    overlap = 2 * (moved & target).sum() / max(1, moved.sum() + target.sum())
-    require(
-        overlap >= MIN_OVERLAP,
-        f"alignment failed: brain and template overlap by {overlap:.0%}; do --masks and --template both show brains, or heads?",
-    )
-    return motion
 
 
 def cubes(image, side):
@@ -181,9 +200,20 @@ def to_pixels(planes, scaled, image_format):
     return np.clip(np.floor(planes + 0.5), 0, white).astype(kind)
 
 
+def template_file(name):
+    """The path of a --template; UserError for MNI152 without nilearn, which is looked for, but need not be imported."""
+    if name != MNI152:
+        return name
+    places = getattr(importlib.util.find_spec("nilearn"), "submodule_search_locations", None) or [""]
+    path = os.path.join(places[0], MNI152_FILE)
+    require(os.path.isfile(path), f"{MNI152}: the brain in nilearn, which is missing: pip install nilearn, or give a NIfTI file")
+    return path
+
+
 @functools.lru_cache(maxsize=1)
-def load_template(path):
+def load_template(name):
     """(image, head mask) of the template volume, axial."""
+    path = template_file(name)
     image = sitk.DICOMOrient(read_path(path), "LPS")
     return image, head_mask(image)
 
@@ -206,7 +236,7 @@ def correct(image, settings, mask_path, show, check):
     show("orient", image, None)
     mask = read_mask(mask_path, image) if mask_path else head_mask(image)
     show("mask" if mask_path else "head (no mask)", image, mask)
-    if check:
+    if check and not settings.strip:  # else `write_mask` has
         check_found(image, mask, mask_path, settings.slices_in == "mm")
     if settings.scale:
         image = tame(image, mask)
@@ -228,7 +258,7 @@ def resample(image, mask, settings, is_brain, show):
     motion, target, like_grid = None, None, image
     if settings.template:
         like_grid, target = load_template(settings.template)
-        motion = align(image, mask, like_grid, target)
+        motion = align(image, mask, like_grid, target, settings.align)
     grid = cubes(like_grid, settings.resample) if settings.resample else like_grid
     image, mask = interpolate(image, grid, motion), move_mask(mask, grid, motion)
     target = None if target is None else move_mask(target, grid)

@@ -4,7 +4,8 @@
     image = read_volume(volumes["218391"][0])       # a SimpleITK.Image, float32, with its position in the scanner
 
 LONI's downloads are trees such as ADNI/<subject>/<description>/<date>/I218391/*.dcm or *.nii: the Image Data ID is in the name of
-the file or of a folder above it. Other formats are named, with what to do (UNREAD).
+the file or of a folder above it. In BIDS and in CAPS, the name of a file that ends in _T1w.nii.gz is its scan's. Other formats are
+named, with what to do (UNREAD).
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import os
 import re
 from typing import NamedTuple
 
-from data.dicom import read_dicom, reason, sitk
+from data.dicom import CONVERT, read_dicom, reason, sitk
 from data.nifti import read_nifti
 from utils import UserError, printable, walk
 
@@ -20,6 +21,8 @@ NIFTI = ".nii", ".nii.gz"
 DICOM = ".dcm", ".ima"
 NO_DICOM = ".csv", ".xml", ".json", ".txt", ".png", ".jpeg", ".jpg", ".zip", ".gz"
 ARCHIVES = ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"
+BIDS_T1 = re.compile(r"(sub-[A-Za-z0-9+-]+(?:_[A-Za-z0-9+-]+)*_T1w)(?![A-Za-z0-9+-])")  # also of CAPS, such as in t1_linear
+DERIVED = "derivatives", "sourcedata"  # folders in one of BIDS
 UNREAD = {  # endings of volumes that are named but not read: what to do
     **dict.fromkeys((".mgz", ".mgh", ".mif", ".mif.gz", ".mnc", ".mnc.gz"), "convert it to NIfTI (mri_convert, mnc2nii)"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), "its format need not tell left from right; convert it to NIfTI"),
@@ -32,7 +35,7 @@ UNREAD = {  # endings of volumes that are named but not read: what to do
 class Volume(NamedTuple):
     """The files of one scan."""
 
-    image: str  # Image Data ID without the leading I and zeros
+    image: str  # Image Data ID without the leading I and zeros, or a BIDS name
     format: str  # "NIfTI", "DICOM", or "" for one of UNREAD
     files: tuple[str, ...]
 
@@ -64,13 +67,16 @@ def file_checksum(*paths):
 
 def image_id(path, is_dicom=False):
     """The Image Data ID in a path below the download, or None: I218391 in its file's name or a folder's (of DICOM files, which may
-    be called I10, a folder's first), else the plain number of a NIfTI file (218391_brain.nii.gz) or of a DICOM file's folder."""
+    be called I10, a folder's first), else the name of a T1 scan in BIDS (sub-01_ses-02_T1w), else the plain number of a NIfTI file
+    (218391_brain.nii.gz) or of a DICOM file's folder."""
     *folders, file = path.replace(os.sep, "/").split("/")
     file = file[: len(file) - len(ending(file))]
     folders.reverse()
     for name in [*folders, file] if is_dicom else [file, *folders]:
         if found := re.findall(r"(?<![A-Za-z0-9])I([0-9]+)(?![A-Za-z0-9])", name):
             return found[-1].lstrip("0") or "0"
+    if not is_dicom and (named := BIDS_T1.match(file)):
+        return named[1]
     plain = re.fullmatch(r"([0-9]+)", folders[0] if folders else "") if is_dicom else re.match(r"([0-9]+)(?!_S_)(?![0-9])", file)
     return plain and (plain[1].lstrip("0") or "0")
 
@@ -81,16 +87,19 @@ def ending(path):
     return path[len(path) - max((len(end) for end in known if path.lower().endswith(end)), default=0) :]
 
 
-def find_volumes(folder, flag="--volumes"):
+def find_volumes(folder, flag="--volumes", derived=False):
     """({image: [Volume, ...]}, files and folders without an Image Data ID) of the volumes below `folder`.
 
     Volumes that are not read (UNREAD) are listed where there is no other of their image. UserError, which names `flag`, if
-    `folder` is none, or holds no volumes. Hidden files and DICOMDIR are left out.
+    `folder` is none, or holds no volumes. Hidden files and DICOMDIR are left out; unless `derived`, so are folders of DERIVED, and
+    files such as sub-01_T1w_brain.nii.gz where there is sub-01_T1w.nii.gz.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: no such folder; it should hold NIfTI files or folders of DICOM files")
     found, nameless, unread, archives = {}, set(), {}, []
     for root, names in walk(folder, flag):
+        if not derived and set(os.path.relpath(root, folder).split(os.sep)) & set(DERIVED):
+            continue
         series = {}
         for path in (os.path.join(root, name) for name in names if name.upper() != "DICOMDIR"):
             if (kind := format_of(path)) is None:
@@ -107,6 +116,9 @@ def find_volumes(folder, flag="--volumes"):
                 (found if kind else unread).setdefault(image, []).append(volume)
         for image, files in series.items():
             found.setdefault(image, []).append(Volume(image, "DICOM", tuple(files)))
+    for image, there in found.items():
+        plain = [volume for volume in there if os.path.basename(volume.place).startswith(f"{image}.")]
+        found[image] = plain if plain and image.startswith("sub-") and not derived else there
     if not (found or unread or nameless):
         packed = f"; unpack {printable(archives[0])} first" if archives else ""
         raise UserError(f"{flag} {folder}: neither NIfTI files ({', '.join(NIFTI)}) nor DICOM files in it, at any depth{packed}")
@@ -154,5 +166,6 @@ def read_volume(volume):
     except UserError as error:
         raise UserError(f"{volume.place}: {error}") from None
     except (RuntimeError, OSError) as error:  # RuntimeError: SimpleITK's
-        raise UserError(f"{volume.place}: cannot be read ({getattr(error, 'strerror', None) or reason(error)})") from None
+        advice = f"; {CONVERT}" if volume.format == "DICOM" else ""
+        raise UserError(f"{volume.place}: cannot be read ({getattr(error, 'strerror', None) or reason(error)}){advice}") from None
     return image

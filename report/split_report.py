@@ -4,7 +4,8 @@
 
 All slices of a person go to the same side, so that what is measured on test/ is measured on other people. Slices of scans that
 the table lacks, or that are damaged (data/damage.py), go to neither. With match=("position", "age") train/ and test/ each have as
-many AD as NC slices of every slice index and tercile of ages, so that neither tells the classes apart (analysis/position.py).
+many AD as NC slices of every slice index and tercile of ages, so that neither tells the classes apart (analysis/position.py);
+matching.csv says what it costs and what is left of the differences.
 """
 
 import os
@@ -17,12 +18,13 @@ from analysis.position import index_auc, slice_indices, unknown_text
 from data.damage import SIDE as DAMAGE_SIDE
 from data.damage import damaged_text, find_damaged, scans_of
 from data.folders import find_splits
-from data.split import SPLITS, draw_test, link, list_files, match_classes, strata_of, write_table
+from data.split import SPLITS, differences, draw_test, link, list_files, match_classes, strata_of, write_csv, write_table
 from data.subjects import count_and_names, find_subjects, image_order
 from dataset import Slices
-from utils import UserError, make_folder
+from utils import CLASSES, UserError, make_folder
 
 CELLS = {"position": "slice index", "age": "age tercile", "sex": "sex"}  # what --match compares slices within
+MEANS = {"position": "slice index", "age": "years", "sex": "share of women"}  # of `differences`
 
 
 def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3, seed=0, match=()):
@@ -63,6 +65,8 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
         for file in kept:
             link(file.path, os.path.join(output_dir, file.split, file.name))
         write_table(os.path.join(output_dir, "split.csv"), kept)
+        if match:
+            write_matching(os.path.join(output_dir, "matching.csv"), known, kept)
     except BaseException:
         for split in SPLITS:
             shutil.rmtree(os.path.join(output_dir, split), ignore_errors=True)
@@ -72,6 +76,8 @@ def split_by_subject(dataset_dir, classes, output_dir, subjects, test_share=0.3,
     print(f"left out: {len(sound) - len(known)} slices; scans that --subjects lacks: {count_and_names(unmatched)}")
     if damaged:
         print(f"left out: {damaged_text(damaged)}")
+    if match:
+        print_matching(known, kept, match)
     print_position(known, kept, match)
     print(os.path.join(output_dir, "split.csv"))
 
@@ -90,15 +96,42 @@ def print_split(files, strata):
             print(f"{split} {label}: {len(people)} people ({', '.join(details)}), {scans} scans, {len(there)} slices")
 
 
+def people_of(files, label):
+    """The people with slices of a class among Files, a set."""
+    return {file.scan.person for file in files if file.label == label}
+
+
+def print_matching(known, kept, match):
+    """Print how many slices and people `match_classes` left out, and the differences of the classes before and after."""
+    lost = Counter(file.label for file in known)
+    lost.subtract(file.label for file in kept)
+    people = {label: (people_of(known, label), people_of(kept, label)) for label in CLASSES}
+    costs = " and ".join(f"{len(before - after)} of {len(before)} {label}" for label, (before, after) in people.items())
+    print(
+        f"matched by {', '.join(match)}: {len(known) - len(kept)} of {len(known)} slices are left out ({lost['AD']} AD, "
+        f"{lost['NC']} NC), and with them {costs} people, "
+        f"so that train and test have as many AD as NC slices of each {', '.join(map(CELLS.get, match))}"
+    )
+    states = differences(known), differences(kept)
+    for split, name in ((split, name) for split in SPLITS for name in MEANS):
+        found = [state[split, name] for state in states if (split, name) in state]
+        if len(found) == len(states):
+            before, after = (f"{ad - nc:+.2f} ({standardised:+.2f} SD)" for ad, nc, standardised in found)
+            print(f"{split}: AD - NC in {MEANS[name]}: {before} before, {after} after matching")
+
+
+def write_matching(path, known, kept):
+    """Write matching.csv: people and `differences` of each split, before and after `match_classes`."""
+    rows = []
+    for state, files in (("before", known), ("after", kept)):
+        for (split, name), found in sorted(differences(files).items()):
+            people = [len(people_of([file for file in files if file.split == split], label)) for label in CLASSES]
+            rows.append((split, state, name, *people, *(f"{value:.4f}" for value in found)))
+    write_csv(path, ("split", "matching", "value", "AD people", "NC people", "AD mean", "NC mean", "standardised difference"), rows)
+
+
 def print_position(known, kept, match):
-    """Print what `match_classes` left out, and what the slice index alone tells of AD in test/ before and after."""
-    if match:
-        lost = Counter(file.label for file in known)
-        lost.subtract(file.label for file in kept)
-        print(
-            f"matched by {', '.join(match)}: {len(known) - len(kept)} of {len(known)} slices are left out ({lost['AD']} AD, "
-            f"{lost['NC']} NC), so that train and test have as many AD as NC slices of each {', '.join(map(CELLS.get, match))}"
-        )
+    """Print what the slice index alone tells of AD in test/ before and after."""
     if unknown := unknown_text([file.name for file in known]):
         print(unknown + (", left out" if "position" in match else ""))
     before, after = (index_interval(files) for files in (known, kept))

@@ -54,6 +54,51 @@ def write_dicom(folder, image, names="{:03}.dcm", keep=None, **tags):
     return folder
 
 
+def element(tag, kind, value):
+    """The bytes of a DICOM element, tag "gggg|eeee", with explicit value representation; a list is a sequence of such bytes."""
+    number = b"".join(int(part, 16).to_bytes(2, "little") for part in tag.split("|"))
+    if isinstance(value, list):
+        value = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in value)
+    elif isinstance(value, str):
+        value = value.encode()
+    value += (b"\0" if kind == "UI" else b" ") * (len(value) % 2)
+    long = kind in ("SQ", "OW", "OB")
+    length = b"\0\0" + len(value).to_bytes(4, "little") if long else len(value).to_bytes(2, "little")
+    return number + kind.encode() + length + value
+
+
+def write_enhanced(path, image, order=None, slopes=("1",)):
+    """Write `image` as one file of Enhanced MR Image Storage: its frames in `order`, their slopes those of `slopes` in turn."""
+    order = list(range(image.GetDepth()) if order is None else order)
+    axes = np.reshape(image.GetDirection(), (3, 3))[:, :2].T.ravel()
+    pixels = sitk.GetArrayFromImage(image).astype("<u2")[order]
+    frames = []
+    for n, i in enumerate(order):
+        place = image.TransformIndexToPhysicalPoint((0, 0, i))
+        spacing = element("0028|0030", "DS", "\\".join(f"{side:g}" for side in image.GetSpacing()[1::-1]))
+        groups = {
+            "0020|9113": element("0020|0032", "DS", "\\".join(f"{x:.6f}" for x in place)),  # Plane Position
+            "0020|9116": element("0020|0037", "DS", "\\".join(f"{x:.8f}" for x in axes)),  # Plane Orientation
+            "0028|9110": element("0018|0050", "DS", "3") + spacing,  # Pixel Measures
+            "0028|9145": element("0028|1052", "DS", "0") + element("0028|1053", "DS", slopes[n % len(slopes)]),
+        }
+        frames.append(b"".join(element(tag, "SQ", [group]) for tag, group in groups.items()))
+    storage, syntax = "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.1.2.1"
+    meta = element("0002|0001", "OB", b"\0\1") + element("0002|0002", "UI", storage)
+    meta += element("0002|0003", "UI", "1.2.3.4.1") + element("0002|0010", "UI", syntax)
+    body = [element("0008|0008", "CS", "ORIGINAL\\PRIMARY"), element("0008|0016", "UI", storage)]
+    body += [element("0008|0018", "UI", "1.2.3.4.1"), element("0008|0060", "CS", "MR"), element("0008|103e", "LO", "MPRAGE")]
+    body += [element("0020|000e", "UI", "1.2.3.4"), element("0028|0002", "US", (1).to_bytes(2, "little"))]
+    body += [element("0028|0004", "CS", "MONOCHROME2"), element("0028|0008", "IS", str(len(order)))]
+    numbers = (("0010", pixels.shape[1]), ("0011", pixels.shape[2]), ("0100", 16), ("0101", 16), ("0102", 15), ("0103", 0))
+    body += [element(f"0028|{name}", "US", value.to_bytes(2, "little")) for name, value in numbers]
+    body += [element("5200|9230", "SQ", frames), element("7fe0|0010", "OW", pixels.tobytes())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = element("0002|0000", "UL", len(meta).to_bytes(4, "little")) + meta
+    path.write_bytes(bytes(128) + b"DICM" + header + b"".join(body))
+    return path.parent
+
+
 def write_download(folder, groups=("AD", "CN"), people=4, scans=1):
     """Write `folder`/ADNI and `folder`/adni.csv: person i is of group i modulo their number; the first scan of each is DICOM."""
     rows = ["Image Data ID,Subject,Group,Sex,Age,Acq Date"]

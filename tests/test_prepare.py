@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow  # each runs the command, most of them twice
 from synthetic_volumes import head, write_dicom, write_download, write_nifti  # noqa: E402
 
 import prepare  # noqa: E402
-from data import preparation, volume_jobs  # noqa: E402
+from data import preparation, volume_jobs, volume_strip  # noqa: E402
 from data.subjects import identify, read_subjects  # noqa: E402
 from data.volumes import file_checksum  # noqa: E402
 
@@ -114,6 +115,98 @@ def test_provenance_has_the_checksums_of_inputs_and_slices(download):
             assert name.startswith(f"{image}_") and file_checksum(f"out/{entry['folder']}/{name}") == checksum
     assert record()["runs"][0]["versions"]["SimpleITK"] == sitk.Version.VersionString()
     assert record()["runs"][0]["command"].startswith("prepare.py --volumes ADNI") and record()["flags"]["n4"] is False
+
+
+GROUPS = {"01": "AD", "02": "CN", "03": "AD", "04": "CN"}
+SESSIONS = "ses-M000", "ses-M012"
+
+
+def write_layout(layout):
+    """Write a tree of GROUPS, two scans each, and the table `people`, as they come; returns the IDs of the images."""
+    rows, images = [], []
+    for k, (person, group) in enumerate(GROUPS.items()):
+        for j, session in enumerate(SESSIONS):
+            stem, place = f"sub-{person}_{session}", Path(f"tree/sub-{person}/{session}/anat")
+            if layout == "CAPS":
+                place = Path(f"tree/subjects/sub-{person}/{session}/t1_linear")
+                stem += "_space-MNI152NLin2009cSym_desc-Crop_res-1x1x1"
+            image = f"{stem}_T1w"
+            if layout == "LONI":
+                image = str(700 + 2 * k + j)
+                place = Path(f"tree/0{person}_S_00{person}/Accelerated_Sagittal_MPRAGE/2023-0{j + 1}-07_11_02_33.0/I{image}")
+                stem = f"ADNI_0{person}_S_00{person}_MR_Accelerated_Sagittal_MPRAGE_Br_20230{j + 1}07_S1_I{image}"
+            if layout == "LONI" and k == 0:
+                write_dicom(place, head(10 * k + j))
+            else:
+                write_nifti(place / (f"{stem}.nii" if layout == "LONI" else f"{stem}_T1w.nii.gz"), head(10 * k + j))
+            images.append(image)
+            rows.append({"BIDS": f"sub-{person}\t{group}\tF\t70", "CAPS": f"sub-{person}\t{session}\t{group}"}.get(layout)
+                        or f'"{image}";"0{person}_S_00{person}";"1/{10 + j}/2023";"{group}"')  # fmt: skip
+    header = {"BIDS": "participant_id\tgroup\tsex\tage", "CAPS": "participant_id\tsession_id\tdiagnosis"}
+    text = "\n".join([header.get(layout, "image_id;subject_id;image_date;research_group"), *dict.fromkeys(rows)]) + "\n"
+    Path("people").write_bytes(text.encode("utf-8-sig"))
+    return images
+
+
+@pytest.mark.parametrize("layout", ["BIDS", "CAPS", "LONI"])
+def test_layouts_as_they_come_are_prepared_and_resumed(tmp_path, monkeypatch, layout):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preparation, "run_jobs", lambda jobs, _, work: (work(job) for job in jobs))
+    images = write_layout(layout)
+    write_nifti(Path("tree/derivatives/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"), head())
+    command = [*"--volumes tree --subjects people --output_dir out --test_share 0.5".split(), *QUICK]
+    assert prepare.main(command) == 0
+    before, scans = slices(), {row["image"]: row for row in rows_of("scans")}
+    assert set(scans) == set(images) and len(before) == 3 * len(images) and not rows_of("skipped")
+    assert {name: row["group"] for row in scans.values() for name in [row["subject"][-2:]]} == GROUPS
+    assert scans[images[1]]["date"] == ("2023-01-11" if layout == "LONI" else "")
+    people = {split: {row["subject"] for row in scans.values() if row["split"] == split} for split in ("train", "test")}
+    assert len(people["train"]) == len(people["test"]) == 2 and not people["train"] & people["test"]
+    assert {scan.person for scan in identify(before, read_subjects("out/scans.csv"))} == {row["subject"] for row in scans.values()}
+    assert prepare.main(command) == 0 and slices() == before and record()["runs"][-1]["prepared"] == 0
+    text = Path("people").read_text(encoding="utf-8")
+    Path("people").write_text(text.replace("CN", "MCI", 1 if layout == "BIDS" else 2))  # of one person
+    assert prepare.main(command) == 0 and len(slices()) == 3 * (len(images) - 2)
+    with open("people", "a") as file:
+        file.write({"BIDS": "sub-09\tAD\n", "CAPS": "sub-09\tses-M000\tAD\n"}.get(layout, "999;009_S_0009;1/1/2023;AD\n"))
+    assert prepare.main(command) == 3 and [row["group"] for row in rows_of("skipped")] == ["AD"]
+
+
+def test_stripped_scans_are_resumed_and_lost_or_changed_masks_made_again(download, monkeypatch, capsys):
+    def run_model(x):
+        i, j, k = np.mgrid[-1:1:40j, -1:1:40j, -1:1:40j]
+        return ((i / 0.6) ** 2 + (j / 0.7) ** 2 + (k / 0.65) ** 2 < 1).astype("f4")
+
+    monkeypatch.setattr(volume_strip, "network", lambda: SimpleNamespace(run_model=run_model))
+    monkeypatch.setattr(preparation, "network", lambda: None)
+    monkeypatch.setattr(volume_strip, "BRAIN_ML", (400, 1000))  # heads of 4 mm are small
+    assert run("--strip", "deepbet", "--pictures", 1) == 0
+    before, masks = slices(), sorted(os.listdir("out/masks"))
+    assert masks == [f"{image}_mask.nii.gz" for image in range(100, 108)]
+    assert {entry["strip"] for entry in record()["scans"].values()} == {"deepbet"}
+    assert run("--strip", "deepbet") == 0 and slices() == before
+    os.unlink("out/masks/101_mask.nii.gz")
+    Path("out/masks/104_mask.nii.gz").write_bytes(b"")
+    assert run("--strip", "deepbet") == 0 and record()["runs"][-1]["prepared"] == 2
+    assert "another --strip, or without" in refusal(prepare.main, *flags())
+    monkeypatch.setattr(volume_strip, "BRAIN_ML", (900, 2100))
+    os.unlink("out/masks/101_mask.nii.gz")
+    assert run("--strip", "deepbet") == 3
+    (row,) = rows_of("skipped")
+    assert row["image"] == "101" and "ml, not 900 to 2100" in row["reason"]
+    assert run("--strip", "deepbet", "--keep_doubtful") == 0
+    assert "note: 101: kept with a doubtful mask: deepbet's mask has " in capsys.readouterr().err
+    for more, part in ((["--masks", "out/masks"], "leave out one"), (["--align", "none"], "--align none: give --template")):
+        assert part in refusal(prepare.main, *flags("--strip", "deepbet", *more))
+
+
+def test_a_record_of_before_there_were_these_flags_is_resumed(download):
+    run()
+    before, old = slices(), record()
+    for name in ("strip", "align"):
+        del old["flags"][name]
+    Path("out/provenance.json").write_text(json.dumps(old))
+    assert run() == 0 and slices() == before
 
 
 def test_an_empty_class_on_a_side_is_noted(download, capsys):

@@ -43,5 +43,9 @@ def test_sides_stay_when_people_come_one_by_one_and_the_share_is_kept_on_average
 def test_find_masks_prefers_files_called_mask(tmp_path):
     for name in ("I1_bet.nii.gz", "I1_bet_mask.nii.gz", "I2.nii", "I3_mask.nii", "I3_Mask.nii.gz", "x.nii"):
         (tmp_path / name).write_bytes(b"")
+    for name in ("sub-01_T1w.nii.gz", "derivatives/sub-01_T1w_brain_mask.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
     found = {image: sorted(map(os.path.basename, paths)) for image, paths in find_masks(str(tmp_path)).items()}
+    assert found.pop("sub-01_T1w") == ["sub-01_T1w_brain_mask.nii.gz"]
     assert found == {"1": ["I1_bet_mask.nii.gz"], "2": ["I2.nii"], "3": ["I3_Mask.nii.gz", "I3_mask.nii"]}

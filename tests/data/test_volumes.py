@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import shutil
 import struct
 
@@ -10,9 +11,10 @@ import pytest
 
 sitk = pytest.importorskip("SimpleITK")
 
-from synthetic_volumes import head, write_dicom, write_nifti  # noqa: E402
+from synthetic_volumes import head, write_dicom, write_enhanced, write_nifti  # noqa: E402
 
 from data.dicom import LEFT_OUT, check_spacing  # noqa: E402
+from data.phantom_volumes import same_locale  # noqa: E402
 from data.volumes import Volume, find_volumes, image_id, read_path, read_volume  # noqa: E402
 from utils import UserError  # noqa: E402
 
@@ -82,7 +84,16 @@ def random_voxels(*shape):
         ("I218391/T1w.nii", False, "218391"),
         ("I218391/ADNI_I218393.nii", False, "218393"),
         ("037_S_4001.nii", False, None),
-        ("sub-037S4001_T1w.nii.gz", False, None),
+        ("sub-037S4001/ses-M00/anat/sub-037S4001_ses-M00_run-1_T1w.nii.gz", False, "sub-037S4001_ses-M00_run-1_T1w"),
+        (
+            "subjects/sub-ADNI037S4001/ses-M000/t1_linear/sub-ADNI037S4001_ses-M000_desc-Crop_res-1x1x1_T1w.nii.gz",
+            False,
+            "sub-ADNI037S4001_ses-M000_desc-Crop_res-1x1x1_T1w",
+        ),
+        ("sub-01_T1w_mask.nii.gz", False, "sub-01_T1w"),
+        ("sub-01/I218391/sub-01_T1w.nii", False, "218391"),
+        ("sub-01/func/sub-01_task-rest_bold.nii.gz", False, None),
+        ("sub-01_T1wx.nii", False, None),
         ("MNI152.nii", False, None),
         ("I0.nii", False, "0"),
     ],
@@ -114,6 +125,17 @@ def test_find_volumes_groups_files_into_scans(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_of_bids_the_scan_itself_is_read_and_no_derivative(tmp_path):
+    places = "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T1w_brain.nii.gz", "sub-02/anat/sub-02_T1w_brain.nii.gz"
+    for place in (*places, "derivatives/x/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(b"")
+    found, nameless = find_volumes(str(tmp_path))
+    paths = {image: [os.path.relpath(volume.place, tmp_path) for volume in there] for image, there in found.items()}
+    assert paths == {"sub-01_T1w": [places[0]], "sub-02_T1w": [places[2]]}
+    assert nameless == [str(tmp_path / "sub-01/func/sub-01_bold.nii.gz")]
+
+
 def test_find_volumes_follows_links_once_and_never_opens_a_pipe(tmp_path):
     write_nifti(tmp_path / "elsewhere" / "I1.nii", head())
     (tmp_path / "data").mkdir()
@@ -511,6 +533,49 @@ def test_damaged_dicom_files_are_refused(series, tmp_path):
     for content in (b"", whole[:200], bytes(132) + b"DICM" + bytes(100), whole[:-1000]):
         path.write_bytes(content)
         assert "007.dcm: damaged" in refused(folder)
+
+
+@pytest.mark.parametrize("order", [None, range(24, -1, -1), np.random.default_rng(0).permutation(25).tolist()])
+def test_frames_of_an_enhanced_file_lie_where_their_own_positions_say(series, tmp_path, order):
+    image, original = read(write_enhanced(tmp_path / "I7" / "1.dcm", series[0], order)), series[0]
+    for index in ((0, 0, 0), (5, 11, 17), (37, 39, 24)):
+        there = original.TransformIndexToPhysicalPoint(index)
+        same = image.TransformPhysicalPointToIndex(there)
+        assert image[same] == original[index]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(same), there, atol=1e-3)  # mm; headers have 6 digits
+
+
+def test_enhanced_files_that_are_not_plain_are_refused_and_dcm2niix_named(series, tmp_path):
+    place = tmp_path / "I7" / "1.dcm"
+    assert "2 missing slices" in refused(write_enhanced(place, series[0], [*range(10), *range(12, 25)]))
+    assert "a 4-D series" in refused(write_enhanced(place, series[0], [*range(25), *range(25)]))
+    assert "grey levels of their own; convert it" in refused(write_enhanced(place, series[0], slopes=("1", "2")))
+    folder = write_enhanced(place, series[0])
+    place.write_bytes(place.read_bytes().replace(b"\x20\0\x32\0DS", b"\x20\0\x33\0DS", 1))  # a position is lost
+    assert "where its frames lie; convert it to NIfTI, such as with dcm2niix" in refused(folder)
+    write_enhanced(place, series[0])
+    other = write_enhanced(tmp_path / "b" / "2.dcm", series[0], range(5)) / "2.dcm"
+    (folder / "2.dcm").write_bytes(other.read_bytes().replace(b"1.2.3.4.1", b"1.2.3.4.2"))
+    assert "several multi-frame DICOM files" in refused(folder)
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_losslessly_compressed_series_are_read_and_other_compressions_named(series, tmp_path, compressor):
+    folder = copied(series, tmp_path)
+    plain = sitk.GetArrayFromImage(read(folder))
+    for path in folder.iterdir():
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetUseCompression(True)
+        writer.SetCompressor(compressor)
+        writer.SetFileName(str(path))
+        with same_locale():
+            writer.Execute(sitk.ReadImage(str(path), sitk.sitkUInt16))
+        assert b"1.2.840.10008.1.2.4." in path.read_bytes()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read(folder)), plain)
+    for path in folder.iterdir():
+        path.write_bytes(re.sub(rb"(1\.2\.840\.10008\.1\.2\.4\.)[0-9]+", rb"\g<1>99", path.read_bytes()))
+    assert "a compression that is not read (1.2.840.10008.1.2.4.99); convert it to NIfTI" in refused(folder)
 
 
 def test_check_spacing_returns_the_mean_distance_and_refuses_gaps():

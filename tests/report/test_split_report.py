@@ -223,6 +223,63 @@ def test_match_takes_no_more_than_it_must_and_depends_on_the_seed_alone(windowed
         assert matched["AD"] == everyone["AD"] & everyone["NC"]  # the smaller count at each index
 
 
+def drawn(rng, shift, count=400, split="train"):
+    """Files of `count` people of each class, three slices each; those of AD are `shift` years older."""
+    people = [
+        (label, f"{label}{i}", 70 + 8 * rng.normal() + shift * (label == "AD")) for label in ("AD", "NC") for i in range(count)
+    ]
+    return [
+        new_split.File(
+            "", f"{label}/{split}{person}_{i}.png", Scan(person, split + person, label, "MF"[rng.integers(2)], age), split
+        )
+        for label, person, age in people
+        for i in (80, 81, 82)
+    ]
+
+
+def test_differences_are_those_of_a_known_shift_and_of_none():
+    files = drawn(np.random.default_rng(0), 4.0)
+    ad, nc = (np.array([file.scan.age for file in files if file.label == label]) for label in ("AD", "NC"))
+    found = new_split.differences(files)
+    np.testing.assert_allclose(found["train", "age"][:2], (ad.mean(), nc.mean()))
+    error = (2 / 400) ** 0.5  # standard error of a standardised difference of 400 people each
+    assert abs(found["train", "age"][2] - 4 / 8) < 4 * error  # SD 8 years
+    assert found["train", "position"] == (81, 81, 0) and abs(found["train", "sex"][2]) < 4 * error
+    for seed in range(5):
+        null = new_split.differences(drawn(np.random.default_rng(seed), 0.0))
+        assert max(abs(value[2]) for value in null.values()) < 4 * error
+    assert new_split.differences([file for file in files if file.label == "AD"]) == {}
+
+
+@pytest.mark.parametrize("shift", [6.0, 0.0])
+def test_matching_takes_most_of_a_known_difference_away_and_costs_the_null_little(shift):
+    """Thirds of a normal value remove about 79% of a bias (Cochran 1968)."""
+    files = drawn(np.random.default_rng(1), shift) + drawn(np.random.default_rng(2), shift, 100, "test")
+    kept = new_split.match_classes(files, new_split.strata_of(files), ("age",))
+    before, after = (new_split.differences(part)["train", "age"] for part in (files, kept))
+    if shift:
+        assert 0.5 < 1 - (after[0] - after[1]) / (before[0] - before[1]) < 0.95 and len(kept) < 0.85 * len(files)
+    else:
+        assert len(kept) > 0.85 * len(files) and abs(after[2]) < 4 * (2 / 400) ** 0.5
+
+
+def test_matching_csv_and_the_printed_lines_say_the_same(tmp_path, capsys):
+    files = drawn(np.random.default_rng(3), 6.0, 30)
+    kept = [file for file in files if file.scan.image not in ("AD0", "AD1", "NC2")]
+    split_report.print_matching(files, kept, ("age",))
+    split_report.write_matching(str(tmp_path / "matching.csv"), files, kept)
+    text = capsys.readouterr().out
+    assert "9 of 180 slices are left out (6 AD, 3 NC), and with them 2 of 30 AD and 1 of 30 NC people, so" in text
+    with open(tmp_path / "matching.csv", newline="") as file:
+        rows = {(row["matching"], row["value"]): row for row in csv.DictReader(file)}
+    assert [rows[state, "age"]["AD people"] for state in ("before", "after")] == ["30", "28"]
+    shown = [float(rows[state, "age"]["AD mean"]) - float(rows[state, "age"]["NC mean"]) for state in ("before", "after")]
+    (line,) = [line for line in text.splitlines() if "in years" in line]
+    found = [float(part.split(" (")[0]) for part in line.split(": ")[2].split(" before, ")]
+    assert found == pytest.approx(shown, abs=0.006)  # two digits
+    assert "slice index: +0.00 (+nan SD) before" not in text and "slice index: +0.00 (+0.00 SD) before" in text
+
+
 def test_draw_over_people_takes_a_slice_of_each_before_a_second():
     files = [new_split.File("", f"AD/{i}_1.png", Scan(str(i), person)) for i, person in enumerate("aaaabbc")]
     for seed in range(20):
