@@ -171,7 +171,7 @@ def test_the_detectable_auc_depends_on_people_not_on_their_slices_or_on_what_is_
 @pytest.mark.slow
 @pytest.mark.parametrize("people, permuted", [((15, 15), False), ((10, 30), True)])
 def test_a_detectable_difference_is_found_in_four_of_five_sets_and_none_in_few(monkeypatch, people, permuted):
-    """By the interval and by permutation, with four slices a person. By the interval 80% of 300 sets, and 3% without a difference."""
+    """By the interval (of 300 sets 80%, 3% without a difference) and by permutation, with four slices a person."""
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 150)
     monkeypatch.setattr("analysis.style_space.PERMUTATIONS", 119)
     groups, rng, sets = np.repeat(np.arange(sum(people)), 4), np.random.default_rng(0), 120
