@@ -1,6 +1,7 @@
-"""Bootstrap intervals that resample whole people or scans, and the area under the ROC curve (AUC).
+"""Bootstrap intervals that resample whole people or scans, and the area under the ROC curve (AUC) with its power.
 
-bootstrap(lambda weights: auc(scores, positive, weights), groups=people, strata=positive)           # 0.81 (0.77 to 0.85)
+bootstrap(lambda weights: np.average(areas, weights=weights), groups=people)                        # 0.81 (0.77 to 0.85)
+bootstrap_auc(lambda weights: auc(scores, positive, weights), positive, people)     # 0.81 (0.77 to 0.85; 80% power from 0.62)
 """
 
 from typing import NamedTuple
@@ -10,6 +11,11 @@ import numpy as np
 RESAMPLED = 1000  # bootstrap samples
 MIN_PEOPLE = 5  # of each class: below, an AUC gets no interval
 FOLDS = 5  # of a cross-validation over people, at most
+POWER = 0.8  # share of samples in which a difference is found that counts as detectable (Cohen 1988)
+POWER_NOTE = (
+    f"{POWER:.0%} power from x: with so many people, a true AUC below x would be missed (not shown to exceed 0.5) in more than "
+    f"{1 - POWER:.0%} of samples."
+)
 
 
 class Interval(NamedTuple):
@@ -21,6 +27,18 @@ class Interval(NamedTuple):
 
     def __str__(self):
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+class Auc(NamedTuple):
+    """An AUC, its 95% bootstrap interval, and the true AUC from which on it is shown to exceed 0.5 in POWER of such samples."""
+
+    value: float
+    low: float
+    high: float
+    detectable: float
+
+    def __str__(self):
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}; {POWER:.0%} power from {self.detectable:.2f})"
 
 
 def bootstrap(statistic, groups, strata=None, seed=0):
@@ -78,6 +96,29 @@ def auc(scores, positive, weights=None, strata=None):
     return float((positives * below).sum() / pairs) if pairs else float("nan")
 
 
+def bootstrap_auc(statistic, positive, groups, by_class=False, seed=0, critical=None):
+    """The `Auc` of statistic(weights [N]), an AUC of rows of which positive bool [N] are positives, over groups [N] (people).
+
+    by_class: each class keeps its number of groups. It is shown to exceed 0.5 where the interval excludes 0.5 or, given `critical`
+    of `permutation_test`, where it is at least that. detectable: the least A >= c + z SE(A) on the scale of arcsin(2 A - 1), with c
+    = t SE(A) or `critical`, t and z the quantiles of the interval and of POWER; 1 where there is none. SE(A): of Hanley and McNeil
+    (1982) for one score a group, times the factor by which the interval differs from it at the measured AUC.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    interval = bootstrap(statistic, groups, positive if by_class else None, seed)
+    p, n = (len(np.unique(groups[positive == of_class])) for of_class in (True, False))
+    t = -stdtrit((min(p, n) if by_class else len(np.unique(groups))) - 1, 0.025)
+    at = np.append(np.linspace(0.5, 0.999, 500), np.clip(max(interval.value, 1 - interval.value), 0.5, 0.999))
+    error = np.sqrt((at * (1 - at) + (p - 1) * (at / (2 - at) - at**2) + (n - 1) * (2 * at**2 / (1 + at) - at**2)) / (p * n))
+    if interval.low < interval.high:
+        error *= (interval.high - interval.low) / (2 * t * error[-1])
+    error /= np.sqrt(at * (1 - at))  # by the derivative of the arcsine
+    least = t * error if critical is None else np.arcsin(2 * critical - 1)
+    found = np.arcsin(2 * at[:-1] - 1) >= (least + ndtri(POWER) * error)[:-1]
+    return Auc(*interval, np.nan if np.isnan(interval.value) else float(at[found.argmax()]) if found.any() else 1.0)
+
+
 def shared_strata(positive, strata):
     """Rows, bool [N], of the strata [N] that hold positives and negatives: the others have no pair to compare."""
     return np.isin(strata, strata[positive]) & np.isin(strata, strata[~positive])
@@ -89,7 +130,7 @@ def fewest_groups(positive, groups):
 
 
 def auc_interval(scores, positive, groups, strata=None, seed=0):
-    """Interval of `auc` over groups [N]; None if fewer than MIN_PEOPLE groups of a class have a row that can be compared.
+    """The `Auc` of scores over groups [N]; None if fewer than MIN_PEOPLE groups of a class have a row that can be compared.
 
     scores [N], or [S, N] for the mean AUC of S sets of scores.
     """
@@ -98,4 +139,6 @@ def auc_interval(scores, positive, groups, strata=None, seed=0):
     scores, positive, groups, strata = np.atleast_2d(scores)[:, rows], positive[rows], groups[rows], strata[rows]
     if fewest_groups(positive, groups) < MIN_PEOPLE:
         return None
-    return bootstrap(lambda weights: np.mean([auc(row, positive, weights, strata) for row in scores]), groups, seed=seed)
+    return bootstrap_auc(
+        lambda weights: np.mean([auc(row, positive, weights, strata) for row in scores]), positive, groups, seed=seed
+    )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from analysis.bootstrap import auc, bootstrap
+from analysis.bootstrap import auc, bootstrap, bootstrap_auc
 from analysis.position import position_probe, slice_indices
 from analysis.style_space import permutation_test
 from dataset import to_float
@@ -172,12 +172,12 @@ def pool_classes(slices):
 
 
 def summary(scores, is_ad, groups):
-    """{"auc": Interval of the AUC of the mean score, "seeds": the AUC of each, "spread": their standard deviation, "p",
-    "detectable": of `permutation_test`} of scores [seeds, N]: over other held-out groups (people), not over other trainings."""
+    """{"auc": `Auc` of the mean score, "seeds": the AUC of each, "spread": their standard deviation, "p": of
+    `permutation_test`} of scores [seeds, N]: over other held-out groups (people), not over other trainings."""
     mean, aucs = np.mean(scores, 0), [auc(seed_scores, is_ad) for seed_scores in scores]
-    interval = bootstrap(lambda weights: auc(mean, is_ad, weights), groups, is_ad)
-    p, detectable = permutation_test(lambda labels: auc(mean, labels == 1), is_ad.astype(int), groups)
-    return {"auc": interval, "seeds": aucs, "spread": float(np.std(aucs, ddof=1)), "p": p, "detectable": detectable}
+    p, critical = permutation_test(lambda labels: auc(mean, labels == 1), is_ad.astype(int), groups)
+    measured = bootstrap_auc(lambda weights: auc(mean, is_ad, weights), is_ad, groups, True, critical=critical)
+    return {"auc": measured, "seeds": aucs, "spread": float(np.std(aucs, ddof=1)), "p": p}
 
 
 def compare_arms(generated, real, is_ad, groups):

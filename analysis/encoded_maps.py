@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.age_probe import age_probe
 from analysis.areas import measure_areas, view_or_note
-from analysis.bootstrap import Interval, auc, bootstrap, fewest_groups
+from analysis.bootstrap import Interval, auc, bootstrap_auc, fewest_groups
 from analysis.encoder import SIDE, draw_slices, find_encoder
 from analysis.models import Model
 from analysis.position import position_probe, slice_indices
@@ -58,7 +58,7 @@ class EncodedMap(NamedTuple):
     real: RealSlices
     values: dict  # {"person", "slice index", "age", "sex", "ventricle area": [N]} of real slices; nan or "" where unknown
     refused: np.ndarray  # bool [N]: real slices that the model cannot draw
-    mixing: Interval  # AUC of a linear probe for real against generated slices: 0.5 if they are one cloud
+    mixing: Interval  # `Auc` of a linear probe for real against generated slices: 0.5 if they are one cloud
     separation: StyleSeparation  # of real AD and NC
     position: dict  # `position_probe` of the same probe
     age: dict | None  # `age_probe` of the real slices
@@ -110,13 +110,13 @@ def encoded_map(model, real, settings):
 
 
 def mixing(real, generated, groups, seed=0):
-    """Interval of the AUC of a linear probe for real [N, D] against generated [M, D] points, over groups [N] and latents."""
+    """The `Auc` of a linear probe for real [N, D] against generated [M, D] points, over groups [N] and latents."""
     points, is_real = np.concatenate([real, generated]), np.arange(len(real) + len(generated)) < len(real)
     groups = np.concatenate([groups, [f"latent {i}" for i in range(len(generated))]])
     if fewest_groups(is_real, groups) < 2:
         return UNDEFINED
     scores = probe_scores(points, is_real.astype(int), groups, seed)
-    return bootstrap(lambda weights: auc(scores, is_real, weights), groups, is_real, seed)
+    return bootstrap_auc(lambda weights: auc(scores, is_real, weights), is_real, groups, True, seed)
 
 
 def known_values(real):

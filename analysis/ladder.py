@@ -9,7 +9,7 @@ held-out people, p is by permutation of these people's labels, without fitting a
 
 import numpy as np
 
-from analysis.bootstrap import auc, bootstrap
+from analysis.bootstrap import auc, bootstrap_auc
 from analysis.encoder import find_encoder, untrained_encoder
 from analysis.position import position_probe
 from analysis.style_space import build_probe, permutation_test
@@ -54,7 +54,7 @@ def pool_pixels(slices):
 
 
 def rung(scores, is_ad, groups, names, seed=0):
-    """{"auc": Interval, "p", "detectable": of `permutation_test`, "position": `position_probe`} of scores [N] of AD."""
-    p, detectable = permutation_test(lambda labels: auc(scores, labels == 1), is_ad.astype(int), groups, seed)
-    interval = bootstrap(lambda weights: auc(scores, is_ad, weights), groups, is_ad, seed)
-    return {"auc": interval, "p": p, "detectable": detectable, "position": position_probe(scores, is_ad, groups, names, seed=seed)}
+    """{"auc": `Auc`, "p": of `permutation_test`, "position": `position_probe`} of scores [N] of AD."""
+    p, critical = permutation_test(lambda labels: auc(scores, labels == 1), is_ad.astype(int), groups, seed)
+    measured = bootstrap_auc(lambda weights: auc(scores, is_ad, weights), is_ad, groups, True, seed, critical)
+    return {"auc": measured, "p": p, "position": position_probe(scores, is_ad, groups, names, seed=seed)}

@@ -1,6 +1,7 @@
-"""Find and load trained models, generate images with them, and make a small copy of a generator to share.
+"""Find and load trained models, generate images with them, make a small copy of a generator to share, and take over others'.
 
     python -m analysis.models model/all-conditional models/all-conditional
+    python -m analysis.models G_ema.pt model/peer       # NVlabs' or rosinality's weights, see peers.py
 
 model = load_model(find_run("AD", "model"), device)
 images = np.concatenate(list(generate(model, 16, seed=0)))           # uint8 [16, R, R]
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from analysis.peers import convert
 from dataset import to_uint8
 from modules import Generator, MappingNetwork, build_generator
 from utils import (
@@ -194,13 +196,28 @@ def share(folder, output_dir, which="last"):
 
     Returns the path. UserError: not a valid generator, or there is one in output_dir already.
     """
-    saved, path = read_generator(weights_file(folder, which)), os.path.join(output_dir, WEIGHTS["last"])
+    saved = read_generator(weights_file(folder, which))
+    return write_generator(saved | {"weights": {name: x.half() for name, x in saved["weights"].items()}}, output_dir)
+
+
+def adopt(file, output_dir, classes):
+    """Write other code's weights (see `peers.convert`) into output_dir/generator.pt; returns the path. UserError as there."""
+    saved = convert(file, classes)
+    try:
+        check_generator(saved)
+    except Exception as error:
+        raise UserError(f"{file}: cannot become a generator of this project: {error}") from None
+    return write_generator(saved, output_dir)
+
+
+def write_generator(saved, output_dir):
+    """Write output_dir/generator.pt; returns the path. UserError: there is one already."""
+    path = os.path.join(output_dir, WEIGHTS["last"])
     if os.path.exists(path):
         raise UserError(f"{path} exists: name another folder, or remove it first")
-    weights = {name: x.half() for name, x in saved["weights"].items()}
     make_folder(output_dir, "OUTPUT_DIR")
     with atomic_path(path) as temporary:
-        save_tensors(saved | {"weights": weights}, temporary)
+        save_tensors(saved, temporary)
     return path
 
 
@@ -258,14 +275,21 @@ def synthesize(model, ws, noise="fixed", rng=None):
 
 
 def main(argv=None):
-    text = "Copy the generator of a run, without the rest of the run and in half its size, to share it."
-    parser = ArgumentParser(text, "-m analysis.models model/all-conditional models/all-conditional")
+    text = "Copy the generator of a run, without the rest of the run and in half its size, to share it, or take over another's."
+    lines = "-m analysis.models model/all-conditional models/all-conditional", "-m analysis.models G_ema.pt model/AD --classes AD"
+    parser = ArgumentParser(text, *lines)
     parser.prog = "-m analysis.models"
-    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("run", help="folder of a run, or a file of NVlabs' or rosinality's weights (analysis/peers.py)")
     parser.add_argument("output_dir", help="folder for its generator.pt")
     parser.add_argument("--which", choices=tuple(WEIGHTS), default="last", help="the last generator, or that of the lowest KID")
+    text = "what such a file was trained on; of its two labels, 0 is AD and 1 is NC"
+    parser.add_argument("--classes", choices=("all", *CLASSES), default="all", help=text)
     args = parser.parse_args(argv)
-    path = share(os.path.normpath(args.run), args.output_dir, args.which)
+    run = os.path.normpath(args.run)
+    if os.path.isfile(run):
+        path = adopt(run, args.output_dir, CLASSES if args.classes == "all" else (args.classes,))
+    else:
+        path = share(run, args.output_dir, args.which)
     parent = os.path.dirname(os.path.normpath(args.output_dir)) or "."
     print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB; predict.py --model_dir {shlex.quote(parent)} reads it")
     return 0

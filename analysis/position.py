@@ -14,7 +14,7 @@ tells positions apart tells AD from NC. So beside the AUC of a classifier or a p
 
 import numpy as np
 
-from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc, auc_interval, bootstrap, fewest_groups, shared_strata
+from analysis.bootstrap import FOLDS, MIN_PEOPLE, auc, auc_interval, bootstrap_auc, fewest_groups, shared_strata
 from data.folders import some_of
 from data.subject_tables import scan_id
 from data.subjects import slice_index
@@ -78,7 +78,7 @@ def log_odds(ad, nc, levels, at):
 
 
 def index_auc(indices, positive, groups, fitted=None, seed=0, strata=None):
-    """Interval of the AUC of AD against NC that the slice index alone reaches, over groups (people); None if they are too few.
+    """The `Auc` of AD against NC that the slice index alone reaches, over groups (people); None if they are too few.
 
     indices [N] (slices of nan are left out), positive bool [N]: AD, groups [N]: of `resampling_groups`. The rule, `log_odds`, is
     fitted up to FOLDS times without a fold's groups and scores these, and again for each bootstrap sample. Only slices of the same
@@ -111,7 +111,7 @@ def index_auc(indices, positive, groups, fitted=None, seed=0, strata=None):
         is_ad = np.repeat([True, False], len(cells))
         return auc(np.tile(scores, 2), is_ad, np.concatenate(of_classes), np.tile(cells // len(levels), 2))
 
-    return bootstrap(statistic, groups, seed=seed)
+    return bootstrap_auc(statistic, positive, groups, seed=seed)
 
 
 def fitted_odds(indices, positive, at):
@@ -139,10 +139,10 @@ def held_out_folds(positive, groups, seed=0):
 
 
 def position_probe(scores, positive, groups, names, fitted=None, seed=0):
-    """What stands beside the AUC of `scores`: {"slice index alone", "position-stratified": Interval, "unknown": `unknown_text`}.
+    """What stands beside the AUC of `scores`: {"slice index alone", "position-stratified": `Auc`, "unknown": `unknown_text`}.
 
     scores [N] or [S, N] (the mean AUC of S classifiers) of AD, positive bool [N], groups [N], names of the files [N]; fitted: see
-    `index_auc`. None in place of an Interval where fewer than MIN_PEOPLE people of a class can be compared.
+    `index_auc`. None in place of an `Auc` where fewer than MIN_PEOPLE people of a class can be compared.
     """
     indices = slice_indices(names)
     known = np.isfinite(indices)
@@ -158,7 +158,7 @@ def position_probe(scores, positive, groups, names, fitted=None, seed=0):
 
 
 def beyond_position(auc_all, position):
-    """Whether more than slice position was shown to tell AD from NC, by an Interval and the `position_probe` beside it.
+    """Whether more than slice position was shown to tell AD from NC, by an `Auc` and the `position_probe` beside it.
 
     Where no index is known, the interval alone decides; `position_text` then says so.
     """

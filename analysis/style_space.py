@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from analysis.bootstrap import FOLDS, Interval, auc, bootstrap
+from analysis.bootstrap import FOLDS, Interval, auc, bootstrap, bootstrap_auc
 from analysis.position import beyond_position, position_text
 
 NEIGHBOURS = 15
@@ -33,10 +33,9 @@ class StyleSeparation(NamedTuple):
     """How well two sets of style vectors are separated: 1 if they are fully separated, by both measures."""
 
     same_class: Interval  # the same-class k-NN fraction: mean share of a vector's NEIGHBOURS nearest ones that are of its own set
-    auc: Interval  # of a linear probe, on vectors that it was not fitted to; 0.5 by chance
+    auc: Interval  # `Auc` of a linear probe, on vectors that it was not fitted to; 0.5 by chance
     chance: float = 0.5  # the same-class k-NN fraction of sets that mix
     p: float = np.nan  # of the AUC, one-sided, by `permutation_test`; nan if it was not made
-    detectable: float = np.nan  # the AUC from which on p is at most SIGNIFICANT
 
 
 def style_separation(a, b, groups=None, seed=0):
@@ -56,12 +55,12 @@ def style_separation(a, b, groups=None, seed=0):
     def measured(labels):
         return auc(scores if labels is classes else probe_scores(points, labels, drawn, seed), labels == 1)
 
-    tested = () if groups is None else permutation_test(measured, classes, drawn, seed)
+    p, critical = (np.nan, None) if groups is None else permutation_test(measured, classes, drawn, seed)
     return StyleSeparation(
         bootstrap(lambda weights: np.average(fractions, weights=weights), drawn, seed=seed),
-        bootstrap(lambda weights: auc(scores, classes == 1, weights), drawn, seed=seed),
+        bootstrap_auc(lambda weights: auc(scores, classes == 1, weights), classes == 1, drawn, seed=seed, critical=critical),
         chance_fraction(classes, groups),
-        *tested,
+        p,
     )
 
 
@@ -77,10 +76,10 @@ def chance_fraction(classes, groups=None):
 
 
 def permutation_test(statistic, classes, groups, seed=0):
-    """(p, detectable) of statistic(classes int [N]), such as the AUC of a probe fitted to these labels, permuted over groups [N].
+    """(p, critical) of statistic(classes int [N]), such as the AUC of a probe fitted to these labels, permuted over groups [N].
 
     p: share of PERMUTATIONS + 1 labellings, the true one among them, whose statistic is at least that of the true one (Phipson and
-    Smyth 2010); detectable: the smallest with p <= SIGNIFICANT. Groups with rows of both classes keep their labels, so that each
+    Smyth 2010); critical: the smallest with p <= SIGNIFICANT. Groups with rows of both classes keep their labels, so that each
     class keeps its number of groups.
     """
     rng, null = np.random.default_rng(seed), []
@@ -177,7 +176,7 @@ def real_verdict(real, position=None, seen=False):
     if np.isnan(real.p):
         separation = "too few people to tell whether they are separated"
     elif real.p > SIGNIFICANT:
-        separation = f"no separation was shown, {tested}; with so many people an AUC below {real.detectable:.2f} would be missed"
+        separation = f"no separation was shown, {tested}"
     elif position and not beyond_position(real.auc, position):
         separation = f"{tested}, but no more than slice position may explain"
     elif seen:

@@ -249,7 +249,7 @@ def class_of_source(source):
 def measure_list(separation, position=None):
     """The Measures of a StyleSeparation."""
     measured = measures_of(separation, position).items()
-    return [Measure(name, one.value, interval_text(*one), *one[1:], chance, "chance") for name, (one, chance) in measured]
+    return [Measure(name, one.value, interval_text(*one), *one[1:3], chance, "chance") for name, (one, chance) in measured]
 
 
 def encoded_sets(run, encoded):

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.areas import SIDE
+from analysis.bootstrap import POWER_NOTE
 from analysis.evaluation import KINDS
 from analysis.position import beyond_position, position_text
 from report import figures
@@ -125,7 +126,7 @@ def classifier_tables(results):
     kept = results["validation"]
     caption = (
         f"AUC of AD against NC by the mean score of {len(results['train']['seeds'])} classifiers in each row, trained until they "
-        f"do no better on {kept['people']} other people or scans of the training set ({kept['slices']} slices)."
+        f"do no better on {kept['people']} other people or scans of the training set ({kept['slices']} slices). {POWER_NOTE}"
     )
     if position.get("known"):
         columns.append("position-stratified AUC")
@@ -140,17 +141,16 @@ def classifier_tables(results):
 
 def ladder_table(rungs, classifier):
     """A ReportTable of `ladder`'s rungs and of `classify`'s results for real training slices, the best that is known."""
-    rows = [[name, of["auc"], of["position"]["position-stratified"], of["p"], of["detectable"]] for name, of in rungs.items()]
+    rows = [[name, of["auc"], of["position"]["position-stratified"], of["p"]] for name, of in rungs.items()]
     position = classifier.get("position", {})
-    of_position = position.get("position-stratified"), classifier["p"], classifier["detectable"]
-    rows.append(["classifier of real slices", classifier["auc"], *of_position])
+    rows.append(["classifier of real slices", classifier["auc"], position.get("position-stratified"), classifier["p"]])
     if position.get("slice index alone"):
-        rows.insert(0, ["nothing but the slice index", position["slice index alone"], None, None, None])
+        rows.insert(0, ["nothing but the slice index", position["slice index alone"], None, None])
     caption = (
         "AUC of AD against NC on held-out people, of linear probes fitted to training slices. p: by permutation of the held-out "
-        "people's labels; detectable: the AUC that would have been found with so many people (p at most 0.025)."
+        f"people's labels. {POWER_NOTE}"
     )
-    return ReportTable(["features", "AUC", "position-stratified AUC", "p", "detectable"], rows, caption)
+    return ReportTable(["features", "AUC", "position-stratified AUC", "p"], rows, caption)
 
 
 def ladder_text(table):
@@ -208,13 +208,13 @@ def plot_classifier(results, unit, path):
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for x, kind in enumerate(TRAINED_ON):
-        (mean, low, high), seeds = results[kind]["auc"], results[kind]["seeds"]
+        (mean, low, high), seeds = results[kind]["auc"][:3], results[kind]["seeds"]
         axes.plot([x, x], [low, high], color=figures.CRITIC, linewidth=1.5)
         axes.plot(x, mean, "_", color=figures.CRITIC, markersize=24)
         axes.plot([x + 0.08] * len(seeds), seeds, "o", color=figures.FAKE, markersize=4)
         axes.annotate(f"{mean:.3f}", (x - 0.12, mean), ha="right", va="center")
         if stratified := results[kind].get("position", {}).get("position-stratified"):
-            axes.plot([x + 0.2] * 2, stratified[1:], color=figures.NEUTRAL, linewidth=1.5)
+            axes.plot([x + 0.2] * 2, stratified[1:3], color=figures.NEUTRAL, linewidth=1.5)
             axes.plot(x + 0.2, stratified.value, "D", color=figures.NEUTRAL, markersize=5, label="position-stratified")
     if alone := results["train"].get("position", {}).get("slice index alone"):
         axes.axhspan(alone.low, alone.high, color=figures.REAL, alpha=0.15, linewidth=0)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.age_probe import age_sentences
-from analysis.bootstrap import MIN_PEOPLE
+from analysis.bootstrap import MIN_PEOPLE, POWER_NOTE
 from analysis.encoded_maps import encoded_conclusions
 from analysis.style_maps import conclusions
 from report.figures import CRITIC, FAKE, NEUTRAL, save_figure, save_gif, wrap
@@ -95,7 +95,7 @@ def separation_table(separations, position=None):
     if position and position["known"]:
         columns += POSITION.values()
         rows = [[*row, *(position[name] for name in POSITION)] for row in rows]
-    note = "All are 1 if the sets are fully separated, and AUCs 0.5 by chance; in brackets 95% bootstrap intervals."
+    note = "All are 1 if the sets are fully separated, and AUCs 0.5 by chance; in brackets 95% bootstrap intervals. " + POWER_NOTE
     return ReportTable(columns, rows, note)
 
 
@@ -132,7 +132,7 @@ def age_table(results):
     held = "third of ages, sex or slice index" if results["placed"] else "third of ages or sex"
     caption = (
         f"AUC of AD against NC by a linear probe, {by}: 0.5 by chance. Stratified: only pairs of the same {held} are "
-        f"compared. {results['slices']} slices.{unknown}"
+        f"compared. {POWER_NOTE} {results['slices']} slices.{unknown}"
     )
     return ReportTable(["compared", "AD people", "NC people", *columns.values()], rows, caption)
 
@@ -217,12 +217,11 @@ def _scatter_values(axes, points, values):
 
 def _draw_measures(axes, measures, rows):
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for i, (name, ((value, low, high), chance)) in enumerate(measures.items(), 1):
+    for i, (name, (interval, chance)) in enumerate(measures.items(), 1):
         y = rows - i
-        axes.plot([low, high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(value, y, "o", color=CRITIC, markersize=5)
-        text = f"{name}: {value:.2f} ({low:.2f} to {high:.2f})"
-        axes.text(0, y + 0.28, text, fontsize=8, transform=axes.get_yaxis_transform(), bbox=white)
+        axes.plot([interval.low, interval.high], [y, y], color=CRITIC, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(interval.value, y, "o", color=CRITIC, markersize=5)
+        axes.text(0, y + 0.28, f"{name}: {interval}", fontsize=8, transform=axes.get_yaxis_transform(), bbox=white)
         axes.plot([chance, chance], [y - 0.5, y + 0.5], color=FAKE, linestyle=":", linewidth=1.2, zorder=0)
     lowest = min([0.35, *(interval.low - 0.02 for interval, _ in measures.values())])
     axes.set(xlim=(lowest, 1.02), ylim=(-0.4, rows - 0.3), yticks=[])

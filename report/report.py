@@ -20,6 +20,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from analysis.bootstrap import POWER
 from utils import UserError, atomic_path
 
 NOTHING = "\N{EN DASH}"  # shown where there is no value
@@ -112,15 +113,19 @@ def number_text(x, places=None):
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def interval_text(value, low, high):
-    """ "value (low to high)" with two digits of the interval's width, but at most five digits of the largest number."""
+def interval_text(value, low, high, detectable=None):
+    """ "value (low to high)" with two digits of the interval's width, but at most five digits of the largest number.
+
+    detectable: that of an `Auc`, whose power is added.
+    """
     value, low, high = (math.nan if x is None else float(x) for x in (value, low, high))
     if math.isnan(low) and math.isnan(high):
         return number_text(value)
     width, largest = high - low, max(map(abs, (value, low, high)))
     places = min(decimals(width, 2), decimals(largest, 5)) if 0 < width < math.inf and largest >= 1e-4 else None
     value, low, high = (number_text(x, places) for x in (value, low, high))
-    return f"{value} ({low} to {high})"
+    power = "" if detectable is None else f"; {POWER:.0%} power from {number_text(detectable, places)}"
+    return f"{value} ({low} to {high}{power})"
 
 
 def cell_text(value):

@@ -7,7 +7,8 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from analysis import bootstrap as bootstrap_module
-from analysis.bootstrap import Interval, auc, auc_interval, bootstrap, fewest_groups, shared_strata
+from analysis.bootstrap import POWER, Auc, Interval, auc, auc_interval, bootstrap, bootstrap_auc, fewest_groups, shared_strata
+from analysis.style_space import SIGNIFICANT, permutation_test
 
 
 @pytest.mark.parametrize("levels", [3, 20, 10**9])
@@ -65,7 +66,7 @@ def test_auc_interval_is_over_groups_that_can_be_compared(monkeypatch):
     found = auc_interval(scores, positive, groups, strata)
     rows = groups != 5
     expected = bootstrap(lambda weights: auc(scores[rows], positive[rows], weights, strata[rows]), groups[rows])
-    assert found == pytest.approx(expected)
+    assert found[:3] == pytest.approx(expected)
     pair = auc_interval(np.stack([scores, np.zeros(42)]), positive, groups, strata)
     assert pair.value == pytest.approx((found.value + 0.5) / 2)
     np.testing.assert_array_equal(shared_strata(positive, strata), rows)
@@ -136,6 +137,61 @@ def test_bootstrap_value_is_the_statistic_of_the_sample_and_lies_in_the_interval
 
 def test_interval_as_text():
     assert str(Interval(0.5, 0.444, 0.556)) == "0.50 (0.44 to 0.56)"
+    assert str(Auc(0.5, 0.444, 0.556, 0.5812)) == "0.50 (0.44 to 0.56; 80% power from 0.58)"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Power
+
+
+def test_the_detectable_auc_of_many_people_is_that_of_the_rank_sum_test():
+    """One score a person: the AUC of no difference has the variance (P + N + 1) / 12 P N (Mann and Whitney 1947)."""
+    rng, positive = np.random.default_rng(1), np.arange(700) < 400
+    scores = rng.standard_normal(700)
+    found = bootstrap_auc(lambda weights: auc(scores, positive, weights), positive, np.arange(700), True)
+    expected = (1.96 + 0.8416) * np.sqrt(701 / (12 * 400 * 300))
+    assert found[:3] == bootstrap(lambda weights: auc(scores, positive, weights), np.arange(700), positive)
+    assert found.detectable - 0.5 == pytest.approx(expected, rel=0.1)
+    given = bootstrap_auc(lambda weights: auc(scores, positive, weights), positive, np.arange(700), True, critical=0.6)
+    assert given.detectable - 0.6 == pytest.approx(expected * 0.8416 / (1.96 + 0.8416), rel=0.1)
+
+
+def test_the_detectable_auc_depends_on_people_not_on_their_slices_or_on_what_is_found():
+    rng, detectable = np.random.default_rng(2), {}
+    for people, slices, shift in ((12, 1, 0), (12, 20, 0), (12, 20, 2), (12, 20, 9), (48, 1, 0)):
+        groups = np.repeat(np.arange(2 * people), slices)
+        scores, positive = rng.standard_normal(2 * people)[groups] + shift * (groups < people), groups < people
+        found = bootstrap_auc(lambda weights: auc(scores, positive, weights), positive, groups, True)
+        detectable[people, slices, shift] = found.detectable
+    few = [value for (people, *_), value in detectable.items() if people == 12]
+    assert max(few) - min(few) < 0.1 and min(few) > detectable[48, 1, 0] + 0.05
+    assert found.detectable == pytest.approx(0.5 + 2.8 * np.sqrt(97 / (12 * 48 * 48)), abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("people, permuted", [((15, 15), False), ((10, 30), True)])
+def test_a_detectable_difference_is_found_in_four_of_five_sets_and_none_in_few(monkeypatch, people, permuted):
+    """By the interval (of 300 sets 80%, 3% without a difference) and by permutation, with four slices a person."""
+    monkeypatch.setattr(bootstrap_module, "RESAMPLED", 150)
+    monkeypatch.setattr("analysis.style_space.PERMUTATIONS", 119)
+    groups, rng, sets = np.repeat(np.arange(sum(people)), 4), np.random.default_rng(0), 120
+    positive = groups < people[0]
+
+    def draw(true_auc):
+        """(`Auc`, whether it is shown to exceed 0.5) of people and slices of equal variance."""
+        scores = 2**0.5 * normal.ppf(true_auc) * positive + 0.5**0.5 * rng.standard_normal(sum(people))[groups]
+        scores += 0.5**0.5 * rng.standard_normal(len(groups))
+        critical = p = None
+        if permuted:
+            p, critical = permutation_test(lambda labels: auc(scores, labels == 1), positive.astype(int), groups)
+        found = bootstrap_auc(lambda weights: auc(scores, positive, weights), positive, groups, True, critical=critical)
+        return found, p <= SIGNIFICANT if permuted else found.low > 0.5
+
+    null = [draw(0.5) for _ in range(sets)]
+    true_auc = np.mean([found.detectable for found, _ in null])
+    power = np.mean([shown for _, shown in (draw(true_auc) for _ in range(sets))])
+    assert power == pytest.approx(POWER, abs=3 * (POWER * (1 - POWER) / sets) ** 0.5)
+    assert np.mean([shown for _, shown in null]) <= SIGNIFICANT + 3 * (SIGNIFICANT / sets) ** 0.5  # one-sided
 
 
 def test_bootstrap_draws_whole_groups_and_keeps_the_size_of_strata():

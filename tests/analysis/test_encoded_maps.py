@@ -96,7 +96,7 @@ def conclusions(mixing_value, separation, trained=None):
 
 
 def test_conclusions_warn_of_two_clouds_and_name_the_refused():
-    separation = StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6), p=0.5, detectable=0.7)
+    separation = StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6), p=0.5)
     one, two = conclusions(0.55, separation), conclusions(0.9, separation)
     assert (
         "AUC of 0.55 (0.50 to 0.60); 0.5 is best" in one[0]
@@ -119,7 +119,7 @@ def test_maps_of_people_that_the_model_was_trained_on_warn_by_themselves(conditi
 
 
 def test_conclusions_say_where_training_people_are_not_recorded(conditional, slices_dir):
-    separation = StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6), p=0.5, detectable=0.7)
+    separation = StyleSeparation(Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.6), p=0.5)
     assert trained_people(conditional._replace(fingerprints=None), (), ()) is None
     assert conclusions(0.55, separation)[3].startswith("Whether the model was trained on these people is not known")
     assert "1 of these 2 scans" in conclusions(0.55, separation, np.array([True, False]))[0]

@@ -33,7 +33,7 @@ def random_slices(count, side=32, seed=0):
 def classifier_results(generated, train, shown=True):
     """Made-up results; shown: whether the classifier trained on real slices is shown to be better than chance."""
     aucs = {"train": train, "generated": generated, "both": train}
-    others = {"spread": 0.01, "p": 0.01, "detectable": 0.6}
+    others = {"spread": 0.01, "p": 0.01}
     results = {
         kind: {"auc": Interval(auc, auc - 0.05, auc + 0.04), "seeds": [auc - 0.01, auc, auc + 0.01], **others}
         for kind, auc in aucs.items()

@@ -20,8 +20,7 @@ def test_rung_of_a_planted_difference_and_of_none(monkeypatch):
     assert found["p"] == 1 / 200 and found["auc"].value > 0.9 and found["position"]["position-stratified"].low > 0.5
     values = [rung(rng.normal(size=24).repeat(10), is_ad, groups, names)["p"] for _ in range(40)]
     assert 0.3 < np.mean(values) < 0.7 and np.mean(np.array(values) <= 0.025) <= 0.125  # the null
-    detectable = found["detectable"]
-    assert 0.65 < detectable < 0.85  # for 12 and 12 people: 0.5 + 1.96 * sqrt(25 / (12 * 12 * 12)) = 0.74
+    assert 0.7 < found["auc"].detectable < 0.9  # for 12 and 12 people: about 0.5 + (1.96 + 0.84) * sqrt(25 / (12 * 12 * 12)) = 0.84
 
 
 def test_pixels_of_both_classes_are_pooled_in_order():

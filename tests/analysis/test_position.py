@@ -107,7 +107,7 @@ def test_index_auc_learns_a_relation_that_is_not_monotonic(monkeypatch):
 def test_index_auc_is_chance_where_the_windows_are_equal(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 100)
     indices, people = slices([80] * 30)
-    assert index_auc(indices, people < 11, people) == (0.5, 0.5, 0.5)
+    assert index_auc(indices, people < 11, people)[:3] == (0.5, 0.5, 0.5)
 
 
 def test_index_auc_of_a_rule_fitted_to_training_slices(monkeypatch):

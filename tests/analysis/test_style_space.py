@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis import style_space as styles
-from analysis.bootstrap import Interval, auc
+from analysis.bootstrap import Auc, Interval, auc
 from analysis.models import draw_z
 from analysis.style_space import StyleSeparation
 from modules import MappingNetwork
@@ -65,9 +65,12 @@ def test_style_separation_resamples_latents_or_groups_and_fits_to_no_other_of_th
     monkeypatch.setattr(styles, "probe_scores", lambda points, classes, groups, seed: given.append(groups) or np.arange(6.0))
     monkeypatch.setattr(styles, "permutation_test", lambda *_: (0.5, 0.9))
     monkeypatch.setattr(styles, "bootstrap", lambda statistic, groups, seed: given.append(groups) or statistic(np.ones(6)))
+    monkeypatch.setattr(
+        styles, "bootstrap_auc", lambda statistic, _, groups, **options: given.append(groups) or Auc(*[statistic(np.ones(6))] * 4)
+    )
     found = styles.style_separation(np.zeros((3, 2)), np.ones((3, 2)), given_groups)
     assert [list(of_call) for of_call in given[:3]] == [groups] * 3
-    assert found.auc == 1
+    assert found.auc.value == 1
     # Two of five others are of a vector's own set; of groups a a b | c c d, the shares are 1/4 of a and c, 2/5 of b and d.
     assert found.same_class == pytest.approx(alike if alike == 2 / 5 else (4 * 1 / 4 + 2 * 2 / 5) / 6)
 
@@ -107,7 +110,7 @@ def test_untrained_mapping_networks_of_two_seeds_are_separated():
 
 
 def separation(alike, auc, width=0.02, p=0.005):
-    return StyleSeparation(*(Interval(value, value - width, value + width) for value in (alike, auc)), 0.5, p, 0.62)
+    return StyleSeparation(*(Interval(value, value - width, value + width) for value in (alike, auc)), 0.5, p)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +131,8 @@ def test_verdict_compares_with_the_control(pair, control, like, expected):
 
 def test_real_verdict_depends_on_the_permutations():
     assert "more than by chance, AUC 0.70 (0.60 to 0.80), p = 0.005" in styles.real_verdict(separation(0.5, 0.7, 0.1))
-    missed = styles.real_verdict(separation(0.5, 0.61, 0.1, p=0.03))
-    assert "no separation was shown, AUC 0.61" in missed and "an AUC below 0.62 would be missed" in missed
+    missed = styles.real_verdict(StyleSeparation(Interval(0.5, 0.4, 0.6), Auc(0.61, 0.51, 0.71, 0.66), p=0.03))
+    assert "no separation was shown, AUC 0.61 (0.51 to 0.71; 80% power from 0.66), p = 0.030" in missed
     assert "too few people" in styles.real_verdict(StyleSeparation(styles.UNDEFINED, styles.UNDEFINED))
     seen = styles.real_verdict(separation(0.5, 0.7, 0.1), seen=True)
     assert "p = 0.005" in seen and "nothing is concluded" in seen and "separated" not in seen
@@ -153,8 +156,8 @@ def test_permutation_test_finds_a_difference_between_people_but_none_between_the
     monkeypatch.setattr(styles, "PERMUTATIONS", 39)
     rng, groups, classes = np.random.default_rng(0), np.repeat(np.arange(20), 5), np.repeat([0, 1], 50)
     people = rng.normal(size=(20, 4)).repeat(5, 0) + rng.normal(0, 0.1, size=(100, 4))
-    p, detectable = permuted(people, classes, groups)
-    assert p > 0.05 and 0.6 < detectable < 0.95
+    p, critical = permuted(people, classes, groups)
+    assert p > 0.05 and 0.6 < critical < 0.95
     assert permuted(people + 4 * classes[:, None], classes, groups)[0] == 1 / 40
 
 

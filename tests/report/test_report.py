@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis.bootstrap import Auc
 from report import report
 from report.report import ReportFigure, ReportTable, Section, write_report
 from utils import UserError
@@ -241,6 +242,7 @@ def test_plain_converts_arrays_and_named_tuples():
         ("AD", "AD"),
         ((0.8123, 0.7712, 0.8531), "0.812 (0.771 to 0.853)"),
         (Interval(-0.03, -0.12, 0.06), "−0.03 (−0.12 to 0.06)"),
+        (Auc(0.55, 0.4, 0.7, 0.732), "0.55 (0.40 to 0.70; 80% power from 0.73)"),
         ((0.999, 0.998, 1.0), "0.9990 (0.9980 to 1.0000)"),
         ((812.3, 790.1, 833.9), "812 (790 to 834)"),
         ((1, 0, 2), "1.0 (0.0 to 2.0)"),

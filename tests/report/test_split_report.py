@@ -206,7 +206,7 @@ def test_match_leaves_as_many_ad_as_nc_slices_in_every_cell(windowed, tmp_path, 
     assert f"matched by {', '.join(match)}: {total - left} of {total} slices are left out" in text
     (line,) = [line for line in text.splitlines() if line.startswith("slice index alone")]
     assert "by a rule fitted to train: 0.7" in line
-    assert line.endswith(", 0.50 (0.50 to 0.50) after matching") == ("position" in match)
+    assert (", 0.50 (0.50 to 0.50; " in line and line.endswith(") after matching")) == ("position" in match)
     with open(tmp_path / "new/split.csv", newline="") as file:
         assert sum(int(row["slices"]) for row in csv.DictReader(file)) == left
 
