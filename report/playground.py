@@ -2,9 +2,10 @@
 
     section = draw_playground(model, seed=0, path="predictions/playground.html")
 
-The page holds the weights of mapping network, generator and encoder as float16, and what `directions` finds. playground_worker.js
-is modules.py and analysis/encoder.py in JavaScript; playground.js is the page around it. Latents and fixed noise are those of
-PyTorch on a CPU, so that the page shows the slices of --draw, and `--styles` draws what the page saves.
+The page holds the weights of mapping network, generator and encoder as float16, and what `name_directions` and `find_directions`
+find. playground_worker.js is modules.py and analysis/encoder.py in JavaScript, playground_areas.js is analysis/areas.py;
+playground.js is the page around them. Latents and fixed noise are those of PyTorch on a CPU, so that the page shows the slices of
+--draw (of a model that is told values: at their means, until a slider moves), and `--styles` draws what the page saves.
 """
 
 import base64
