@@ -47,7 +47,6 @@ worker.onmessage = ({ data: answer }) => {
 const draw = (slot, what) => ask({ slot, state: what });
 
 function drawStrip() {
-  element("strip").parentElement.hidden = !pinned?.state;
   for (let column = 0; pinned?.state && column < STRIP; column++) {
     worker.postMessage({ slot: `strip ${column}`, column, state, from: pinned.state, share: column / (STRIP - 1), side: STRIP_SIDE });
   }
@@ -98,6 +97,7 @@ function compare() {
   for (const id of ["pinned", "difference"]) element(id).parentElement.hidden = !pinned;
   element("pictures").classList.toggle("compared", Boolean(pinned));
   element("unpin").hidden = element("measured").hidden = !pinned;
+  element("strip").parentElement.hidden = !pinned?.state;
   if (!pinned || !now || !other || now.side !== other.side) return;
   element("pinned-caption").textContent = `A: ${pinned.name ?? describe(pinned.state)}`;
   let largest = 1;
