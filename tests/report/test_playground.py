@@ -362,9 +362,10 @@ def test_areas_are_those_that_python_measures(browser, tmp_path, view):
 @pytest.mark.slow
 def test_saved_png_and_csv_are_the_slice_that_python_draws(example, page):
     page.slide("named-0", 1)
-    for button in ("#png", "#csv"):
-        page.find(button).click()
     name = re.sub(r"[<>/]", "_", f"{example.model.name}_0")
+    for kind in ("png", "csv"):  # one after the other: a newer drawing overtakes an older one
+        page.find(f"#{kind}").click()
+        page.downloaded(f"{name}.{kind}")
     (row,) = read_style_table(page.downloaded(f"{name}.csv"))
     assert row.run == example.model.folder and row.set == "latent 0, AD, position 88, age 75, sex F, moved"
     np.testing.assert_allclose(row.w, example.style(page.state(named=[1, 0]))[0], rtol=1e-3, atol=1e-3)
