@@ -10,6 +10,7 @@ and evaluation_report.py.
 import startup  # noqa: F401  # isort: skip
 
 import argparse
+import importlib.util
 import os
 import platform
 import shlex
@@ -64,9 +65,11 @@ def parse_args(argv=None):
     args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
     if isinstance(args.export, str):
-        for name in ("plot_umap", "evaluate", "encode", "project", "playground", "quiz", "report"):
+        for name in ("plot_umap", "evaluate", "encode", "project", "playground", "onnx", "quiz", "report"):
             if getattr(args, name):
                 raise UserError(f"--export {args.export} draws the slices of this table and nothing else: leave out --{name}")
+    if args.onnx and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
+        raise UserError(f"--onnx True needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if args.evaluate and not args.dataset_dir:
         raise UserError("--evaluate True also needs --dataset_dir: slices that the model was not trained on, such as AD_NC/test")
     if args.quiz and not args.dataset_dir:
@@ -106,6 +109,8 @@ def add_image_flags(group):
     group.add("--encode", metavar="FILE|DIR", help=text)
     text = "also write playground.html: the generator itself, alive in one offline page, with sliders and for slices of your own"
     group.add_bool("--playground", False, text)
+    text = "also write mapping network and generator as ONNX, for other runtimes; needs the packages onnx and onnxscript"
+    group.add_bool("--onnx", False, text)
     text = "search for the style vectors, then the noise, that reproduce real slices"
     group.add("--project", metavar="FILE|DIR", help=text)
 
@@ -190,6 +195,7 @@ from analysis.encoder import find_encoder
 from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes
 from analysis.export import draw_style_table, export, read_style_table
 from analysis.models import holds_generator
+from analysis.onnx_files import write_onnx
 from analysis.projector import project, read_targets
 from analysis.runs import CONDITIONAL, choose_model, map_models, open_run
 from data.fingerprints import fingerprints
@@ -296,6 +302,8 @@ def draw_model(args, model, table):
             yield DRAW[picture](samples)
     if args.export:
         print("\n".join(export(model, args.export, args.seed, args.truncation, args.output_dir)))
+    if args.onnx:
+        print("\n".join(write_onnx(model, args.output_dir)))
     for flag, path in (("--encode", args.encode), ("--project", args.project)):
         if not path:
             continue

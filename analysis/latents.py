@@ -52,17 +52,20 @@ def truncation_sweep(model, w, labels, psis):
     return image_grid(model, torch.stack([model.mapping.truncate(w, psi, labels) for psi in psis], 1))
 
 
+def value_range(model, name):
+    """From the 2.5th to the 97.5th percentile of the value `name` in the examples of a Model (both values of a sex), as tensors."""
+    known = model.mapping.examples[..., model.values.index(name)]
+    known = known[known.isfinite()]
+    return (known.min(), known.max()) if name == "sex" else tuple(known.quantile(share) for share in (0.025, 0.975))
+
+
 @torch.no_grad()
 def move_value(model, z, name, psi=1.0, steps=STEPS):
     """Images [classes, N, steps, R, R] of latents z [N, z_dim] of a model that is told the value `name`, and its values [steps].
 
-    The value goes evenly from the 2.5th to the 97.5th percentile of the model's examples (through both values of a sex), all else
-    held, between the classes too.
+    The value goes evenly through its `value_range`, all else held, between the classes too.
     """
-    column = model.values.index(name)
-    known = model.mapping.examples[..., column]
-    known = known[known.isfinite()]
-    low, high = (known.min(), known.max()) if name == "sex" else (known.quantile(share) for share in (0.025, 0.975))
+    column, (low, high) = model.values.index(name), value_range(model, name)
     asked, ws = torch.linspace(low, high, 2 if name == "sex" else steps), []
     for label in model.labels:
         labels = style_vectors(model.mapping, z, label, held=True)[1].repeat_interleave(len(asked), 0)

@@ -73,16 +73,29 @@ function picture(caption, draw) {
 
 let halves;
 
-function styleVector(i) {
+/** The bytes of a style vector. */
+function styleBytes(i) {
   halves ??= Uint8Array.from(atob(data.w), (letter) => letter.charCodeAt(0));
-  const bytes = new DataView(halves.buffer), start = view.facts.row[i];
+  return halves.subarray(2 * view.facts.row[i], 2 * (view.facts.row[i] + setOf(i).w_dim));
+}
+
+function styleVector(i) {
+  const { buffer, byteOffset } = styleBytes(i), bytes = new DataView(buffer, byteOffset);
   return Array.from({ length: setOf(i).w_dim }, (_, k) => {
-    const half = bytes.getUint16(2 * (start + k), true), exponent = (half >> 10) & 31, fraction = half & 1023;
+    const half = bytes.getUint16(2 * k, true), exponent = (half >> 10) & 31, fraction = half & 1023;
     return (half >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction);
   });
 }
 
 const hasStyle = (i) => present(view.facts.row?.[i]);
+
+/** A link that opens a slice in the playground of its model, if there is one; its address is as playground.js reads it. */
+function playgroundLink(i) {
+  const page = hasStyle(i) && data.playgrounds[setOf(i).run];
+  if (!page) return [];
+  const w = btoa(String.fromCharCode(...styleBytes(i))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return [" ", make("a", "in the playground", { href: `${encodeURIComponent(page)}#class=0&w=${w}` })];
+}
 
 function styleHeader(rows, first) {
   const length = Math.max(0, ...rows.map((i) => (hasStyle(i) ? setOf(i).w_dim : 0)));
@@ -362,6 +375,7 @@ function showPinned() {
   redraw();
   if (frame.hidden) return;
   const pictures = state.pinned.map((i, k) => picture(`${"AB"[k]}: ${setOf(i).name}`, (canvas) => showCell(canvas, view.cell[i])));
+  state.pinned.forEach((i, k) => pictures[k].lastChild.append(...playgroundLink(i)));
   if (two) {
     const [of, from] = [b, a].map((i) => pixels(view.cell[i]));
     pictures.push(picture("B less A, red where B is brighter", (canvas) => showDifference(canvas, of.map((value, k) => value - from[k]))));

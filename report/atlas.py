@@ -31,6 +31,7 @@ from analysis.style_space import embed
 from data.subjects import identify
 from dataset import resize
 from report.maps import EPOCHS_NOTE, measures_of
+from report.playground import find_playgrounds
 from report.report import fill_template, interval_text, number_text, plain
 from utils import CLASSES, atomic_path
 
@@ -82,6 +83,7 @@ class Atlas:
 
     def __init__(self, side=SIDE):
         self.side, self.count, self.images, self.styles, self.numbers, self.lines = side, 0, [], [], 0, {}
+        self.playgrounds = {}  # of runs: pages beside this one
 
     def add_slices(self, pixels):
         """Take slices uint8 [N, R, R], R a power of two, into the sprite; returns their cells, int [N]."""
@@ -108,6 +110,7 @@ class Atlas:
             "columns": columns,
             "tabs": [{"title": tab.title, "views": [view_content(view) for view in tab.views]} for tab in tabs],
             "lines": self.lines,
+            "playgrounds": self.playgrounds,
             "w": base64.b64encode(styles.astype("<f2").tobytes()).decode(),
         }
         sprite = "data:image/jpeg;base64," + base64.b64encode(sprite).decode()
@@ -216,8 +219,8 @@ class Run:
 
 
 def write_style_atlas(path, maps, encoded, seed):
-    """Write the page of StyleMaps and EncodedMaps. Encoded slices show their pixels, and beside them what the model draws of their
-    encodings."""
+    """Write the page of StyleMaps and EncodedMaps, with links to the playgrounds beside it. Encoded slices show their pixels, and
+    beside them what the model draws of their encodings."""
     resolutions = {source.model.resolution for style_map in maps for source in style_map.spec.sources.values()}
     atlas, runs, tabs, sentences = Atlas(min(SIDE, *resolutions)), {}, [], conclusions(maps)
     for style_map in maps:
@@ -237,6 +240,7 @@ def write_style_atlas(path, maps, encoded, seed):
     for one in encoded:
         sets, measures = encoded_sets(runs[one.model.folder], one), measure_list(one.separation, one.position)
         tabs.append(Tab(one.title, " ".join(encoded_conclusions(one)), measures, [View(None, sets)]))
+    atlas.playgrounds = find_playgrounds(os.path.dirname(path), [run.model for run in runs.values()])
     note = "The slices are drawn with fixed noise, so that they differ by their style vectors alone."
     atlas.write(path, "Atlas of style vectors", tabs, {"slices": note})
 

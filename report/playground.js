@@ -1,21 +1,24 @@
 "use strict";
 // The script of playground.html: its controls change `state`, the worker draws it, the address keeps it. A state is
-//   { latent, class: -1 (AD) to 1 (NC), psi, noise: 0 fixed, -1 none, 1, 2, ... others, named: [], principal: [], points: null }
-// with directions in standard deviations of w, and points, if they are not null, of an encoded slice in place of a latent.
+//   { latent, class: -1 (AD) to 1 (NC), values: [] (null: unknown), psi, noise: 0 fixed, -1 none, 1, 2, ... others,
+//     named: [], principal: [] (in standard deviations of w), mixed: a latent, layers: [] (1: its styles), w: null }
+// where w, if it is not null, is the style vector of an own slice, or one that came with the address, in place of a latent's.
 
 const element = (id) => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
 const SIDE = data.network.resolution, MIN_SIDE = 16, MAX_SIDE = 4096, MAX_BYTES = 2 ** 26; // of files
 const COLOURFUL = 12; // mean difference of the channels, in levels: JPEGs of grey slices may be stored as colours
-const STEPS = 1024; // of an encoded point, per standard deviation, in the address
+const STRIP = 7, STRIP_SIDE = Math.min(SIDE, 128); // slices from A to B, and their pixels
+const { values: told, ranges } = data.network;
 
 const within = (number, low, high) => Math.min(high, Math.max(low, number || 0));
 const zeros = (count) => new Array(count).fill(0);
 const fresh = () => ({
-  latent: 0, class: -1, psi: 1, noise: 0, named: zeros(data.named.length), principal: zeros(data.principal), points: null,
+  latent: 0, class: -1, values: told.map((one) => one.start), psi: 1, noise: 0,
+  named: zeros(data.named.length), principal: zeros(data.principal), mixed: 1, layers: zeros(ranges.length), w: null,
 });
 let state = fresh(), pinned = null; // pinned: { state } or, of an own slice, { name }
-const shown = {}; // slot, "now" or "pinned" -> { side, levels, last, w, milliseconds }
+const shown = {}; // slot, "now" or "pinned" -> { side, levels, last, ws, measured, milliseconds }
 
 // ----------------------------------------------------------------------------------------------------------------------
 // The worker
@@ -35,6 +38,7 @@ function ask(request) {
 
 worker.onmessage = ({ data: answer }) => {
   if (answer.slot === "now" || (answer.slot === "pinned" && pinned?.state)) show(answer);
+  if (answer.column !== undefined && answer.last) paintGrey(element("strip"), answer, answer.column, STRIP);
   if (answer.slot && !answer.last) return;
   waiting.get(answer.id)?.(answer);
   waiting.delete(answer.id);
@@ -42,32 +46,47 @@ worker.onmessage = ({ data: answer }) => {
 
 const draw = (slot, what) => ask({ slot, state: what });
 
+function drawStrip() {
+  for (let column = 0; pinned?.state && column < STRIP; column++) {
+    worker.postMessage({ slot: `strip ${column}`, column, state, from: pinned.state, share: column / (STRIP - 1), side: STRIP_SIDE });
+  }
+}
+
 // ----------------------------------------------------------------------------------------------------------------------
 // Pictures
 
-function paint(canvas, side, colour) {
-  canvas.width = canvas.height = side;
+/** Fill a square canvas, or one of several squares beside each other. */
+function paint(canvas, side, colour, column = 0, columns = 1) {
+  if (canvas.width !== side * columns) [canvas.width, canvas.height] = [side * columns, side];
   const context = canvas.getContext("2d"), image = context.createImageData(side, side);
   for (let k = 0; k < side * side; k++) image.data.set([...colour(k), 255], 4 * k);
-  context.putImageData(image, 0, 0);
+  context.putImageData(image, column * side, 0);
+}
+
+function paintGrey(canvas, { side, levels }, ...where) {
+  paint(canvas, side, (k) => [levels[k], levels[k], levels[k]], ...where);
 }
 
 function show(answer) {
   shown[answer.slot] = answer;
-  paint(element(answer.slot), answer.side, (k) => [answer.levels[k], answer.levels[k], answer.levels[k]]);
+  paintGrey(element(answer.slot), answer);
   if (answer.slot === "now" && answer.last) {
-    element("caption").textContent = `${describe(state)}; drawn in ${Math.round(answer.milliseconds)} ms`;
+    element("caption").textContent = `${pinned ? "B: " : ""}${describe(state)}; drawn in ${Math.round(answer.milliseconds)} ms`;
   }
   compare();
 }
 
-function describe({ latent, class: of, psi, noise, named, principal, points }) {
-  const between = points || Math.abs(of) < 1 ? `class ${of.toFixed(2)}` : of < 0 ? "AD" : "NC";
+const valueText = (k, value) => (value === null ? "unknown" : told[k].name === "sex" ? "FM"[value] : String(value));
+
+function describe({ latent, class: of, values, psi, noise, named, principal, mixed, layers, w }) {
+  const between = w || Math.abs(of) < 1 ? `class ${of.toFixed(2)}` : of < 0 ? "AD" : "NC";
   return [
-    points ? "encoded slice" : `latent ${latent}`,
-    data.network.num_classes && (of || !points) && between,
+    w ? "given style vector" : `latent ${latent}`,
+    data.network.num_classes && (of || !w) && between,
+    ...(w ? [] : values.map((value, k) => `${told[k].name} ${valueText(k, value)}`)),
     psi !== 1 && `psi ${psi.toFixed(2)}`,
     [...named, ...principal].some(Boolean) && "moved",
+    layers.some(Boolean) && `${ranges.filter((_, k) => layers[k]).map((range) => range.name).join(" and ")} styles of latent ${mixed}`,
     noise < 0 ? "no noise" : noise > 0 && `noise ${noise}`,
   ].filter(Boolean).join(", ");
 }
@@ -77,9 +96,10 @@ function compare() {
   const { now, pinned: other } = shown, canvas = element("difference");
   for (const id of ["pinned", "difference"]) element(id).parentElement.hidden = !pinned;
   element("pictures").classList.toggle("compared", Boolean(pinned));
-  element("unpin").hidden = !pinned;
+  element("unpin").hidden = element("measured").hidden = !pinned;
+  element("strip").parentElement.hidden = !pinned?.state;
   if (!pinned || !now || !other || now.side !== other.side) return;
-  element("pinned-caption").textContent = pinned.name ?? describe(pinned.state);
+  element("pinned-caption").textContent = `A: ${pinned.name ?? describe(pinned.state)}`;
   let largest = 1;
   for (let k = 0; k < now.levels.length; k++) largest = Math.max(largest, Math.abs(now.levels[k] - other.levels[k]));
   paint(canvas, now.side, (k) => {
@@ -88,22 +108,42 @@ function compare() {
   });
   element("darkest").textContent = `\u2212${largest}`;
   element("brightest").textContent = `+${largest}`;
+  if (now.measured && other.measured) showMeasured(other.measured, now.measured);
+}
+
+function showMeasured(before, after) {
+  const rows = Object.entries(after).map(([name, value]) => {
+    const unit = data.units[name] ?? "mm²", places = unit === "mm²" ? 0 : 1, row = document.createElement("tr");
+    const [a, b, change] = [before[name], value, value - before[name]].map((x) => x.toFixed(places).replace(/^-(?=0\.?0*$)/, ""));
+    row.append(Object.assign(document.createElement("th"), { scope: "row", textContent: `${name}, ${unit}` }));
+    for (const text of [a, b, Number(change) > 0 ? `+${change}` : change]) row.insertCell().textContent = text.replace("-", "\u2212");
+    return row;
+  });
+  element("measured").querySelector("tbody").replaceChildren(...rows);
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
 // Controls
 
-const sliders = [...document.querySelectorAll("input[data-key]")];
+const sliders = [...document.querySelectorAll("input[type=range]")], boxes = [...document.querySelectorAll("input[type=checkbox]")];
 
 function showControls() {
   for (const input of sliders) {
     const { key, index } = input.dataset, value = Array.isArray(state[key]) ? state[key][index] : state[key];
-    input.value = value;
-    input.nextElementSibling.textContent = value.toFixed(key === "psi" || key === "class" ? 2 : 1).replace("-", "\u2212");
+    if (value !== null) input.value = value;
+    const text = key === "values" ? valueText(index, value) : value.toFixed(key === "psi" || key === "class" ? 2 : 1);
+    input.ariaValueText = text;
+    input.nextElementSibling.textContent = value === null ? "\u2013" : text.replace("-", "\u2212");
+  }
+  for (const box of boxes) {
+    const { key, index } = box.dataset;
+    box.checked = key === "values" ? state.values[index] === null : Boolean(state.layers[index]);
   }
   element("latent").value = state.latent;
-  element("of-latent").disabled = Boolean(state.points);
-  element("own").hidden = !state.points;
+  element("mixed").value = state.mixed;
+  for (const part of document.querySelectorAll(".of-latent")) part.disabled = Boolean(state.w);
+  element("own").hidden = !state.w;
+  element("csv").disabled = state.layers.some(Boolean); // a table holds one style vector
   element("noise").querySelector("[data-other]")?.remove();
   if (state.noise > 0) {
     const option = new Option(`number ${state.noise}`, state.noise);
@@ -119,6 +159,7 @@ async function change(changes) {
   showControls();
   await draw("now", state);
   history.replaceState(null, "", `#${write(state, pinned?.state)}`);
+  drawStrip();
 }
 
 function setPinned(what) {
@@ -134,21 +175,29 @@ for (const input of sliders) {
     change({ [key]: Array.isArray(state[key]) ? state[key].with(index, value) : value });
   });
 }
-element("latent").addEventListener("change", (event) => {
-  change({ latent: within(Math.floor(event.target.value), 0, data.network.latents - 1) });
-});
+for (const box of boxes) {
+  box.addEventListener("change", () => {
+    const { key, index } = box.dataset, value = key === "layers" ? Number(box.checked) : box.checked ? null : told[index].start;
+    change({ [key]: state[key].with(index, value) });
+  });
+}
+for (const key of ["latent", "mixed"]) {
+  element(key).addEventListener("change", (event) => {
+    change({ [key]: within(Math.floor(event.target.value), 0, data.network.latents - 1) });
+  });
+}
 element("next").addEventListener("click", () => change({ latent: (state.latent + 1) % data.network.latents }));
 element("noise").addEventListener("change", (event) => change({ noise: Number(event.target.value) }));
 element("another").addEventListener("click", () => change({ noise: Math.max(0, state.noise) + 1 }));
 element("reset").addEventListener("click", () => {
-  change({ ...fresh(), latent: state.latent, points: state.points, class: state.points ? 0 : -1 });
+  change({ ...fresh(), latent: state.latent, w: state.w, class: state.w ? 0 : -1 });
 });
 element("pin").addEventListener("click", () => { setPinned({ state }); change({}); });
 element("unpin").addEventListener("click", () => { setPinned(null); change({}); });
 element("leave").addEventListener("click", () => {
   if (!pinned?.state) setPinned(null);
   tell("");
-  change({ points: null, class: -1 });
+  change({ w: null, class: -1 });
 });
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -158,7 +207,7 @@ function write(what, pin) {
   const fields = new URLSearchParams(), standard = fresh();
   for (const [key, value] of Object.entries(what)) {
     if (value === null || String(value) === String(standard[key])) continue;
-    fields.set(key, key === "points" ? toText(value) : String(value));
+    fields.set(key, key === "w" ? toText(value) : String(value));
   }
   if (pin) fields.set("pin", write(pin));
   return fields.toString();
@@ -167,27 +216,36 @@ function write(what, pin) {
 /** The state in a text of write(); whatever it lacks or holds wrongly is as in a fresh one. */
 function read(text) {
   const fields = new URLSearchParams(text), found = fresh(), number = (key) => Number(fields.get(key));
-  const limits = { latent: [0, data.network.latents - 1], class: [-1, 1], psi: [0, 1.5], noise: [-1, 2 ** 16] };
+  const latents = [0, data.network.latents - 1];
+  const limits = { latent: latents, mixed: latents, class: [-1, 1], psi: [0, 1.5], noise: [-1, 2 ** 16] };
   for (const [key, [low, high]] of Object.entries(limits)) if (fields.has(key)) found[key] = within(number(key), low, high);
-  for (const key of ["latent", "noise"]) found[key] = Math.floor(found[key]);
-  for (const key of ["named", "principal"]) {
-    const values = (fields.get(key) ?? "").split(",");
-    found[key] = found[key].map((_, k) => within(Number(values[k]), -3, 3));
-  }
-  if (fields.has("points")) found.points = fromText(fields.get("points"));
+  for (const key of ["latent", "mixed", "noise"]) found[key] = Math.floor(found[key]);
+  const list = (key, convert) => { if (fields.has(key)) found[key] = found[key].map((_, k) => convert(fields.get(key).split(",")[k], k)); };
+  for (const key of ["named", "principal"]) list(key, (value) => within(Number(value), -3, 3));
+  list("layers", (value) => Number(value === "1"));
+  list("values", (value, k) => (value ? Math.round(within(Number(value), told[k].low, told[k].high)) : null));
+  if (fields.has("w")) found.w = fromText(fields.get("w"));
   return found;
 }
 
-function toText(points) {
-  const bytes = new Uint8Array(Int16Array.from(points, (value) => Math.round(within(value * STEPS, -32767, 32767))).buffer);
+/** Numbers as float16, two bytes each, in base64 as addresses may hold it. */
+function toText(numbers) {
+  const halves = numbers.map((value) => {
+    const size = Math.min(65504, Math.abs(value)), exponent = Math.max(-14, Math.floor(Math.log2(size)));
+    return (value < 0 ? 0x8000 : 0) + ((exponent + 14) << 10) + Math.round(size / 2 ** (exponent - 10));
+  });
+  const bytes = new Uint8Array(Uint16Array.from(halves).buffer);
   return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
 function fromText(text) {
   try {
     const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
-    const points = Array.from(new Int16Array(bytes.buffer), (value) => value / STEPS);
-    return points.length === data.points ? points : null;
+    const numbers = Array.from(new Uint16Array(bytes.buffer), (half) => {
+      const exponent = (half >> 10) & 31, fraction = half & 1023;
+      return (half >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction);
+    });
+    return numbers.length === data.network.w_dim ? numbers : null;
   } catch { // not base64, or an odd number of bytes
     return null;
   }
@@ -209,14 +267,14 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-const baseName = () => `${data.name}_${state.points ? "encoded" : state.latent}`;
+const baseName = () => `${data.name}_${state.w ? "given" : state.latent}`;
 
 element("png").addEventListener("click", async () => {
   await draw("now", state);
   element("now").toBlob((blob) => download(`${baseName()}.png`, blob), "image/png");
 });
 element("csv").addEventListener("click", async () => {
-  const { w } = await draw("now", state), quoted = `"${data.run.replaceAll('"', '""')}"`;
+  const { ws: [w] } = await draw("now", state), quoted = `"${data.run.replaceAll('"', '""')}"`;
   const text = `run,set,${Array.from(w, (_, k) => `w${k}`)}\n${quoted},"${describe(state)}",${Array.from(w)}\n`;
   download(`${baseName()}.csv`, new Blob([text], { type: "text/csv" }));
 });
@@ -298,15 +356,15 @@ function transposed(levels, rows, columns) {
 async function take(file) {
   tell(`${file.name}: reading`);
   try {
-    const levels = await readSlice(file), { points, outside, rms } = await ask({ encode: levels });
+    const levels = await readSlice(file), { w, outside, rms, measured } = await ask({ encode: levels });
     const judged = `outside: ${outside.toFixed(2)}; 99% of the model's own slices are below 1`;
     const verdict = outside > 1
       ? `refused, as unlike anything that this model draws (${judged}): what the sliders show of it means little.`
       : `like slices that this model draws (${judged}).`;
     tell(`${file.name}: ${verdict} Reconstructed with an error of ${rms.toFixed(1)} grey levels (RMS).`, outside > 1);
     setPinned({ name: file.name });
-    show({ slot: "pinned", side: SIDE, levels });
-    await change({ ...fresh(), latent: state.latent, points, class: 0 });
+    show({ slot: "pinned", side: SIDE, levels, measured });
+    await change({ ...fresh(), latent: state.latent, w, class: 0 });
   } catch (problem) {
     tell(`${file.name}: ${problem.message}.`, true);
   }

@@ -77,6 +77,7 @@ async function unpack({ index, base64 }) {
 
 const values = (name) => tensors[name].values;
 const silu = (x) => x / (1 + Math.exp(-x));
+const leakyRelu = (x) => (x < 0 ? SLOPE * x : x);
 
 /** gain (W x / sqrt(in) + b), as modules.Linear; without equalised: W x + b, as torch's. */
 function linear(name, x, gain = 1, equalised = true) {
@@ -95,15 +96,21 @@ function unitMeanSquare(x) {
   return x.map((value) => value * scale);
 }
 
+/** Class and values, null where unknown, -> [z_dim], as modules.LabelEmbedding. */
+function embed(label, told) {
+  const ofClass = values("mapping.embedding.weight").subarray(label * network.z_dim, (label + 1) * network.z_dim);
+  if (!network.values.length) return ofClass;
+  const standardised = told.map((value, k) => (value === null ? 0 : (value - network.values[k].mean) / network.values[k].std));
+  const hidden = linear("mapping.embedding.hidden", [...standardised, ...told.map((value) => Number(value !== null))], RELU_GAIN);
+  return linear("mapping.embedding.output", hidden.map(leakyRelu)).map((value, i) => value + ofClass[i]);
+}
+
 /** z -> w, as modules.MappingNetwork. */
-function mapLatent(z, label) {
+function mapLatent(z, label, told) {
   let x = unitMeanSquare(z);
-  if (network.num_classes) {
-    const embedded = values("mapping.embedding.weight").subarray(label * network.z_dim, (label + 1) * network.z_dim);
-    x = Float64Array.from([...x, ...unitMeanSquare(embedded)]);
-  }
+  if (network.num_classes) x = Float64Array.from([...x, ...unitMeanSquare(embed(label, told))]);
   for (let i = 0; tensors[`mapping.layers.${i}.weight`]; i++) {
-    x = linear(`mapping.layers.${i}`, x, RELU_GAIN * LR_MULTIPLIER).map((y) => (y < 0 ? SLOPE * y : y));
+    x = linear(`mapping.layers.${i}`, x, RELU_GAIN * LR_MULTIPLIER).map(leakyRelu);
   }
   return x;
 }
@@ -220,22 +227,24 @@ function upsample(image, n) {
 // ----------------------------------------------------------------------------------------------------------------------
 // Generator
 
-/** Yield [resolution, image] per block, as modules.Generator; the image has the biases of the later blocks, too. */
-function* generate(w, noise) {
-  let n = 4, image = null;
+/** Yield [resolution, image] per block, as modules.Generator; the image has the biases of the later blocks, too.
+ *  ws: a style vector for each of network.ranges, the layers of which begin at their `layer`. */
+function* generate(ws, noise) {
+  let n = 4, image = null, layer = 0;
+  const styleOf = (number) => ws[network.ranges.findLastIndex((range) => range.layer <= number)];
   const count = Math.log2(network.resolution) - 1, constant = values("generator.constant"), channels = constant.length / 16;
   let x = planes(channels, 4);
   for (let k = 0; k < constant.length; k++) x[(k >> 4) * 36 + ((k >> 2) % 4 + 1) * 6 + (k % 4) + 1] = constant[k];
   for (let block = 0; block < count; block++) {
     const name = `generator.blocks.${block}`, styles = block ? [1, 0] : [0];
     for (const [k, up] of styles.entries()) {
-      const kernels = modulate(`${name}.styles.${k}.conv`, w);
+      const kernels = modulate(`${name}.styles.${k}.conv`, styleOf(layer++));
       x = up ? convolveUp(x, n, kernels) : convolve(x, n, kernels);
       if (up) image = upsample(image, n);
       n *= 1 + up;
       finish(x, n, `${name}.styles.${k}`, up, noise);
     }
-    image = toImage(x, n, `${name}.to_image`, w, image, values(`${name}.image_bias`)[0]);
+    image = toImage(x, n, `${name}.to_image`, styleOf(layer), image, values(`${name}.image_bias`)[0]);
     let later = 0;
     for (let k = block + 1; k < count; k++) later += values(`generator.blocks.${k}.image_bias`)[0];
     yield [n, image.map((value) => value + later)];
@@ -254,9 +263,9 @@ function toImage(x, n, name, w, before, bias) {
 
 const toLevels = (image) => Uint8ClampedArray.from(image, (value) => (value + 1) * 127.5); // which rounds
 
-function drawWhole(w, noise) {
+function drawWhole(w) {
   let last;
-  for (const [, image] of generate(w, noise)) last = image;
+  for (const [, image] of generate(network.ranges.map(() => w), 0)) last = image;
   return toLevels(last);
 }
 
@@ -264,8 +273,8 @@ function drawWhole(w, noise) {
 // Encoder
 
 /** Levels [R, R] -> levels [side, side], means of squares. */
-function reduce(levels) {
-  const from = network.resolution, side = network.side, step = from / side, out = new Float64Array(side * side);
+function reduce(levels, side) {
+  const from = network.resolution, step = from / side, out = new Float64Array(side * side);
   for (let y = 0; y < from; y++) for (let x = 0; x < from; x++) {
     out[Math.floor(y / step) * side + Math.floor(x / step)] += levels[y * from + x] / step ** 2;
   }
@@ -339,9 +348,10 @@ function outside(reduced, points, drawn) {
 }
 
 function place(levels) {
-  const reduced = reduce(levels), points = encode(reduced), drawn = drawWhole(encodedStyle(points), 0);
+  const reduced = reduce(levels, network.side), points = encode(reduced);
+  const w = add(values("encoder.mean"), points, "encoder.basis"), drawn = drawWhole(w);
   const rms = Math.sqrt(drawn.reduce((sum, level, k) => sum + (level - levels[k]) ** 2, 0) / levels.length);
-  return { points: Array.from(points), outside: outside(reduced, points, reduce(drawn)), rms };
+  return { w: Array.from(w), outside: outside(reduced, points, reduce(drawn, network.side)), rms, measured: measure(levels) };
 }
 
 // ----------------------------------------------------------------------------------------------------------------------
@@ -354,22 +364,26 @@ function add(w, multiples, name) {
   return sum;
 }
 
-const encodedStyle = (points) => add(values("encoder.mean"), points, "encoder.basis");
 const mix = (a, b, share) => a.map((value, i) => value + share * (b[i] - value));
 
 /** The style vector of a state, see playground.js; class runs from -1, AD, to 1, NC. */
 function styleVector(state) {
-  if (state.w) return Float64Array.from(state.w);
   const mean = (label) => values("mapping.w_mean").subarray(label * network.w_dim, (label + 1) * network.w_dim);
-  const of = (label) => mapLatent(latent(state.latent), label);
-  let w = state.points ? encodedStyle(state.points) : of(0), centre = mean(0);
+  const of = (label) => mapLatent(latent(state.latent), label, state.values);
+  let w = state.w ? Float64Array.from(state.w) : of(0), centre = mean(0);
   if (network.num_classes) {
     const share = (state.class + 1) / 2;
-    w = state.points ? add(w, [state.class], "class_difference") : mix(w, of(1), share);
+    w = state.w ? add(w, [state.class], "class_difference") : mix(w, of(1), share);
     centre = mix(centre, mean(1), share);
   }
   w = mix(centre, w, state.psi);
   return add(add(w, state.named, "named"), state.principal, "principal");
+}
+
+/** A style vector for each of network.ranges. */
+function styleVectors(state) {
+  const w = styleVector(state), other = state.layers.some(Boolean) && styleVector({ ...state, latent: state.mixed, w: null });
+  return state.layers.map((isMixed) => (isMixed ? other : w));
 }
 
 const wanted = new Map(); // slot -> the last request that is not done
@@ -378,17 +392,22 @@ let awake = null;
 channel.port1.onmessage = () => awake();
 const letMessagesIn = () => new Promise((resolve) => { awake = resolve; channel.port2.postMessage(0); });
 
-/** Draw a request from coarse to fine, until it is done or a newer one of its slot has come. */
+/** Draw a request from coarse to fine, until it is done or a newer one of its slot, or one of the slot "now", has come.
+ *  With a state `from` it is the slice at a share of the way from there; with `side` it is not drawn finer than that. */
 async function draw(request) {
-  const w = styleVector(request.state), { slot, id } = request;
+  const { slot, id, from, share, side: finest = network.resolution } = request;
+  let ws = styleVectors(request.state);
+  if (from) ws = styleVectors(from).map((w, k) => mix(w, ws[k], share));
   let milliseconds = 0, begun = performance.now();
-  for (const [side, image] of generate(w, request.state.noise)) {
+  for (const [side, image] of generate(ws, request.state.noise)) {
     milliseconds += performance.now() - begun;
-    const last = side === network.resolution;
-    if (side >= FIRST_SHOWN || last) {
-      postMessage({ slot, id, side, levels: toLevels(image), milliseconds, last, w: last ? w : null });
+    const last = side === finest, levels = (side >= FIRST_SHOWN || last) && toLevels(image);
+    if (levels) {
+      const whole = last && side === network.resolution ? { ws, measured: measure(levels) } : {};
+      postMessage({ slot, id, column: request.column, side, levels, milliseconds, last, ...whole });
       await letMessagesIn();
-      if (wanted.get(slot) !== request) return;
+      if (wanted.get(slot) !== request || (!last && slot !== "now" && wanted.has("now"))) return;
+      if (last) break;
     }
     begun = performance.now();
   }
@@ -396,7 +415,7 @@ async function draw(request) {
 }
 
 async function drawAll() {
-  while (wanted.size) await draw(wanted.values().next().value);
+  while (wanted.size) await draw(wanted.get("now") ?? wanted.values().next().value);
 }
 
 let ready, drawing = null;

@@ -1,5 +1,6 @@
 """atlas.html: its data against the arrays that went in, and the page itself in a headless browser."""
 
+import base64
 import io
 import json
 import math
@@ -53,7 +54,7 @@ class Example:
             )
             self.pixels, self.w, self.area = [*self.pixels, *pixels], [*self.w, *w], [*self.area, *area]
         self.line = self.atlas.add_slices(smooth_slices(rng, 7))
-        self.atlas.lines["model/both"] = {"0 1": self.line}
+        self.atlas.lines["model/both"], self.atlas.playgrounds = {"0 1": self.line}, {"model/both": "play ground.html"}
         self.sets = np.repeat(np.arange(len(sets)), list(COUNTS.values()))
         measures = [Measure("AUC", 0.7, "0.70 (0.60 to 0.80)", 0.6, 0.8, 0.5, "chance")]
         measures.append(Measure("undefined", math.nan, "", math.nan, math.nan, math.nan, ""))
@@ -318,6 +319,10 @@ def test_two_pinned_slices_show_their_difference_and_the_line_between_their_clus
     line = [page.canvas(f"#line figure:nth-child({k}) canvas") for k in (1, 7)]
     for shown, cell in zip(line, (example.line[-1], example.line[0])):  # from cluster 1 to cluster 0: the other way round
         assert np.abs(shown - example.cell(cell)).max() <= 3
+    link = page.find("#pinned figure:nth-child(2) a").get_attribute("href")  # in the playground
+    address, w = link.split("#class=0&w=")
+    assert address.endswith("/play%20ground.html")
+    assert (np.frombuffer(base64.urlsafe_b64decode(w + "=" * (-len(w) % 4)), "<f2") == np.float16(example.w[b])).all()
     page.find("#line-csv").click()
     rows = read_style_table(page.downloaded("line.csv"))
     ends = np.float16(example.w[a]).astype(float), np.float16(example.w[b]).astype(float)

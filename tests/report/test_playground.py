@@ -14,15 +14,17 @@ from conftest import NETWORK, ROOT, check_quiet, read_image
 from PIL import Image
 
 import predict
+from analysis import areas, named_directions
 from analysis import encoder as encoder_module
-from analysis import named_directions
 from analysis.encoder import find_encoder, train_encoder, untrained_encoder
 from analysis.export import read_style_table
-from analysis.latents import Directions
+from analysis.latents import Directions, layers_from
 from analysis.models import Model, draw_z, load_model, style_vectors, synthesize
-from analysis.named_directions import NamedDirection
+from analysis.named_directions import NamedDirection, measure_quantities
+from data.decode import pad_and_resize
+from data.phantom_anatomy import draw_subject, render, slice_tissue
 from modules import build_generator
-from report.playground import LATENTS, write_playground
+from report.playground import LATENTS, find_playgrounds, write_playground
 from report.report import Section, write_report
 from utils import RESOLUTIONS
 
@@ -30,24 +32,31 @@ HOSTILE = "<script>window.pwned = 1</script>"
 EFFECTS = {"brightness": (10.0, 3.0), "brain size": (-1.5, 0.5)}
 
 
-def untrained(resolution, num_classes, name="thin"):
+VALUES = {"position": (88.3, 12.5), "age": (74.6, 7.25), "sex": (0.4, 0.49)}  # mean, standard deviation
+
+
+def untrained(resolution, num_classes, name="thin", values=()):
     """A Model with few channels and bright slices; weights are those of a file that `models.share` has written."""
     torch.manual_seed(resolution)
-    sizes = {"resolution": resolution, "channel_base": 1024, "channel_max": 10, "num_classes": num_classes}
+    sizes = {"resolution": resolution, "channel_base": 1024, "channel_max": 10, "num_classes": num_classes, "values": list(values)}
     networks = build_generator(NETWORK | sizes).eval().requires_grad_(False)
     for block in networks["generator"].blocks:
         block.image_bias.fill_(0.1)
     networks["mapping"].w_mean.normal_(0, 0.3)
     networks.load_state_dict({key: x.half().float() for key, x in networks.state_dict().items()})
+    for k, name_of_value in enumerate(values):
+        mean, std = VALUES[name_of_value]
+        networks["mapping"].embedding.mean[k], networks["mapping"].embedding.std[k] = mean, std
+        networks["mapping"].examples[..., k] = torch.linspace(mean - 2 * std, mean + 2 * std, 512).clamp(0).floor()
     labels = [0, 1] if num_classes else [None]
-    return Model(name, networks["mapping"], networks["generator"], ["AD", "NC"], labels, f"model/{name}")
+    return Model(name, networks["mapping"], networks["generator"], ["AD", "NC"], labels, f"model/{name}", values=tuple(values))
 
 
-def write_page(path, model, encoder, named=()):
+def write_page(path, model, encoder, named=(), view=None):
     rng = np.random.default_rng(0)
     vectors = torch.linalg.qr(torch.from_numpy(rng.normal(size=(model.mapping.w_dim, 2))))[0].T
     principal = Directions(vectors, np.array([0.3, 0.1]), np.array([0.5, 0.25]), np.zeros(2), np.zeros(2))
-    write_playground(str(path), model, encoder, named, principal)
+    write_playground(str(path), model, encoder, named, principal, view=view)
     return principal
 
 
@@ -56,7 +65,7 @@ class Example:
 
     def __init__(self, folder):
         self.path, self.folder = folder / "playground.html", folder
-        self.model = untrained(64, 2, f"both {HOSTILE}")
+        self.model = untrained(64, 2, f"both {HOSTILE}", VALUES)
         self.encoder = train_encoder(self.model)
         self.named = [NamedDirection(name, np.float16(np.linspace(-0.5, k, 16)), 0.8, EFFECTS) for k, name in enumerate(EFFECTS)]
         self.named.append(NamedDirection("ventricle area", np.zeros(16), 0.05, EFFECTS))
@@ -66,12 +75,11 @@ class Example:
     def style(self, state):
         """w [1, w_dim] of a state of the page."""
         mapping, share = self.model.mapping, (state["class"] + 1) / 2
-        if state["points"]:
-            w = self.encoder.style_vectors(np.float32([state["points"]]))
-            w = w + state["class"] * (mapping.w_mean[1] - mapping.w_mean[0])
+        if state["w"]:
+            w = torch.tensor([state["w"]]) + state["class"] * (mapping.w_mean[1] - mapping.w_mean[0])
         else:
-            z = draw_z(state["latent"] + 1, mapping.z_dim, 0)[-1:]
-            w = torch.lerp(*(style_vectors(mapping, z, label)[0] for label in (0, 1)), share)
+            z, told = draw_z(state["latent"] + 1, mapping.z_dim, 0)[-1:], [np.nan if x is None else x for x in state["values"]]
+            w = torch.lerp(*(mapping(z, torch.tensor([[label, *told]])) for label in (0.0, 1.0)), share)
         w = torch.lerp(torch.lerp(*mapping.w_mean, share), w, state["psi"])
         moved = sum(k * one.vector for k, one in zip(state["named"], self.named))
         steps = torch.tensor(state["principal"]) * torch.from_numpy(self.principal.deviation)
@@ -119,6 +127,14 @@ def test_report_links_the_page(tmp_path):
         assert '<a href="play%20ground.html">play ground.html</a>: the generator itself.' in file.read()
 
 
+@pytest.mark.slow
+def test_pages_are_found_by_the_weights_that_they_hold(example, tmp_path):
+    shutil.copy(example.path, tmp_path / "both_playground.html")
+    (tmp_path / "playground.html").write_text("no page of ours")
+    other = untrained(64, 2, "other")
+    assert find_playgrounds(str(tmp_path), [other, example.model]) == {example.model.folder: "both_playground.html"}
+
+
 def test_predict_writes_the_page(models, tmp_path, capsys, monkeypatch, quick):
     for name, value in {"SLICES": 64, "HELD_OUT": 32, "MOVED": 8}.items():
         monkeypatch.setattr(named_directions, name, value)
@@ -162,8 +178,8 @@ class Page:
         return self.browser.find_element("css selector", selector)
 
     def draw(self, **changes):
-        """(grey levels [R, R], w) of a state."""
-        code = "playground.draw('test', arguments[0]).then((a) => arguments[1]([[...a.levels], [...a.w]]))"
+        """(grey levels [R, R], w of the coarse layers) of a state."""
+        code = "playground.draw('test', arguments[0]).then((a) => arguments[1]([[...a.levels], [...a.ws[0]]]))"
         levels, w = self.browser.execute_async_script(code, self.state(**changes))
         return np.array(levels).reshape(-1, round(len(levels) ** 0.5)), np.array(w)
 
@@ -175,10 +191,10 @@ class Page:
         self.settle()
 
     def canvas(self, selector):
-        """RGB [R, R, 3]."""
-        code = "const c = document.querySelector(arguments[0]), { width: n } = c;"
-        side, *levels = self(code + "return [n, ...c.getContext('2d').getImageData(0, 0, n, n).data]", selector)
-        return np.array(levels).reshape(side, side, 4)[:, :, :3]
+        """RGB [height, width, 3]."""
+        code = "const c = document.querySelector(arguments[0]), { width, height } = c;"
+        width, *levels = self(code + "return [width, ...c.getContext('2d').getImageData(0, 0, width, height).data]", selector)
+        return np.array(levels).reshape(-1, width, 4)[:, :, :3]
 
     def give(self, path, drop=False):
         """Choose a file, or drop it; returns what the page says of it."""
@@ -212,8 +228,9 @@ def test_page_draws_what_pytorch_draws(browser, tmp_path, resolution):
     model = untrained(resolution, 2 * (resolution in (64, 256, 1024)))
     write_page(tmp_path / "playground.html", model, untrained_encoder(model))
     page, w = Page(browser, tmp_path / "playground.html"), torch.randn(1, 16)
+    given = {"w": w[0].tolist(), "class": 0}
     for noise, name in ((0, "fixed"), (-1, "none")):
-        levels, _ = page.draw(w=w[0].tolist(), noise=noise)
+        levels, _ = page.draw(noise=noise, **given)
         expected = synthesize(model, w, name)[0].astype(int)
         assert expected.std() > 10 and np.abs(levels - expected).max() <= 2
     other = []
@@ -222,10 +239,17 @@ def test_page_draws_what_pytorch_draws(browser, tmp_path, resolution):
             side = style.fixed_noise.shape[-1]
             rng = torch.Generator().manual_seed(2 * side + style.conv.up + 3 * 4096)
             other.append(torch.randn(1, 1, side, side, generator=rng))
-    assert np.abs(page.draw(w=w[0].tolist(), noise=3)[0] - synthesize(model, w, other)[0].astype(int)).max() <= 2
+    assert np.abs(page.draw(noise=3, **given)[0] - synthesize(model, w, other)[0].astype(int)).max() <= 2
     if not model.is_conditional:
-        expected = style_vectors(model.mapping, draw_z(3, 16, 0))[0]
-        np.testing.assert_allclose(page.draw(latent=2)[1], expected[2], rtol=1e-4, atol=1e-5)
+        second = style_vectors(model.mapping, draw_z(3, 16, 0))[0][2]
+        np.testing.assert_allclose(page.draw(latent=2)[1], second, rtol=1e-4, atol=1e-5)
+        starts = [layers_from(side, 2 * int(np.log2(resolution)) - 2).start for side in (4, 16, 64) if side <= resolution]
+        for k, start in enumerate(starts):  # style mixing
+            ws = w[:, None].repeat(1, model.generator.num_ws, 1)
+            ws[:, start : (*starts, None)[k + 1]] = second
+            levels, _ = page.draw(mixed=2, layers=[int(i == k) for i in range(len(starts))], **given)
+            assert np.abs(levels - synthesize(model, ws)[0].astype(int)).max() <= 2
+            assert (levels != synthesize(model, w)[0]).mean() > 0.1
 
 
 @pytest.mark.slow
@@ -236,7 +260,9 @@ def test_page_draws_what_pytorch_draws(browser, tmp_path, resolution):
         {"latent": LATENTS - 1, "class": 1},
         {"latent": 17, "class": 0.3, "psi": 0.6},
         {"latent": 17, "named": [1.5, -2], "principal": [0.5, -3]},
-        {"points": [0.25] * 16, "class": -0.4, "psi": 0.5, "named": [0, 1]},
+        {"latent": 3, "values": [75, None, 1]},
+        {"latent": 3, "values": [None, 91, None], "class": 0.5},
+        {"w": [0.25] * 16, "class": -0.4, "psi": 0.5, "named": [0, 1]},
     ],
 )
 def test_style_vectors_are_those_of_the_same_controls_in_python(example, page, changes):
@@ -250,9 +276,21 @@ def test_sliders_move_the_slice_and_the_address_brings_it_back(browser, example,
     page.find("#next").click()
     for name, value in (("class-0", 0.5), ("psi-0", 0.8), ("named-1", 2), ("principal-0", -1)):
         page.slide(name, value)
-    page.find("#another").click()
-    page.settle()
-    expected, w = page.draw(latent=1, psi=0.8, noise=1, named=[0, 2], principal=[-1, 0], **{"class": 0.5})
+    page.slide("values-1", 80)
+    for selector in ("#another", "[data-key=values][type=checkbox]", "[data-key=layers][data-index='1']"):
+        page.find(selector).click()
+        page.settle()
+    changed = {
+        "class": 0.5,
+        "values": [None, 80, 0],
+        "psi": 0.8,
+        "noise": 1,
+        "named": [0, 2],
+        "principal": [-1, 0],
+        "layers": [0, 1, 0],
+    }
+    assert page("return state") == page.state(latent=1, **changed)
+    expected, w = page.draw(latent=1, **changed)
     now = page.canvas("#now")
     assert (now == expected[:, :, None]).all() and (now != before).any()
     page.find("#pin").click()
@@ -262,8 +300,10 @@ def test_sliders_move_the_slice_and_the_address_brings_it_back(browser, example,
     page.wait(lambda: page("return Boolean(shown.pinned?.last)"))
     assert (again.canvas("#pinned") == now).all() and (again.canvas("#now") != now).any()
     assert again.find("#named-1").get_attribute("value") == "-2"
-    garbled = Page(browser, example.path, "#latent=1e9&psi=x&named=,9&points=%F0&noise=-7&pin=pin%3D1")
-    assert garbled("return state") == garbled.state(latent=LATENTS - 1, psi=0, named=[0, 3], noise=-1)
+    garbled = Page(browser, example.path, "#latent=1e9&psi=x&named=,9&w=%F0&noise=-7&values=1e9,x&layers=7,1&pin=pin%3D1")
+    values = [garbled("return told[0].high"), garbled("return told[1].low"), None]
+    expected = {"latent": LATENTS - 1, "psi": 0, "named": [0, 3], "noise": -1, "values": values, "layers": [0, 1, 0]}
+    assert garbled("return state") == garbled.state(**expected)
 
 
 @pytest.mark.slow
@@ -280,13 +320,54 @@ def test_difference_map_is_that_of_the_pinned_slice_with_its_scale(page):
 
 
 @pytest.mark.slow
+def test_strip_goes_from_the_pinned_slice_to_that_of_now(example, page):
+    page.find("#pin").click()
+    page.slide("class-0", 1)
+    page.slide("named-0", 2)
+    a, b = example.style(page.state()), example.style(page("return state"))
+    expected = synthesize(example.model, torch.cat([torch.lerp(a, b, k / 6) for k in range(7)])).astype(int)
+    assert np.abs(expected[6] - expected[0]).max() > 5
+    page.wait(lambda: np.abs(page.canvas("#strip")[:, :, 0] - np.concatenate(expected, 1)).max() <= 2)
+    page.find("#unpin").click()
+    assert not page.find("#strip").is_displayed() and not page.find("#measured").is_displayed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", sorted(areas.AMOUNT))
+def test_areas_are_those_that_python_measures(browser, tmp_path, view):
+    rng, slices = np.random.default_rng(0), [np.zeros((64, 64)), np.random.default_rng(1).integers(0, 256, (64, 64))]
+    for k, position in enumerate((5.0, 20.0)):
+        person = draw_subject(np.random.default_rng(k), "AD")
+        drawn = render(person, slice_tissue(person, position, view), position, rng, view)
+        slices.append(pad_and_resize(Image.fromarray(drawn), 64))
+    slices, model = np.stack([np.asarray(one, np.uint8) for one in slices]), untrained(256, 0)
+    write_page(tmp_path / "playground.html", model, untrained_encoder(model), view=view)
+    expected = measure_quantities(slices, None) | areas.measure_areas(slices, view)
+    page = Page(browser, tmp_path / "playground.html")
+    for k, pixels in enumerate(slices.repeat(4, 1).repeat(4, 2)):  # whose means of squares need no rounding
+        code = "playground.ask({ encode: Uint8ClampedArray.from(arguments[0]) }).then((a) => arguments[1](a.measured))"
+        found = browser.execute_async_script(code, pixels.ravel().tolist())
+        assert found == pytest.approx({name: values[k] for name, values in expected.items()}, rel=1e-6, abs=1e-6)
+    page.find("#pin").click()
+    page.wait(lambda: page("return Boolean(shown.pinned?.measured)"))
+    page.slide("psi-0", 0.2)
+    now, pinned = page("return [shown.now.measured, shown.pinned.measured]")
+    rows = [row.text.replace("\N{MINUS SIGN}", "-") for row in page.browser.find_elements("css selector", "#measured tbody tr")]
+    assert len(rows) == len(expected) == len({row.split(",")[0] for row in rows} & set(expected))
+    for row in rows:
+        name, *numbers = row.split(",")[0], *map(float, row.split()[-3:])
+        assert numbers == pytest.approx([pinned[name], now[name], now[name] - pinned[name]], abs=0.51)
+
+
+@pytest.mark.slow
 def test_saved_png_and_csv_are_the_slice_that_python_draws(example, page):
     page.slide("named-0", 1)
-    for button in ("#png", "#csv"):
-        page.find(button).click()
     name = re.sub(r"[<>/]", "_", f"{example.model.name}_0")
+    for kind in ("png", "csv"):  # one after the other: a newer drawing overtakes an older one
+        page.find(f"#{kind}").click()
+        page.downloaded(f"{name}.{kind}")
     (row,) = read_style_table(page.downloaded(f"{name}.csv"))
-    assert row.run == example.model.folder and row.set == "latent 0, AD, moved"
+    assert row.run == example.model.folder and row.set == "latent 0, AD, position 88, age 75, sex F, moved"
     np.testing.assert_allclose(row.w, example.style(page.state(named=[1, 0]))[0], rtol=1e-3, atol=1e-3)
     drawn = synthesize(example.model, torch.from_numpy(row.w)[None])[0].astype(int)
     saved = read_image(page.downloaded(f"{name}.png"))[:, :, 0].astype(int)
@@ -310,8 +391,9 @@ def test_own_slices_are_encoded_and_judged_as_by_python(example, page, monkeypat
         page.settle()
         read = predict.read_targets(str(example.folder / f"{k}.png"), 64, "--encode").images
         encoded = example.encoder.encode(read)
-        points = page("return state.points")
-        np.testing.assert_allclose(points, encoded.points[0], atol=0.02)
+        w = page("return state.w")
+        np.testing.assert_allclose(w, example.encoder.style_vectors(encoded.points)[0], atol=0.02)
+        np.testing.assert_allclose(page("return read(write(state)).w"), np.float16(w), rtol=1e-3, atol=1e-7)
         outside = float(example.encoder.outside(example.model, read, encoded)[0])
         rms = np.square(page.canvas("#now")[:, :, 0] - read[0].astype(float)).mean() ** 0.5
         assert f"error of {rms:.1f} grey" in answers[-1]
@@ -344,7 +426,7 @@ def test_files_that_are_no_slice_get_one_line(example, page):
         (example.folder / name).write_bytes(content)
         said = page.give(example.folder / name)
         assert said.startswith(f"{name}: ") and problem in said and "\n" not in said
-    assert page("return state.points") is None
+    assert page("return state.w") is None
 
 
 @pytest.mark.slow
@@ -373,5 +455,6 @@ def test_page_fits_a_telephone_and_names_its_controls(browser, page):
         assert page("return document.documentElement.scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert page.find("#values-2").accessible_name.startswith("sex")
     unnamed = "return [...document.querySelectorAll('input, select')].filter((one) => !one.labels.length).map((one) => one.id)"
     assert page(unnamed) == []

@@ -16,7 +16,7 @@ from analysis.values import check_values, follows, slice_values
 from data.subject_tables import Scan
 from data.subjects import identify
 from modules import EXAMPLES, Discriminator, LabelEmbedding, MappingNetwork
-from report.playground import at_their_means
+from report.playground import told_values
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
@@ -193,14 +193,15 @@ def test_a_value_is_moved_with_all_else_held(run):
 
 
 @pytest.mark.slow
-def test_the_playground_draws_each_class_at_the_means_of_the_values(run):
-    mapping = load_model(str(run), "cpu").mapping
-    labels = at_their_means(mapping)
-    assert (
-        labels.shape == (2, 3)
-        and labels[:, 0].tolist() == [0, 1]
-        and torch.equal(labels[:, 1:], mapping.embedding.mean.expand(2, 2))
-    )
+def test_sliders_of_the_playground_go_through_the_values_of_training_and_start_at_their_means(run):
+    model = load_model(str(run), "cpu")
+    told = told_values(model)
+    assert [one["name"] for one in told] == ["position", "age"]
+    for k, one in enumerate(told):
+        known = model.mapping.examples[..., k].numpy()
+        low, high = np.nanquantile(known, [0.025, 0.975]).round()
+        assert (one["low"], one["high"]) == (low, high) and low <= one["start"] <= high
+        assert one["mean"] == pytest.approx(np.nanmean(known), abs=3) and one["std"] == float(model.mapping.embedding.std[k])
 
 
 @pytest.mark.slow
