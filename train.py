@@ -182,7 +182,7 @@ def skip_or_go_back(plan, files, run, steps, skipped):
     run.skipped_in_a_row = skipped + (run.skipped_in_a_row if skipped == steps else 0)
     if run.skipped_in_a_row <= MAX_SKIPPED:
         run.skipped += skipped
-        if skipped:
+        if skipped and plan.dtype != torch.float16:  # whose loss scale is too large every now and then
             files.alert(f"skipped {skipped} of the {steps} steps before step {run.step}: their gradients are not finite")
         return None
     reason = f"the gradients of {run.skipped_in_a_row} steps shortly before step {run.step} are not finite"
@@ -281,7 +281,7 @@ def make_plan(args, folder, resuming, device, begun):
     plan = Plan(folder, slices, network_name, network, options, schedule, source, device, dtype, processes)
     minutes = None if args.max_minutes == math.inf else args.max_minutes
     flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "max_minutes": minutes}
-    flags |= {"amp": dtype == torch.bfloat16, "keep_damaged": slices.keep_damaged}
+    flags |= {"amp": dtype != torch.float32, "keep_damaged": slices.keep_damaged}
     config = {
         "network": network,
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],

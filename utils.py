@@ -278,14 +278,15 @@ def has_room(device, size):
 def pick_dtype(amp, device):
     """The torch.dtype of activations for `--amp`; None means bfloat16 where the processor has instructions for it.
 
-    These are a GPU from Ampere on, or a CPU with AMX or AVX512-BF16. Weights, images, scores, losses, gradient norms and the
-    optimiser are float32 either way.
+    These are a GPU from Ampere on, or a CPU with AMX or AVX512-BF16; True means float16 on an older GPU. Weights, images, scores,
+    losses, gradient norms and the optimiser are float32 either way.
     """
     import torch
 
-    if amp is None and device.type == "cuda":
-        amp = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif amp is None and torch.backends.mkldnn.is_available():
+    if device.type == "cuda" and amp is not False:
+        narrow = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return narrow if amp or narrow == torch.bfloat16 else torch.float32
+    if amp is None and torch.backends.mkldnn.is_available():
         with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux alone tells
             amp = not {"amx_bf16", "avx512_bf16"}.isdisjoint(file.read().split())
     return torch.bfloat16 if amp else torch.float32

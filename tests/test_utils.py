@@ -330,7 +330,8 @@ def test_float32_is_never_tf32_on_cuda(monkeypatch, pretended_gpus):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_amp_decides_the_dtype_on_any_device(device):
+def test_amp_decides_the_dtype_on_any_device(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     assert pick_dtype(True, torch.device(device)) == torch.bfloat16
     assert pick_dtype(False, torch.device(device)) == torch.float32
 
@@ -339,6 +340,13 @@ def test_amp_decides_the_dtype_on_any_device(device):
 def test_default_dtype_of_a_gpu_is_bfloat16_from_ampere_on(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert pick_dtype(None, torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5)])
+def test_amp_is_float16_on_a_gpu_before_ampere(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = [pick_dtype(amp, torch.device("cuda")) for amp in (True, None, False)]
+    assert found == [torch.float16, torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize(

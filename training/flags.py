@@ -122,7 +122,7 @@ def add_machine_flags(group):
         "--amp",
         None,
         "activations in bfloat16, in the gradient penalty down to 32x32 (default: on a processor with instructions for it: a CPU "
-        "with AMX or AVX512-BF16, a GPU from Ampere on)",
+        "with AMX or AVX512-BF16, a GPU from Ampere on); on an older GPU in float16, down to 32x32",
     )
     group.add(
         "--grad_accum", type=number(int, 1), default=1, help="micro-batches per step and process, for GPUs with little memory"
