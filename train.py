@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 
-from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args
+from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args, save_intervals
 from training.recipes import Z_DIM, Options, network_settings
 from utils import CLASSES, UserError, make_folder, parse_before_import, pick_device, pick_dtype, run_cli
 
@@ -276,7 +276,7 @@ def make_plan(args, folder, resuming, device, begun):
     options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
     schedule = Schedule(
         *(args.epochs, steps_per_epoch(len(slices.train), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
-        *(recipe.lr_decay, args.save_every, args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
+        *(recipe.lr_decay, *save_intervals(args.save_every), args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
     )
     plan = Plan(folder, slices, network_name, network, options, schedule, source, device, dtype, processes)
     minutes = None if args.max_minutes == math.inf else args.max_minutes

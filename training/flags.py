@@ -70,7 +70,7 @@ def add_run_flags(group):
     group.add(
         "--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long"
     )
-    group.add("--save_every", type=number(int, 1), default=5, help="epochs between two saves")
+    group.add("--save_every", type=interval, default=5, help="epochs between two saves, or minutes, such as 10min")
     group.add(
         "--eval_every",
         type=number(int, 0),
@@ -79,6 +79,22 @@ def add_run_flags(group):
     )
     group.add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of weights, order, latents and noise")
     group.add_bool("--dry_run", False, "check everything, print the plan and exit")
+
+
+def interval(text):
+    """An argparse type: a number of epochs -> int, of minutes, such as 10min -> the text itself, which `save_intervals` reads."""
+    try:
+        if text.endswith("min"):
+            number(float, 0, 10**6, open_low=True)(text.removesuffix("min"))
+            return text
+        return number(int, 1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither epochs, such as 5, nor minutes, such as 10min") from None
+
+
+def save_intervals(save_every):
+    """(epochs, minutes) between two saves that --save_every means; the one that it does not name is inf."""
+    return (save_every, math.inf) if isinstance(save_every, int) else (math.inf, float(save_every.removesuffix("min")))
 
 
 def add_recipe_flags(group, kept=""):
