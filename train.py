@@ -37,7 +37,7 @@ from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, describe_source, fade_images, first_resolution, grow, read_source, set_fade, start_from
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import Plan, describe_recipe, out_of_memory, print_plan
+from training.plan import Plan, describe_recipe, fitted, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
 from training.run_folder import RunFolder, check_place, check_same_run, earlier_record, find_run, lock_folder, read_run, rename_run
 from training.slices import keep_values, read_slices
@@ -260,7 +260,7 @@ def make_plan(args, folder, resuming, device, begun):
     network_name, loss, recipe = choose_recipe(args, device, kept)
     mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
     processes, dtype = Processes(device), pick_dtype(args.amp, device)
-    check_divisible(recipe.batch_size, processes.size * args.grad_accum)
+    check_divisible(recipe.batch_size, processes.size * (args.grad_accum or 1))
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
     place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
@@ -273,15 +273,19 @@ def make_plan(args, folder, resuming, device, begun):
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None
-    options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
+    options = Options(loss, recipe, args.augment, mirror, args.grad_accum or 1, args.seed)
     schedule = Schedule(
         *(args.epochs, steps_per_epoch(len(slices.train), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
         *(recipe.lr_decay, *save_intervals(args.save_every), args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
     )
     plan = Plan(folder, slices, network_name, network, options, schedule, source, device, dtype, processes)
+    if args.grad_accum is None:
+        plan, why = fitted(plan)
+        if why:
+            note(f"note: {why}", processes.leading)
     minutes = None if args.max_minutes == math.inf else args.max_minutes
     flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "max_minutes": minutes}
-    flags |= {"amp": dtype != torch.float32, "keep_damaged": slices.keep_damaged}
+    flags |= {"amp": dtype != torch.float32, "grad_accum": plan.options.grad_accum, "keep_damaged": slices.keep_damaged}
     config = {
         "network": network,
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],

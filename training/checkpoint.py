@@ -11,7 +11,7 @@ import torch
 from utils import UserError, atomic_path, load_tensors, save_tensors
 
 FILES = "checkpoint.pt", "previous.pt"  # the newest and the one before it
-NEW_PARTS = {"critic_scale": {}, "model_scale": {}}  # states of the parts that older checkpoints lack
+NEW_PARTS: dict = {"critic_scale": {}, "model_scale": {}}  # states of the parts that older checkpoints lack
 FORMAT = 5  # checkpoints of another format are refused
 RESTART_HINT = "--resume False starts a new run and keeps the old folder under another name"
 

@@ -140,9 +140,8 @@ def add_machine_flags(group):
         "activations in bfloat16, in the gradient penalty down to 32x32 (default: on a processor with instructions for it: a CPU "
         "with AMX or AVX512-BF16, a GPU from Ampere on); on an older GPU in float16, down to 32x32",
     )
-    group.add(
-        "--grad_accum", type=number(int, 1), default=1, help="micro-batches per step and process, for GPUs with little memory"
-    )
+    text = "micro-batches per step and process, for GPUs with little memory (default: as few as the GPU's free memory allows)"
+    group.add("--grad_accum", type=number(int, 1), help=text)
 
 
 def recipes_text():
