@@ -153,7 +153,7 @@ class MappingNetwork(nn.Module):
         """
         if not self.embedding.num_values:
             return classes
-        digits = (z[:, 0].double().abs() * 2**20).long()
+        digits = (z[:, 0].abs() * 2**20).long()  # exact: a power of two
         chosen = digits // EXAMPLES % self.num_classes if held else classes
         return torch.cat([classes[:, None].to(self.examples), self.examples[chosen, digits % EXAMPLES]], 1)
 

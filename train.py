@@ -259,6 +259,8 @@ def make_plan(args, folder, resuming, device, begun):
     kept = kept_settings(resumed) if resuming else kept_sizes(args.start_from) if args.start_from else {}
     network_name, loss, recipe = choose_recipe(args, device, kept)
     mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
+    if device.type == "mps" and args.augment != "none":
+        raise UserError("--augment ada: Apple's GPUs lack the derivative of its rotations; leave it out, or use --device cpu")
     processes, dtype = Processes(device), pick_dtype(args.amp, device)
     check_divisible(recipe.batch_size, processes.size * (args.grad_accum or 1))
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)

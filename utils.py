@@ -222,11 +222,14 @@ def random_stream(purpose, seed, device="cpu"):
 
 
 def pick_device(name):
-    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable."""
+    """Set up PyTorch for `--device` and return its torch.device; UserError if it is unusable.
+
+    "auto" is CUDA, else Apple's GPU ("mps"), else the CPU.
+    """
     import torch  # here, since --help and phantom.py need this file but not PyTorch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if name == "cpu" and has_nvidia_driver():
             build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
             print(
@@ -241,6 +244,10 @@ def pick_device(name):
         torch.zeros(1, device=device).item()  # fails for the device "meta"
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if "no kernel image" in reason:
+            capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+            builds = f"is built for {' '.join(torch.cuda.get_arch_list())}; pytorch.org/get-started/previous-versions has others"
+            reason = f"{torch.cuda.get_device_name(device)} has compute capability {capability}, and PyTorch {builds}"
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         # All batches have one shape, so that looking for the fastest kernels pays; which ones win differs from run to run.
@@ -283,6 +290,10 @@ def pick_dtype(amp, device):
     """
     import torch
 
+    if device.type == "mps":
+        if amp:
+            raise UserError("--amp True: Apple's GPUs compute in float32 here; leave it out")
+        return torch.float32
     if device.type == "cuda" and amp is not False:
         narrow = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return narrow if amp or narrow == torch.bfloat16 else torch.float32

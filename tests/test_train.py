@@ -108,6 +108,13 @@ def test_numbers_are_set_in_one_or_several_flags():
     assert recipe_of(CPU, "--set", "n_critic=2", "--epochs", 3, "--set", "lr_critic=0.01") == expected
 
 
+def test_augmentation_is_refused_on_apples_gpu(tmp_path, slices_dir, monkeypatch):
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("mps"))
+    with pytest.raises(UserError, match="^--augment ada: Apple"):
+        start(slices_dir, tmp_path, "--augment", "ada")
+    assert recipe_of(torch.device("mps")) == RECIPES["thin", "wgan-gp"]
+
+
 def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypatch):
     numbers = {
         **{"channel_base": 64, "channel_max": 4, "mapping_layers": 3, "batch_size": 16, "lr": 0.001, "lr_critic": 0.0005},

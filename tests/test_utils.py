@@ -312,6 +312,34 @@ def test_pick_device_knows_the_cpu_and_refuses_nonsense():
         pick_device("meat")
 
 
+@pytest.mark.parametrize("cuda, mps, expected", [(True, True, "cuda:0"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_is_apples_gpu_only_where_there_is_no_cuda(monkeypatch, pretended_gpus, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(utils, "has_nvidia_driver", lambda: False)
+    assert str(pick_device("auto")) == expected
+
+
+def test_apples_gpu_computes_in_float32():
+    assert pick_dtype(None, torch.device("mps")) == pick_dtype(False, torch.device("mps")) == torch.float32
+    with pytest.raises(UserError, match="^--amp True: Apple"):
+        pick_dtype(True, torch.device("mps"))
+
+
+def test_a_card_that_this_pytorch_has_no_code_for_is_named(monkeypatch):
+    def fail(*_, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    for name, value in {"capability": (6, 1), "name": "GTX 1080"}.items():
+        monkeypatch.setattr(torch.cuda, f"get_device_{name}", lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    with pytest.raises(
+        UserError, match="GTX 1080 has compute capability 6.1, and PyTorch is built for sm_75 sm_90; .*--device cpu"
+    ):
+        pick_device("cuda")
+
+
 @pytest.fixture
 def pretended_gpus(monkeypatch, settings_of_torch):
     """pick_device finds any GPU that it asks for."""

@@ -99,7 +99,7 @@ def save_intervals(save_every):
 
 def add_recipe_flags(group, kept=""):
     """The flags that choose a row of the recipes and change numbers of it; `kept` follows their defaults in --help."""
-    group.add("--network", choices=NETWORKS, help=f"(default: full on a GPU, thin on a CPU{kept})")
+    group.add("--network", choices=NETWORKS, help=f"(default: full on an NVIDIA GPU, else thin{kept})")
     group.add(
         "--loss",
         choices=LOSSES,
@@ -133,7 +133,7 @@ def add_training_flags(group):
 
 
 def add_machine_flags(group):
-    group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..., or mps: Apple's GPU, which is untested")
     group.add_bool(
         "--amp",
         None,
@@ -175,7 +175,7 @@ def choose_recipe(args, device, kept=None):
     kept: {"network", "loss", column: number} of another run, which stand in place of the defaults.
     """
     kept = kept or {}
-    network = args.network or kept.get("network") or ("thin" if device.type == "cpu" else "full")
+    network = args.network or kept.get("network") or ("full" if device.type == "cuda" else "thin")
     loss = args.loss or kept.get("loss") or LOSSES[0]
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None} | dict(args.set or [])
     numbers = {name: value for name, value in kept.items() if name in COLUMNS}

@@ -278,8 +278,10 @@ def adam_step(optimizer, weights, loss_scale=None, other_norm=0.0):
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients(weights))))
     if loss_scale:
         loss_scale.update(norm)
-    optimizer.found_inf = (~torch.isfinite(norm + other_norm)).float()
-    optimizer.step()
+    finite = torch.isfinite(norm + other_norm)
+    optimizer.found_inf = (~finite).float()
+    if norm.device.type != "mps" or finite:  # Metal's fused Adam does not read found_inf
+        optimizer.step()
     return norm
 
 

@@ -590,6 +590,23 @@ def test_gradients_terms_and_path_lengths_are_averaged_over_processes():
         torch.testing.assert_close(averaged[name], 2 * value)
 
 
+@pytest.mark.parametrize("gradient, steps", [(1.0, 1), (math.inf, 0), (math.nan, 0)])
+def test_metal_whose_adam_reads_no_found_inf_skips_steps_too(monkeypatch, gradient, steps):
+    class Norm:  # of gradients on Apple's GPU
+        device = torch.device("mps")
+
+        def __add__(self, other):
+            return torch.tensor(gradient) + other
+
+    taken, weight = [], torch.zeros(1, requires_grad=True)
+    weight.grad = torch.ones(1)
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda _: Norm())
+    optimizer = torch.optim.Adam([weight])
+    monkeypatch.setattr(optimizer, "step", lambda: taken.append(1))
+    adam_step(optimizer, [weight])
+    assert len(taken) == steps
+
+
 def test_step_never_waits_for_a_number():
     """On a GPU every such look would make Python wait for it."""
     from torch.utils._python_dispatch import TorchDispatchMode
