@@ -237,7 +237,8 @@ def exit_status(plan, run):
         text = f"{schedule.epochs} epochs done, {run.images / 1000:.1f} kimg; --epochs {2 * schedule.epochs} would continue"
     if plan.processes.leading:
         print(f"{plan.folder}: {text}")
-    return 128 + signum if signum and not run.finished else 0
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))  # for which torchrun would take any status but 0
+    return 128 + signum if signum and not run.finished and not restarts else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
