@@ -222,10 +222,7 @@ def random_stream(purpose, seed, device="cpu"):
 
 
 def pick_device(name):
-    """Set up PyTorch for `--device` and return its torch.device; UserError if it is unusable.
-
-    "auto" is CUDA, else Apple's GPU ("mps"), else the CPU.
-    """
+    """Set up PyTorch for `--device` ("auto": CUDA, else Apple's "mps", else the CPU): its torch.device. UserError if unusable."""
     import torch  # here, since --help and phantom.py need this file but not PyTorch
 
     if name == "auto":
@@ -245,9 +242,8 @@ def pick_device(name):
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if "no kernel image" in reason:
-            capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-            builds = f"is built for {' '.join(torch.cuda.get_arch_list())}; pytorch.org/get-started/previous-versions has others"
-            reason = f"{torch.cuda.get_device_name(device)} has compute capability {capability}, and PyTorch {builds}"
+            major, minor = torch.cuda.get_device_capability(device)
+            reason = f"no code for compute capability {major}.{minor}; older builds: pytorch.org/get-started/previous-versions"
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         # All batches have one shape, so that looking for the fastest kernels pays; which ones win differs from run to run.
@@ -290,14 +286,12 @@ def pick_dtype(amp, device):
     """
     import torch
 
-    if device.type == "mps":
-        if amp:
-            raise UserError("--amp True: Apple's GPUs compute in float32 here; leave it out")
-        return torch.float32
+    if device.type == "mps" and amp:
+        raise UserError("--amp True: Apple's GPUs compute in float32 here; leave it out")
     if device.type == "cuda" and amp is not False:
         narrow = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         return narrow if amp or narrow == torch.bfloat16 else torch.float32
-    if amp is None and torch.backends.mkldnn.is_available():
+    if amp is None and device.type == "cpu" and torch.backends.mkldnn.is_available():
         with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux alone tells
             amp = not {"amx_bf16", "avx512_bf16"}.isdisjoint(file.read().split())
     return torch.bfloat16 if amp else torch.float32
