@@ -48,7 +48,7 @@ def parse_args(argv=None):
     text = f"pixels a side (default: 256; of --table {', '.join(map(str, TABLED))})"
     run.add("--resolution", type=int, choices=RESOLUTIONS, help=text)
     add_recipe_flags(run)
-    run.add_bool("--amp", None, "activations in bfloat16 (default: as in train.py)")
+    run.add_bool("--amp", None, "activations in bfloat16 or float16 (default: as in train.py)")
 
     timing = Group(parser, "how it is timed")
     timing.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

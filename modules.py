@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ops import BLACK, SLOPE, blur, convolve, downsample, leaky_relu, upsample
+from ops import BLACK, CLAMP, SLOPE, blur, convolve, downsample, leaky_relu, upsample
 
 RELU_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of a leaky ReLU, to keep a unit-variance input at unit mean square
 NOISE, NOISE_LR = 0.25, 0.1  # noise inputs: initial strength (the signal has variance 1) and relative learning rate
+FLOAT16_ABOVE = 16  # pixels a side up to which float32 stands in for float16, whose range is small
 GROUP_SIZE = 4  # images that share one minibatch standard deviation
 EXAMPLES = 512  # training slices of each class whose values a conditional model keeps, to be asked for the like
 
@@ -152,7 +153,7 @@ class MappingNetwork(nn.Module):
         """
         if not self.embedding.num_values:
             return classes
-        digits = (z[:, 0].double().abs() * 2**20).long()
+        digits = (z[:, 0].abs() * 2**20).long()  # exact: a power of two
         chosen = digits // EXAMPLES % self.num_classes if held else classes
         return torch.cat([classes[:, None].to(self.examples), self.examples[chosen, digits % EXAMPLES]], 1)
 
@@ -193,6 +194,9 @@ class ModulatedConv2d(nn.Module):
     same features from one kernel shared by the batch, much faster than a grouped convolution per sample. And since
     leaky_relu(d y) = d leaky_relu(y), d can be multiplied into the next style instead of into the feature maps. Features are
     therefore passed on as two tensors, x and scale [N, C] > 0, which stand for x * scale[:, :, None, None].
+
+    In float16 the scale returned is 1, and the largest style and weights are divided out before and multiplied in again behind
+    the convolution, so that nothing overflows (Karras et al. 2020, arXiv:2006.06676, appendix D).
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, w_dim, up=False, gain=1.0):
@@ -205,13 +209,21 @@ class ModulatedConv2d(nn.Module):
     def forward(self, x, scale, w):
         style = self.affine(w)  # [N, C_in]
         weight = self.weight * self.weight_gain  # [C_out, C_in, k, k]
-        x = x * (style * scale)[:, :, None, None].to(x.dtype)
+        factor, kernel = style * scale, weight
+        if x.dtype == torch.float16:
+            largest = factor.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)  # [N, 1]
+            largest_weight = weight.detach().abs().amax((1, 2, 3)).clamp(min=1e-12) / self.weight_gain  # [C_out]
+            factor, kernel = factor / largest, weight / largest_weight[:, None, None, None]
+        x = x * factor[:, :, None, None].to(x.dtype)
         if self.up:  # zero insertion and convolution in one, then the filter (gain 4 for zeros)
-            x = blur(F.conv_transpose2d(x, 4 * weight.transpose(0, 1).to(x.dtype), stride=2), padding=1)
+            x = blur(F.conv_transpose2d(x, 4 * kernel.transpose(0, 1).to(x.dtype), stride=2), padding=1)
         else:
-            x = convolve(x, weight.to(x.dtype), padding=weight.shape[-1] // 2)
+            x = convolve(x, kernel.to(x.dtype), padding=kernel.shape[-1] // 2)
         norm = style.square() @ weight.square().sum((2, 3)).T  # [N, C_out]
-        return x, self.gain * (norm + 1e-8).rsqrt()
+        demodulation = self.gain * (norm + 1e-8).rsqrt()
+        if x.dtype == torch.float16:
+            return x * (demodulation * largest * largest_weight)[:, :, None, None].to(x.dtype), torch.ones_like(demodulation)
+        return x, demodulation
 
 
 class ToImage(nn.Module):
@@ -229,7 +241,12 @@ class ToImage(nn.Module):
     def forward(self, x, scale, w):
         kernel = self.affine(w) * scale * self.weight.flatten() * self.weight_gain  # [N, C]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N, H W, C]
-        return torch.bmm(pixels, kernel[:, :, None].to(x.dtype)).transpose(1, 2).unflatten(2, x.shape[2:])
+        size = None
+        if x.dtype == torch.float16:  # the sum over channels ends within CLAMP, and has its size back in float32
+            size = kernel.detach().abs().sum(1, keepdim=True).clamp(min=1e-12)
+            kernel = kernel / size
+        y = torch.bmm(pixels, kernel[:, :, None].to(x.dtype)).transpose(1, 2).unflatten(2, x.shape[2:])
+        return y if size is None else y.to(size.dtype) * size[:, :, None, None]
 
 
 class StyleBlock(nn.Module):
@@ -269,7 +286,7 @@ class StyleBlock(nn.Module):
         pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, c)
         maps = torch.cat(maps, 1).flatten(2).transpose(1, 2)  # [N, H W, 2]
         strengths = (torch.cat(strengths, 1).T / scale[:, None]).to(x.dtype)  # [N, 2, C]
-        pixels = F.leaky_relu_(torch.baddbmm(pixels, maps, strengths), SLOPE)
+        pixels = leaky_relu(torch.baddbmm(pixels, maps, strengths), in_place=True)
         return pixels.reshape(n, height, width, c).permute(0, 3, 1, 2), scale
 
 
@@ -325,8 +342,10 @@ class Generator(nn.Module):
         noises = [noise] * (self.num_ws - 1) if isinstance(noise, str) else noise
         x, image, layer = self.constant.expand(len(w), -1, -1, -1), None, 0
         scale = w.new_ones(len(w), x.shape[1])
-        x = x.to(dtype or w.dtype).contiguous(memory_format=torch.channels_last)
+        x = x.to(w.dtype if dtype == torch.float16 else dtype or w.dtype).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
+            if dtype == torch.float16 and x.shape[2] == FLOAT16_ABOVE:  # what this block works in
+                x, scale = (x * scale[:, :, None, None]).clamp(-CLAMP, CLAMP).to(dtype), torch.ones_like(scale)
             styles = len(block.styles)
             x, scale, image = block(x, scale, image, ws[layer : layer + styles + 1], noises[layer : layer + styles], rng)
             layer += styles
@@ -403,6 +422,9 @@ class Discriminator(nn.Module):
         self.fade = None
 
     def forward(self, images, labels=None, dtype=None, groups=1, float32_up_to=4):
+        if dtype == torch.float16:
+            float32_up_to = max(float32_up_to, FLOAT16_ABOVE)
+            dtype = None if images.shape[2] <= float32_up_to else dtype
         x = self.from_image(images.to(dtype or images.dtype)).contiguous(memory_format=torch.channels_last)
         x = leaky_relu(x)
         for block in self.blocks:

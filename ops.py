@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 SLOPE = 0.2  # of all leaky ReLUs
 BLACK = -1.0  # in images
+CLAMP = 256.0  # no activation in float16, which ends at 65504, is larger (Karras et al. 2020, arXiv:2006.06676, appendix D)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,15 +199,19 @@ class _LeakyReLU(torch.autograd.Function):
         if in_place:
             ctx.mark_dirty(x)
         y = F.leaky_relu(x, SLOPE, in_place)
+        if y.dtype == torch.float16:
+            y.clamp_(-CLAMP, CLAMP)
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
     def backward(ctx, grad):
         (y,) = ctx.saved_tensors
+        if y.dtype == torch.float16:
+            grad = grad.masked_fill(y.detach().abs() >= CLAMP, 0)
         return torch.ops.aten.leaky_relu_backward(grad, y.detach(), SLOPE, True), None  # True: y is the output, of the same sign
 
 
 def leaky_relu(x, in_place=False):
-    """max(x, 0.2 x) elementwise. Never use `in_place` on a view: autograd would copy the tensor three times."""
+    """max(x, 0.2 x) elementwise; float16 is clamped to CLAMP. Never `in_place` on a view: autograd would copy it."""
     return _LeakyReLU.apply(x, in_place)

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 
-from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args
+from training.flags import choose_recipe, kept_settings, kept_sizes, parse_args, save_intervals
 from training.recipes import Z_DIM, Options, network_settings
 from utils import CLASSES, UserError, make_folder, parse_before_import, pick_device, pick_dtype, run_cli
 
@@ -37,7 +37,7 @@ from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import Stage, describe_source, fade_images, first_resolution, grow, read_source, set_fade, start_from
 from training.monitor import Alerts, layer_names, memory_gib
-from training.plan import Plan, describe_recipe, out_of_memory, print_plan
+from training.plan import Plan, describe_recipe, fitted, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
 from training.run_folder import RunFolder, check_place, check_same_run, earlier_record, find_run, lock_folder, read_run, rename_run
 from training.slices import keep_values, read_slices
@@ -182,7 +182,7 @@ def skip_or_go_back(plan, files, run, steps, skipped):
     run.skipped_in_a_row = skipped + (run.skipped_in_a_row if skipped == steps else 0)
     if run.skipped_in_a_row <= MAX_SKIPPED:
         run.skipped += skipped
-        if skipped:
+        if skipped and plan.dtype != torch.float16:  # whose loss scale is too large every now and then
             files.alert(f"skipped {skipped} of the {steps} steps before step {run.step}: their gradients are not finite")
         return None
     reason = f"the gradients of {run.skipped_in_a_row} steps shortly before step {run.step} are not finite"
@@ -237,7 +237,8 @@ def exit_status(plan, run):
         text = f"{schedule.epochs} epochs done, {run.images / 1000:.1f} kimg; --epochs {2 * schedule.epochs} would continue"
     if plan.processes.leading:
         print(f"{plan.folder}: {text}")
-    return 128 + signum if signum and not run.finished else 0
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))  # for which torchrun would take any status but 0
+    return 128 + signum if signum and not run.finished and not restarts else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,8 +260,10 @@ def make_plan(args, folder, resuming, device, begun):
     kept = kept_settings(resumed) if resuming else kept_sizes(args.start_from) if args.start_from else {}
     network_name, loss, recipe = choose_recipe(args, device, kept)
     mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
+    if device.type == "mps" and args.augment != "none":
+        raise UserError("--augment ada: Apple's GPUs lack the derivative of its rotations; leave it out, or use --device cpu")
     processes, dtype = Processes(device), pick_dtype(args.amp, device)
-    check_divisible(recipe.batch_size, processes.size * args.grad_accum)
+    check_divisible(recipe.batch_size, processes.size * (args.grad_accum or 1))
     table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
     place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
@@ -273,15 +276,19 @@ def make_plan(args, folder, resuming, device, begun):
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)
     source = read_source(args.start_from, network) if args.start_from and not resuming else None
-    options = Options(loss, recipe, args.augment, mirror, args.grad_accum, args.seed)
+    options = Options(loss, recipe, args.augment, mirror, args.grad_accum or 1, args.seed)
     schedule = Schedule(
         *(args.epochs, steps_per_epoch(len(slices.train), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),
-        *(recipe.lr_decay, args.save_every, args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
+        *(recipe.lr_decay, *save_intervals(args.save_every), args.eval_every, args.max_minutes, begun + 60 * args.max_minutes),
     )
     plan = Plan(folder, slices, network_name, network, options, schedule, source, device, dtype, processes)
+    if args.grad_accum is None:
+        plan, why = fitted(plan)
+        if why:
+            note(f"note: {why}", processes.leading)
     minutes = None if args.max_minutes == math.inf else args.max_minutes
     flags = vars(args) | recipe._asdict() | {"network": network_name, "loss": loss, "mirror": mirror, "max_minutes": minutes}
-    flags |= {"amp": dtype == torch.bfloat16, "keep_damaged": slices.keep_damaged}
+    flags |= {"amp": dtype != torch.float32, "grad_accum": plan.options.grad_accum, "keep_damaged": slices.keep_damaged}
     config = {
         "network": network,
         "classes": list(CLASSES) if args.classes == "all" else [args.classes],

@@ -222,11 +222,11 @@ def random_stream(purpose, seed, device="cpu"):
 
 
 def pick_device(name):
-    """Set up PyTorch for `--device` and return its torch.device; "auto" is CUDA if there is one. UserError if it is unusable."""
+    """Set up PyTorch for `--device` ("auto": CUDA, else Apple's "mps", else the CPU): its torch.device. UserError if unusable."""
     import torch  # here, since --help and phantom.py need this file but not PyTorch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         if name == "cpu" and has_nvidia_driver():
             build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
             print(
@@ -241,6 +241,9 @@ def pick_device(name):
         torch.zeros(1, device=device).item()  # fails for the device "meta"
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if "no kernel image" in reason:
+            major, minor = torch.cuda.get_device_capability(device)
+            reason = f"no code for compute capability {major}.{minor}; older builds: pytorch.org/get-started/previous-versions"
         raise UserError(f"--device {name}: cannot be used here ({reason}); try --device cpu") from None
     if device.type == "cuda":
         # All batches have one shape, so that looking for the fastest kernels pays; which ones win differs from run to run.
@@ -278,14 +281,17 @@ def has_room(device, size):
 def pick_dtype(amp, device):
     """The torch.dtype of activations for `--amp`; None means bfloat16 where the processor has instructions for it.
 
-    These are a GPU from Ampere on, or a CPU with AMX or AVX512-BF16. Weights, images, scores, losses, gradient norms and the
-    optimiser are float32 either way.
+    These are a GPU from Ampere on, or a CPU with AMX or AVX512-BF16; True means float16 on an older GPU. Weights, images, scores,
+    losses, gradient norms and the optimiser are float32 either way.
     """
     import torch
 
-    if amp is None and device.type == "cuda":
-        amp = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif amp is None and torch.backends.mkldnn.is_available():
+    if device.type == "mps" and amp:
+        raise UserError("--amp True: Apple's GPUs compute in float32 here; leave it out")
+    if device.type == "cuda" and amp is not False:
+        narrow = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return narrow if amp or narrow == torch.bfloat16 else torch.float32
+    if amp is None and device.type == "cpu" and torch.backends.mkldnn.is_available():
         with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # Linux alone tells
             amp = not {"amx_bf16", "avx512_bf16"}.isdisjoint(file.read().split())
     return torch.bfloat16 if amp else torch.float32

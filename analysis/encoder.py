@@ -67,8 +67,8 @@ class Normal(nn.Module):
     def fit(self, sample, shrinkage=0.1):
         """Fit to [N, size]; the covariance is shrunk towards a multiple of the identity (Ledoit and Wolf 2004)."""
         self.centre = sample.mean(0)
-        covariance = torch.cov((sample - self.centre).double().T).reshape(len(self.centre), -1)
-        identity = torch.eye(len(covariance), dtype=torch.double, device=covariance.device)
+        covariance = torch.cov((sample - self.centre).cpu().double().T).reshape(len(self.centre), -1)
+        identity = torch.eye(len(covariance), dtype=torch.double)
         level = covariance.trace() / len(covariance) + 1e-9
         lower = torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * level * identity)
         self.whitening = torch.linalg.inv(lower).to(self.centre).contiguous()
@@ -192,7 +192,7 @@ def augment(images, rng):
 def principal_components(w, count):
     """(mean [D], basis [count, D]) of w [N, D]: unit vectors times the standard deviation along them."""
     mean = w.mean(0)
-    _, values, vectors = torch.linalg.svd((w - mean).double(), full_matrices=False)
+    _, values, vectors = torch.linalg.svd((w - mean).cpu().double(), full_matrices=False)
     return mean, (vectors[:count] * values[:count, None] / len(w) ** 0.5).to(w).contiguous()
 
 

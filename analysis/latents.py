@@ -180,7 +180,7 @@ class Directions(NamedTuple):
 
 def ganspace(w, k):
     """The first k principal components of w [N, w_dim] (Härkönen et al. 2020): [k, w_dim], and their shares of variance [k]."""
-    _, values, directions = torch.linalg.svd((w - w.mean(0)).double(), full_matrices=False)
+    _, values, directions = torch.linalg.svd((w - w.mean(0)).cpu().double(), full_matrices=False)
     return directions[:k].to(w), (values.square() / values.square().sum())[:k].cpu().numpy()
 
 
@@ -189,7 +189,7 @@ def sefa(generator, k):
 
     They are eigenvectors of A^T A, where A is all affine layers of the style blocks, stacked; shares are of the squared gain.
     """
-    weights = torch.cat([style.conv.affine.weight for block in generator.blocks for style in block.styles]).double()
+    weights = torch.cat([style.conv.affine.weight for block in generator.blocks for style in block.styles]).cpu().double()
     values, vectors = torch.linalg.eigh(weights.T @ weights)  # ascending
     return vectors.flip(1).T[:k].to(generator.constant), (values.flip(0) / values.sum())[:k].cpu().numpy()
 

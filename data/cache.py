@@ -6,6 +6,7 @@ A folder is decoded again when the name, size or a time of a file has changed. T
 replaced; mtime alone would miss files that `cp -p`, rsync or an unpacked archive have replaced by others of the same time.
 """
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -14,9 +15,11 @@ import time
 import numpy as np
 
 from data.decode import FIRST_KIND, FULL_RANGE, KINDS, PAGES, UNREADABLE, code_of, decode, for_each, pad_and_resize, read_files
+from lock import Held, Lock
 from utils import atomic_path
 
 CACHE_VERSION = 3  # increase it when a change to decoding changes the pixels
+WAIT = 1800  # seconds at most for another process, of this node or another one, that decodes the same folder
 COMPARED = 8  # slices of a cache that are compared with their files
 LEVELS = np.empty((len(KINDS), 2))  # what black and white of each kind take in the cache
 
@@ -43,16 +46,13 @@ def load_folder(folder, files, resolution, num_workers=None, label=None):
     if rows is None:
         try:
             os.makedirs(cache, exist_ok=True)
-            remove_stale(prefix, keep=path)
-            with atomic_path(path) as temporary:
-                rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                if hasattr(os, "posix_fallocate"):  # OSError if the disk is full, where writing would kill the process
-                    with open(temporary, "r+b") as file:
-                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-                fill(rows, folder, files, num_workers, label)
-                rows.flush()
-                del rows  # Windows cannot rename a file that is still mapped
-            rows = np.lib.format.open_memmap(path, mode="r")
+            with one_at_a_time(os.path.join(cache, f".{identity}-{resolution}.lock")) as waited:
+                if waited:
+                    rows = read_cache(path, shape, folder, files)  # which nobody may rename another file over: it is mapped
+                if rows is None:
+                    remove_stale(prefix, keep=path)
+                    write_cache(path, shape, folder, files, num_workers, label)
+                    rows = np.lib.format.open_memmap(path, mode="r")
         except OSError as error:
             note = f"no cache in {cache} ({error.strerror or error}): slices stay in memory, the next run decodes again"
             rows = np.zeros(shape, np.uint8)
@@ -60,6 +60,35 @@ def load_folder(folder, files, resolution, num_workers=None, label=None):
     status, levels = facts(rows, len(files))
     levels = {kind: tuple(pair) for kind, pair in zip(KINDS, levels.tolist()) if kind != KINDS[0] and code_of(kind) in status}
     return rows[: len(files)], status, levels, note
+
+
+@contextlib.contextmanager
+def one_at_a_time(path):
+    """A context that one process at a time enters, or any after WAIT seconds; with whether it has waited. path: of the lock."""
+    lock, begun, waited = None, time.monotonic(), False
+    while lock is None and time.monotonic() - begun < WAIT:
+        try:
+            lock = Lock(path)
+        except Held:
+            waited = True
+            time.sleep(0.2)
+    try:
+        yield waited
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def write_cache(path, shape, folder, files, num_workers, label):
+    """Decode all `files` into a new cache at `path`."""
+    with atomic_path(path) as temporary:
+        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # OSError if the disk is full, where writing would kill the process
+            with open(temporary, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        fill(rows, folder, files, num_workers, label)
+        rows.flush()
+        del rows  # Windows cannot rename a file that is still mapped
 
 
 def facts(rows, count):

@@ -29,7 +29,8 @@ class DeviceMismatch(RuntimeError):
 
 
 class SameDevice(TorchDispatchMode):
-    """Refuses tensors on two devices, except for those without dimensions, which a GPU takes for numbers."""
+    """Refuses tensors on two devices, except for those without dimensions, which a GPU takes for numbers; and float64, which
+    Apple's GPUs lack."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function._overloadpacket.__name__
@@ -37,6 +38,8 @@ class SameDevice(TorchDispatchMode):
         for x in tensors:
             x.constant = None  # whose value PyTorch would compute on the device
         devices = {x.device.type for x in tensors if x.ndim}
+        if any(x.device.type != "cpu" and x.dtype == torch.float64 for x in tensors):
+            raise DeviceMismatch(f"{name} in float64 on {' and '.join(sorted(devices))}")
         if len(devices) > 1 and name not in MIXING:
             raise DeviceMismatch(f"{name} of tensors on {' and '.join(sorted(devices))}")
         if name == "_local_scalar_dense":

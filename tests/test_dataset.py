@@ -168,7 +168,7 @@ def test_cache_saves_decoding(data, cache, monkeypatch):
     first = load(data)[np.arange(12)]
     forbid_decoding(monkeypatch)
     assert (load(data)[np.arange(12)] == first).all()
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("[!.]*"))) == 2
     assert isinstance(load(data)._pixels[0], np.memmap)
 
 
@@ -181,7 +181,7 @@ def test_cache_is_rebuilt_after_a_change_and_the_old_one_removed(data, cache):
     assert (load(data)[[0]][0] == noise(32, 32, 98)).all()
     (data / "AD/000_1.png").rename(data / "AD/999_1.png")
     assert (load(data)[[5]][0] == noise(32, 32, 98)).all()
-    assert Counter(path.name[:2] for path in cache.iterdir()) == {"AD": 2, "NC": 2}  # one for each resolution
+    assert Counter(path.name[:2] for path in cache.glob("[!.]*")) == {"AD": 2, "NC": 2}  # one for each resolution
 
 
 @pytest.mark.parametrize("how", ["written", "replaced"])
@@ -223,7 +223,7 @@ def test_cache_keeps_the_levels_of_deeper_files(data, monkeypatch, capsys):
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "zeros", "other shape"])
 def test_damaged_cache_is_rebuilt(data, cache, damage):
     expected = load(data)[np.arange(12)]
-    for path in cache.iterdir():
+    for path in cache.glob("*.npy"):
         content = path.read_bytes()
         if damage == "other shape":
             np.save(path, np.ones((3, 32, 32), np.uint8))
@@ -256,7 +256,7 @@ def test_cache_on_a_full_disk_falls_back_to_memory_and_leaves_no_file(data, cach
     error = capsys.readouterr().err
     assert error.startswith("note: no cache in") and error.count("\n") == 1
     assert (slices[[11]][0] == noise(32, 32, 16)).all() and not isinstance(slices._pixels[0], np.memmap)
-    assert not list(cache.iterdir())
+    assert {path.suffix for path in cache.iterdir()} == {".lock"}
 
 
 def test_fingerprint_depends_on_names_and_sizes_alone(data, tmp_path):
@@ -417,14 +417,15 @@ def test_slices_refuse_missing_and_empty_folders_with_a_hint(data):
 
 
 @pytest.mark.slow
-def test_cache_of_two_processes_that_start_together(data, tmp_path):
+def test_two_processes_that_start_together_decode_once(data, tmp_path):
     for i in range(300):
         save(data / f"NC/9{i:03}_1.png", noise(64, 64, i))
     code = (
-        "import sys, os, time, hashlib; import numpy as np; from dataset import Slices\n"
+        "import sys, os, time, hashlib; import numpy as np; from dataset import Slices; from data import cache\n"
+        "fill, filled = cache.fill, []\ncache.fill = lambda *args: (filled.append(1), fill(*args))\n"
         f"me, other = sys.argv[1:]; open(me, 'w').close()\nwhile not os.path.exists(other): time.sleep(0.001)\n"
         f"s = Slices({str(data)!r}, resolution=32)\n"
-        "print(hashlib.sha256(s[np.arange(len(s))]).hexdigest(), s.counts)"
+        "print(hashlib.sha256(s[np.arange(len(s))]).hexdigest(), s.counts, len(filled), sep='\\n')"
     )
     flags = [str(tmp_path / "one"), str(tmp_path / "two")]
     runs = [
@@ -432,6 +433,8 @@ def test_cache_of_two_processes_that_start_together(data, tmp_path):
         for order in (flags, flags[::-1])
     ]
     outputs = [run.communicate(timeout=300) for run in runs]
-    assert outputs[0] == outputs[1] and outputs[0][1] == ""
+    lines, others = (out.splitlines() for out, _ in outputs)
+    assert lines[:2] == others[:2] and outputs[0][1] == outputs[1][1] == ""
+    assert int(lines[2]) + int(others[2]) == 2  # once of each class
     slices = load(data)
     assert hashlib.sha256(slices[np.arange(len(slices))]).hexdigest() in outputs[0][0]

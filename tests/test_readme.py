@@ -176,7 +176,9 @@ def test_every_command_is_described():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_exists(name):
-    known = set.union(*map(flags_of, COMMANDS), {"--help", "--nproc_per_node"})  # torchrun's
+    foreign = "--nproc_per_node --nnodes --rdzv_backend --rdzv_endpoint --signals --shutdown --max_restarts"  # torchrun's
+    slurm = "--partition --gres --cpus --time --signal --output --nodes --ntasks"
+    known = set.union(*map(flags_of, COMMANDS), {"--help"}, foreign.split(), slurm.split())
     assert flags_in(PAGES[name]) <= known
 
 

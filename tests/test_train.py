@@ -108,6 +108,13 @@ def test_numbers_are_set_in_one_or_several_flags():
     assert recipe_of(CPU, "--set", "n_critic=2", "--epochs", 3, "--set", "lr_critic=0.01") == expected
 
 
+def test_augmentation_is_refused_on_apples_gpu(tmp_path, slices_dir, monkeypatch):
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("mps"))
+    with pytest.raises(UserError, match="^--augment ada: Apple"):
+        start(slices_dir, tmp_path, "--augment", "ada")
+    assert recipe_of(torch.device("mps")) == RECIPES["thin", "wgan-gp"]
+
+
 def test_every_flag_of_training_reaches_the_step(tmp_path, slices_dir, monkeypatch):
     numbers = {
         **{"channel_base": 64, "channel_max": 4, "mapping_layers": 3, "batch_size": 16, "lr": 0.001, "lr_critic": 0.0005},
@@ -609,6 +616,27 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, slices_dir, signalled, n
     assert same_checkpoints(checkpoint(tmp_path / "stopped/AD"), checkpoint(tmp_path / "whole/AD"))
 
 
+@pytest.mark.slow
+@posix
+def test_a_run_that_saves_by_time_resumes_from_its_last_save(tmp_path, slices_dir, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def update(state, step, *rest, own=train.update_critic):
+        if step == 4 and not any(folder == "whole" for folder in os.listdir(tmp_path)):
+            raise Killed
+        return own(state, step, *rest)
+
+    monkeypatch.setattr(train, "update_critic", update)
+    with pytest.raises(Killed):
+        start(slices_dir, tmp_path / "saved", "--epochs", 9, "--save_every", "0.000001min")
+    assert checkpoint(tmp_path / "saved/AD")["images"] == 16
+    for folder, saves in (("saved", 99), ("whole", "90min")):
+        os.makedirs(tmp_path / "whole", exist_ok=True)
+        assert start(slices_dir, tmp_path / folder, "--epochs", 6, "--save_every", saves) == 0
+    assert same_checkpoints(checkpoint(tmp_path / "saved/AD"), checkpoint(tmp_path / "whole/AD"))
+
+
 @posix
 @pytest.mark.slow
 def test_a_second_signal_ends_the_save_of_the_first_and_keeps_the_old_checkpoint(tmp_path, slices_dir, signalled, monkeypatch):
@@ -684,6 +712,7 @@ def test_doubtful_slices_are_named_before_training(tmp_path, slices_dir, capsys)
         (["--validation_dir", ROOT], "^--validation_dir .*: no folder AD"),
         (["--augment", "much"], "--augment"),
         (["--loss", "hinge"], "--loss"),
+        *((["--save_every", text], f"--save_every: {text!r} is neither epochs") for text in ("0", "0min", "nanmin", "2.5", "5m")),
         (["--set", "gp_every=0"], "--set: gp_every: 0 is out of range: at least 1"),
         (["--set", "lr_critic=0.1", "n_critic=0"], "--set: n_critic: 0 is out of range"),
         (["--set", "n_critic=1.5"], "--set: n_critic: '1.5' is not a whole number"),

@@ -312,6 +312,30 @@ def test_pick_device_knows_the_cpu_and_refuses_nonsense():
         pick_device("meat")
 
 
+@pytest.mark.parametrize("cuda, mps, expected", [(True, True, "cuda:0"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_is_apples_gpu_only_where_there_is_no_cuda(monkeypatch, pretended_gpus, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(utils, "has_nvidia_driver", lambda: False)
+    assert str(pick_device("auto")) == expected
+
+
+def test_apples_gpu_computes_in_float32():
+    assert pick_dtype(None, torch.device("mps")) == pick_dtype(False, torch.device("mps")) == torch.float32
+    with pytest.raises(UserError, match="^--amp True: Apple"):
+        pick_dtype(True, torch.device("mps"))
+
+
+def test_a_card_that_this_pytorch_has_no_code_for_is_told(monkeypatch):
+    def fail(*_, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    with pytest.raises(UserError, match="no code for compute capability 6.1; .*--device cpu"):
+        pick_device("cuda")
+
+
 @pytest.fixture
 def pretended_gpus(monkeypatch, settings_of_torch):
     """pick_device finds any GPU that it asks for."""
@@ -330,7 +354,8 @@ def test_float32_is_never_tf32_on_cuda(monkeypatch, pretended_gpus):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_amp_decides_the_dtype_on_any_device(device):
+def test_amp_decides_the_dtype_on_any_device(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     assert pick_dtype(True, torch.device(device)) == torch.bfloat16
     assert pick_dtype(False, torch.device(device)) == torch.float32
 
@@ -339,6 +364,13 @@ def test_amp_decides_the_dtype_on_any_device(device):
 def test_default_dtype_of_a_gpu_is_bfloat16_from_ampere_on(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert pick_dtype(None, torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5)])
+def test_amp_is_float16_on_a_gpu_before_ampere(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = [pick_dtype(amp, torch.device("cuda")) for amp in (True, None, False)]
+    assert found == [torch.float16, torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from utils import UserError, atomic_path, load_tensors, save_tensors
 
 FILES = "checkpoint.pt", "previous.pt"  # the newest and the one before it
+NEW_PARTS: dict = {"critic_scale": {}, "model_scale": {}}  # states of the parts that older checkpoints lack
 FORMAT = 5  # checkpoints of another format are refused
 RESTART_HINT = "--resume False starts a new run and keeps the old folder under another name"
 
@@ -49,7 +50,7 @@ def read_checkpoint(folder, warn=True, hint=RESTART_HINT):
             )
         if problems and warn:
             print(f"warning: {folder}: {problems[0]}; resuming from the checkpoint before it, at {kimg}", file=sys.stderr)
-        return state | {"file": name}
+        return NEW_PARTS | state | {"file": name}
     raise UserError(f"{folder}: {' and '.join(problems)}; {hint}")
 
 

@@ -70,7 +70,7 @@ def add_run_flags(group):
     group.add(
         "--max_minutes", type=number(float, 0, math.inf, open_low=True), default=math.inf, help="save and stop after this long"
     )
-    group.add("--save_every", type=number(int, 1), default=5, help="epochs between two saves")
+    group.add("--save_every", type=interval, default=5, help="epochs between two saves, or minutes, such as 10min")
     group.add(
         "--eval_every",
         type=number(int, 0),
@@ -81,9 +81,25 @@ def add_run_flags(group):
     group.add_bool("--dry_run", False, "check everything, print the plan and exit")
 
 
+def interval(text):
+    """An argparse type: a number of epochs -> int, of minutes, such as 10min -> the text itself, which `save_intervals` reads."""
+    try:
+        if text.endswith("min"):
+            number(float, 0, 10**6, open_low=True)(text.removesuffix("min"))
+            return text
+        return number(int, 1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither epochs, such as 5, nor minutes, such as 10min") from None
+
+
+def save_intervals(save_every):
+    """(epochs, minutes) between two saves that --save_every means; the one that it does not name is inf."""
+    return (save_every, math.inf) if isinstance(save_every, int) else (math.inf, float(save_every.removesuffix("min")))
+
+
 def add_recipe_flags(group, kept=""):
     """The flags that choose a row of the recipes and change numbers of it; `kept` follows their defaults in --help."""
-    group.add("--network", choices=NETWORKS, help=f"(default: full on a GPU, thin on a CPU{kept})")
+    group.add("--network", choices=NETWORKS, help=f"(default: full on an NVIDIA GPU, else thin{kept})")
     group.add(
         "--loss",
         choices=LOSSES,
@@ -117,16 +133,15 @@ def add_training_flags(group):
 
 
 def add_machine_flags(group):
-    group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..., or mps: Apple's GPU, which is untested")
     group.add_bool(
         "--amp",
         None,
         "activations in bfloat16, in the gradient penalty down to 32x32 (default: on a processor with instructions for it: a CPU "
-        "with AMX or AVX512-BF16, a GPU from Ampere on)",
+        "with AMX or AVX512-BF16, a GPU from Ampere on); on an older GPU in float16, down to 32x32",
     )
-    group.add(
-        "--grad_accum", type=number(int, 1), default=1, help="micro-batches per step and process, for GPUs with little memory"
-    )
+    text = "micro-batches per step and process, for GPUs with little memory (default: as few as the GPU's free memory allows)"
+    group.add("--grad_accum", type=number(int, 1), help=text)
 
 
 def recipes_text():
@@ -160,7 +175,7 @@ def choose_recipe(args, device, kept=None):
     kept: {"network", "loss", column: number} of another run, which stand in place of the defaults.
     """
     kept = kept or {}
-    network = args.network or kept.get("network") or ("thin" if device.type == "cpu" else "full")
+    network = args.network or kept.get("network") or ("full" if device.type == "cuda" else "thin")
     loss = args.loss or kept.get("loss") or LOSSES[0]
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None} | dict(args.set or [])
     numbers = {name: value for name, value in kept.items() if name in COLUMNS}

@@ -122,7 +122,7 @@ def grow(old, new):
             new.critic.embedding.output.weight.zero_()
     carry_moments(old.model, old.model_optimizer, new.model, new.model_optimizer, {name: name for name in old.model.state_dict()})
     carry_moments(old.critic, old.critic_optimizer, new.critic, new.critic_optimizer, names)
-    for part in ("augmentation", "path_length"):
+    for part in ("augmentation", "path_length", "critic_scale", "model_scale"):
         new.parts[part].load_state_dict(old.parts[part].state_dict())
     new.rng.set_state(old.rng.get_state())
     return new

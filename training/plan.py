@@ -15,7 +15,10 @@ from training.recipes import Options
 from training.slices import RunSlices
 from training.state import Schedule
 from training.step import FLOAT32_UP_TO, TrainingState
-from utils import plural
+from utils import has_room, plural
+
+ROOM = 0.85  # of the free memory of a GPU: the estimate counts neither what kernels work in nor fragments
+FEW = 16  # slices of a batch below which a GPU has too little to do
 
 
 class Plan(NamedTuple):
@@ -82,11 +85,35 @@ def memory_gib_of(plan, shards):
     return estimate_memory(plan.network, plan.options.loss, plan.options.recipe.batch_size // shards, plan.dtype) / 2**30
 
 
+def larger_grad_accum(plan):
+    """The numbers of micro-batches above that of a Plan into which its batch can be split."""
+    batch_size, step = plan.options.recipe.batch_size, GROUP_SIZE * plan.processes.size  # whole groups of every process
+    return [n for n in range(plan.options.grad_accum + 1, batch_size // step + 1) if batch_size % (step * n) == 0]
+
+
+def fitted(plan):
+    """(A Plan with the fewest micro-batches, from its own on, for which its GPU has memory by the estimate, why as text or None).
+
+    All processes get the same number: collective. A plan for another device stays as it is.
+    """
+    if plan.device.type != "cuda":
+        return plan, None
+    free, pixels = torch.cuda.mem_get_info(plan.device)[0], len(plan.slices.train) * plan.schedule.resolution**2
+    room = ROOM * (free - (pixels if has_room(plan.device, pixels) else 0))  # where `dataset.batches` keeps all slices there
+    numbers, size = [plan.options.grad_accum, *larger_grad_accum(plan)], plan.processes.size
+    fitting = next((n for n in numbers if memory_gib_of(plan, size * n) * 2**30 <= room), numbers[-1])
+    accum = int(plan.processes.maximum(fitting)[0])
+    if accum == numbers[0]:
+        return plan, None
+    takes = f"a batch of {plan.options.recipe.batch_size} takes about {memory_gib_of(plan, plan.shards):.1f} GiB"
+    text = f"--grad_accum {accum}, since {takes} and {plan.device} has {free / 2**30:.1f} free"
+    return plan._replace(options=plan.options._replace(grad_accum=accum)), text
+
+
 def out_of_memory(plan):
     """What a run with too little memory takes, and what would take less, as text."""
     accum, batch_size, processes = plan.options.grad_accum, plan.options.recipe.batch_size, plan.processes.size
-    step = GROUP_SIZE * processes  # a micro-batch holds whole groups of every process
-    divisors = [n for n in range(accum + 1, batch_size // step + 1) if batch_size % (step * n) == 0]
+    divisors = larger_grad_accum(plan)
     less = "a smaller --batch_size would take less"
     if divisors:
         less = f"--grad_accum {divisors[0]} would take about {memory_gib_of(plan, processes * divisors[0]):.1f} GiB"
@@ -130,6 +157,12 @@ def print_plan(plan, status, first_resolution):
         f"steps       {schedule.epochs} epochs of {schedule.steps_per_epoch} = {schedule.steps}, {schedule.images / 1000:.0f} kimg"
         f"{minutes}"
     )
+    if plan.processes.size > 1:
+        share = recipe.batch_size // plan.processes.size
+        few = f"; warning: fewer than {FEW} use a GPU badly, choose a larger --batch_size" if share < FEW else ""
+        print(
+            f"processes   {plan.processes.size}, each with {share} slices of every batch{few if plan.device.type == 'cuda' else ''}"
+        )
     stages = schedule.stages(first_resolution)
     for size, end in stages.items() if len(stages) > 1 else ():
         print(f"stage       {size}x{size} to {end:.0%} of the run, or {end * schedule.images / 1000:.1f} kimg")

@@ -24,7 +24,8 @@ class Schedule(NamedTuple):
     resolution: int  # of the last stage
     grow: bool
     lr_decay: float  # share of the run over which the learning rates fall to 0
-    save_every: int  # epochs
+    save_every: float  # epochs; may be inf
+    save_minutes: float  # may be inf
     eval_every: int  # epochs; 0: never
     max_minutes: float  # may be inf
     deadline: float  # in seconds of time.monotonic(); may be inf
@@ -68,6 +69,7 @@ class RunState:
     skipped_in_a_row: int = 0  # of this process alone, as are all below
     signum: int = 0  # the signal to stop, or 0
     time_share: float = 0.0  # of the time until the deadline
+    save_is_old: float = 0.0  # whether `save_minutes` have passed since the last save by time
 
     def __post_init__(self):
         self.first_resolution = self.stage.resolution
@@ -75,7 +77,7 @@ class RunState:
 
     def start_clock(self):
         """Begin to count the time until the deadline, in which the rest of the run is to be done."""
-        self.begun = self.row_begun = time.monotonic()
+        self.begun = self.row_begun = self.saved = time.monotonic()
         self.done_before, self.row_is_old = self.done, False
 
     @property
@@ -132,7 +134,9 @@ class RunState:
         now, total = time.monotonic(), self.schedule.deadline - self.begun
         elapsed = (now - self.begun) / total if total > 0 else 1.0
         row_is_old = now - self.row_begun >= LOG_SECONDS
-        self.signum, self.time_share, self.row_is_old = processes.maximum(signum or 0, elapsed, row_is_old)
+        old = row_is_old, now - self.saved >= 60 * self.schedule.save_minutes
+        self.signum, self.time_share, self.row_is_old, self.save_is_old = processes.maximum(signum or 0, elapsed, *old)
+        self.saved = now if self.save_is_old else self.saved
         by_time = self.done_before + (1 - self.done_before) * min(1.0, self.time_share)
         self.done = max(self.done, self.step / self.schedule.steps, by_time)
 
@@ -141,7 +145,7 @@ class RunState:
         schedule, over = self.schedule, self.stage_over
         save_every, eval_every = (epochs * schedule.steps_per_epoch for epochs in (schedule.save_every, schedule.eval_every))
         stop = bool(self.signum or self.time_share >= 1 or (self.step >= schedule.steps and not over))
-        save = stop or over or self.step % save_every == 0
+        save = bool(stop or over or self.save_is_old or self.step % save_every == 0)
         evaluation = eval_every > 0 and not self.signum and (stop or self.step % eval_every == 0)
         row = bool(self.row_is_old) or save or evaluation or steps_in_row >= LOG_STEPS
         return Due(row, evaluation, save, stop)

@@ -21,6 +21,7 @@ from ops import resample
 from training.augment import OPERATIONS, AugmentationStrength, augment, score_separation
 from training.distributed import Processes
 from training.loss import LOSSES, PathLength, clip_images
+from training.loss_scale import LossScale
 from training.monitor import IMAGE_STATISTICS, ActivationMonitor, image_statistics
 from utils import random_stream
 
@@ -85,6 +86,7 @@ class TrainingState:
         self.augmentation = AugmentationStrength(options.augment, device)
         self.operations = [name for name in OPERATIONS if name != "flip" or options.mirror]
         self.path_length = PathLength().to(device)
+        self.critic_scale, self.model_scale = (LossScale(dtype, device) for _ in range(2))
         self.rng = self.new_random_stream("training", device)
         self.activations = ActivationMonitor(self.model, self.critic)
         self.parts = {
@@ -95,6 +97,8 @@ class TrainingState:
             "critic_optimizer": self.critic_optimizer,
             "augmentation": self.augmentation,
             "path_length": self.path_length,
+            "critic_scale": self.critic_scale,
+            "model_scale": self.model_scale,
         }
 
     def new_random_stream(self, purpose, device):
@@ -169,11 +173,11 @@ def update_critic(state, step, micro_batches, shared=None):
             penalty, term["gradient_norm"] = state.loss.penalty(penalised, real, fake, labels, rng)
             term["penalty"] = recipe.lambda_gp * penalty
             loss = loss + recipe.gp_every * term["penalty"]
-        (loss / len(micro_batches)).backward()
+        state.critic_scale(loss / len(micro_batches)).backward()
         terms.append(term)
     terms = mean_terms(terms)
     state.processes.average([*gradients(state.critic_weights), *terms.values()])
-    return terms | {"critic_gradient": adam_step(state.critic_optimizer, state.critic_weights)}
+    return terms | {"critic_gradient": adam_step(state.critic_optimizer, state.critic_weights, state.critic_scale)}
 
 
 def update_generator(state, step, micro_batches, shared, critic_gradient):
@@ -197,13 +201,13 @@ def update_generator(state, step, micro_batches, shared, critic_gradient):
             term["path_length"] = recipe.path_length * penalty
             loss = loss + PATH_LENGTH_EVERY * term["path_length"]
             path_lengths.append(length)
-        (loss / len(micro_batches)).backward()
+        state.model_scale(loss / len(micro_batches)).backward()
         terms.append(term)
         w_sums = w_sums + mapping.class_sums(ws[:, 0], labels)
     terms = mean_terms(terms)
     lengths = [torch.stack(path_lengths).mean()] if path_lengths else []
     state.processes.average([*gradients(state.model_weights), *terms.values(), w_sums, *lengths])
-    terms["generator_gradient"] = adam_step(state.model_optimizer, state.model_weights, critic_gradient)
+    terms["generator_gradient"] = adam_step(state.model_optimizer, state.model_weights, state.model_scale, critic_gradient)
     mapping.update_w_mean(w_sums)
     for length in lengths:
         state.path_length.update_mean(length)
@@ -262,14 +266,22 @@ def mean_row(terms):
     return {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}, skipped
 
 
-def adam_step(optimizer, weights, other_norm=0.0):
+def adam_step(optimizer, weights, loss_scale=None, other_norm=0.0):
     """One Adam step, left out if the gradient's norm or `other_norm` is not finite; returns the norm, 0-dim.
+
+    loss_scale: the `LossScale` that the loss was multiplied by, which is divided out of the gradients here; None: there is none.
 
     PyTorch's fused Adam reads `found_inf`, which a gradient scaler would set, on the device, so that nothing waits for the GPU.
     """
+    if loss_scale:
+        loss_scale.divide_out(gradients(weights))
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients(weights))))
-    optimizer.found_inf = (~torch.isfinite(norm + other_norm)).float()
-    optimizer.step()
+    if loss_scale:
+        loss_scale.update(norm)
+    finite = torch.isfinite(norm + other_norm)
+    optimizer.found_inf = (~finite).float()
+    if norm.device.type != "mps" or finite:  # Metal's fused Adam does not read found_inf
+        optimizer.step()
     return norm
 
 

@@ -69,7 +69,7 @@ def test_failing_commands_are_recorded_with_their_last_line(results, tmp_path):
     assert saved(tmp_path)["a b"] == {"failed": "exit status 3", "last line": "why", "log": str(tmp_path / "a_b.log")}
     results.deadline = time.monotonic()
     assert gpu_check.run(results, "slow", "-c", "import time; time.sleep(60)") is None
-    assert "ten minutes" in saved(tmp_path)["slow"]["failed"]
+    assert "time of this part" in saved(tmp_path)["slow"]["failed"]
     results.deadline = time.monotonic() + 60
     assert gpu_check.run(results, "good", "-c", "print('text')").startswith("text\n")
     assert "good" not in saved(tmp_path)
@@ -79,6 +79,24 @@ def test_failing_commands_are_recorded_with_their_last_line(results, tmp_path):
 # The parts
 
 
+@pytest.mark.parametrize("total, begun", [(gpu_check.TOTAL, [1, 2, 3, 5, 4]), (gpu_check.LEAST - 1, [])])
+def test_all_parts_are_run_in_order_while_there_is_time(tmp_path, monkeypatch, capsys, total, begun):
+    called, limits = [], []
+
+    def part(number):
+        def call(results, *_):
+            called.append(number)
+            limits.append(results.deadline - time.monotonic())
+
+        return call
+
+    monkeypatch.setattr(gpu_check, "PARTS", {number: part(number) for number in gpu_check.PARTS})
+    monkeypatch.setattr(gpu_check, "TOTAL", total)
+    assert main([*CPU, "--dataset_dir", "x", "--output_dir", str(tmp_path)]) == 0
+    assert called == begun and sum(limits[:4]) <= 14 * 60 and all(limit <= total for limit in limits)
+    assert capsys.readouterr().out.count("no time is left") == 5 - len(begun)
+
+
 def test_each_call_of_part_3_does_the_first_run_that_is_missing(tmp_path, slices_dir, monkeypatch, capsys):
     commands = []
 
@@ -86,7 +104,7 @@ def test_each_call_of_part_3_does_the_first_run_that_is_missing(tmp_path, slices
         commands.append(command)
         folder = tmp_path / name.replace(" ", "_") / "AD"
         folder.mkdir(parents=True)
-        rows = [f"{60 * minute},{minute},{minute / 10},0,0,{1000 * minute}" for minute in (1, 2.2, 3.9, 7)]
+        rows = [f"{60 * minute},{minute},{minute / 10},0,0,{1000 * minute}" for minute in (1, 2.2, 3.9, 5)]
         (folder / "evaluations.csv").write_text("\n".join(["seconds,kid,kid_train,precision,recall,images", *rows]))
         (folder / "losses.csv").write_text("images_per_second,memory_gib\n1,1\n1,1\n4,2\n6,3\n")
         return "done"
@@ -96,7 +114,7 @@ def test_each_call_of_part_3_does_the_first_run_that_is_missing(tmp_path, slices
         assert main([*CPU, "--part", "3", "--dataset_dir", slices_dir, "--output_dir", str(tmp_path)]) == 0
     assert ["--grow" in command for command in commands] == [False, True] and "part 3 is done" in capsys.readouterr().out
     figures = saved(tmp_path)["training without growing"]
-    assert [figures[f"kid at {minutes} minutes"] for minutes in ("2.2", "3.9", "7.0")] == [2.2, 3.9, 7.0]
+    assert [figures[f"kid at {minutes} minutes"] for minutes in ("2.2", "3.9", "5.0")] == [2.2, 3.9, 5.0]
     assert figures["images/s, mean of the second half"] == 5 and figures["peak memory, GiB"] == 3
 
 

@@ -9,7 +9,7 @@ from conftest import TINY, refusal, start
 
 import train
 from modules import build_networks
-from training.plan import estimate_memory
+from training.plan import ROOM, estimate_memory
 
 THIN = {
     "resolution": 64,
@@ -64,6 +64,51 @@ def test_plan_counts_the_memory_of_one_micro_batch(tmp_path, slices_dir, capsys)
         memory.append(float(plan[1]))
         assert (plan[2] is not None) == (accum == 4)
     assert memory[0] == pytest.approx(4 * memory[1], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accum", [1, 2, 8])
+@pytest.mark.parametrize("spare", [1.01, 0.99])
+def test_a_gpu_with_little_memory_gets_as_many_micro_batches_as_it_needs(tmp_path, slices_dir, monkeypatch, capsys, spare, accum):
+    """The fewest whose estimate fits, from just above and from just below the memory that so many take."""
+    network = THIN | {"resolution": 32, "channel_base": 4096, "channel_max": 128}
+    free = int(spare * estimate_memory(network, "wgan-gp", 32 // accum, torch.float32) / ROOM)
+    accum = accum if spare > 1 else min(8, 2 * accum)  # a micro-batch has no less than 4 slices
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    flags = ["--dataset_dir", slices_dir, "--model_dir", tmp_path, "--classes", "AD", "--resolution", 32, "--dry_run"]
+    sizes = ["--batch_size", 32, "--channel_base", 4096, "--channel_max", 128, "--eval_every", 0]
+    assert train.main([*map(str, flags), *map(str, sizes)]) == 0
+    out, err = capsys.readouterr()
+    memory = re.search(r"about (\S+) GiB at batch 32( in (\d+) micro-batches)?\n", out)
+    assert memory[3] == (str(accum) if accum > 1 else None)
+    assert (f"note: --grad_accum {accum}, since a batch of 32 takes about" in err) == (accum > 1)
+    assert train.main([*map(str, flags), *map(str, sizes), "--grad_accum", "1"]) == 0  # what is asked for is done
+    assert "micro-batches" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size, warned", [(32, True), (64, False)])
+def test_the_share_of_each_process_is_told(tmp_path, slices_dir, monkeypatch, capsys, batch_size, warned):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(train.Processes, "maximum", lambda self, *values: values)
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda", 0))
+    flags = [
+        *TINY,
+        "--dataset_dir",
+        slices_dir,
+        "--model_dir",
+        tmp_path,
+        "--batch_size",
+        batch_size,
+        "--grad_accum",
+        1,
+        "--dry_run",
+    ]
+    assert train.main([*map(str, flags)]) == 0
+    (line,) = re.findall(r"processes   4, each with (.*)", capsys.readouterr().out)
+    assert line.startswith(f"{batch_size // 4} slices of every batch") and ("warning: fewer than 16" in line) == warned
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ SCHEDULE = Schedule(
     grow=False,
     lr_decay=0.0,
     save_every=2,
+    save_minutes=math.inf,
     eval_every=3,
     max_minutes=math.inf,
     deadline=math.inf,
@@ -45,6 +46,12 @@ def test_saves_and_evaluations_are_due_every_so_many_epochs_and_at_the_end():
     assert steps_with(found, "save") == [8, 16, 20, 21, 22, 23, 24]  # the end is at 20: a loop stops there
     assert steps_with(found, "evaluation")[:2] == [12, 20] and steps_with(found, "stop")[0] == 20
     assert steps_with(advanced(24, SCHEDULE._replace(eval_every=0)), "evaluation") == []
+
+
+def test_saves_are_due_every_so_many_minutes(ticking):
+    schedule = SCHEDULE._replace(save_every=math.inf, save_minutes=3 / 60)  # the clock goes on by a second at each step
+    assert steps_with(advanced(20, schedule), "save") == [3, 6, 9, 12, 15, 18]
+    assert steps_with(advanced(7, schedule._replace(epochs=1)), "save") == [3, 4, 5, 6, 7]  # from the end on at every step
 
 
 def test_rows_are_due_after_so_many_steps_or_with_anything_else(monkeypatch):
