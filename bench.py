@@ -112,12 +112,15 @@ class PlainStep:
     """
 
     def __init__(self, generate, critic, generator_weights, critic_weights, loss, recipe):
-        self.generate, self.critic = generate, lambda images, labels=None: critic(images).flatten()
+        self.generate, self.score = generate, critic
         self.generator_weights, self.critic_weights = generator_weights, critic_weights
         self.recipe, self.loss, self.step = recipe, LOSSES[loss], 0
         self.generator_optimizer = torch.optim.Adam(generator_weights, recipe.lr, BETAS, fused=True)
         self.critic_optimizer = torch.optim.Adam(critic_weights, recipe.lr_critic, BETAS, fused=True)
         self.averaged = [p.detach().clone() for p in generator_weights]
+
+    def critic(self, images, labels=None, groups=1):
+        return torch.cat([self.score(group).flatten() for group in images.chunk(groups)])
 
     def __call__(self, real):
         updates_generator = self.step % self.recipe.n_critic == 0

@@ -50,11 +50,16 @@ class _FilterTransposed(torch.autograd.Function):
     """The transpose of `_Filter` with stride 2 and padding 1: insert zeros between the pixels, then filter.
 
     This equals bilinear upsampling divided by 4, except at the border: there bilinear upsampling repeats the last pixel, and
-    the filter meets zeros.
+    the filter meets zeros. In bfloat16 PyTorch's bilinear upsampling takes up to 2.5 times as long on a CPU.
     """
 
     @staticmethod
     def forward(ctx, x):
+        if x.dtype == torch.bfloat16:
+            n, channels, height, width = x.shape
+            spread = x.new_zeros(n, 2 * height + 1, 2 * width + 1, channels).permute(0, 3, 1, 2)  # channels last
+            spread[:, :, 1::2, 1::2] = x
+            return F.conv2d(spread, _binomial_kernel(channels, x.dtype, x.device), padding=1, groups=channels)
         y = F.interpolate(x / 4, scale_factor=2, mode="bilinear")
         for border in (y[:, :, 0], y[:, :, -1], y[:, :, :, 0], y[:, :, :, -1]):
             border.mul_(0.75)

@@ -41,6 +41,12 @@ def test_resampling_matches_the_direct_sum(ours, direct):
         np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_upsampling_in_bfloat16_is_exact_where_no_value_needs_rounding(channels):
+    x = torch.randint(-3, 4, (2, channels, 4, 8)) / 4  # sums of multiples of 1/64 below 1
+    assert torch.equal(upsample(x.bfloat16()).double(), upsample(x.double()))
+
+
 def test_resample_takes_means_of_squares_and_upsamples():
     x = torch.randn(2, 1, 16, 8, dtype=torch.float64)[:, :, ::2]  # 8x8, not contiguous
     for side in (4, 2):

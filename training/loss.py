@@ -11,6 +11,7 @@ Karras et al. 2018 (arXiv:1710.10196, appendix A.1). logistic: Goodfellow et al.
 (arXiv:2501.05441, eq. 2 to 4). Scores and losses are float32.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -92,9 +93,10 @@ def r1_penalty(critic, real, fake, labels=None, rng=None):
 
 
 def r1_r2_penalty(critic, real, fake, labels=None, rng=None):
-    """Drives the norm towards 0 at real and at generated images."""
-    penalty, norm = r1_penalty(critic, real, fake, labels)
-    return penalty + _gradient_norm(critic, fake, labels).square().mean() / 2, norm
+    """Drives the norm towards 0 at real and at generated images, two `groups` of one pass."""
+    both_labels = None if labels is None else torch.cat([labels, labels])
+    norm = _gradient_norm(functools.partial(critic, groups=2), torch.cat([real, fake]), both_labels)
+    return norm.square().mean(), norm[: len(real)].mean()  # the mean over both halves of the batch is R1 + R2
 
 
 def _gradient_norm(critic, images, labels):

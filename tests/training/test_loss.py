@@ -7,7 +7,7 @@ import torch
 
 from modules import Discriminator, build_generator
 from training import recipes
-from training.loss import LOSSES, PathLength, clip_images
+from training.loss import LOSSES, PathLength, clip_images, r1_penalty, r1_r2_penalty
 
 REAL, FAKE = (2.0, -1.0, 0.5), (-3.0, 0.25, 1.0)
 
@@ -179,7 +179,7 @@ def test_gradients_of_both_losses_match_finite_differences(kind, conditional):
 def test_penalty_of_a_linear_critic(kind, penalty, derivative):
     slope = torch.randn(1, 8, 8, dtype=torch.float64, requires_grad=True)
     real, fake = torch.randn(2, 5, 1, 8, 8, dtype=torch.float64)
-    found, norm = LOSSES[kind].penalty(lambda x, labels: (slope * x).sum((1, 2, 3)), real, fake)
+    found, norm = LOSSES[kind].penalty(lambda x, labels, groups=1: (slope * x).sum((1, 2, 3)), real, fake)
     length = slope.detach().norm()
     assert norm.item() == pytest.approx(length.item())
     assert found.item() == pytest.approx(penalty(length).item())
@@ -191,9 +191,9 @@ def test_penalty_of_a_linear_critic(kind, penalty, derivative):
 def test_penalty_is_computed_at_the_right_images(kind):
     seen, given = [], torch.tensor([0, 1, 1, 0, 0, 1])
 
-    def critic(x, labels):
-        assert labels is given
-        seen.append(x.detach())
+    def critic(x, labels, groups=1):
+        assert all(torch.equal(part, given) for part in labels.chunk(groups))
+        seen.extend(x.detach().chunk(groups))
         return x.square().sum((1, 2, 3)) / 2  # its gradient is x
 
     real, fake = torch.randn(2, 6, 1, 4, 4)
@@ -213,6 +213,19 @@ def test_penalty_is_computed_at_the_right_images(kind):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
+def test_r1_and_r2_in_one_pass_are_those_of_two(conditional):
+    _, critic, real, _, labels = small_networks(conditional)
+    fake = torch.randn_like(real)
+    one, norm = r1_r2_penalty(critic, real, fake, labels)
+    (r1, norm_real), (r2, _) = (r1_penalty(critic, images, None, labels) for images in (real, fake))
+    assert one.item() == pytest.approx((r1 + r2).item(), rel=1e-12)
+    assert norm.item() == pytest.approx(norm_real.item(), rel=1e-12)
+    weights = list(critic.parameters())
+    for a, b in zip(*(torch.autograd.grad(penalty, weights, materialize_grads=True) for penalty in (one, r1 + r2))):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_gradients_of_the_penalty_match_finite_differences(kind, conditional):
     _, critic, real, _, labels = small_networks(conditional)
@@ -223,7 +236,7 @@ def test_gradients_of_the_penalty_match_finite_differences(kind, conditional):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_penalty_of_a_constant_critic_has_a_finite_gradient(kind):
     slope = torch.zeros(1, 4, 4, requires_grad=True)
-    penalty, norm = LOSSES[kind].penalty(lambda x, labels: (slope * x).sum((1, 2, 3)), *torch.randn(2, 3, 1, 4, 4))
+    penalty, norm = LOSSES[kind].penalty(lambda x, labels, groups=1: (slope * x).sum((1, 2, 3)), *torch.randn(2, 3, 1, 4, 4))
     assert norm.item() < 1e-9 and penalty.item() == pytest.approx(1 if kind == "wgan-gp" else 0)
     assert torch.autograd.grad(penalty, slope)[0].isfinite().all()
 
