@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.decode import decode, for_each, pad_and_resize
+from data.phantom_anatomy import MIDLINE, PARAMETERS, slice_tissue, true_areas, twin_of
 from data.view import find_view
 from dataset import Slices
 from utils import CLASSES, ArgumentParser, UserError, run_cli
@@ -207,6 +208,26 @@ def true_means(train_dir, classes, view):
     if truth["view"] != view or not all(rows.any() for rows in in_class.values()):
         return None
     return {name: {tissue: float(truth[tissue][rows].mean()) for tissue in AMOUNT[view]} for name, rows in in_class.items()}
+
+
+def true_twins(paths):
+    """{tissue of AMOUNT: mm^2 [2, N]} of phantoms' slices, and of the same anatomies in the other class; None of other slices.
+
+    paths: <folder>/train/AD/000007_81.jpeg, ..., beside whose folder's subjects.csv they still lie.
+    """
+    folder, found = os.path.dirname(os.path.abspath(paths[0])), []
+    root = os.path.dirname(os.path.dirname(folder))
+    try:
+        view = read_truth(root)["view"]
+        with open(os.path.join(root, "subjects.csv"), newline="") as file:
+            rows = {os.path.join(root, row["path"]): row for row in csv.DictReader(file)}
+        for row in (rows[os.path.abspath(path)] for path in tqdm(paths, "true twins", disable=None)):
+            params = {name: float(row[name]) for name in (*PARAMETERS, *MIDLINE)} | {"anatomy_seed": int(row["anatomy_seed"])}
+            twin, position = twin_of(params, row["class"], float(row["disease"])), row["z_mm" if view == "axial" else "x_mm"]
+            found.append((row, true_areas(slice_tissue(twin, float(position), view), view)))
+    except (UserError, KeyError, ValueError, TypeError):  # not the phantoms as they were drawn
+        return None
+    return {tissue: np.array([[float(of[f"{tissue}_mm2"]) for of in pair] for pair in found]).T for tissue in AMOUNT[view]}
 
 
 def accuracy_table(measured, truth):

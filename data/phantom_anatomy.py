@@ -129,6 +129,15 @@ def between(entry, label, disease):
     return tuple(sum(share[name] * values[i] for name, values in entry.items()) for i in range(2))
 
 
+def twin_of(params, label, disease=1.0):
+    """The same subject, of class `label`, in the other class: each parameter as many standard deviations from that one's mean."""
+    twin = dict(params)
+    for name, entry in (PARAMETERS | MIDLINE).items():
+        (own, sd), (other, other_sd) = (between(entry, of, disease) for of in (label, "NC" if label == "AD" else "AD"))
+        twin[name] = other + (params[name] - own) / sd * other_sd
+    return twin
+
+
 def draw_age_and_sex(rng, params, label, disease=1.0):
     """{"age": years, "sex": "F" or "M"} given the anatomy, which they change in truth: the joint distribution is the same.
 

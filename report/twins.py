@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from analysis.areas import view_or_note
+from analysis.areas import true_twins, view_or_note
 from analysis.counterfactual import DRAWS, area_changes, axioms, class_probe, counterfactuals
 from analysis.encoded_maps import trained_text
 from analysis.encoder import draw_slices
@@ -41,8 +41,9 @@ def draw_twins(model, encoder, targets, scans, output_dir, trained=None, seed=0)
     plot_twins(twins, targets, rows, f"{base}.png")
     groups, unit = resampling_groups(scans)
     measured = axioms(twins, groups, slice_indices(targets.files), seed)
-    changes = {CLASSES[label]: of for label, of in area_changes(twins, groups, seed).items()}
-    tables = [axiom_table(measured)] + ([change_table(changes)] if twins.areas else [])
+    changes, truth = area_changes(twins, groups, seed), true_twins(targets.paths) if view else None
+    true_changes = truth and area_changes(twins._replace(areas={name: pair[:, None] for name, pair in truth.items()}), groups, seed)
+    tables = [axiom_table(measured)] + ([change_table(changes, true_changes)] if twins.areas else [])
     text = [
         trained_text(trained, scans),
         f"{plural(count, 'slice')} ({len(np.unique(groups))} {unit}) and their twins of the other class, {DRAWS} draws each: "
@@ -52,13 +53,14 @@ def draw_twins(model, encoder, targets, scans, output_dir, trained=None, seed=0)
         *(f"{row[0]}: {value_text(row[1])} as encoded, {value_text(row[2])} as the twin" for row in tables[0].rows),
         *(
             f"{row[0]}, {row[1]}: {row[2]:.0f} mm² (nominal) as encoded, {percent(*row[3])} in the twin"
+            + (f", {percent(*row[4])} in the phantom's true twin" if truth else "")
             for row in tables[-1].rows
             if view
         ),
         resampled_text(unit),
     ]
     caption = "Slices spread over the folder: real, encoded, twin, mean difference, its uncertainty, where it is clear."
-    numbers = {"axioms": measured, "areas": changes, "refused": (outside > 1).mean()}
+    numbers = {"axioms": measured, "areas": {CLASSES[label]: of for label, of in changes.items()}, "refused": (outside > 1).mean()}
     figures = [ReportFigure(f"{base}.png", caption)]
     return Section(f"{model.name}: twins of real slices", [line for line in text if line], tables, figures, numbers)
 
@@ -69,16 +71,15 @@ def axiom_table(measured):
     return ReportTable(["measure", "as encoded", "twin"], [[name, *pair] for name, pair in measured.items()], caption)
 
 
-def change_table(changes):
-    """A ReportTable of {class: of `area_changes`}."""
+def change_table(changes, truth=None):
+    """A ReportTable of `area_changes`, beside those of phantoms' true twins, the same anatomies in the other class, if given."""
+    columns = ["slices", "area", "as encoded, mm²", "relative change in the twin", *(["in the true twin"] if truth else [])]
     rows = [
-        [f"{name} to {CLASSES[1 - CLASSES.index(name)]}", tissue, before, change]
-        for name, of in changes.items()
+        [f"{CLASSES[label]} to {CLASSES[1 - label]}", tissue, before, change, *([truth[label][tissue][1]] if truth else [])]
+        for label, of in changes.items()
         for tissue, (before, change) in of.items()
     ]
-    return ReportTable(
-        ["slices", "area", "as encoded, mm²", "relative change in the twin"], rows, "Nominal areas; brain: all three."
-    )
+    return ReportTable(columns, rows, "Nominal areas; brain: all three.")
 
 
 def value_text(interval):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from analysis import areas
 from data.decode import pad_and_resize
-from data.phantom_anatomy import SIGNAL, VIEWS, WIDTH, draw_subject, render, slice_tissue, true_areas
+from data.phantom_anatomy import SIGNAL, VIEWS, WIDTH, draw_subject, render, slice_tissue, true_areas, twin_of
 from data.view import View
 from dataset import Slices
 from phantom import write_phantoms
@@ -369,3 +369,33 @@ def test_command_runs_as_a_module_from_the_root(tmp_path):
     assert usage.returncode == 0 and "python -m analysis.areas AD_NC" in usage.stdout
     refused = subprocess.run([*command, str(tmp_path), "--generatedd"], cwd=root, capture_output=True, text=True)
     assert refused.returncode == 2 and "see python -m analysis.areas --help" in refused.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Twins
+
+
+@pytest.mark.parametrize("disease", [1.0, 0.4])
+def test_twin_is_the_same_draw_of_the_other_class(disease):
+    """`draw_subject` draws the same standard normal numbers for both classes from one generator."""
+    for label, other in (("AD", "NC"), ("NC", "AD")):
+        params, twin = (draw_subject(np.random.default_rng(3), name, disease) for name in (label, other))
+        assert twin_of(params, label, disease) == pytest.approx(twin)
+        assert params["anatomy_seed"] == twin["anatomy_seed"] and params["ventricle_scale"] != twin["ventricle_scale"]
+
+
+def test_true_twins_are_areas_of_the_table_and_of_the_other_class(folder):
+    truth = areas.read_truth(folder)
+    paths = [os.path.join(folder, path) for path in truth["path"][[0, 30]]]  # of subjects 0 and 1
+    found = areas.true_twins(paths)
+    for i, (subject_number, other, k) in enumerate(((0, "NC", 0), (1, "AD", 10))):
+        params = draw_subject(np.random.default_rng([5, subject_number]), other)
+        drawn = true_areas(slice_tissue(params, VIEWS["axial"].spacing_mm * k + params["lowest_z_mm"], "axial"), "axial")
+        for tissue, pair in found.items():
+            assert pair[0, i] == pytest.approx(truth[tissue][[0, 30][i]])
+            assert pair[1, i] == pytest.approx(drawn[f"{tissue}_mm2"], rel=1e-3)  # the table is rounded
+
+
+def test_only_phantoms_as_they_were_drawn_have_true_twins(folder, tmp_path):
+    assert areas.true_twins([os.path.join(folder, "train", "AD", "no such slice.jpeg")]) is None
+    assert areas.true_twins([str(tmp_path / "train" / "AD" / "000000_75.jpeg")]) is None

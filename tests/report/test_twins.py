@@ -53,8 +53,11 @@ def test_numbers_have_the_digits_that_they_need():
 
 
 def test_tables_name_the_directions(twins):
-    changes = {"AD": {"ventricle": (100.0, Interval(-0.2, -0.3, -0.1))}, "NC": {"ventricle": (50.0, Interval(0.2, 0.1, 0.3))}}
+    changes = {0: {"ventricle": (100.0, Interval(-0.2, -0.3, -0.1))}, 1: {"ventricle": (50.0, Interval(0.2, 0.1, 0.3))}}
     assert [row[:3] for row in report.change_table(changes).rows] == [
         ["AD to NC", "ventricle", 100.0],
         ["NC to AD", "ventricle", 50.0],
     ]
+    truth = {0: {"ventricle": (90.0, Interval(-0.4, -0.5, -0.3))}, 1: {"ventricle": (60.0, Interval(0.5, 0.4, 0.6))}}
+    table = report.change_table(changes, truth)
+    assert table.columns[-1] == "in the true twin" and [row[-1].value for row in table.rows] == [-0.4, 0.5]
