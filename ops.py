@@ -203,9 +203,7 @@ class _LeakyReLU(torch.autograd.Function):
     def forward(ctx, x, in_place):
         if in_place:
             ctx.mark_dirty(x)
-        y = F.leaky_relu(x, SLOPE, in_place)
-        if y.dtype == torch.float16:
-            y.clamp_(-CLAMP, CLAMP)
+        y = _activate(x, in_place)
         ctx.save_for_backward(y)
         return y
 
@@ -217,6 +215,11 @@ class _LeakyReLU(torch.autograd.Function):
         return torch.ops.aten.leaky_relu_backward(grad, y.detach(), SLOPE, True), None  # True: y is the output, of the same sign
 
 
+def _activate(x, in_place):
+    y = F.leaky_relu(x, SLOPE, in_place)
+    return y.clamp_(-CLAMP, CLAMP) if y.dtype == torch.float16 else y
+
+
 def leaky_relu(x, in_place=False):
     """max(x, 0.2 x) elementwise; float16 is clamped to CLAMP. Never `in_place` on a view: autograd would copy it."""
-    return _LeakyReLU.apply(x, in_place)
+    return _LeakyReLU.apply(x, in_place) if torch.is_grad_enabled() else _activate(x, in_place)

@@ -382,8 +382,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def meant_flags(self, words):
         """The flags nearest to those of `words` that are not flags, whatever their letter case and dashes: "--AD_dir --NC_dir"."""
 
-        def plain(word):  # "--ad_dir" of "-AD-dir"
-            return "--" + word.lstrip("".join(DASHES)).lower().replace("-", "_")
+        def plain(word):  # "ad_dir" of "-AD-dir"
+            return word.lstrip("".join(DASHES)).lower().replace("-", "_")
 
         known, near = {plain(flag): flag for flag in self._option_string_actions if flag.startswith("--")}, []
         for word in (word.split("=")[0] for word in words):

@@ -115,8 +115,8 @@ def test_gradients_of_the_penalty_are_those_of_float64(device, dtype, settings_o
         critic.to(place, precision)
         images, fake = random_images(16).to(place, precision).chunk(2)
 
-        def penalised(x, labels, activations=activations):
-            return critic(x, labels, activations, float32_up_to=FLOAT32_UP_TO)
+        def penalised(x, labels, groups=1, activations=activations):
+            return critic(x, labels, activations, groups, float32_up_to=FLOAT32_UP_TO)
 
         labels = torch.arange(8, device=place) % 2
         penalty, _ = LOSSES["relativistic"].penalty(penalised, images, fake, labels)

@@ -183,7 +183,7 @@ def test_classify_holds_the_slice_index(short_training, disease):
         alone, stratified = position["slice index alone"], position["position-stratified"]
         assert results[kind]["auc"].low > 0.6
         assert stratified.low > 0.6 if disease else stratified.low < 0.5 < stratified.high
-        assert alone == (0.5, 0.5, 0.5) if disease else alone.low > 0.6
+        assert alone[:3] == (0.5, 0.5, 0.5) if disease else alone.low > 0.6
         assert beyond_position(results[kind]["auc"], position) == disease
 
 
@@ -214,7 +214,7 @@ def test_classify_trains_on_as_many_real_as_generated_slices_of_people_who_are_n
     groups["held-out"] = {"AD": np.array(list("aabb")), "NC": np.array(list("ccdd"))}
     results = classify({"AD": flat(10, 1), "NC": flat(9, 2)}, {"AD": flat(7, 3), "NC": flat(20, 4)}, held_out, groups)
     assert trainings == [(1, 15, 7, 0), (1, 15, 7, 1), (3, 15, 7, 0), (3, 15, 7, 1), (3, 30, 14, 0), (3, 30, 14, 1)]
-    assert results["train"]["auc"] == (0.5, 0, 1)  # person a scores above all NC, person b below
+    assert results["train"]["auc"][:3] == (0.5, 0, 1)  # person a scores above all NC, person b below
     assert results["train"]["spread"] == 0 and results["train"]["steps"] == [50, 50]
     assert results["difference"] == (0, 0, 0) and results["ratio"] is None  # AUC of 0.5: no ratio
     assert results["validation"] == {"people": 2, "slices": 3}
