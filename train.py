@@ -35,7 +35,17 @@ from report import figures
 from training.augment import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
-from training.growth import Stage, describe_source, fade_images, first_resolution, grow, read_source, set_fade, start_from
+from training.growth import (
+    Stage,
+    describe_source,
+    fade_images,
+    first_resolution,
+    grow,
+    read_networks,
+    read_source,
+    set_fade,
+    start_from,
+)
 from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, fitted, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
@@ -257,7 +267,7 @@ def make_plan(args, folder, resuming, device, begun):
     config.json holds network and data, which a run cannot change, and the flags it was started with.
     """
     resumed = read_run(folder) if resuming else None
-    kept = kept_settings(resumed) if resuming else kept_sizes(args.start_from) if args.start_from else {}
+    kept = kept_settings(resumed) if resuming else kept_sizes(read_networks(args.start_from)[1]) if args.start_from else {}
     network_name, loss, recipe = choose_recipe(args, device, kept)
     mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
     if device.type == "mps" and args.augment != "none":

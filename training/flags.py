@@ -4,7 +4,7 @@ import argparse
 import math
 
 from training.recipes import COLUMNS, FLAGS, LOSSES, NETWORKS, RECIPES, Recipe, table
-from utils import CLASSES, RESOLUTIONS, VALUES, ArgumentParser, Group, UserError, class_name, number, read_network
+from utils import CLASSES, RESOLUTIONS, VALUES, ArgumentParser, Group, UserError, class_name, number
 
 
 def parse_args(argv=None):
@@ -64,7 +64,7 @@ def add_run_flags(group):
     group.add(
         "--start_from",
         metavar="RUN",
-        help="folder of another run, of at most this resolution, whose networks a new run begins with",
+        help="folder of another run, or of a generator.pt, of at most this resolution, whose networks a new run begins with",
     )
     group.add("--epochs", type=number(int, 1, 10**9), default=100, help="passes over the slices")
     group.add(
@@ -190,6 +190,6 @@ def kept_settings(config):
     return {name: config["flags"][name] for name in ("network", "loss", "mirror", *Recipe._fields)}
 
 
-def kept_sizes(folder):
-    """The sizes of the networks of the run in `folder`: {column: number}, which is empty if it has none that can be read."""
-    return {name: value for name, value in read_network(folder).items() if name in Recipe._fields}
+def kept_sizes(network):
+    """The sizes among the settings of a network: {column: number}."""
+    return {name: value for name, value in network.items() if name in Recipe._fields}

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from analysis.models import holds_generator, read_generator, weights_file
 from modules import RELU_GAIN, Conv2d, build_generator, channels_at
 from ops import BLACK, leaky_relu, resample
 from training.checkpoint import has_checkpoint, read_checkpoint, restore
@@ -193,7 +194,10 @@ def carry_moments(old, old_optimizer, new, new_optimizer, names):
 
 
 class Source(NamedTuple):
-    """The run from which a new one starts: its checkpoint, and its network settings at the resolution it has reached."""
+    """The run from which a new one starts: its checkpoint, and its network settings at the resolution it has reached.
+
+    Or a generator alone, such as a bundled one: the content of generator.pt. It has no critic: a new one begins.
+    """
 
     folder: str
     checkpoint: dict
@@ -202,17 +206,29 @@ class Source(NamedTuple):
     @property
     def images(self):
         """Images that its networks have learnt from, in runs from which it started, too."""
-        return self.checkpoint["images"] + self.checkpoint["images_before"]
+        return self.checkpoint["images"] + self.checkpoint.get("images_before", 0)
+
+    @property
+    def has_critic(self):
+        return "weights" not in self.checkpoint
+
+
+def read_networks(folder):
+    """(Content of the checkpoint, or of the generator.pt, that --start_from names, its network settings); UserError without any."""
+    if holds_generator(folder) and not has_checkpoint(folder):
+        saved = read_generator(weights_file(folder, "last"))
+        return saved, saved["network"]
+    if not has_checkpoint(folder):
+        raise UserError(f"--start_from {folder}: no run with a checkpoint.pt, and no generator.pt, in this folder")
+    saved, network = read_checkpoint(folder, hint="--start_from takes another run"), read_network(folder)
+    if not network:
+        raise UserError(f"--start_from {folder}: its config.json cannot be read")
+    return saved, network | {"resolution": saved["stage"]["resolution"]}
 
 
 def read_source(folder, network):
     """The Source in `folder` for a new run with settings `network`; UserError if the new networks cannot hold those of the run."""
-    if not has_checkpoint(folder):
-        raise UserError(f"--start_from {folder}: no run with a checkpoint.pt in this folder")
-    saved, source = read_checkpoint(folder, hint="--start_from takes another run"), read_network(folder)
-    if not source:
-        raise UserError(f"--start_from {folder}: its config.json cannot be read")
-    source = source | {"resolution": saved["stage"]["resolution"]}
+    saved, source = read_networks(folder)
     size, needed = source["resolution"], network["resolution"]
     if size > needed:
         raise UserError(f"--start_from {folder}: it was trained at {size}x{size}, so --resolution must be at least {size}")
@@ -230,7 +246,11 @@ def read_source(folder, network):
 def start_from(source, new, old):
     """Carry the weights of a Source over into the TrainingState `new`, by way of `old`, which has its networks."""
     try:
-        restore(old.parts, source.checkpoint)
+        if source.has_critic:
+            restore(old.parts, source.checkpoint)
+        else:
+            for part in ("model", "averaged"):
+                old.parts[part].load_state_dict(source.checkpoint["weights"])
     except Exception as error:
         raise UserError(
             f"--start_from {source.folder}: the checkpoint does not fit its config.json ({type(error).__name__})"
@@ -243,6 +263,8 @@ def describe_source(source, network):
     new, size = [], source.network["resolution"]
     if size < network["resolution"]:
         new.append(f"blocks above {size}x{size} and the critic's first layer")
+    if not source.has_critic:
+        new.append("the critic")
     if source.network["num_classes"] < network["num_classes"]:
         new.append("class embeddings")
     return f"starting from {source.folder} ({source.images / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"

@@ -16,7 +16,7 @@ from plain_options import plain_options
 from reference import direct_upsample
 
 import train
-from analysis.models import generate, load_model
+from analysis.models import generate, load_model, share
 from analysis.style_maps import history, map_specs
 from modules import Discriminator, build_generator
 from ops import resample
@@ -29,7 +29,7 @@ from training.loss import LOSSES
 from training.slices import RunSlices
 from training.step import Batch, TrainingState, train_step
 from training.validation import Validation
-from utils import UserError, load_tensors
+from utils import UserError, load_tensors, read_network
 
 CPU = torch.device("cpu")
 SMALL, LARGE = NETWORK | {"resolution": 16}, NETWORK | {"resolution": 64}
@@ -532,6 +532,18 @@ def test_a_run_starts_from_one_of_other_classes_at_the_same_resolution(tmp_path,
 
 
 @pytest.mark.slow
+def test_a_run_starts_from_a_generator_alone_with_a_new_critic(tmp_path, slices_dir, source, unplotted, capsys):
+    share(source, str(tmp_path / "copy"))  # float16, as the bundled ones
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--start_from", tmp_path / "copy") == 0
+    weights, after = load_tensors(tmp_path / "copy" / "generator.pt")["weights"], first_state(tmp_path / "AD")
+    for part in ("model", "averaged"):
+        assert all(torch.equal(value.to(after[part][name].dtype), after[part][name]) for name, value in weights.items())
+    assert not same_checkpoints(checkpoint(source)["critic"], after["critic"])
+    assert after["images"] == 0 and after["images_before"] == checkpoint(source)["images"]
+    assert f"starting from {tmp_path / 'copy'} (0.0 kimg); new: the critic\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_the_carried_average_is_where_the_average_goes_on_from(tmp_path, slices_dir, source, unplotted):
     """After one step of 4 images: its half-life is a twentieth of all 36 + 4 that the networks have learnt from."""
     assert start(slices_dir, tmp_path, "--epochs", 9, "--max_minutes", 1e-9, "--start_from", source) == 0
@@ -576,7 +588,7 @@ def test_a_conditional_run_starts_from_an_unconditional_one(tmp_path, slices_dir
 
 @pytest.mark.slow
 def test_a_run_takes_its_channels_from_the_run_that_it_starts_from(source):
-    _, _, recipe = choose_recipe(parse_args(["--dataset_dir", "x"]), CPU, kept_sizes(source))
+    _, _, recipe = choose_recipe(parse_args(["--dataset_dir", "x"]), CPU, kept_sizes(read_network(source)))
     assert (recipe.channel_base, recipe.channel_max, recipe.batch_size) == (128, 8, 8)
 
 
