@@ -37,11 +37,11 @@ from training.checkpoint import read_checkpoint
 from training.distributed import Processes, check_divisible
 from training.growth import (
     Stage,
+    check_source,
     describe_source,
     fade_images,
     first_resolution,
     grow,
-    read_networks,
     read_source,
     set_fade,
     start_from,
@@ -267,7 +267,8 @@ def make_plan(args, folder, resuming, device, begun):
     config.json holds network and data, which a run cannot change, and the flags it was started with.
     """
     resumed = read_run(folder) if resuming else None
-    kept = kept_settings(resumed) if resuming else kept_sizes(read_networks(args.start_from)[1]) if args.start_from else {}
+    source = read_source(args.start_from) if args.start_from and not resuming else None
+    kept = kept_settings(resumed) if resuming else kept_sizes(source.network) if source else {}
     network_name, loss, recipe = choose_recipe(args, device, kept)
     mirror = args.mirror if args.mirror is not None else kept.get("mirror", False)
     if device.type == "mps" and args.augment != "none":
@@ -285,7 +286,8 @@ def make_plan(args, folder, resuming, device, begun):
         check_values(slices.train.values, wanted, quiet=not processes.leading)
     if mirror and (warning := mirror_warning(slices.train)):
         note(f"warning: {warning}", processes.leading)
-    source = read_source(args.start_from, network) if args.start_from and not resuming else None
+    if source:
+        check_source(source, network)
     options = Options(loss, recipe, args.augment, mirror, args.grad_accum or 1, args.seed)
     schedule = Schedule(
         *(args.epochs, steps_per_epoch(len(slices.train), recipe.batch_size), recipe.batch_size, args.resolution, args.grow),

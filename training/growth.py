@@ -2,7 +2,7 @@
 
     shares = stage_shares(16, 64)                           # {16: 1/21, 32: 5/21, 64: 1.0}: where in the run each stage ends
     state = grow(state, larger_state)                       # weights, averages and moments carried over
-    source = read_source("model/all", network)              # another run to start from, of the same or a lower resolution
+    source = read_source("model/all")                       # another run to start from, of the same or a lower resolution
 
 Networks with the same channels differ by whole blocks, so everything learnt at a resolution stays: mapping network, generator
 blocks and, behind its first layer, the critic. The image layers of new generator blocks start at 0, so that the generator's
@@ -213,22 +213,22 @@ class Source(NamedTuple):
         return "weights" not in self.checkpoint
 
 
-def read_networks(folder):
-    """(Content of the checkpoint, or of the generator.pt, that --start_from names, its network settings); UserError without any."""
+def read_source(folder):
+    """The Source in the folder that --start_from names; UserError if there is none."""
     if holds_generator(folder) and not has_checkpoint(folder):
         saved = read_generator(weights_file(folder, "last"))
-        return saved, saved["network"]
+        return Source(folder, saved, saved["network"])
     if not has_checkpoint(folder):
         raise UserError(f"--start_from {folder}: no run with a checkpoint.pt, and no generator.pt, in this folder")
     saved, network = read_checkpoint(folder, hint="--start_from takes another run"), read_network(folder)
     if not network:
         raise UserError(f"--start_from {folder}: its config.json cannot be read")
-    return saved, network | {"resolution": saved["stage"]["resolution"]}
+    return Source(folder, saved, network | {"resolution": saved["stage"]["resolution"]})
 
 
-def read_source(folder, network):
-    """The Source in `folder` for a new run with settings `network`; UserError if the new networks cannot hold those of the run."""
-    saved, source = read_networks(folder)
+def check_source(found, network):
+    """UserError if networks with the settings `network` cannot hold those of a Source."""
+    folder, source = found.folder, found.network
     size, needed = source["resolution"], network["resolution"]
     if size > needed:
         raise UserError(f"--start_from {folder}: it was trained at {size}x{size}, so --resolution must be at least {size}")
@@ -240,7 +240,6 @@ def read_source(folder, network):
     if source["num_classes"] and source["values"] != network.get("values", []) or source["num_classes"] > network["num_classes"]:
         told = ",".join(["class", *source["values"]])
         raise UserError(f"--start_from {folder}: it is told {told}; so must the new run be: --classes all --conditional {told}")
-    return Source(folder, saved, source)
 
 
 def start_from(source, new, old):

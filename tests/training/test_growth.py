@@ -24,7 +24,7 @@ from report import figures
 from training import growth, validation
 from training import state as state_module
 from training.flags import choose_recipe, kept_sizes, parse_args
-from training.growth import Fade, Stage, grow, read_source, resolution_at, set_fade, stage_shares, upscaled
+from training.growth import Fade, Stage, check_source, grow, read_source, resolution_at, set_fade, stage_shares, upscaled
 from training.loss import LOSSES
 from training.slices import RunSlices
 from training.step import Batch, TrainingState, train_step
@@ -616,15 +616,17 @@ def test_networks_that_cannot_hold_those_of_the_other_run_are_refused(tmp_path, 
         start(slices_dir, tmp_path, "--epochs", 1, "--start_from", conditional)
     larger = SMALL | {"mapping_layers": 8, "z_dim": 256, "w_dim": 256, "num_classes": 2}
     with pytest.raises(UserError, match="trained at 32x32, so --resolution must be at least 32"):
-        read_source(conditional, larger)
+        check_source(read_source(conditional), larger)
     with pytest.raises(UserError, match="other sizes"):
-        read_source(conditional, larger | {"resolution": 32, "w_dim": 128})
-    assert read_source(conditional, larger | {"resolution": 64}).network["resolution"] == 32
+        check_source(read_source(conditional), larger | {"resolution": 32, "w_dim": 128})
+    source = read_source(conditional)
+    check_source(source, larger | {"resolution": 64})
+    assert source.network["resolution"] == 32
 
 
 def test_a_damaged_checkpoint_to_start_from_is_refused(tmp_path, slices_dir):
     (tmp_path / "old").mkdir()
     (tmp_path / "old/checkpoint.pt").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="damaged.*--start_from takes another run") as refused:
-        read_source(str(tmp_path / "old"), SMALL)
+        read_source(str(tmp_path / "old"))
     assert "--resume" not in str(refused.value)
