@@ -85,8 +85,8 @@ def age_probe(points, classes, scans, indices=None, seed=0):
 # What it says
 
 
-def age_sentences(results):
-    """Plain sentences of what `age_probe` found."""
+def age_sentences(results, seen=False):
+    """Plain sentences of what `age_probe` found; seen: the model was trained on some of these people, so nothing is concluded."""
     everyone, stratified = results["compared"][:2]
     of_position = next((row for row in results["compared"] if row["among"] == POSITION_STRATIFIED), None)
     if everyone["probe"] is None:
@@ -100,7 +100,9 @@ def age_sentences(results):
     if stratified["probe"] is None:
         sentences.append("Too few people of both classes share a third of ages: whether the probe sees more than age is open.")
     else:
-        if stratified["probe"].low > 0.5:
+        if seen:
+            found = "nothing is concluded of people whom the model was trained on"
+        elif stratified["probe"].low > 0.5:
             found = "the probe sees something of AD that is not age"
             if of_position and not (of_position["probe"] and of_position["probe"].low > 0.5):
                 found = "the probe sees something that is not age, but no more than slice position may explain"

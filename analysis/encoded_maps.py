@@ -65,6 +65,11 @@ class EncodedMap(NamedTuple):
     trained: np.ndarray | None = None  # bool [N]: real slices of people that the model was trained on; None if it is not recorded
 
     @property
+    def seen(self):
+        """Whether the model is known to have been trained on some of these people."""
+        return self.trained is not None and bool(self.trained.any())
+
+    @property
     def title(self):
         return f"Real slices, encoded by {self.model.name}"
 
@@ -152,7 +157,6 @@ def encoded_conclusions(encoded):
         where += ": WARNING, they are not one cloud, so the map of real slices may not be one of what the model has learnt"
     refused = f"{encoded.refused.mean():.0%} of the real slices are unlike anything that the model draws (of its own 1%)."
     trained = trained_text(encoded.trained, encoded.real.scans)
-    seen = trained.startswith("WARNING")
     unit = resampled_text(resampling_groups(encoded.real.scans)[1])
-    found = [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position, seen)} {unit}"]
-    return [trained, *found] if seen else [*found, trained] if trained else found
+    found = [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position, encoded.seen)} {unit}"]
+    return [trained, *found] if encoded.seen else [*found, trained] if trained else found

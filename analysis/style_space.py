@@ -184,7 +184,7 @@ def real_verdict(real, position=None, seen=False):
     else:
         separation = f"they are separated more than by chance, {tested}"
     sentence = f"Real AD and NC slices, encoded without their class: {separation}."
-    return " ".join([sentence, *(position_text(position, shown=real.p <= SIGNIFICANT) if position else [])])
+    return " ".join([sentence, *(position_text(position, shown=real.p <= SIGNIFICANT and not seen) if position else [])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def draw_encoded(encoded, settings, output_dir):
     if encoded.trained is not None:
         numbers["trained_on"] = encoded.trained.mean()
     if encoded.age:
-        text, tables, numbers = text + age_sentences(encoded.age), [*tables, age_table(encoded.age)], numbers | {"age": encoded.age}
+        text, numbers = text + age_sentences(encoded.age, encoded.seen), numbers | {"age": encoded.age}
+        tables.append(age_table(encoded.age))
     return Section(encoded.title, text, tables, [ReportFigure(f"{base}.png", caption)], numbers)
 
 

@@ -85,6 +85,8 @@ def test_a_probe_that_knows_the_disease_alone_survives(monkeypatch):
     assert rows["age-stratified"]["probe"].value == pytest.approx(rows["all"]["probe"].value, abs=0.04)
     assert rows["all"]["age"].low < 0.5 < rows["all"]["age"].high
     assert "sees something of AD that is not age" in " ".join(age_sentences(results))
+    seen = " ".join(age_sentences(results, seen=True))
+    assert "nothing is concluded" in seen and "sees something" not in seen
 
 
 @pytest.mark.slow
