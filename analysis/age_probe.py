@@ -1,6 +1,6 @@
 """Is it the disease or age? A linear probe of AD in w, stratified by age, sex or slice position.
 
-    results = age_probe(w, classes, scans, indices)     # w [N, D], classes [N] (0: AD), scans: of subjects.identify
+    results = age_probe(scores, classes, scans, indices)    # scores [N] of AD, classes [N] (0: AD), scans: of subjects.identify
     sentences = age_sentences(results)
 
 People with AD are often older, so a probe that tells AD from NC may only tell old from young. To hold age, pairs of an AD and an NC
@@ -10,9 +10,8 @@ position.py). Beside the probe stand the AUCs of age alone and of the slice inde
 
 import numpy as np
 
-from analysis.bootstrap import MIN_PEOPLE, auc_interval, fewest_groups, shared_strata
+from analysis.bootstrap import MIN_PEOPLE, auc_interval, shared_strata
 from analysis.position import index_auc
-from analysis.style_space import probe_scores
 from data.subjects import resampling_groups
 from utils import CLASSES
 
@@ -30,14 +29,15 @@ def age_thirds(ages, people):
     return np.searchsorted(edges, ages, side="right"), edges
 
 
-def age_probe(points, classes, scans, indices=None, seed=0):
+def age_probe(scores, classes, scans, indices=None, seed=0):
     """What a linear probe of w knows of the disease and of age; None if no slice's age is known.
 
-    points [N, D], classes int [N] (index in CLASSES), scans: their `subjects.Scan`s; indices: of the slices, float [N], nan where
-    unknown (None: of all). Returns {"compared": [{"among", "people": {class: n}, "probe", "age", "index": Interval of the AUC of
-    AD by the probe, by age alone and by the slice index alone, None with fewer than MIN_PEOPLE people of a class}], "slices": of
-    known age, "placed": of these, those of known index, "unknown": slices without an age, left out, "thirds": ages between them}.
-    Intervals resample people; no person is scored by a probe or a rule that was fitted to them.
+    scores [N] of AD, by a probe that was not fitted to these people; classes int [N] (index in CLASSES), scans: their
+    `subjects.Scan`s; indices: of the slices, float [N], nan where unknown (None: of all). Returns {"compared": [{"among", "people":
+    {class: n}, "probe", "age", "index": Interval of the AUC of AD by the probe, by age alone and by the slice index alone, None
+    with fewer than MIN_PEOPLE people of a class}], "slices": of known age, "placed": of these, those of known index, "unknown":
+    slices without an age, left out, "thirds": ages between them}.
+    Intervals resample people; no person is scored by a rule that was fitted to them.
     """
     groups, _ = resampling_groups(scans)
     ages = np.array([np.nan if scan.age is None else scan.age for scan in scans])
@@ -46,10 +46,7 @@ def age_probe(points, classes, scans, indices=None, seed=0):
     known = np.isfinite(ages)
     if not known.any():
         return None
-    scores = np.zeros(known.sum())
-    if fewest_groups(classes[known] == 0, groups[known]) >= MIN_PEOPLE:
-        scores = -probe_scores(points, classes, groups, seed)[known]  # of AD, which is label 0
-    points, positive, people = points[known], classes[known] == 0, groups[known]
+    scores, positive, people = scores[known], classes[known] == 0, groups[known]
     ages, sexes, indices = ages[known], sexes[known], indices[known]
     thirds, edges = age_thirds(ages, people)
     placed, everyone, alike = np.isfinite(indices), np.ones(len(ages), bool), np.zeros(len(ages))

@@ -18,7 +18,7 @@ from analysis.bootstrap import Interval, auc, bootstrap_auc, fewest_groups
 from analysis.encoder import SIDE, draw_slices, find_encoder
 from analysis.models import Model
 from analysis.position import position_probe, slice_indices
-from analysis.style_space import UNDEFINED, StyleSeparation, probe_scores, real_verdict, split_like, style_separation
+from analysis.style_space import UNDEFINED, StyleSeparation, build_probe, probe_scores, real_verdict, split_like, style_separation
 from data.fingerprints import are_known, fingerprints
 from data.subjects import identify, resampled_text, resampling_groups
 from dataset import Slices, resize
@@ -41,6 +41,11 @@ class RealSlices(NamedTuple):
         """People, where known, for intervals: str [N]."""
         return resampling_groups(self.scans)[0]
 
+    def only(self, rows):
+        """Those where `rows`, bool [N], is True, without their fingerprints."""
+        names, scans = ([value for value, kept in zip(values, rows) if kept] for values in (self.names, self.scans))
+        return RealSlices(self.pixels[rows], self.classes[rows], names, scans)
+
 
 class EncodedSet(NamedTuple):
     """Slices of one kind and class."""
@@ -59,15 +64,22 @@ class EncodedMap(NamedTuple):
     values: dict  # {"person", "slice index", "age", "sex", "ventricle area": [N]} of real slices; nan or "" where unknown
     refused: np.ndarray  # bool [N]: real slices that the model cannot draw
     mixing: Interval  # `Auc` of a linear probe for real against generated slices: 0.5 if they are one cloud
-    separation: StyleSeparation  # of real AD and NC
+    separation: StyleSeparation  # of real AD and NC, by a probe fitted to generated slices where the model is told the class
     position: dict  # `position_probe` of the same probe
     age: dict | None  # `age_probe` of the real slices
     trained: np.ndarray | None = None  # bool [N]: real slices of people that the model was trained on; None if it is not recorded
 
     @property
     def seen(self):
-        """Whether the model is known to have been trained on some of these people."""
-        return self.trained is not None and bool(self.trained.any())
+        """Whether the model is known to have been trained on all of these people; if on some, the measures leave them out."""
+        return self.trained is not None and bool(self.trained.all())
+
+    @property
+    def probe(self):
+        """What tells AD from NC."""
+        return (
+            f"a linear probe {'fitted to generated slices' if self.model.is_conditional else 'cross-validated over these people'}"
+        )
 
     @property
     def title(self):
@@ -96,10 +108,10 @@ def encoded_map(model, real, settings):
         pixels[f"real {name}"], points[f"real {name}"] = real.pixels[rows], encoded.points[rows]
     w = encoder.style_vectors(np.concatenate(list(points.values()))).cpu().numpy()
     places, w = split_like(settings.embed(w), points), split_like(w, points)
-    is_ad, groups, found = real.classes == 0, real.groups, encoded.points
-    scores = np.zeros(len(found))
-    if fewest_groups(is_ad, groups) >= 2:
-        scores = -probe_scores(found, real.classes, groups, seed)  # of AD, which is label 0
+    trained = trained_people(model, real.fingerprints, real.groups)
+    rows = np.ones(len(real.names), bool) if trained is None or trained.all() else ~trained
+    measured, found = real.only(rows), encoded.points[rows]
+    is_ad, groups, scores = measured.classes == 0, measured.groups, class_scores(model, points, found, measured, seed)
     return EncodedMap(
         model,
         {name: EncodedSet(part, w[name], places[name]) for name, part in pixels.items()},
@@ -107,11 +119,25 @@ def encoded_map(model, real, settings):
         known_values(real),
         refused,
         mixing(found, np.concatenate([points[name] for name in model.classes]), groups, seed),
-        style_separation(found[is_ad], found[~is_ad], np.concatenate([groups[is_ad], groups[~is_ad]]), seed),
-        position_probe(scores, is_ad, groups, real.names, seed=seed),
-        age_probe(found, real.classes, real.scans, slice_indices(real.names), seed),
-        trained_people(model, real.fingerprints, groups),
+        style_separation(found[is_ad], found[~is_ad], groups, seed, -scores if model.is_conditional else None),
+        position_probe(scores, is_ad, groups, measured.names, seed=seed),
+        age_probe(scores, measured.classes, measured.scans, slice_indices(measured.names), seed),
+        trained,
     )
+
+
+def class_scores(model, points, found, real, seed=0):
+    """Scores [N] of AD by a linear probe of the encodings `found` [N, K] of RealSlices.
+
+    That of a conditional Model is fitted to generated slices, {class: [n, K]}, and needs none of these people, of whom a few are
+    not enough for a cross-validation: with 15 it often turns the difference round.
+    """
+    if model.is_conditional:
+        drawn = [points[name] for name in CLASSES]
+        return -build_probe().fit(np.concatenate(drawn), np.repeat([0, 1], list(map(len, drawn)))).decision_function(found)
+    if fewest_groups(real.classes == 0, real.groups) < 2:
+        return np.zeros(len(found))
+    return -probe_scores(found, real.classes, real.groups, seed)  # of AD, which is label 0
 
 
 def mixing(real, generated, groups, seed=0):
@@ -158,5 +184,11 @@ def encoded_conclusions(encoded):
     refused = f"{encoded.refused.mean():.0%} of the real slices are unlike anything that the model draws (of its own 1%)."
     trained = trained_text(encoded.trained, encoded.real.scans)
     unit = resampled_text(resampling_groups(encoded.real.scans)[1])
-    found = [f"{where}; 0.5 is best.", refused, f"{real_verdict(encoded.separation, encoded.position, encoded.seen)} {unit}"]
-    return [trained, *found] if encoded.seen else [*found, trained] if trained else found
+    found = [
+        f"{where}; 0.5 is best.",
+        refused,
+        f"{real_verdict(encoded.separation, encoded.position, encoded.seen, encoded.probe)} {unit}",
+    ]
+    if not trained.startswith("WARNING"):
+        return [*found, trained] if trained else found
+    return [trained if encoded.seen else f"{trained} The AUCs leave these people out.", *found]

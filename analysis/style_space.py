@@ -38,8 +38,10 @@ class StyleSeparation(NamedTuple):
     p: float = np.nan  # of the AUC, one-sided, by `permutation_test`; nan if it was not made
 
 
-def style_separation(a, b, groups=None, seed=0):
+def style_separation(a, b, groups=None, seed=0, scores=None):
     """StyleSeparation of a [n, D] and b [m, D]; nan without two groups of both.
+
+    scores [n + m], higher for b: of a probe that was fitted to other points; None: one is cross-validated on these.
 
     groups [n + m], of a and then of b: rows of one group (slices of a person) are resampled together, do not count as neighbours
     and are not scored by a probe fitted to others of them; their AUC is tested by `permutation_test`, since the bootstrap does
@@ -50,10 +52,11 @@ def style_separation(a, b, groups=None, seed=0):
     drawn = np.r_[: len(a), : len(b)] if groups is None else np.unique(groups, return_inverse=True)[1]
     if min(len(np.unique(drawn[classes == i])) for i in (0, 1)) < 2:
         return StyleSeparation(UNDEFINED, UNDEFINED)
-    fractions, scores = same_class_fractions(points, classes, groups), probe_scores(points, classes, drawn, seed)
+    fractions, fixed = same_class_fractions(points, classes, groups), scores is not None
+    scores = scores if fixed else probe_scores(points, classes, drawn, seed)
 
     def measured(labels):
-        return auc(scores if labels is classes else probe_scores(points, labels, drawn, seed), labels == 1)
+        return auc(scores if fixed or labels is classes else probe_scores(points, labels, drawn, seed), labels == 1)
 
     p, critical = (np.nan, None) if groups is None else permutation_test(measured, classes, drawn, seed)
     return StyleSeparation(
@@ -169,10 +172,10 @@ CONDITIONAL_NOTE = (
 )
 
 
-def real_verdict(real, position=None, seen=False):
+def real_verdict(real, position=None, seen=False, probe="a linear probe"):
     """What the StyleSeparation of encoded real slices shows, given the `position_probe` of the same probe: AD and NC are not called
     separated where the slice index explains as much, or the model has seen some of these people in training."""
-    tested = f"AUC {real.auc}, p = {real.p:.3f} by permutation of people"
+    tested = f"AUC {real.auc} of {probe}, p = {real.p:.3f} by permutation of people"
     if np.isnan(real.p):
         separation = "too few people to tell whether they are separated"
     elif real.p > SIGNIFICANT:

@@ -58,13 +58,18 @@ def planted(seed, share_of_ad, by_age=0.0, by_class=0.0):
     return w, np.where(ad, 0, 1).repeat(SLICES), scans
 
 
+def probed(w, classes, scans):
+    """`age_probe` of a probe that is cross-validated over people."""
+    return age_probe(-probe_scores(w, classes, np.array([scan.person for scan in scans])), classes, scans)
+
+
 AGE_ALONE = {"share_of_ad": (0.1, 0.5, 0.9), "by_age": 4.0}
 DISEASE = {"share_of_ad": (0.5, 0.5, 0.5), "by_class": 1.5}
 
 
 def found(monkeypatch, **plan):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 300)
-    results = age_probe(*planted(0, **plan))
+    results = probed(*planted(0, **plan))
     return {row["among"]: row for row in results["compared"]}, results
 
 
@@ -112,7 +117,7 @@ def test_what_is_left_of_age_within_thirds_is_named(monkeypatch):
     w, _, scans = planted(0, **AGE_ALONE)
     rng = np.random.default_rng(1)
     ill = np.array([scan.age for scan in scans[::SLICES]]) + rng.normal(0, 5, PEOPLE) > 75
-    results = age_probe(w, np.where(ill, 0, 1).repeat(SLICES), scans)
+    results = probed(w, np.where(ill, 0, 1).repeat(SLICES), scans)
     within = results["compared"][1]
     assert within["age"].low > 0.5
     assert "part of the difference is left" in " ".join(age_sentences(results))
@@ -122,25 +127,25 @@ def test_slices_of_unknown_age_are_left_out_and_counted(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 40)
     w, classes, scans = planted(0, **DISEASE)
     scans[::3] = [scan._replace(age=None) for scan in scans[::3]]
-    results = age_probe(w, classes, scans)
+    results = probed(w, classes, scans)
     assert (results["slices"], results["unknown"]) == (240, 120)
     assert results["compared"][0]["people"] == {"AD": sum(classes[::3] == 0), "NC": sum(classes[::3] == 1)}
     table = age_table(results)
     assert "120 slices of unknown age are left out" in table.caption
     assert all(len(row) == len(table.columns) for row in table.rows)
-    assert age_probe(w, classes, [scan._replace(age=None) for scan in scans]) is None
+    assert age_probe(w[:, 0], classes, [scan._replace(age=None) for scan in scans]) is None
 
 
 def test_few_people_get_no_figure_but_a_sentence(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "RESAMPLED", 40)
     w, _, scans = planted(0, **DISEASE)
     few = slice(0, 13 * SLICES)  # 13 people, of whom four have AD
-    results = age_probe(w[few], np.where(np.arange(39) < 12, 0, 1), scans[few])
+    results = age_probe(w[few, 0], np.where(np.arange(39) < 12, 0, 1), scans[few])
     assert all(row["probe"] is row["age"] is None for row in results["compared"])
     assert age_sentences(results) == [
         "Age: known of 4 AD and 9 NC people, too few for any figure (at least 5 of each class are needed)."
     ]
-    results = age_probe(w[few], np.where(np.arange(39) < 15, 0, 1), scans[few])  # the five youngest have AD
+    results = age_probe(w[few, 0], np.where(np.arange(39) < 15, 0, 1), scans[few])  # the five youngest have AD
     assert results["compared"][0]["probe"] is not None and results["compared"][1]["probe"] is None
     assert "Too few people of both classes share a third of ages" in " ".join(age_sentences(results))
     assert age_table(results).rows[1][3] == "too few (under 5 of a class)"

@@ -1,10 +1,13 @@
 """Style space: separation against closed forms and planted truth, the sentences drawn from it, maps, and the epochs."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from analysis import style_space as styles
@@ -130,9 +133,11 @@ def test_verdict_compares_with_the_control(pair, control, like, expected):
 
 
 def test_real_verdict_depends_on_the_permutations():
-    assert "more than by chance, AUC 0.70 (0.60 to 0.80), p = 0.005" in styles.real_verdict(separation(0.5, 0.7, 0.1))
+    assert "more than by chance, AUC 0.70 (0.60 to 0.80) of a linear probe, p = 0.005" in styles.real_verdict(
+        separation(0.5, 0.7, 0.1)
+    )
     missed = styles.real_verdict(StyleSeparation(Interval(0.5, 0.4, 0.6), Auc(0.61, 0.51, 0.71, 0.66), p=0.03))
-    assert "no separation was shown, AUC 0.61 (0.51 to 0.71; 80% power from 0.66), p = 0.030" in missed
+    assert "no separation was shown, AUC 0.61 (0.51 to 0.71; 80% power from 0.66) of a linear probe, p = 0.030" in missed
     assert "too few people" in styles.real_verdict(StyleSeparation(styles.UNDEFINED, styles.UNDEFINED))
     seen = styles.real_verdict(separation(0.5, 0.7, 0.1), seen=True)
     assert "p = 0.005" in seen and "nothing is concluded" in seen and "separated" not in seen
@@ -271,6 +276,18 @@ def test_style_separation_is_of_pairs_unless_told_otherwise(monkeypatch):
     a, b = np.random.default_rng(2).normal(size=(2, 40, 4))
     default, alone, people = (styles.style_separation(a, b, groups) for groups in (None, np.arange(80), np.repeat(range(8), 10)))
     assert default.auc != alone.auc and default.same_class.value == alone.same_class.value != people.same_class.value
+
+
+def test_scores_of_another_probe_are_compared_over_people_as_they_are(monkeypatch):
+    """Of five people in each class who differ by class: p against all 252 labellings, counted one by one."""
+    monkeypatch.setattr(styles, "PERMUTATIONS", 1999)
+    rng, people, classes = np.random.default_rng(4), np.repeat(np.arange(10), 3), np.repeat([0, 1], 15)
+    scores = rng.normal(size=10).repeat(3) + 0.3 * rng.normal(size=30) + classes
+    points = rng.normal(size=(30, 4))
+    found = styles.style_separation(points[:15], points[15:], people, scores=scores)
+    assert found.auc.value == pytest.approx(roc_auc_score(classes, scores))
+    every = [roc_auc_score(np.isin(people, chosen), scores) for chosen in itertools.combinations(range(10), 5)]
+    assert found.p == pytest.approx(np.mean(np.array(every) >= found.auc.value), abs=0.02)
 
 
 @pytest.mark.slow
