@@ -107,8 +107,8 @@ def restore_fade(critic, saved):
 def grow(old, new):
     """Carry a TrainingState over to one of the same or a higher resolution, whose blocks for the new resolutions stay untrained.
 
-    Averaged weights and Adam's moments go with their weights, and random numbers continue. Returns `new`. From an unconditional
-    state to a conditional one, embeddings are new and have no effect yet.
+    Averaged weights and Adam's moments go with their weights, and random numbers continue. Returns `new`. What `new` is told and
+    `old` was not, class or values, has no effect yet.
     """
     doublings = len(new.critic.blocks) - len(old.critic.blocks)
     for ours, theirs in ((old.model, new.model), (old.averaged, new.averaged)):
@@ -119,8 +119,7 @@ def grow(old, new):
         new.critic.fade = Fade(old.resolution, old.critic.from_image)
     if old.critic.embedding is None and new.critic.embedding is not None:
         new.critic.embedding.weight.zero_()
-        if new.critic.embedding.num_values:
-            new.critic.embedding.output.weight.zero_()
+    ignore_new_values(old.critic.embedding, new.critic.embedding)
     carry_moments(old.model, old.model_optimizer, new.model, new.model_optimizer, {name: name for name in old.model.state_dict()})
     carry_moments(old.critic, old.critic_optimizer, new.critic, new.critic_optimizer, names)
     for part in ("augmentation", "path_length", "critic_scale", "model_scale"):
@@ -148,6 +147,14 @@ def carry_generator(old, new):
         here.weight.zero_()
         here.weight[:, : before.weight.shape[1]] = before.weight * (before.weight_gain / here.weight_gain)
         new["mapping"].w_mean.copy_(old["mapping"].w_mean.expand_as(new["mapping"].w_mean))
+    else:
+        ignore_new_values(old["mapping"].embedding, new["mapping"].embedding)
+
+
+def ignore_new_values(old, new):
+    """Let values that the LabelEmbedding `new` is told, but `old` (or None) was not, have no effect yet."""
+    if new is not None and new.num_values and not (old and old.num_values):
+        new.output.weight.zero_()
 
 
 @torch.no_grad()
@@ -237,7 +244,7 @@ def check_source(found, network):
     if channels[0] != channels[1] or any(source[name] != network[name] for name in ("mapping_layers", "z_dim", "w_dim")):
         fitting = " ".join(as_flag(name, source[name]) for name in (*flags, "mapping_layers"))
         raise UserError(f"--start_from {folder}: its networks have other sizes; {fitting} would fit")
-    if source["num_classes"] and source["values"] != network.get("values", []) or source["num_classes"] > network["num_classes"]:
+    if source["values"] not in ([], network.get("values", [])) or source["num_classes"] > network["num_classes"]:
         told = ",".join(["class", *source["values"]])
         raise UserError(f"--start_from {folder}: it is told {told}; so must the new run be: --classes all --conditional {told}")
 
@@ -264,6 +271,7 @@ def describe_source(source, network):
         new.append(f"blocks above {size}x{size} and the critic's first layer")
     if not source.has_critic:
         new.append("the critic")
-    if source.network["num_classes"] < network["num_classes"]:
-        new.append("class embeddings")
+    told, before = (["class"] * bool(settings["num_classes"]) + settings["values"] for settings in (network, source.network))
+    if added := [name for name in told if name not in before]:
+        new.append(f"what it is told ({', '.join(added)})")
     return f"starting from {source.folder} ({source.images / 1000:.1f} kimg); new: {', '.join(new) or 'nothing'}"

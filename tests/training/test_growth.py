@@ -92,7 +92,9 @@ def random_images(count, side):
 
 def train_some(state, steps=4):
     """Steps on random images, so that no weight, bias, average or moment is as it was at the start."""
-    labels = torch.arange(4) % 2 if state.critic.embedding is not None else None
+    labels, told = torch.arange(4) % 2, state.critic.embedding
+    if told is None or told.num_values:
+        labels = None if told is None else torch.stack([labels, 60 + torch.arange(4)], 1).double()
     for step in range(steps):
         train_step(state, step, Batch(random_images(4, state.resolution), labels))
     return state
@@ -248,6 +250,26 @@ def test_a_conditional_state_begins_as_the_unconditional_one_whatever_the_class(
     train_some(conditional, 3)
     w = conditional.model["mapping"](z[:1].expand(2, -1), torch.tensor([0, 1]))
     assert (w[0] - w[1]).abs().max() > 1e-9  # and learns to tell classes apart
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 2])
+def test_a_state_that_is_told_values_begins_as_one_that_is_not(float64, told):
+    """The same images and scores, whatever the values; and it learns to tell these apart."""
+    torch.manual_seed(0)
+    small, further = train_some(state_of(SMALL | {"num_classes": told})), state_of(SMALL | {"num_classes": 2, "values": ["age"]})
+    for part in (further.model["mapping"], further.averaged["mapping"], further.critic):
+        part.embedding.mean.fill_(70.0)
+    larger = grow(small, further)
+    z, images, classes = torch.randn(4, 16), random_images(4, 16), torch.tensor([0, 1, 0, 1])
+    before = classes if told else None
+    labels = torch.tensor([[0, 60.0], [1, 90.0], [0, torch.nan], [1, 75.0]])
+    torch.testing.assert_close(larger.model["mapping"](z, labels), small.model["mapping"](z, before), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(larger.critic(images, labels), small.critic(images, before), rtol=1e-12, atol=1e-12)
+    assert larger.averaged["mapping"].embedding.mean == 70
+    train_some(larger, 3)
+    w = larger.model["mapping"](z[:1].expand(2, -1), labels[[0, 2]])
+    assert (w[0] - w[1]).abs().max() > 1e-9
 
 
 def test_validation_of_a_lower_stage_compares_at_the_final_size(monkeypatch):
@@ -582,7 +604,7 @@ def test_a_conditional_run_starts_from_an_unconditional_one(tmp_path, slices_dir
     flags = ["--classes", "all", "--conditional", "--epochs", 1, "--start_from", source]
     assert start(slices_dir, tmp_path, *flags, "--dry_run") == 0
     assert start(slices_dir, tmp_path, *flags) == 0
-    assert "new: class embeddings\n" in capsys.readouterr().out
+    assert "new: what it is told (class)\n" in capsys.readouterr().out
     assert first_state(tmp_path / "all-conditional")["averaged"]["mapping.embedding.weight"].shape[0] == 2
 
 
