@@ -1,5 +1,4 @@
-"""The updates of a step as a CUDA graph: one launch in place of one or two thousand, for which a GPU waits at low
-resolutions.
+"""The updates of a step as one CUDA graph, in place of one or two thousand launches that a GPU waits for at low resolutions.
 
     update = GraphedUpdates()
     terms = train_step(state, step, batch, update)
