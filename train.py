@@ -213,7 +213,7 @@ def measure_row(plan, state, run, steps):
     rate = steps * plan.schedule.batch_size / run.end_row()
     deviations = {f"std {name}": value for name, value in state.activations.deviations().items()}
     measured = {"images_per_second": rate, "memory_gib": memory_gib(plan.device), "skipped": run.skipped}
-    measured |= {"lr": state.model_optimizer.param_groups[0]["lr"], "augment_p": float(state.augmentation.p)}
+    measured |= {"lr": run.lr_scale * run.lr_decay * state.recipe.lr, "augment_p": float(state.augmentation.p)}
     return run.position() | measured | deviations
 
 

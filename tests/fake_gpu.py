@@ -46,6 +46,8 @@ class SameDevice(TorchDispatchMode):
             return 1.0 if args[0].dtype.is_floating_point else 1
         if name == "index":
             args = args[0], [torch.arange(len(i)) if i is not None and i.dtype == torch.bool else i for i in args[1]]
+        if name == "_fused_adam_":  # FakeTensorMode only knows it with a number for the learning rate
+            function, kwargs = torch.ops.aten._fused_adam_.default, kwargs | {"lr": 1.0}
         return function(*args, **(kwargs or {}))
 
 

@@ -13,8 +13,10 @@ sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.p
 
 import numpy as np
 import torch
-from fake_gpu import DeviceMismatch, fake_gpu
+from fake_gpu import MIXING, DeviceMismatch, fake_gpu
 from plain_options import plain_options
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import ops
@@ -26,14 +28,27 @@ STEPS = ("wgan-gp", torch.float32, 1), ("logistic", torch.bfloat16, 1), ("relati
 NETWORK = {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 8, "w_dim": 8, "mapping_layers": 8, "num_classes": 2}
 
 
+class OneDevice(TorchDispatchMode):
+    """Refuses copies between devices, too."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)}
+        if len(devices) > 1 and function._overloadpacket.__name__ in MIXING:
+            raise DeviceMismatch(f"{function} between {' and '.join(sorted(devices))}")
+        return result
+
+
 def train(device, loss="wgan-gp", dtype=torch.float32, micro_batches=1):
-    """One step with everything that a step can compute."""
+    """Two steps with everything that a step can compute."""
     options = plain_options(loss, grad_accum=micro_batches, augment="ada", path_length=1.0, style_mixing=0.5)
     state = TrainingState(options, NETWORK, device, dtype)
     images, labels = torch.zeros(8, 1, 16, 16, device=device), torch.zeros(8, dtype=torch.long, device=device)
     terms = train_step(state, 0, Batch(images, labels, images, labels))
     tensors = [*terms.values(), *state.model_weights, *(weight.grad for weight in state.critic_weights), *state.averaged_weights]
     assert {x.device for x in tensors} == {device}
+    with OneDevice():  # as a CUDA graph needs it
+        train_step(state, 1, Batch(images, labels, images, labels))
     return state, terms
 
 

@@ -4,7 +4,7 @@
 
     part    what
     1       the tests that are marked "gpu"
-    2       bench.py and a profile of train.py's step, WGAN-GP and relativistic
+    2       bench.py, a profile of train.py's step, and that step as CUDA graphs; WGAN-GP and relativistic
     3       five minutes of training of AD and, called again, without growing: KID, precision and recall at 2, 4 and 5 minutes
     4       with the model of part 3: a projection, an export, a report, a map of styles
     5       peak memory of a step against the estimate of --dry_run
@@ -36,6 +36,7 @@ MOMENTS = 2, 4, 5  # minutes of training whose evaluations are kept
 LOSSES = "wgan-gp", "relativistic"
 LEAST = 30  # seconds without which a part is not begun
 PROFILED_STEPS, PROFILED_KERNELS = 8, 12  # steps, among them one of the relativistic loss's penalties; the longest kernels
+GRAPH_STEPS = 16  # timed with and without CUDA graphs: a whole cycle of the relativistic loss's penalties
 MAP = (  # of two runs of AD, which predict.py does not take for AD and NC: only the time counts
     "import sys; from analysis.models import load_model; from analysis.style_maps import MapSettings, compute_maps, map_specs; "
     "from report.maps import draw_maps; ad, nc, output, device = sys.argv[1:]; settings = MapSettings('umap', 15, 0.1, 1000, 0); "
@@ -78,10 +79,11 @@ if __name__ == "__main__":
 
 import torch
 
+from training.graphs import WARM_UP, GraphedUpdates
 from training.monitor import memory_gib
 from training.plan import estimate_memory
 from training.recipes import RECIPES, Options, network_settings
-from training.step import Batch, TrainingState, train_step
+from training.step import Batch, TrainingState, train_step, update_networks
 
 
 class Results:
@@ -141,14 +143,14 @@ def size_flags(sizes):
     return [f"--{name}={getattr(sizes, name)}" for name in ("resolution", "channel_base", "channel_max", "batch_size")]
 
 
-def new_step(loss, sizes, device, dtype):
-    """A function that takes the step of this number, on black images, and the settings of its networks."""
+def new_step(loss, sizes, device, dtype, update=update_networks):
+    """A function that takes the step of this number, on black images; the TrainingState; and the settings of its networks."""
     side, n = sizes.resolution, sizes.batch_size
     recipe = RECIPES["full", loss]._replace(batch_size=n, channel_base=sizes.channel_base, channel_max=sizes.channel_max)
     network = network_settings(recipe, side)
     state = TrainingState(Options(loss, recipe, augment="none", mirror=False, grad_accum=1, seed=0), network, device, dtype)
     batch = Batch(torch.full([n, 1, side, side], -1.0, device=device))
-    return lambda step: train_step(state, step, batch), network
+    return lambda step: train_step(state, step, batch, update), state, network
 
 
 def bench(results, args, sizes):
@@ -160,30 +162,51 @@ def bench(results, args, sizes):
         if text := run(results, f"bench {loss}", "bench.py", "--loss", loss, *flags):
             rows = re.findall(r"^(.{34})(\S+) +([\d.e+]+)$", text, re.MULTILINE)
             results.add(f"bench {loss}", {f"{label.strip()}, {unit}": float(value) for label, unit, value in rows})
+    for loss in LOSSES if args.device != "cpu" else ():
+        try:
+            results.add(f"graphs {loss}", graphs(loss, sizes, torch.device(args.device)))
+        except RuntimeError as error:  # what a capture meets that no GPU has shown yet
+            results.add(f"graphs {loss}", {"failed": str(error).splitlines()[0]})
+
+
+def timed(take, steps, device):
+    """Milliseconds that each of these steps takes."""
+    begun = time.perf_counter()
+    for step in steps:
+        take(step)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - begun) / len(steps)
+
+
+def graphs(loss, sizes, device):
+    """Milliseconds of a step with and without CUDA graphs, and how far apart the weights are in the end, relative to their norm.
+
+    Two runs without graphs differ as well: on a GPU sums have another order at every call.
+    """
+    figures, weights = {}, []
+    for name, update in (("without", update_networks), ("without again", update_networks), ("with graphs", GraphedUpdates())):
+        take, state, _ = new_step(loss, sizes, device, pick_dtype(None, device), update)
+        timed(take, range((WARM_UP + 1) * GRAPH_STEPS), device)  # each variant is captured
+        figures[f"{name}, ms"] = timed(take, range(GRAPH_STEPS), device)
+        weights.append(torch.cat([weight.detach().flatten() for weight in state.critic_weights + state.model_weights]))
+        figures[f"{name}, difference"] = float((weights[-1] - weights[0]).norm() / weights[0].norm())
+    return figures
 
 
 def profile(loss, sizes, device):
     """Milliseconds of a step, the share of the time in which the device computes, and that of the longest kernels."""
-    take, _ = new_step(loss, sizes, device, pick_dtype(None, device))
-    cuda = device.type == "cuda"
+    take, *_ = new_step(loss, sizes, device, pick_dtype(None, device))
+    cuda, steps = device.type == "cuda", range(PROFILED_STEPS)
     kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-
-    def steps():
-        for step in range(PROFILED_STEPS):
-            take(step)
-        if cuda:
-            torch.cuda.synchronize(device)
-
-    steps()  # to warm up
-    begun = time.perf_counter()
-    steps()
-    seconds = time.perf_counter() - begun
+    timed(take, steps, device)  # to warm up
+    milliseconds = timed(take, steps, device)
     with torch.profiler.profile(activities=[kind], acc_events=True) as profiler:
-        steps()
+        timed(take, steps, device)
     events = [(event.self_device_time_total if cuda else event.self_cpu_time_total, event.key) for event in profiler.key_averages()]
     total = sum(microseconds for microseconds, _ in events)
-    figures = {"step, ms": 1000 * seconds / PROFILED_STEPS, "images/s": PROFILED_STEPS * sizes.batch_size / seconds}
-    figures["kernels' share of the time, %"] = total / seconds / 1e4
+    figures = {"step, ms": milliseconds, "images/s": 1000 * sizes.batch_size / milliseconds}
+    figures["kernels' share of the time, %"] = total / milliseconds / PROFILED_STEPS / 10
     longest = sorted(events, reverse=True)[:PROFILED_KERNELS]
     return figures | {f"{key[:80]}, %": 100 * microseconds / total for microseconds, key in longest}
 
@@ -248,7 +271,7 @@ def memory(results, args, sizes):
                 if device.type == "cuda":
                     gc.collect()
                     torch.cuda.empty_cache()
-                take, network = new_step(loss, sizes._replace(batch_size=batch_size), device, dtype)
+                take, state, network = new_step(loss, sizes._replace(batch_size=batch_size), device, dtype)
                 for step in (0, 1, 0, 1):
                     if step == 0 and device.type == "cuda":  # the second time after warming up: cuDNN has tried its kernels
                         torch.cuda.reset_peak_memory_stats(device)
@@ -256,7 +279,7 @@ def memory(results, args, sizes):
                 measured, estimate = memory_gib(device), estimate_memory(network, loss, batch_size, dtype) / 2**30
                 name = f"memory {loss}, batch {batch_size}, {str(dtype).removeprefix('torch.')}"
                 results.add(name, {"peak, GiB": measured, "estimate, GiB": estimate, "peak / estimate": measured / estimate})
-                del take  # before the next is made
+                del take, state  # before the next is made
 
 
 PARTS = {1: test, 2: bench, 3: train, 4: analyse, 5: memory}

@@ -172,7 +172,7 @@ class AugmentationStrength:
         overfitting = self.gap_held_out - OVERFITTING_TARGET * self.gap_generated
         with_held_out = torch.minimum(overfitting, self.separation - MIN_SEPARATION)
         excess = torch.where(self.gap_generated != 0, with_held_out, self.separation - self.target)
-        self.p = (self.p + excess.sign() * images * self.speed).clamp(0, self.p_max)
+        self.p.add_(excess.sign() * images * self.speed).clamp_(0, self.p_max)  # in place: a CUDA graph reads it
 
     def state_dict(self):
         return {name: torch.as_tensor(getattr(self, name)) for name in ("p", "separation", "gap_generated", "gap_held_out")}
@@ -181,4 +181,4 @@ class AugmentationStrength:
         """Resume from `state` in mode "ada"; in mode "none" p stays 0."""
         if self.mode == "ada":
             for name, value in state.items():
-                setattr(self, name, value.to(self.p.device))
+                getattr(self, name).copy_(value)

@@ -38,7 +38,8 @@ class LossScale:
             return
         steps = torch.where(norm.isfinite(), self.steps + 1, 0)
         factor = torch.where(norm.isfinite(), torch.where(steps >= GROWS_AFTER, 2.0, 1.0), 0.5)
-        self.scale, self.steps = self.scale * factor, torch.where(steps >= GROWS_AFTER, 0, steps)
+        self.scale.mul_(factor)  # in place: a CUDA graph reads and writes both
+        self.steps.copy_(torch.where(steps >= GROWS_AFTER, 0, steps))
 
     def state_dict(self):
         return {"scale": self.scale, "steps": self.steps} if self.active else {}
@@ -46,4 +47,4 @@ class LossScale:
     def load_state_dict(self, state):
         """Resume from `state`; from {}, of a run that was not in float16, begin anew."""
         for name, value in state.items() if self.active else ():
-            setattr(self, name, value.to(self.scale.device))
+            getattr(self, name).copy_(value)

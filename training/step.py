@@ -87,6 +87,8 @@ class TrainingState:
         self.operations = [name for name in OPERATIONS if name != "flip" or options.mirror]
         self.path_length = PathLength().to(device)
         self.critic_scale, self.model_scale = (LossScale(dtype, device) for _ in range(2))
+        self.model_lr, self.critic_lr = (torch.zeros([], device=device) for _ in range(2))
+        self.scale_learning_rates(1.0)
         self.rng = self.new_random_stream("training", device)
         self.activations = ActivationMonitor(self.model, self.critic)
         self.parts = {
@@ -110,25 +112,32 @@ class TrainingState:
         return augment(images, self.augmentation.p, self.rng, self.operations)
 
     def scale_learning_rates(self, factor):
-        self.model_optimizer.param_groups[0]["lr"] = factor * self.recipe.lr
-        self.critic_optimizer.param_groups[0]["lr"] = factor * self.recipe.lr_critic
+        """Set the recipe's learning rates times `factor`, in tensors that stay in their place: a CUDA graph reads them."""
+        self.model_optimizer.param_groups[0]["lr"] = self.model_lr.fill_(factor * self.recipe.lr)
+        self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr.fill_(factor * self.recipe.lr_critic)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The step
 
 
-def train_step(state, step, batch):
-    """Update critic, generator, moving average and augmentation on this process's shard of a batch; `step` counts from 0.
-
-    The generator is updated in every n_critic-th step, from the first on. Returns the logged terms {name: 0-dim tensor}, means
-    over micro-batches and processes; those of the penalties and of the generator's update, and "held_out", only in steps that
-    compute them.
-    """
+def update_networks(state, step, batch):
+    """Update the critic and, in every n_critic-th step, from the first on, the generator; returns their terms."""
     micro_batches, shared = split_batch(state, step, batch)
     terms = update_critic(state, step, micro_batches, shared)
     if step % state.recipe.n_critic == 0:
         terms |= update_generator(state, step, micro_batches, shared, terms["critic_gradient"])
+    return terms
+
+
+def train_step(state, step, batch, update=update_networks):
+    """Update critic, generator, moving average and augmentation on this process's shard of a batch; `step` counts from 0.
+
+    update: `update_networks`, or a graphs.GraphedUpdates in its place. Returns the logged terms {name: 0-dim tensor}, means over
+    micro-batches and processes; those of the penalties and of the generator's update, and "held_out", only in steps that compute
+    them.
+    """
+    terms = update(state, step, batch)
     update_average(state, (step + 1) * state.recipe.batch_size)
     state.augmentation.update(terms, state.recipe.batch_size)
     return terms

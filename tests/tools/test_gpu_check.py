@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from conftest import refusal
+from fake_graphs import fake_graphs
 
 import bench
 from tools import gpu_check
@@ -142,6 +143,14 @@ def test_speed_and_profile_at_a_tiny_size(tmp_path, quick_measurements):
         assert found[f"bench {loss}"]["train.py's step, images/s"] > 0
         shares = list(found[f"profile {loss}"].values())[3:]
         assert len(shares) == gpu_check.PROFILED_KERNELS and 10 < sum(shares) <= 100 and shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.slow
+def test_steps_with_and_without_graphs_end_at_the_same_weights(monkeypatch):
+    monkeypatch.setattr(gpu_check, "GRAPH_STEPS", 1)
+    with fake_graphs():
+        found = gpu_check.graphs("wgan-gp", gpu_check.SIZES["cpu"]._replace(resolution=8), torch.device("cpu"))
+    assert list(found.values())[1::2] == [0, 0, 0] and min(list(found.values())[::2]) > 0
 
 
 @pytest.mark.slow
