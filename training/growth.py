@@ -270,7 +270,7 @@ def describe_source(source, network):
     if size < network["resolution"]:
         new.append(f"blocks above {size}x{size} and the critic's first layer")
     if not source.has_critic:
-        new.append("the critic")
+        new.append("the critic, which makes slices worse before they get better")
     told, before = (["class"] * bool(settings["num_classes"]) + settings["values"] for settings in (network, source.network))
     if added := [name for name in told if name not in before]:
         new.append(f"what it is told ({', '.join(added)})")

@@ -562,7 +562,7 @@ def test_a_run_starts_from_a_generator_alone_with_a_new_critic(tmp_path, slices_
         assert all(torch.equal(value.to(after[part][name].dtype), after[part][name]) for name, value in weights.items())
     assert not same_checkpoints(checkpoint(source)["critic"], after["critic"])
     assert after["images"] == 0 and after["images_before"] == checkpoint(source)["images"]
-    assert f"starting from {tmp_path / 'copy'} (0.0 kimg); new: the critic\n" in capsys.readouterr().out
+    assert f"starting from {tmp_path / 'copy'} (0.0 kimg); new: the critic, which makes slices worse" in capsys.readouterr().out
 
 
 @pytest.mark.slow
