@@ -97,7 +97,7 @@ def train(plan, config):
             update_average(state, run.images_learnt + recipe.batch_size)
             state.augmentation.update(term, recipe.batch_size)
             terms.append(term)
-            run.advance(signals.signum, plan.processes)
+            run.advance(signals.signum, plan.processes, len(terms))
             bar.update(recipe.batch_size)
             due = run.due(len(terms))
             if not due.row:
