@@ -28,6 +28,7 @@ import torch
 
 from analysis.values import check_values, slice_values
 from data.fingerprints import merge_records
+from data.folders import list_slices
 from data.subjects import find_subjects, identify
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
@@ -261,6 +262,13 @@ def note(text, leading):
         print(text, file=sys.stderr)
 
 
+def look_at_folders(args, validation_dir):
+    """(Table of the people, {folder: what `list_slices` finds there}); the system is asked about every file."""
+    table = find_subjects(args.subjects, args.dataset_dir)
+    folders = {args.dataset_dir: "--dataset_dir", validation_dir: "--validation_dir"}
+    return table, {folder: list_slices(folder, args.classes, flag) for folder, flag in folders.items() if folder}
+
+
 def make_plan(args, folder, resuming, device, begun):
     """(Plan, contents of config.json) of the run in `folder`; `begun`: when the command was, in seconds of time.monotonic().
 
@@ -275,10 +283,11 @@ def make_plan(args, folder, resuming, device, begun):
         raise UserError("--augment ada: Apple's GPUs lack the derivative of its rotations; leave it out, or use --device cpu")
     processes, dtype = Processes(device), pick_dtype(args.amp, device)
     check_divisible(recipe.batch_size, processes.size * (args.grad_accum or 1))
-    table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
-    place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
-    slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
+    validation_dir = args.validation_dir or (resumed["flags"]["validation_dir"] if resumed and chooses else None)
+    table, listed = processes.from_leading(lambda: look_at_folders(args, validation_dir))
+    place = args.dataset_dir, args.classes, args.resolution, validation_dir, args.keep_damaged, chooses, table
+    slices = processes.first_on_each_machine(lambda: read_slices(*place, resumed, listed, not processes.leading))
     network = network_settings(recipe, args.resolution, args.conditional)
     if wanted := network["values"]:
         for part in filter(None, (slices.train, slices.validation)):

@@ -56,14 +56,24 @@ class Processes:
             ) from None
 
     @torch.no_grad()
-    def average(self, tensors):
-        """Replace float32 tensors on one device by their means over all processes, with one all-reduce of a flat buffer."""
+    def average(self, weights, tensors):
+        """Replace the gradients of weights, and other dense float32 tensors on their device, by means over all processes.
+
+        One all-reduce of a flat buffer, of which the gradients then are views; None stays None.
+        """
         if self.size == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        self._run(dist.all_reduce, flat, dist.ReduceOp.SUM)
-        parts = (flat / self.size).split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors)])
+        weights = [weight for weight in weights if weight.grad is not None]
+        tensors = [*(weight.grad for weight in weights), *tensors]
+        flat = torch.cat([tensor.as_strided([tensor.numel()], [1]) for tensor in tensors])  # in the order of their memory
+        self._run(dist.all_reduce, flat, dist.ReduceOp.AVG if flat.is_cuda else dist.ReduceOp.SUM)
+        if not flat.is_cuda:  # gloo has no mean
+            flat /= self.size
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = [part.as_strided(tensor.shape, tensor.stride()) for part, tensor in zip(parts, tensors)]
+        for weight, part in zip(weights, parts):
+            weight.grad = part
+        torch._foreach_copy_(tensors[len(weights) :], parts[len(weights) :])  # views would keep the buffer
 
     def maximum(self, *values):
         """The maximum of each number over all processes, as floats; does not wait for the GPU."""
@@ -90,6 +100,21 @@ class Processes:
     def barrier(self):
         """Wait until every process has reached this point."""
         self.maximum(0)
+
+    def from_leading(self, work):
+        """What work() returns, or its UserError, in all processes: the leading one does it and sends a pickle to the others."""
+        if self.size == 1:
+            return work()
+        found = [None, None]
+        if self.leading:
+            try:
+                found[0] = work()
+            except UserError as error:
+                found[1] = error
+        self._run(dist.broadcast_object_list, found, 0, None, torch.device("cpu"))
+        if found[1]:
+            raise found[1]
+        return found[0]
 
     def first_on_each_machine(self, work):
         """work(), by the first process of every machine before the others, which then find its results in the cache."""

@@ -5,6 +5,7 @@
 does one after the other: each is the number of processes, the name of a function below and its arguments.
 """
 
+import builtins
 import functools
 import json
 import os
@@ -22,7 +23,9 @@ from plain_options import plain_options
 import train as train_script
 from dataset import shard
 from report import figures
+from training.distributed import Processes
 from training.step import Batch, TrainingState, train_step
+from utils import UserError
 
 CONDITIONAL = {
     "resolution": 8,
@@ -73,6 +76,49 @@ def steps(output, loss):
     if state.processes.leading:
         torch.save({"start": start, "end": weights(state), "terms": terms}, output)
     state.processes.close()
+
+
+def collectives():
+    """Means of gradients of any layout, of which None stays None, and of other tensors; work of the leading process alone."""
+    processes, rng = Processes(torch.device("cpu")), torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ([2, 3, 4, 5], [3], [4, 2])]
+    grads = [torch.randn(2, *weight.shape, generator=rng) for weight in weights]
+    weights[0].grad = grads[0][processes.rank].contiguous(memory_format=torch.channels_last)
+    weights[2].grad = grads[2][processes.rank].T.contiguous().T
+    layouts, others = [weights[i].grad.stride() for i in (0, 2)], [torch.tensor(float(processes.rank)), torch.full([2], 2.0)]
+    processes.average(weights, others)
+    assert [weights[i].grad.stride() for i in (0, 2)] == layouts and weights[1].grad is None
+    assert all(torch.equal(weights[i].grad, grads[i].mean(0)) for i in (0, 2))
+    assert [x.tolist() for x in others] == [0.5, [2, 2]] and others[0].untyped_storage().nbytes() == 4  # not the buffer
+
+    def fail():
+        raise UserError("no slices")
+
+    assert processes.from_leading((lambda: [("AD", 1)]) if processes.leading else None) == [("AD", 1)]
+    try:
+        processes.from_leading(fail if processes.leading else None)
+        raise AssertionError("an error of the leading process is raised in all")
+    except UserError as error:
+        assert str(error) == "no slices"
+    processes.close()
+
+
+def looks(*flags):
+    """`train`, and a line: what of os.stat, os.scandir and open this process asked about slices and their folders, in JSON."""
+    asked = []
+
+    def recorded(name, function):
+        def record(path=".", *args, **kwargs):
+            if str(path).endswith((".jpeg", ".jpg", ".png", "AD", "NC")):
+                asked.append((name, str(path)))
+            return function(path, *args, **kwargs)
+
+        return record
+
+    for place, name in ((os, "stat"), (os, "scandir"), (builtins, "open")):
+        setattr(place, name, recorded(name, getattr(place, name)))
+    train(*flags)
+    sys.stdout.write(json.dumps([os.environ["RANK"], asked]) + "\n")
 
 
 def train(*flags):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY, UNPLOTTED, checkpoint, read_table, start
 
+from data.cache import COMPARED
 from dataset import Slices, batches
 from training.distributed import Processes, check_divisible
 from utils import UserError
@@ -48,9 +49,9 @@ def test_weights_that_differ_are_noticed(monkeypatch):
 
 def test_single_process_averages_and_gathers_itself():
     processes, tensors = Processes(torch.device("cpu")), [torch.ones(2), torch.zeros([])]
-    processes.average(tensors)
+    processes.average([], tensors)
     assert tensors[0].tolist() == [1, 1] and list(processes.maximum(3, True)) == [3, True]
-    assert processes.gather(tensors[0]) == [tensors[0]] and processes.first_on_each_machine(lambda: 7) == 7
+    assert processes.gather(tensors[0]) == [tensors[0]] and processes.from_leading(lambda: 7) == 7
     assert (processes.rank, processes.size, processes.leading) == (0, 1, True)
 
 
@@ -106,6 +107,27 @@ def test_two_processes_log_what_one_logs(three_steps, loss):
             assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-7, abs=1e-9), name
 
 
+@pytest.mark.slow
+@needs_fork
+def test_two_processes_average_and_share():
+    in_processes((2, "collectives"))
+
+
+@pytest.mark.slow
+@needs_fork
+def test_one_process_of_a_run_asks_for_the_times_of_all_files(tmp_path, slices_dir):
+    """The others open a few, which they compare with the cache, and ask for the kind of each of these before."""
+    folders = [os.path.join(os.path.dirname(slices_dir), split) for split in ("train", "test")]
+    flags = ["--classes", "all", "--batch_size", 8, "--dataset_dir", folders[0], "--validation_dir", folders[1], "--dry_run"]
+    lines = in_processes((2, "looks", *TINY, *flags, "--model_dir", tmp_path)).splitlines()
+    leading, other = (calls for _, calls in sorted(json.loads(line) for line in lines if line.startswith("[")))
+    files = {os.path.join(place, name) for root in folders for place, _, names in os.walk(root) for name in names}
+    assert files <= {path for call, path in leading if call == "stat"} and any(call == "scandir" for call, _ in leading)
+    asked, opened = (sorted(path for call, path in other if call == name) for name in ("stat", "open"))
+    assert asked == opened and len(asked) + len(opened) == len(other)
+    assert len(opened) <= min(4 * COMPARED, len(files) - 1)
+
+
 FLAGS = ["--augment", "ada", "--set", "style_mixing=0.5", "path_length=1", "--lr", 0.001, "--save_every", 2]
 CONDITIONAL = ["--classes", "all", "--conditional", "--batch_size", 8]
 
@@ -126,6 +148,12 @@ def test_run_of_two_processes_resumes_bit_for_bit_and_also_with_one(tmp_path, sl
     assert start(slices_dir, tmp_path / "resumed", *CONDITIONAL, *FLAGS, "--epochs", 5) == 0
     state = checkpoint(tmp_path / "resumed/all-conditional")
     assert state["images"] == 5 * 16 and len(state["rng"]) == 1
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,9 +191,7 @@ def under_way(tmp_path, slices_dir):
         command = train_by_torchrun(slices_dir, tmp_path, *flags, **launch)
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
-        image, deadline = tmp_path / "all-conditional/fake_vs_real/epoch_0004.png", time.monotonic() + 120
-        while not image.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(tmp_path / "all-conditional/fake_vs_real/epoch_0004.png")
         return process
 
     yield begin
