@@ -35,7 +35,7 @@ from dataset import batches, steps_per_epoch
 from report import figures
 from training.augment import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
-from training.distributed import Processes, check_divisible
+from training.distributed import Processes, check_divisible, join_slurm
 from training.growth import (
     Stage,
     check_source,
@@ -360,6 +360,7 @@ def taken_folder(plan, found, resume):
 def main(argv=None):
     begun = time.monotonic()
     args = parse_args(argv)
+    join_slurm()
     device = pick_device(args.device)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     check_place(folder, {"--dataset_dir": args.dataset_dir, "--validation_dir": args.validation_dir})

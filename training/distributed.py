@@ -1,12 +1,14 @@
-"""Data-parallel training: the processes that torchrun starts, or a single one.
+"""Data-parallel training: the processes that torchrun or Slurm's srun starts, or a single one.
 
     torchrun --nproc_per_node=2 train.py ...
+    srun --ntasks=2 python train.py ...
 
 Every process trains on a shard of the batch with its own stream of random numbers. Gradients are averaged over the processes
 before each Adam step, so that all weights stay equal.
 """
 
 import os
+import subprocess
 
 import torch
 import torch.distributed as dist
@@ -25,8 +27,30 @@ def check_divisible(batch_size, shards):
         )
 
 
+def join_slurm():
+    """In a process that srun started with others, set the variables that torchrun would set, unless they are set.
+
+    Without effect for a single task, in a batch script and in a terminal (srun --pty). UserError if the first of several nodes is
+    not told.
+    """
+    there = os.environ
+    tasks = there.get("SLURM_STEP_NUM_TASKS", "1")  # of this srun; SLURM_NTASKS may be the job's
+    if tasks == "1" or "RANK" in there or "SLURM_PTY_PORT" in there:
+        return
+    first = "127.0.0.1"
+    if "MASTER_ADDR" not in there and there["SLURM_STEP_NUM_NODES"] != "1":
+        try:
+            command = ["scontrol", "show", "hostnames", there["SLURM_STEP_NODELIST"]]
+            first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"srun on several nodes: scontrol names none ({error}): set MASTER_ADDR to the first") from None
+    port = 15000 + (32 * int(there["SLURM_JOB_ID"]) + int(there["SLURM_STEP_ID"])) % 15000  # one for each srun
+    ranks = {"RANK": there["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": there["SLURM_LOCALID"]}
+    there.update({"MASTER_ADDR": first, "MASTER_PORT": str(port)} | ranks | there)
+
+
 class Processes:
-    """This process among all that torchrun started (`rank` of `size`); rank 0 writes files and prints.
+    """This process among all that torchrun or srun started (`rank` of `size`); rank 0 writes files and prints.
 
     Every method is collective: all processes must call it. All raise UserError when another process has died.
     """

@@ -14,7 +14,7 @@ from conftest import TINY, UNPLOTTED, checkpoint, read_table, start
 
 from data.cache import COMPARED
 from dataset import Slices, batches
-from training.distributed import Processes, check_divisible
+from training.distributed import Processes, check_divisible, join_slurm
 from utils import UserError
 
 
@@ -122,10 +122,9 @@ def test_one_process_of_a_run_asks_for_the_times_of_all_files(tmp_path, slices_d
     lines = in_processes((2, "looks", *TINY, *flags, "--model_dir", tmp_path)).splitlines()
     leading, other = (calls for _, calls in sorted(json.loads(line) for line in lines if line.startswith("[")))
     files = {os.path.join(place, name) for root in folders for place, _, names in os.walk(root) for name in names}
-    assert files <= {path for call, path in leading if call == "stat"} and any(call == "scandir" for call, _ in leading)
-    asked, opened = (sorted(path for call, path in other if call == name) for name in ("stat", "open"))
-    assert asked == opened and len(asked) + len(opened) == len(other)
-    assert len(opened) <= min(4 * COMPARED, len(files) - 1)
+    asked, opened = (sorted(files.intersection(other[call])) for call in ("stat", "open"))
+    assert files <= set(leading["stat"]) and asked == opened and len(opened) <= min(4 * COMPARED, len(files) - 1)
+    assert folders[0] in leading["scandir"] and folders[0] not in other["scandir"]
 
 
 FLAGS = ["--augment", "ada", "--set", "style_mixing=0.5", "path_length=1", "--lr", 0.001, "--save_every", 2]
@@ -154,6 +153,57 @@ def wait_for(path):
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# srun
+
+STEP = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
+STEP |= {"SLURM_STEP_NODELIST": "n[07-08]", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_ID": "501", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, ["5", "8", "1", "n07", "16032"]),
+        ({"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_ID": "1"}, ["5", "8", "1", "127.0.0.1", "16033"]),
+        ({"MASTER_ADDR": "n09", "MASTER_PORT": "7"}, ["5", "8", "1", "n09", "7"]),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["0", "2", "0", None, None]),  # torchrun in srun
+        ({"SLURM_STEP_NUM_TASKS": "1"}, [None] * 5),
+        ({"SLURM_STEP_NUM_TASKS": None}, [None] * 5),  # a batch script, salloc
+        ({"SLURM_PTY_PORT": "40000"}, [None] * 5),  # srun --pty bash
+    ],
+)
+def test_processes_of_srun_find_each_other(monkeypatch, changes, expected):
+    known = {"scontrol show hostnames n[07-08]": "n07\nn08\n"}
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, known[" ".join(command)]))
+    monkeypatch.setattr(os, "environ", {name: value for name, value in (STEP | changes).items() if value is not None})
+    join_slurm()
+    assert [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")] == expected
+
+
+def test_processes_on_two_nodes_without_scontrol_ask_for_the_first(monkeypatch):
+    monkeypatch.setattr(os, "environ", STEP | {"PATH": ""})
+    with pytest.raises(UserError, match="scontrol.*: set MASTER_ADDR"):
+        join_slurm()
+
+
+@pytest.mark.slow
+def test_a_process_of_srun_that_loses_another_ends_in_one_line(tmp_path, slices_dir):
+    flags = ["--dataset_dir", slices_dir, "--model_dir", tmp_path, *CONDITIONAL, "--epochs", 10**6, "--save_every", 4]
+    step = os.environ | STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": str(os.getpid())}
+    command, output = [sys.executable, UNPLOTTED, *map(str, [*TINY, *flags])], {"stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env=step | {"SLURM_PROCID": r, "SLURM_LOCALID": r}, **output) for r in "01"]
+    try:
+        wait_for(tmp_path / "all-conditional/fake_vs_real/epoch_0004.png")
+        both[1].kill()
+        error = both[0].communicate(timeout=120)[1]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert both[0].returncode == 2 and error.splitlines()[-1].startswith("error: process 0 has lost the others (")
+    assert "Traceback" not in error and checkpoint(tmp_path / "all-conditional")["images"] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
