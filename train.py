@@ -236,7 +236,7 @@ def save(plan, files, state, run):
 
 
 def exit_status(plan, run):
-    """Print in one line what was reached and how to continue; returns 0, or 128 + signum if a signal ended the run early."""
+    """Print in one line what was reached and how to continue; collective. 0, or 128 + signum if a signal ended the run early."""
     schedule, resolution, signum = plan.schedule, run.stage.resolution, int(run.signum)
     reason = "stopped by " + signal.Signals(signum).name if signum else f"{schedule.max_minutes:g} minutes are over"
     place = f"epoch {run.step // schedule.steps_per_epoch + 1}"
@@ -247,7 +247,8 @@ def exit_status(plan, run):
     else:
         text = f"{schedule.epochs} epochs done, {run.images / 1000:.1f} kimg; --epochs {2 * schedule.epochs} would continue"
     if plan.processes.leading:
-        print(f"{plan.folder}: {text}")
+        print(f"{plan.folder}: {text}", flush=True)
+    plan.processes.barrier()  # a process that ends with another status than 0 makes torchrun and srun -K end the others
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))  # for which torchrun would take any status but 0
     return 128 + signum if signum and not run.finished and not restarts else 0
 

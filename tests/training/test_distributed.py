@@ -55,6 +55,13 @@ def test_single_process_averages_and_gathers_itself():
     assert (processes.rank, processes.size, processes.leading) == (0, 1, True)
 
 
+def test_no_process_ends_before_the_leading_one_has_saved_and_said_so(tmp_path, slices_dir, unplotted, capsys, monkeypatch):
+    said = []
+    monkeypatch.setattr(Processes, "barrier", lambda _: said.append(capsys.readouterr().out))
+    assert start(slices_dir, tmp_path, "--epochs", 1) == 0
+    assert "1 epochs done" in said[-1] and checkpoint(tmp_path / "AD")["images"] > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Two processes against one
 
