@@ -29,7 +29,7 @@ import torch
 from data.cache import load_folder, short_hash
 from data.checks import check_brightness, warn, warn_of_kinds
 from data.decode import FIRST_KIND, light_of
-from data.folders import class_folders, find_slices, require_readable, warn_of_unreadable
+from data.folders import list_slices, require_readable, warn_of_unreadable
 from ops import resample
 
 SAMPLED = 64  # slices of each class whose brightness is looked at
@@ -52,16 +52,17 @@ class Slices:
     UserError if a folder is missing, or a class has no readable slice or is nearly black.
     """
 
-    def __init__(self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True, flag="--dataset_dir"):
+    def __init__(
+        self, dataset_dir, classes="all", resolution=256, num_workers=None, progress=True, flag="--dataset_dir", listed=None
+    ):
         self.resolution, self.unreadable, self.counts, self._pixels, self._identities = resolution, [], {}, {}, []
         status, levels, bright, labels, rows, notes = {}, {}, {}, [], [], set()
-        folders = class_folders(dataset_dir, classes, flag)
-        self._folders = folders
-        files_of = {name: find_slices(folder, flag) for name, folder in folders.items()}  # of all, before the first is decoded
-        for name, files in files_of.items():
+        listed = listed or list_slices(dataset_dir, classes, flag)
+        self._folders = {name: folder for name, (folder, _) in listed.items()}
+        for name, (folder, files) in listed.items():
             bar, label = f"decoding {name}" if progress else None, CLASSES.index(name)
-            pixels, status[name], levels[name], note = load_folder(folders[name], files, resolution, num_workers, bar)
-            require_readable(folders[name], status[name], [file for file, *_ in files], flag)
+            pixels, status[name], levels[name], note = load_folder(folder, files, resolution, num_workers, bar)
+            require_readable(folder, status[name], [file for file, *_ in files], flag)
             readable = np.flatnonzero(status[name] >= FIRST_KIND)
             bright[name] = [light_of(pixels[i]) for i in readable[:: -(-len(readable) // SAMPLED)]]
             self.unreadable += [f"{name}/{files[i][0]}" for i in np.flatnonzero(status[name] < FIRST_KIND)]

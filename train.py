@@ -28,13 +28,14 @@ import torch
 
 from analysis.values import check_values, slice_values
 from data.fingerprints import merge_records
+from data.folders import list_slices
 from data.subjects import find_subjects, identify
 from data.view import mirror_warning
 from dataset import batches, steps_per_epoch
 from report import figures
 from training.augment import HELD_OUT_EVERY
 from training.checkpoint import read_checkpoint
-from training.distributed import Processes, check_divisible
+from training.distributed import Processes, check_divisible, join_slurm
 from training.growth import (
     Stage,
     check_source,
@@ -97,7 +98,7 @@ def train(plan, config):
             update_average(state, run.images_learnt + recipe.batch_size)
             state.augmentation.update(term, recipe.batch_size)
             terms.append(term)
-            run.advance(signals.signum, plan.processes)
+            run.advance(signals.signum, plan.processes, len(terms))
             bar.update(recipe.batch_size)
             due = run.due(len(terms))
             if not due.row:
@@ -235,7 +236,7 @@ def save(plan, files, state, run):
 
 
 def exit_status(plan, run):
-    """Print in one line what was reached and how to continue; returns 0, or 128 + signum if a signal ended the run early."""
+    """Print in one line what was reached and how to continue; collective. 0, or 128 + signum if a signal ended the run early."""
     schedule, resolution, signum = plan.schedule, run.stage.resolution, int(run.signum)
     reason = "stopped by " + signal.Signals(signum).name if signum else f"{schedule.max_minutes:g} minutes are over"
     place = f"epoch {run.step // schedule.steps_per_epoch + 1}"
@@ -246,7 +247,8 @@ def exit_status(plan, run):
     else:
         text = f"{schedule.epochs} epochs done, {run.images / 1000:.1f} kimg; --epochs {2 * schedule.epochs} would continue"
     if plan.processes.leading:
-        print(f"{plan.folder}: {text}")
+        print(f"{plan.folder}: {text}", flush=True)
+    plan.processes.barrier()  # a process that ends with another status than 0 makes torchrun and srun -K end the others
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))  # for which torchrun would take any status but 0
     return 128 + signum if signum and not run.finished and not restarts else 0
 
@@ -259,6 +261,13 @@ def note(text, leading):
     """Print a line on stderr, in one of all processes."""
     if leading:
         print(text, file=sys.stderr)
+
+
+def look_at_folders(args, validation_dir):
+    """(Table of the people, {folder: what `list_slices` finds there}); the system is asked about every file."""
+    table = find_subjects(args.subjects, args.dataset_dir)
+    folders = {args.dataset_dir: "--dataset_dir", validation_dir: "--validation_dir"}
+    return table, {folder: list_slices(folder, args.classes, flag) for folder, flag in folders.items() if folder}
 
 
 def make_plan(args, folder, resuming, device, begun):
@@ -275,10 +284,11 @@ def make_plan(args, folder, resuming, device, begun):
         raise UserError("--augment ada: Apple's GPUs lack the derivative of its rotations; leave it out, or use --device cpu")
     processes, dtype = Processes(device), pick_dtype(args.amp, device)
     check_divisible(recipe.batch_size, processes.size * (args.grad_accum or 1))
-    table = find_subjects(args.subjects, args.dataset_dir, quiet=not processes.leading)
-    place = args.dataset_dir, args.classes, args.resolution, args.validation_dir, args.keep_damaged
     chooses = args.eval_every > 0 or args.augment == "ada"
-    slices = processes.first_on_each_machine(lambda: read_slices(*place, chooses, table, resumed, not processes.leading))
+    validation_dir = args.validation_dir or (resumed["flags"]["validation_dir"] if resumed and chooses else None)
+    table, listed = processes.from_leading(lambda: look_at_folders(args, validation_dir))
+    place = args.dataset_dir, args.classes, args.resolution, validation_dir, args.keep_damaged, chooses, table
+    slices = processes.first_on_each_machine(lambda: read_slices(*place, resumed, listed, not processes.leading))
     network = network_settings(recipe, args.resolution, args.conditional)
     if wanted := network["values"]:
         for part in filter(None, (slices.train, slices.validation)):
@@ -351,6 +361,7 @@ def taken_folder(plan, found, resume):
 def main(argv=None):
     begun = time.monotonic()
     args = parse_args(argv)
+    join_slurm()
     device = pick_device(args.device)
     folder = os.path.join(args.model_dir, args.classes + ("-conditional" if args.conditional else ""))
     check_place(folder, {"--dataset_dir": args.dataset_dir, "--validation_dir": args.validation_dir})

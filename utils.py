@@ -235,7 +235,8 @@ def pick_device(name):
                 file=sys.stderr,
             )
     if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # under torchrun every process has its own GPU
+        alone = "SLURM_PROCID" in os.environ and torch.cuda.device_count() == 1  # srun may hide the others' GPUs
+        name = f"cuda:{0 if alone else os.environ.get('LOCAL_RANK', 0)}"  # every process has its own
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # fails for the device "meta"

@@ -116,6 +116,11 @@ def find_slices(folder, flag="--dataset_dir"):
     return sorted(files)
 
 
+def list_slices(dataset_dir, classes="all", flag="--dataset_dir"):
+    """{class: (its folder, the files of `find_slices`)} of `classes`, "all" or one of CLASSES; UserError as of both functions."""
+    return {name: (folder, find_slices(folder, flag)) for name, folder in class_folders(dataset_dir, classes, flag).items()}
+
+
 def some_of(names, limit=10):
     """The first names as text in printable characters: "a, b and 3 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -353,6 +353,14 @@ def test_float32_is_never_tf32_on_cuda(monkeypatch, pretended_gpus):
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.parametrize("seen, expected", [(1, "cuda:0"), (4, "cuda:3")])
+def test_srun_may_show_each_process_its_own_gpu_alone(monkeypatch, pretended_gpus, seen, expected):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    assert str(pick_device("cuda")) == expected
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_amp_decides_the_dtype_on_any_device(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))

@@ -1,12 +1,14 @@
-"""Data-parallel training: the processes that torchrun starts, or a single one.
+"""Data-parallel training: the processes that torchrun or Slurm's srun starts, or a single one.
 
     torchrun --nproc_per_node=2 train.py ...
+    srun --ntasks=2 python train.py ...
 
 Every process trains on a shard of the batch with its own stream of random numbers. Gradients are averaged over the processes
 before each Adam step, so that all weights stay equal.
 """
 
 import os
+import subprocess
 
 import torch
 import torch.distributed as dist
@@ -25,8 +27,30 @@ def check_divisible(batch_size, shards):
         )
 
 
+def join_slurm():
+    """In a process that srun started with others, set the variables that torchrun would set, unless they are set.
+
+    Without effect for a single task, in a batch script and in a terminal (srun --pty). UserError if the first of several nodes is
+    not told.
+    """
+    there = os.environ
+    tasks = there.get("SLURM_STEP_NUM_TASKS", "1")  # of this srun; SLURM_NTASKS may be the job's
+    if tasks == "1" or "RANK" in there or "SLURM_PTY_PORT" in there:
+        return
+    first = "127.0.0.1"
+    if "MASTER_ADDR" not in there and there["SLURM_STEP_NUM_NODES"] != "1":
+        try:
+            command = ["scontrol", "show", "hostnames", there["SLURM_STEP_NODELIST"]]
+            first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"srun on several nodes: scontrol names none ({error}): set MASTER_ADDR to the first") from None
+    port = 15000 + (32 * int(there["SLURM_JOB_ID"]) + int(there["SLURM_STEP_ID"])) % 15000  # one for each srun
+    ranks = {"RANK": there["SLURM_PROCID"], "WORLD_SIZE": tasks, "LOCAL_RANK": there["SLURM_LOCALID"]}
+    there.update({"MASTER_ADDR": first, "MASTER_PORT": str(port)} | ranks | there)
+
+
 class Processes:
-    """This process among all that torchrun started (`rank` of `size`); rank 0 writes files and prints.
+    """This process among all that torchrun or srun started (`rank` of `size`); rank 0 writes files and prints.
 
     Every method is collective: all processes must call it. All raise UserError when another process has died.
     """
@@ -56,14 +80,24 @@ class Processes:
             ) from None
 
     @torch.no_grad()
-    def average(self, tensors):
-        """Replace float32 tensors on one device by their means over all processes, with one all-reduce of a flat buffer."""
+    def average(self, weights, tensors):
+        """Replace the gradients of weights, and other dense float32 tensors on their device, by means over all processes.
+
+        One all-reduce of a flat buffer, of which the gradients then are views; None stays None.
+        """
         if self.size == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        self._run(dist.all_reduce, flat, dist.ReduceOp.SUM)
-        parts = (flat / self.size).split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors)])
+        weights = [weight for weight in weights if weight.grad is not None]
+        tensors = [*(weight.grad for weight in weights), *tensors]
+        flat = torch.cat([tensor.as_strided([tensor.numel()], [1]) for tensor in tensors])  # in the order of their memory
+        self._run(dist.all_reduce, flat, dist.ReduceOp.AVG if flat.is_cuda else dist.ReduceOp.SUM)
+        if not flat.is_cuda:  # gloo has no mean
+            flat /= self.size
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = [part.as_strided(tensor.shape, tensor.stride()) for part, tensor in zip(parts, tensors)]
+        for weight, part in zip(weights, parts):
+            weight.grad = part
+        torch._foreach_copy_(tensors[len(weights) :], parts[len(weights) :])  # views would keep the buffer
 
     def maximum(self, *values):
         """The maximum of each number over all processes, as floats; does not wait for the GPU."""
@@ -90,6 +124,21 @@ class Processes:
     def barrier(self):
         """Wait until every process has reached this point."""
         self.maximum(0)
+
+    def from_leading(self, work):
+        """What work() returns, or its UserError, in all processes: the leading one does it and sends a pickle to the others."""
+        if self.size == 1:
+            return work()
+        found = [None, None]
+        if self.leading:
+            try:
+                found[0] = work()
+            except UserError as error:
+                found[1] = error
+        self._run(dist.broadcast_object_list, found, 0, None, torch.device("cpu"))
+        if found[1]:
+            raise found[1]
+        return found[0]
 
     def first_on_each_machine(self, work):
         """work(), by the first process of every machine before the others, which then find its results in the cache."""

@@ -38,27 +38,37 @@ class RunSlices(NamedTuple):
 
 
 def read_slices(
-    dataset_dir, classes, resolution, validation_dir=None, keep_damaged=False, chooses=True, table=None, begun=None, quiet=False
+    dataset_dir,
+    classes,
+    resolution,
+    validation_dir=None,
+    keep_damaged=False,
+    chooses=True,
+    table=None,
+    begun=None,
+    listed=None,
+    quiet=False,
 ):
-    """RunSlices of the folder `dataset_dir`; what is special about them is said on stderr, unless `quiet`.
+    """RunSlices of the folder `dataset_dir`; what is special about them is said on stderr.
 
     validation_dir: folder of the validation slices; without it some people of `dataset_dir` are kept, if the run `chooses` anything
     by them. table: of `data.subjects.find_subjects`. begun: what `run_folder.read_run` read of a run that is resumed, which keeps
-    to what it was begun with. UserError, which names the folder's flag: as of `Slices`, or a class has damaged scans alone.
+    to what it was begun with. listed: {folder: what `list_slices` found there}. quiet: say nothing and take no fingerprints, in a
+    process that writes nothing. UserError, which names the folder's flag: as of `Slices`, or a class has damaged scans alone.
     """
 
     def say(text):
         if not quiet:
             print(text, file=sys.stderr)
 
-    slices = Slices(dataset_dir, classes, resolution, progress=not quiet)
+    listed = listed or {}
+    slices = Slices(dataset_dir, classes, resolution, progress=not quiet, listed=listed.get(dataset_dir))
     damaged, keep_damaged = choose_damaged(slices, keep_damaged, begun, say)
     slices = leave_out(slices, damaged)
     groups, unit = group_slices(slices.names, table)
-    kept, folder = np.zeros(len(slices), bool), validation_dir
+    kept = np.zeros(len(slices), bool)
     if begun is not None:
         kept = np.isin(scans_of(slices.names), (begun["data"]["validation"] or {}).get("scans") or [])
-        folder = validation_dir or (begun["flags"]["validation_dir"] if chooses else None)
     elif chooses and not validation_dir:
         kept = choose_people(groups, slices.labels)
         if not kept.any():
@@ -67,12 +77,13 @@ def read_slices(
     if kept.any():
         train, validation = slices.only(~kept), slices.only(kept)
         scans = sorted(set(scans_of(validation.names)))
-    if folder:
-        validation, scans = Slices(folder, classes, resolution, progress=not quiet, flag="--validation_dir"), None
+    if validation_dir:
+        place = {"flag": "--validation_dir", "listed": listed.get(validation_dir)}
+        validation, scans = Slices(validation_dir, classes, resolution, progress=not quiet, **place), None
         if not keep_damaged and (found := find_damaged(validation, scans_of(validation.names))):
             say(f"note: validation slices: {damaged_text(found)}; left out")
             validation = leave_out(validation, found, "--validation_dir")
-    prints = training_record(train.paths, identify(train.names, table), table)
+    prints = np.empty(0, np.int32) if quiet else training_record(train.paths, identify(train.names, table), table)
     record = {"counts": train.counts, "fingerprint": train.fingerprint, "damaged": damaged, "validation": None}
     if validation is None:
         return RunSlices(train, groups, None, None, "none", record, keep_damaged, prints)
@@ -83,7 +94,7 @@ def read_slices(
     text = f"{len(people)} {unit}, {plural(len(validation), 'slice')}"
     if unit != "people":
         text += ", of people who may be trained on, too, as --subjects does not tell"
-    say(f"note: {'validation' if folder else 'kept for validation, not trained on'}: {text}")
+    say(f"note: {'validation' if validation_dir else 'kept for validation, not trained on'}: {text}")
     if shared := len(people & set(groups[~kept])):
         say(f"warning: {shared} of {len(people)} {unit} of the validation slices are trained on, too, so that they choose badly")
     record["validation"] = {"counts": validation.counts, "fingerprint": validation.fingerprint, "scans": scans}

@@ -2,7 +2,7 @@
 
 run = RunState(schedule, Stage(16))
 run.resume(saved)                     # of a checkpoint
-run.advance(signum, processes)        # after every step
+run.advance(signum, processes, steps_in_row)        # after every step
 due = run.due(steps_in_row)           # what of logging, evaluating, saving and stopping
 """
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from training.growth import Stage, fade_images, resolution_at, stage_shares
 
 LOG_STEPS, LOG_SECONDS = 16, 20  # a row of losses.csv averages at most so many steps and seconds
+QUICK = 1 / LOG_STEPS  # seconds of a step below which several processes agree once a row, since that takes a millisecond
 
 
 class Schedule(NamedTuple):
@@ -70,6 +71,7 @@ class RunState:
     signum: int = 0  # the signal to stop, or 0
     time_share: float = 0.0  # of the time until the deadline
     save_is_old: float = 0.0  # whether `save_minutes` have passed since the last save by time
+    quick: bool = False  # whether the steps of all processes take less than QUICK
 
     def __post_init__(self):
         self.first_resolution = self.stage.resolution
@@ -119,7 +121,7 @@ class RunState:
 
     def begin_stage(self):
         """Enter the stage of the next step, whose new blocks fade in."""
-        self.stage = Stage(self.next_resolution, self.images, fade_images(self.images))
+        self.stage, self.quick = Stage(self.next_resolution, self.images, fade_images(self.images)), False
 
     def rate_factor(self):
         """The factor of the learning rates for the next step; what has decayed never rises again while the decay is on."""
@@ -128,17 +130,30 @@ class RunState:
         self.lr_decay = min(self.lr_decay, decay_factor(done, decay)) if decay else 1.0
         return self.lr_scale * self.lr_decay
 
-    def advance(self, signum, processes):
-        """Count a step; all processes learn alike of a signal `signum` (None: none), of the time and that a row is old."""
+    def advance(self, signum, processes, steps_in_row):
+        """Count a step; all processes learn alike of a signal `signum` (None: none), of the time and that a row is old.
+
+        After every step; several processes with QUICK steps only where a row is due anyway. steps_in_row: as of `due`.
+        """
         self.step += 1
-        now, total = time.monotonic(), self.schedule.deadline - self.begun
-        elapsed = (now - self.begun) / total if total > 0 else 1.0
-        row_is_old = now - self.row_begun >= LOG_SECONDS
-        old = row_is_old, now - self.saved >= 60 * self.schedule.save_minutes
-        self.signum, self.time_share, self.row_is_old, self.save_is_old = processes.maximum(signum or 0, elapsed, *old)
-        self.saved = now if self.save_is_old else self.saved
+        self.row_is_old = self.save_is_old = False
+        self._count_done()
+        if processes.size == 1 or not self.quick or self.due(steps_in_row).row:
+            self._agree(signum, processes, steps_in_row)
+            self._count_done()
+
+    def _count_done(self):
         by_time = self.done_before + (1 - self.done_before) * min(1.0, self.time_share)
         self.done = max(self.done, self.step / self.schedule.steps, by_time)
+
+    def _agree(self, signum, processes, steps_in_row):
+        now, total = time.monotonic(), self.schedule.deadline - self.begun
+        elapsed = (now - self.begun) / total if total > 0 else 1.0
+        row = now - self.row_begun
+        old = row >= LOG_SECONDS, now - self.saved >= 60 * self.schedule.save_minutes
+        agreed = processes.maximum(signum or 0, elapsed, *old, row / steps_in_row)
+        self.signum, self.time_share, self.row_is_old, self.save_is_old, seconds = agreed
+        self.saved, self.quick = now if self.save_is_old else self.saved, seconds < QUICK
 
     def due(self, steps_in_row):
         """What is Due after the step that `advance` has counted; steps_in_row: those since the last row of losses.csv."""

@@ -185,7 +185,7 @@ def update_critic(state, step, micro_batches, shared=None):
         state.critic_scale(loss / len(micro_batches)).backward()
         terms.append(term)
     terms = mean_terms(terms)
-    state.processes.average([*gradients(state.critic_weights), *terms.values()])
+    state.processes.average(state.critic_weights, [*terms.values()])
     return terms | {"critic_gradient": adam_step(state.critic_optimizer, state.critic_weights, state.critic_scale)}
 
 
@@ -215,7 +215,7 @@ def update_generator(state, step, micro_batches, shared, critic_gradient):
         w_sums = w_sums + mapping.class_sums(ws[:, 0], labels)
     terms = mean_terms(terms)
     lengths = [torch.stack(path_lengths).mean()] if path_lengths else []
-    state.processes.average([*gradients(state.model_weights), *terms.values(), w_sums, *lengths])
+    state.processes.average(state.model_weights, [*terms.values(), w_sums, *lengths])
     terms["generator_gradient"] = adam_step(state.model_optimizer, state.model_weights, state.model_scale, critic_gradient)
     mapping.update_w_mean(w_sums)
     for length in lengths:

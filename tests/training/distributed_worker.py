@@ -5,12 +5,14 @@
 does one after the other: each is the number of processes, the name of a function below and its arguments.
 """
 
+import builtins
 import functools
 import json
 import os
 import socket
 import sys
 import traceback
+from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(sys.path[0]))
@@ -22,7 +24,9 @@ from plain_options import plain_options
 import train as train_script
 from dataset import shard
 from report import figures
+from training.distributed import Processes, check_divisible
 from training.step import Batch, TrainingState, train_step
+from utils import UserError
 
 CONDITIONAL = {
     "resolution": 8,
@@ -73,6 +77,38 @@ def steps(output, loss):
     if state.processes.leading:
         torch.save({"start": start, "end": weights(state), "terms": terms}, output)
     state.processes.close()
+
+
+def collectives():
+    """Means of gradients of any layout, of which None stays None, and of other tensors; work of the leading process alone."""
+    processes, rng = Processes(torch.device("cpu")), torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ([2, 3, 4, 5], [4, 2], [3])]
+    grads = [torch.randn(2, *weight.shape, generator=rng) for weight in weights[:2]]
+    weights[0].grad = grads[0][processes.rank].contiguous(memory_format=torch.channels_last)
+    weights[1].grad = grads[1][processes.rank].T.contiguous().T
+    layouts, others = [weight.grad.stride() for weight in weights[:2]], [torch.tensor(processes.rank + 0.5), torch.full([2], 2.0)]
+    processes.average(weights, others)
+    assert [weight.grad.stride() for weight in weights[:2]] == layouts and weights[2].grad is None
+    assert all(torch.equal(weight.grad, grad.mean(0)) for weight, grad in zip(weights, grads))
+    assert [x.tolist() for x in others] == [1, [2, 2]] and others[0].untyped_storage().nbytes() == 4  # not the buffer
+
+    assert processes.from_leading((lambda: [("AD", 1)]) if processes.leading else None) == [("AD", 1)]
+    try:
+        raise AssertionError(processes.from_leading((lambda: check_divisible(3, 2)) if processes.leading else None))
+    except UserError as error:
+        assert "multiple of 8" in str(error)
+    processes.close()
+
+
+def looks(*flags):
+    """`train`, and a line of JSON: the rank of this process and what it asked os.stat, os.scandir and open for."""
+    asked = {}
+    for place, name in ((os, "stat"), (os, "scandir"), (builtins, "open")):
+        asked[name] = mock.MagicMock(wraps=getattr(place, name))
+        setattr(place, name, asked[name])
+    train(*flags)
+    calls = {name: [str(call.args[0]) for call in function.call_args_list if call.args] for name, function in asked.items()}
+    sys.stdout.write(json.dumps([os.environ["RANK"], calls]) + "\n")
 
 
 def train(*flags):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import TINY, UNPLOTTED, checkpoint, read_table, start
 
+from data.cache import COMPARED
 from dataset import Slices, batches
-from training.distributed import Processes, check_divisible
+from training.distributed import Processes, check_divisible, join_slurm
 from utils import UserError
 
 
@@ -48,10 +49,17 @@ def test_weights_that_differ_are_noticed(monkeypatch):
 
 def test_single_process_averages_and_gathers_itself():
     processes, tensors = Processes(torch.device("cpu")), [torch.ones(2), torch.zeros([])]
-    processes.average(tensors)
+    processes.average([], tensors)
     assert tensors[0].tolist() == [1, 1] and list(processes.maximum(3, True)) == [3, True]
-    assert processes.gather(tensors[0]) == [tensors[0]] and processes.first_on_each_machine(lambda: 7) == 7
+    assert processes.gather(tensors[0]) == [tensors[0]] and processes.from_leading(lambda: 7) == 7
     assert (processes.rank, processes.size, processes.leading) == (0, 1, True)
+
+
+def test_no_process_ends_before_the_leading_one_has_saved_and_said_so(tmp_path, slices_dir, unplotted, capsys, monkeypatch):
+    said = []
+    monkeypatch.setattr(Processes, "barrier", lambda _: said.append(capsys.readouterr().out))
+    assert start(slices_dir, tmp_path, "--epochs", 1) == 0
+    assert "1 epochs done" in said[-1] and checkpoint(tmp_path / "AD")["images"] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,6 +114,26 @@ def test_two_processes_log_what_one_logs(three_steps, loss):
             assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-7, abs=1e-9), name
 
 
+@pytest.mark.slow
+@needs_fork
+def test_two_processes_average_and_share():
+    in_processes((2, "collectives"))
+
+
+@pytest.mark.slow
+@needs_fork
+def test_one_process_of_a_run_asks_for_the_times_of_all_files(tmp_path, slices_dir):
+    """The others open a few, which they compare with the cache, and ask for the kind of each of these before."""
+    folders = [os.path.join(os.path.dirname(slices_dir), split) for split in ("train", "test")]
+    flags = ["--classes", "all", "--batch_size", 8, "--dataset_dir", folders[0], "--validation_dir", folders[1], "--dry_run"]
+    lines = in_processes((2, "looks", *TINY, *flags, "--model_dir", tmp_path)).splitlines()
+    leading, other = (calls for _, calls in sorted(json.loads(line) for line in lines if line.startswith("[")))
+    files = {os.path.join(place, name) for root in folders for place, _, names in os.walk(root) for name in names}
+    asked, opened = (sorted(files.intersection(other[call])) for call in ("stat", "open"))
+    assert files <= set(leading["stat"]) and asked == opened and len(opened) <= min(4 * COMPARED, len(files) - 1)
+    assert folders[0] in leading["scandir"] and folders[0] not in other["scandir"]
+
+
 FLAGS = ["--augment", "ada", "--set", "style_mixing=0.5", "path_length=1", "--lr", 0.001, "--save_every", 2]
 CONDITIONAL = ["--classes", "all", "--conditional", "--batch_size", 8]
 
@@ -126,6 +154,63 @@ def test_run_of_two_processes_resumes_bit_for_bit_and_also_with_one(tmp_path, sl
     assert start(slices_dir, tmp_path / "resumed", *CONDITIONAL, *FLAGS, "--epochs", 5) == 0
     state = checkpoint(tmp_path / "resumed/all-conditional")
     assert state["images"] == 5 * 16 and len(state["rng"]) == 1
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# srun
+
+STEP = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
+STEP |= {"SLURM_STEP_NODELIST": "n[07-08]", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_ID": "501", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, ["5", "8", "1", "n07", "16032"]),
+        ({"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_ID": "1"}, ["5", "8", "1", "127.0.0.1", "16033"]),
+        ({"MASTER_ADDR": "n09", "MASTER_PORT": "7"}, ["5", "8", "1", "n09", "7"]),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["0", "2", "0", None, None]),  # torchrun in srun
+        ({"SLURM_STEP_NUM_TASKS": "1"}, [None] * 5),
+        ({"SLURM_STEP_NUM_TASKS": None}, [None] * 5),  # a batch script, salloc
+        ({"SLURM_PTY_PORT": "40000"}, [None] * 5),  # srun --pty bash
+    ],
+)
+def test_processes_of_srun_find_each_other(monkeypatch, changes, expected):
+    known = {"scontrol show hostnames n[07-08]": "n07\nn08\n"}
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, known[" ".join(command)]))
+    monkeypatch.setattr(os, "environ", {name: value for name, value in (STEP | changes).items() if value is not None})
+    join_slurm()
+    assert [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")] == expected
+
+
+def test_processes_on_two_nodes_without_scontrol_ask_for_the_first(monkeypatch):
+    monkeypatch.setattr(os, "environ", STEP | {"PATH": ""})
+    with pytest.raises(UserError, match="scontrol.*: set MASTER_ADDR"):
+        join_slurm()
+
+
+@pytest.mark.slow
+def test_a_process_of_srun_that_loses_another_ends_in_one_line(tmp_path, slices_dir):
+    flags = ["--dataset_dir", slices_dir, "--model_dir", tmp_path, *CONDITIONAL, "--epochs", 10**6, "--save_every", 4]
+    step = os.environ | STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": str(os.getpid())}
+    command, output = [sys.executable, UNPLOTTED, *map(str, [*TINY, *flags])], {"stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, env=step | {"SLURM_PROCID": r, "SLURM_LOCALID": r}, **output) for r in "01"]
+    try:
+        wait_for(tmp_path / "all-conditional/fake_vs_real/epoch_0004.png")
+        both[1].kill()
+        error = both[0].communicate(timeout=120)[1]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert both[0].returncode == 2 and error.splitlines()[-1].startswith("error: process 0 has lost the others (")
+    assert "Traceback" not in error and checkpoint(tmp_path / "all-conditional")["images"] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,9 +248,7 @@ def under_way(tmp_path, slices_dir):
         command = train_by_torchrun(slices_dir, tmp_path, *flags, **launch)
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
-        image, deadline = tmp_path / "all-conditional/fake_vs_real/epoch_0004.png", time.monotonic() + 120
-        while not image.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(tmp_path / "all-conditional/fake_vs_real/epoch_0004.png")
         return process
 
     yield begin

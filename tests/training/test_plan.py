@@ -93,6 +93,7 @@ def test_the_share_of_each_process_is_told(tmp_path, slices_dir, monkeypatch, ca
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(train.Processes, "maximum", lambda self, *values: values)
+    monkeypatch.setattr(train.Processes, "from_leading", lambda self, work: work())
     monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda", 0))
     flags = [
         *TINY,

@@ -25,12 +25,14 @@ SCHEDULE = Schedule(
 )
 
 
-def advanced(steps, schedule=SCHEDULE, stage=32):
-    """[(RunState's step, Due)] of so many steps, with a row whenever one is due."""
+def advanced(steps, schedule=SCHEDULE, stage=32, processes=ONE):
+    """[(RunState's step, Due)] of so many steps, with a row whenever one is due, and stages as they come."""
     run, found, in_row = RunState(schedule, Stage(stage)), [], 0
     for _ in range(steps):
-        run.advance(None, ONE)
+        if run.stage_over:
+            run.begin_stage()
         in_row += 1
+        run.advance(None, processes, in_row)
         due = run.due(in_row)
         found.append((run.step, due))
         in_row *= not due.row
@@ -67,9 +69,9 @@ def test_a_row_is_due_after_some_seconds_whatever_its_steps(ticking, monkeypatch
 def test_a_stage_that_ends_is_saved_and_the_end_of_the_epochs_waits_for_the_last_stage():
     run = RunState(SCHEDULE._replace(grow=True), Stage(16))  # of 16x16 a fifth, of 32x32 the rest
     for _ in range(4):
-        run.advance(None, ONE)
+        run.advance(None, ONE, 1)
         assert run.due(1) == (False, False, False, False) and not run.stage_over
-    run.advance(None, ONE)
+    run.advance(None, ONE, 1)
     assert run.stage_over and run.due(1) == (True, False, True, False)
     run.begin_stage()
     assert run.stage == Stage(32, 40, 4) and not run.stage_over
@@ -77,14 +79,38 @@ def test_a_stage_that_ends_is_saved_and_the_end_of_the_epochs_waits_for_the_last
 
 def test_a_signal_stops_and_saves_without_an_evaluation():
     run = RunState(SCHEDULE, Stage(32))
-    run.advance(15, ONE)
+    run.advance(15, ONE, 1)
     assert run.due(1) == (True, False, True, True) and run.signum == 15
+
+
+def two_processes(monkeypatch):
+    """Processes of which another one does the same, and the list of the values that they have agreed upon."""
+    processes, agreed = Processes(None), []
+    processes.size = 2
+    monkeypatch.setattr(processes, "maximum", lambda *values: agreed.append(values) or values)
+    return processes, agreed
+
+
+def test_processes_with_quick_steps_agree_once_a_row(monkeypatch):
+    monkeypatch.setattr(state.time, "monotonic", lambda: 0.0)
+    processes, agreed = two_processes(monkeypatch)
+    schedule = SCHEDULE._replace(grow=True, save_every=6, eval_every=0, epochs=12)
+    alone, found = advanced(40, schedule, 16), advanced(40, schedule, 16, processes)
+    assert found == alone and steps_with(found, "row") == [10, 24, 40]  # 16x16 ends at 10, 24 saves
+    assert len(agreed) == 2 + 3  # and after the first step of each stage, which may be slower
+
+
+def test_processes_with_slow_steps_agree_after_each(monkeypatch, ticking):
+    processes, agreed = two_processes(monkeypatch)
+    schedule = SCHEDULE._replace(save_every=math.inf, save_minutes=9 / 60)
+    found = advanced(12, schedule, processes=processes)
+    assert len(agreed) == 12 and steps_with(found, "save") == [9]
 
 
 def test_a_run_resumes_from_its_counters():
     run = RunState(SCHEDULE, Stage(16, 8, 4))
     for _ in range(5):
-        run.advance(None, ONE)
+        run.advance(None, ONE, 1)
     run.seconds, run.skipped, run.lr_scale, run.lr_decay = 12.5, 3, 0.5, 0.25
     other = RunState(SCHEDULE, Stage(32))
     other.resume(run.state_dict())

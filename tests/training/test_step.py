@@ -599,11 +599,15 @@ def test_gradients_terms_and_path_lengths_are_averaged_over_processes():
     """An average that doubles everything: what comes of it is twice what a single process finds."""
 
     def terms_of(factor):
+        def average(weights, tensors):
+            for tensor in [*step_module.gradients(weights), *tensors]:
+                tensor.mul_(factor)
+
         state, batch = everything()
-        state.processes.average = lambda tensors: [tensor.mul_(factor) for tensor in tensors]
+        state.processes.average = average
         critic = update_critic(state, 0, [batch])
         state, batch = everything()  # untouched weights for the generator's update
-        state.processes.average = lambda tensors: [tensor.mul_(factor) for tensor in tensors]
+        state.processes.average = average
         found = critic | update_generator(state, 0, [batch], None, torch.zeros([]))
         return found | {"mean_length": state.path_length.mean.clone()}
 
