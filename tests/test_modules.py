@@ -567,6 +567,22 @@ def test_narrow_activations_stay_near_float32(dtype, bound):
     assert (gradients(dtype) - exact).norm() / exact.norm() < 2.5 * bound
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1.0])
+def test_image_layers_learn_in_float16_whatever_the_size_of_their_weights(size):
+    """They are 0 in the new blocks of a run that grows, where gradients once were lost in float16."""
+    generator, w, direction = Generator(64, 256, 16, 16), torch.randn(4, 16), torch.randn(4, 1, 64, 64)
+    layers = [block.to_image.weight for block in generator.blocks]
+    with torch.no_grad():
+        for weight in layers:
+            weight *= size
+
+    def gradients(dtype):
+        return torch.autograd.grad((generator(w, "none", dtype=dtype) * direction).mean(), layers)
+
+    for narrow, exact in zip(gradients(torch.float16), gradients(torch.float32)):
+        assert exact.norm() > 0 and (narrow - exact).norm() / exact.norm() < 0.02
+
+
 @pytest.mark.parametrize("style", [0.0, 1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("weight", [1e-3, 1.0, 1e3])
 def test_float16_is_finite_and_near_float32_at_extreme_styles_and_weights(style, weight):
