@@ -191,4 +191,4 @@ def encoded_conclusions(encoded):
     ]
     if not trained.startswith("WARNING"):
         return [*found, trained] if trained else found
-    return [trained if encoded.seen else f"{trained} The AUCs leave these people out.", *found]
+    return [trained if encoded.seen else f"{trained} The measures leave these people out.", *found]

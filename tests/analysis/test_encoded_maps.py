@@ -182,5 +182,5 @@ def test_conclusions_say_where_training_people_are_not_recorded(conditional, sli
     assert trained_people(conditional._replace(fingerprints=None), (), ()) is None
     assert conclusions(0.55, separation)[3].startswith("Whether the model was trained on these people is not known")
     warning = conclusions(0.55, separation, np.array([True, False]))[0]
-    assert "1 of these 2 scans" in warning and warning.endswith("The AUCs leave these people out.")
+    assert "1 of these 2 scans" in warning and warning.endswith("The measures leave these people out.")
     assert len(conclusions(0.55, separation, np.array([False, False]))) == 3

@@ -101,7 +101,7 @@ def test_variants_are_captured_once_warmed_up_and_anew_for_another_state():
 def test_steps_that_cannot_be_captured_are_taken_as_they_are(hindrance):
     state, update = new_state(), GraphedUpdates()
     state.critic.fade = Fade(SIDE // 2, torch.nn.Conv2d(1, 8, 1)) if hindrance == "fade" else None
-    state.processes.size, state.processes.average = 2 if hindrance == "processes" else 1, lambda tensors: None
+    state.processes.size, state.processes.average = 2 if hindrance == "processes" else 1, lambda *_: None
     with fake_graphs(), state.activations.recording(hindrance == "recording"):
         for step in range(graphs.WARM_UP + 1):
             train_step(state, step, new_batch(step), update)
