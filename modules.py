@@ -243,7 +243,7 @@ class ToImage(nn.Module):
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # [N, H W, C]
         size = None
         if x.dtype == torch.float16:  # the sum over channels ends within CLAMP, and has its size back in float32
-            size = kernel.detach().abs().sum(1, keepdim=True).clamp(min=1)  # of weights that are still 0 gradients would vanish
+            size = kernel.detach().abs().sum(1, keepdim=True).clamp(min=1)  # by less, gradients would vanish
             kernel = kernel / size
         y = torch.bmm(pixels, kernel[:, :, None].to(x.dtype)).transpose(1, 2).unflatten(2, x.shape[2:])
         return y if size is None else y.to(size.dtype) * size[:, :, None, None]

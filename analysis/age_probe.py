@@ -32,12 +32,12 @@ def age_thirds(ages, people):
 def age_probe(scores, classes, scans, indices=None, seed=0):
     """What a linear probe of w knows of the disease and of age; None if no slice's age is known.
 
-    scores [N] of AD, by a probe that was not fitted to these people; classes int [N] (index in CLASSES), scans: their
+    scores [N] of AD, each by a probe that was not fitted to this person; classes int [N] (index in CLASSES), scans: their
     `subjects.Scan`s; indices: of the slices, float [N], nan where unknown (None: of all). Returns {"compared": [{"among", "people":
     {class: n}, "probe", "age", "index": Interval of the AUC of AD by the probe, by age alone and by the slice index alone, None
     with fewer than MIN_PEOPLE people of a class}], "slices": of known age, "placed": of these, those of known index, "unknown":
-    slices without an age, left out, "thirds": ages between them}.
-    Intervals resample people; no person is scored by a rule that was fitted to them.
+    slices without an age, left out, "thirds": ages between them}. Intervals resample people; the rule that knows the index, too,
+    scores nobody that it was fitted to.
     """
     groups, _ = resampling_groups(scans)
     ages = np.array([np.nan if scan.age is None else scan.age for scan in scans])
@@ -83,7 +83,7 @@ def age_probe(scores, classes, scans, indices=None, seed=0):
 
 
 def age_sentences(results, seen=False):
-    """Plain sentences of what `age_probe` found; seen: the model was trained on some of these people, so nothing is concluded."""
+    """Plain sentences of what `age_probe` found; seen: the model was trained on these people, so nothing is concluded."""
     everyone, stratified = results["compared"][:2]
     of_position = next((row for row in results["compared"] if row["among"] == POSITION_STRATIFIED), None)
     if everyone["probe"] is None:

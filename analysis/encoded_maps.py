@@ -77,9 +77,8 @@ class EncodedMap(NamedTuple):
     @property
     def probe(self):
         """What tells AD from NC."""
-        return (
-            f"a linear probe {'fitted to generated slices' if self.model.is_conditional else 'cross-validated over these people'}"
-        )
+        fitted = "fitted to generated slices" if self.model.is_conditional else "cross-validated over these people"
+        return f"a linear probe {fitted}"
 
     @property
     def title(self):
@@ -129,8 +128,8 @@ def encoded_map(model, real, settings):
 def class_scores(model, points, found, real, seed=0):
     """Scores [N] of AD by a linear probe of the encodings `found` [N, K] of RealSlices.
 
-    That of a conditional Model is fitted to generated slices, {class: [n, K]}, and needs none of these people, of whom a few are
-    not enough for a cross-validation: with 15 it often turns the difference round.
+    That of a conditional Model is fitted to generated slices, `points` {class: [n, K]}, and needs none of these people, of whom
+    there may be too few for a cross-validation.
     """
     if model.is_conditional:
         drawn = [points[name] for name in CLASSES]

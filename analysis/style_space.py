@@ -174,7 +174,7 @@ CONDITIONAL_NOTE = (
 
 def real_verdict(real, position=None, seen=False, probe="a linear probe"):
     """What the StyleSeparation of encoded real slices shows, given the `position_probe` of the same probe: AD and NC are not called
-    separated where the slice index explains as much, or the model has seen some of these people in training."""
+    separated where the slice index explains as much, or the model has seen these people in training; probe: its name."""
     tested = f"AUC {real.auc} of {probe}, p = {real.p:.3f} by permutation of people"
     if np.isnan(real.p):
         separation = "too few people to tell whether they are separated"
