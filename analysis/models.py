@@ -192,12 +192,21 @@ def same_weights(*models):
 
 
 def share(folder, output_dir, which="last"):
-    """Write a run's generator, without anything else of the run, with float16 weights into output_dir/generator.pt.
+    """Write a run's generator with float16 weights into output_dir/generator.pt, the last one with its critic.
 
-    Returns the path. UserError: not a valid generator, or there is one in output_dir already.
+    So a new run can start from the copy. Returns the path. UserError: not a valid generator or checkpoint, or output_dir holds a
+    generator already.
     """
-    saved = read_generator(weights_file(folder, which))
-    return write_generator(saved | {"weights": {name: x.half() for name, x in saved["weights"].items()}}, output_dir)
+    saved, checkpoint = read_generator(weights_file(folder, which)), os.path.join(folder, "checkpoint.pt")
+    if which == "last" and os.path.isfile(checkpoint):
+        try:
+            saved["critic"] = load_tensors(checkpoint)["critic"]
+        except Exception as error:
+            raise UserError(
+                f"{checkpoint}: damaged ({type(error).__name__}); continue the run with train.py, which mends it"
+            ) from None
+    half = {part: {name: x.half() for name, x in saved[part].items()} for part in ("weights", "critic") if part in saved}
+    return write_generator(saved | half, output_dir)
 
 
 def adopt(file, output_dir, classes):

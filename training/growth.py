@@ -203,7 +203,8 @@ def carry_moments(old, old_optimizer, new, new_optimizer, names):
 class Source(NamedTuple):
     """The run from which a new one starts: its checkpoint, and its network settings at the resolution it has reached.
 
-    Or a generator alone, such as a bundled one: the content of generator.pt. It has no critic: a new one begins.
+    Or a copy by `analysis.models.share`, such as a bundled one: the content of generator.pt, without Adam's moments and, in some,
+    without a critic: a new one begins.
     """
 
     folder: str
@@ -216,8 +217,12 @@ class Source(NamedTuple):
         return self.checkpoint["images"] + self.checkpoint.get("images_before", 0)
 
     @property
+    def is_copy(self):
+        return "weights" in self.checkpoint
+
+    @property
     def has_critic(self):
-        return "weights" not in self.checkpoint
+        return "critic" in self.checkpoint
 
 
 def read_source(folder):
@@ -252,11 +257,13 @@ def check_source(found, network):
 def start_from(source, new, old):
     """Carry the weights of a Source over into the TrainingState `new`, by way of `old`, which has its networks."""
     try:
-        if source.has_critic:
-            restore(old.parts, source.checkpoint)
-        else:
+        if source.is_copy:
             for part in ("model", "averaged"):
                 old.parts[part].load_state_dict(source.checkpoint["weights"])
+            if source.has_critic:
+                old.critic.load_state_dict(source.checkpoint["critic"])
+        else:
+            restore(old.parts, source.checkpoint)
     except Exception as error:
         raise UserError(
             f"--start_from {source.folder}: the checkpoint does not fit its config.json ({type(error).__name__})"
@@ -269,6 +276,8 @@ def describe_source(source, network):
     new, size = [], source.network["resolution"]
     if size < network["resolution"]:
         new.append(f"blocks above {size}x{size} and the critic's first layer")
+    if source.is_copy:
+        new.append("Adam's moments")
     if not source.has_critic:
         new.append("the critic, which makes slices worse before they get better")
     told, before = (["class"] * bool(settings["num_classes"]) + settings["values"] for settings in (network, source.network))

@@ -11,7 +11,7 @@ from conftest import ROOT, change_weights
 
 from analysis.models import draw_z, find_run, generate, list_runs, load_model, main, same_weights, share
 from modules import MappingNetwork
-from utils import UserError
+from utils import UserError, load_tensors, save_tensors
 
 
 def generated(model, count, **options):
@@ -152,11 +152,28 @@ def test_share_halves_the_size_and_hardly_changes_images(models, tmp_path, capsy
     assert main([run, shared]) == 0
     assert "predict.py --model_dir " + str(tmp_path / "shared") in capsys.readouterr().out
     size, shared_size = (os.path.getsize(os.path.join(folder, "generator.pt")) for folder in (run, shared))
-    assert os.listdir(shared) == ["generator.pt"] and shared_size < 0.6 * size
+    assert os.listdir(shared) == ["generator.pt"] and shared_size < 0.6 * size  # these runs have no checkpoint
     original, copied = (generated(load_model(folder, "cpu"), 8, label=1) for folder in (run, shared))
     assert abs(original.astype(int) - copied).mean() < 0.5  # grey levels; float16 keeps 11 bits
     with pytest.raises(UserError, match="generator.pt exists: name another folder"):
         share(run, shared)
+
+
+def test_the_last_generator_is_shared_with_the_critic_that_it_was_trained_with(models, tmp_path):
+    run, critic = tmp_path / "run", {"score.weight": torch.tensor([[1.0, 2**-30]])}
+    shutil.copytree(os.path.join(models, "AD"), run)
+    shutil.copy(run / "generator.pt", run / "best.pt")
+    save_tensors({"critic": critic}, run / "checkpoint.pt")
+    for name, source, which in (("copy", run, "last"), ("copied", tmp_path / "copy", "last"), ("best", run, "best")):
+        share(str(source), str(tmp_path / name), which)
+    copied = [load_tensors(tmp_path / name / "generator.pt") for name in ("copy", "copied")]
+    for saved in copied:
+        assert torch.equal(saved["critic"]["score.weight"], torch.tensor([[1.0, 0.0]], dtype=torch.float16))
+    assert "critic" not in load_tensors(tmp_path / "best" / "generator.pt")
+    (run / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="checkpoint.pt: damaged .*; continue the run"):
+        share(str(run), str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.slow

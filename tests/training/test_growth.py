@@ -29,7 +29,7 @@ from training.loss import LOSSES
 from training.slices import RunSlices
 from training.step import Batch, TrainingState, train_step
 from training.validation import Validation
-from utils import UserError, load_tensors, read_network
+from utils import UserError, load_tensors, read_network, save_tensors
 
 CPU = torch.device("cpu")
 SMALL, LARGE = NETWORK | {"resolution": 16}, NETWORK | {"resolution": 64}
@@ -554,15 +554,23 @@ def test_a_run_starts_from_one_of_other_classes_at_the_same_resolution(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_a_generator_alone_with_a_new_critic(tmp_path, slices_dir, source, unplotted, capsys):
-    share(source, str(tmp_path / "copy"))  # float16, as the bundled ones
-    assert start(slices_dir, tmp_path, "--epochs", 1, "--start_from", tmp_path / "copy") == 0
-    weights, after = load_tensors(tmp_path / "copy" / "generator.pt")["weights"], first_state(tmp_path / "AD")
-    for part in ("model", "averaged"):
-        assert all(torch.equal(value.to(after[part][name].dtype), after[part][name]) for name, value in weights.items())
-    assert not same_checkpoints(checkpoint(source)["critic"], after["critic"])
+@pytest.mark.parametrize(
+    "critic, new", [(True, "Adam's moments\n"), (False, "Adam's moments, the critic, which makes slices worse")]
+)
+def test_a_run_starts_from_a_shared_copy_with_or_without_its_critic(tmp_path, slices_dir, source, unplotted, capsys, critic, new):
+    copy = tmp_path / "copy"
+    share(source, str(copy))  # float16, as the bundled ones
+    saved = load_tensors(copy / "generator.pt")
+    if not critic:
+        save_tensors({name: part for name, part in saved.items() if name != "critic"}, copy / "generator.pt")
+    assert start(slices_dir, tmp_path, "--epochs", 1, "--start_from", copy) == 0
+    after = first_state(tmp_path / "AD")
+    for part, copied in (("model", "weights"), ("averaged", "weights"), ("critic", "critic")):
+        same = [torch.equal(value.to(after[part][name].dtype), after[part][name]) for name, value in saved[copied].items()]
+        assert all(same) == (critic or part != "critic")
     assert after["images"] == 0 and after["images_before"] == checkpoint(source)["images"]
-    assert f"starting from {tmp_path / 'copy'} (0.0 kimg); new: the critic, which makes slices worse" in capsys.readouterr().out
+    assert after["model_optimizer"]["state"] == after["critic_optimizer"]["state"] == {}
+    assert f"starting from {copy} (0.0 kimg); new: {new}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
