@@ -62,11 +62,11 @@ def parse_args(argv=None):
     add_evaluation_flags(Group(parser, "evaluation"))
     add_general_flags(Group(parser, "how"))
     args = parser.parse_args(argv)
-    args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     check_map_flags(args)
+    args.umap = {name: default for name, (_, default) in MAP_SETTINGS.items()} | dict(args.umap or [])
     if isinstance(args.export, str):
-        for name in ("plot_umap", "evaluate", "encode", "project", "playground", "onnx", "quiz", "report"):
-            if getattr(args, name):
+        for name in ("draw", "dataset_dir", "plot_umap", "evaluate", "encode", "project", "playground", "onnx", "quiz", "report"):
+            if getattr(args, name) not in (None, False, ["grid"]):
                 raise UserError(f"--export {args.export} draws the slices of this table and nothing else: leave out --{name}")
     if args.onnx and (missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]):
         raise UserError(f"--onnx True needs {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -153,10 +153,8 @@ def add_general_flags(group):
 
 def pictures(text):
     """An argparse type: "grid,morph" -> ["grid", "morph"], in the order of PICTURES; "all" -> all of them."""
-    names = PICTURES if text == "all" else text.split(",")
-    for name in names:
-        choice(*PICTURES, "all")(name)
-    return [name for name in PICTURES if name in names]
+    names = [choice(*PICTURES, "all")(name) for name in text.split(",")]
+    return [name for name in PICTURES if name in names or "all" in names]
 
 
 def export_target(text):
@@ -178,8 +176,9 @@ def map_setting(text):
 def check_map_flags(args):
     """UserError if a flag of the maps lacks another one."""
     given = [flag for flag in (*MAP_FLAGS, "atlas") if getattr(args, flag)]
-    if given and not args.plot_umap:
-        raise UserError(f"--{given[0]} belongs to --plot_umap True")
+    if not args.plot_umap:
+        for flag in [*given, "umap"] if args.umap else given:
+            raise UserError(f"--{flag} belongs to --plot_umap True")
     if given and not (args.AD_dir and args.NC_dir) and given != ["atlas"]:
         raise UserError(f"--{given[0]} goes with both --AD_dir and --NC_dir, such as --AD_dir AD --NC_dir NC")
 
@@ -192,7 +191,7 @@ import torch
 from analysis import style_maps
 from analysis.encoded_maps import encoded_map, read_real_slices, trained_people
 from analysis.encoder import find_encoder
-from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes
+from analysis.evaluation import evaluate_models, evaluation_groups, generate_classes, train_and_test
 from analysis.export import draw_style_table, export, read_style_table
 from analysis.models import holds_generator
 from analysis.onnx_files import write_onnx
@@ -233,8 +232,11 @@ def main(argv=None):
     if args.plot_umap and args.dataset_dir:
         resolution = max(source.model.resolution for spec in specs for source in spec.sources.values())
         real = read_real_slices(args.dataset_dir, resolution, table)
-    make_folder(args.output_dir, "--output_dir")
     models, sections = name_apart(models), []
+    evaluated = evaluation_groups(models) if args.evaluate or args.report and args.dataset_dir else []
+    for group in evaluated:
+        train_and_test(args.dataset_dir, [name for model in group for name in model.classes])  # an error before anything is drawn
+    make_folder(args.output_dir, "--output_dir")
     for model in models:
         sections += [show(section) for section in draw_model(args, model, table)]
         if args.playground:
@@ -243,8 +245,7 @@ def main(argv=None):
         if args.quiz:
             page = page_path(args, models, model, "quiz.html")
             sections.append(show(draw_quiz(model, page, args.num_images, args.dataset_dir, table, args.seed, args.truncation)))
-    if args.evaluate or args.report and args.dataset_dir:
-        sections += [show(section) for section in evaluate(args, models, table)]
+    sections += [show(section) for section in evaluate(args, evaluated, table)]
     if args.plot_umap:
         sections += [show(section) for section in plot_maps(args, specs, real)]
     if args.report:
@@ -310,7 +311,7 @@ def draw_model(args, model, table):
         targets = read_targets(path, model.resolution, flag)
         scans = identify(targets.files, table)
         trained = trained_people(model, fingerprints(targets.paths, scans, table), resampling_groups(scans)[0])
-        twins = model.is_conditional and (args.report or "morph" in args.draw) and path == (args.encode or args.project)
+        twins = model.is_conditional and (args.report or "morph" in args.draw) and (flag == "--encode" or not args.encode)
         encoder = find_encoder(model, args.seed, progress=True) if flag == "--encode" or twins else None
         if flag == "--encode":
             yield draw_encoded(model, encoder, targets, scans, args.output_dir, trained)
@@ -361,9 +362,9 @@ def plot_maps(args, specs, real):
 # Evaluation
 
 
-def evaluate(args, models, table):
-    """Yield the report.Sections of --evaluate: of an AD and an NC model together, if there is one of each, and of others alone."""
-    for group in evaluation_groups(models):
+def evaluate(args, groups, table):
+    """Yield the report.Sections of --evaluate of each of `evaluation_groups`."""
+    for group in groups:
         generated = generate_classes(group, args.dataset_dir, args.seed, args.truncation)
         result = evaluate_models(group, generated, args.dataset_dir, table)
         yield from draw_evaluation(result, "_and_".join(model.name for model in group), args.output_dir)

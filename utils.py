@@ -68,7 +68,7 @@ def run_cli(main):
     except (MemoryError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
-        print("error: out of memory: ask for less, such as --batch_size, --resolution or --channel_max", file=sys.stderr)
+        print("error: out of memory: ask for less, in train.py by --batch_size, --resolution or --channel_max", file=sys.stderr)
         sys.exit(2)
     finally:
         for signum in STOPPING:

@@ -82,8 +82,12 @@ def age_probe(scores, classes, scans, indices=None, seed=0):
 # What it says
 
 
-def age_sentences(results, seen=False):
-    """Plain sentences of what `age_probe` found; seen: the model was trained on these people, so nothing is concluded."""
+def age_sentences(results, shown=True, seen=False):
+    """Plain sentences of what `age_probe` found.
+
+    shown: whether the probe was shown to tell AD from NC at all; seen: the model was trained on these people, so nothing is
+    concluded.
+    """
     everyone, stratified = results["compared"][:2]
     of_position = next((row for row in results["compared"] if row["among"] == POSITION_STRATIFIED), None)
     if everyone["probe"] is None:
@@ -99,19 +103,17 @@ def age_sentences(results, seen=False):
     else:
         if seen:
             found = "nothing is concluded of people whom the model was trained on"
-        elif stratified["probe"].low > 0.5:
-            found = "the probe sees something of AD that is not age"
-            if of_position and not (of_position["probe"] and of_position["probe"].low > 0.5):
-                found = "the probe sees something that is not age, but no more than slice position may explain"
-        elif everyone["probe"].low > 0.5:
+        elif not shown:
+            found = "no separation was shown"
+        elif stratified["probe"].low <= 0.5:
             found = "the interval includes 0.5, so no difference beyond age was shown"
+        elif stratified["age"].low > 0.5:
+            found = "AD is older within a third of ages, too, so whether the probe sees more than age is open"
+        elif of_position and not (of_position["probe"] and of_position["probe"].low > 0.5):
+            found = "the probe sees something that is not age, but no more than slice position may explain"
         else:
-            found = "no separation was shown, age-stratified or not"
-        sentences.append(f"Age-stratified the AUC is {stratified['probe']}: {found}.")
-        if stratified["age"].low > 0.5:
-            sentences.append(
-                f"Within a third of ages AD is older, too (AUC of age {stratified['age']}): part of the difference is left."
-            )
+            found = "the probe sees something of AD that is not age"
+        sentences.append(f"Age-stratified the AUC is {stratified['probe']}, that of age {stratified['age']}: {found}.")
     if of_position and of_position["probe"]:
         sentences.append(f"Position-stratified the AUC is {of_position['probe']}.")
     return sentences

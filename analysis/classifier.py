@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from analysis.bootstrap import auc, bootstrap, bootstrap_auc
+from analysis.bootstrap import MIN_PEOPLE, auc, bootstrap, bootstrap_auc, fewest_groups
 from analysis.position import position_probe, slice_indices
 from analysis.style_space import permutation_test
 from dataset import to_float
@@ -183,8 +183,11 @@ def summary(scores, is_ad, groups):
 def compare_arms(generated, real, is_ad, groups):
     """{"difference", "ratio": Interval} of the AUCs of two scores [N] of the same slices, each sample's from the same groups.
 
-    difference: generated less real; ratio: `above_chance`, whose Interval is None unless real is shown to exceed 0.5.
+    difference: generated less real; ratio: `above_chance`, whose Interval is None unless real is shown to exceed 0.5. Both are None
+    with fewer than MIN_PEOPLE groups of a class.
     """
+    if fewest_groups(is_ad, groups) < MIN_PEOPLE:
+        return {"difference": None, "ratio": None}
 
     def aucs(weights):
         return auc(generated, is_ad, weights), auc(real, is_ad, weights)

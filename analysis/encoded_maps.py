@@ -172,13 +172,17 @@ def trained_text(trained, scans):
     groups, unit = resampling_groups(scans)
     count, total = (len(np.unique(some)) for some in (groups[trained], groups))
     about = "it repeats what it has seen, so that their encodings say nothing about AD and NC"
-    return f"WARNING: the model was trained on {count} of these {total} {unit}: {about}." if count else ""
+    if count:
+        return f"WARNING: the model was trained on {count} of these {total} {unit}: {about}."
+    return (
+        "" if unit == "people" else "Whether the model was trained on these people is not known: no table names them (--subjects)."
+    )
 
 
 def encoded_conclusions(encoded):
     """Sentences on an EncodedMap."""
     where = f"Encoded by {encoded.model.name}, a linear probe tells real from generated slices with an AUC of {encoded.mixing}"
-    if not encoded.mixing.value <= ONE_CLOUD:
+    if encoded.mixing.value > ONE_CLOUD:
         where += ": WARNING, they are not one cloud, so the map of real slices may not be one of what the model has learnt"
     refused = f"{encoded.refused.mean():.0%} of the real slices are unlike anything that the model draws (of its own 1%)."
     trained = trained_text(encoded.trained, encoded.real.scans)

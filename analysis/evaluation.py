@@ -35,7 +35,7 @@ class EvaluatedSlices(NamedTuple):
     """The slices that are compared, as {kind of KINDS: {class: ...}}; a model of both classes that is not told which has "all"."""
 
     pixels: dict  # Slices, or uint8 [N, R, R]
-    sample: dict  # uint8 [n, R, R]: at most COMPARED of them in random order
+    sample: dict  # uint8 [n, R, R], of held-out and generated slices: at most COMPARED of them in random order
     reduced: dict  # uint8 [N, 64, 64] at most: as areas and classifiers see them
     names: dict  # of the files [N], of real slices
     groups: dict  # [N], of real slices: what intervals resample
@@ -153,7 +153,7 @@ def collect_slices(train, test, generated, table=None):
             groups[kind][name], labels = labels[: len(members)], labels[len(members) :]
     return EvaluatedSlices(
         pixels,
-        {kind: {name: members[rows[kind][name]] for name, members in pixels[kind].items()} for kind in KINDS},
+        {kind: {name: members[rows[kind][name]] for name, members in pixels[kind].items()} for kind in KINDS[1:]},
         {kind: {name: reduce_all(members) for name, members in pixels[kind].items()} for kind in KINDS},
         names,
         groups,

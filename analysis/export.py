@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.models import BATCH, generate, latents, style_vectors, synthesize
-from utils import CLASSES, UserError, atomic_path, checksum, make_folder, printable
+from analysis.models import BATCH, generate, latents, short_checksum, style_vectors, synthesize
+from utils import CLASSES, UserError, atomic_path, make_folder, printable
 
 COLUMNS = "path", "class", "seed", "number", "truncation", "model", "weights", "w_file", "w_row"
 QUEUED = 64  # images that may wait to be written, per thread
@@ -56,7 +56,7 @@ def styles_file(label):
 
 def metadata(model, count, seed, truncation):
     """The lines of metadata.csv, the header first: `count` images of each class, in the order of their numbers."""
-    weights = checksum([model.mapping.state_dict(), model.generator.state_dict()])[:16]
+    weights = short_checksum(model)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -179,13 +179,15 @@ def style_vector(row, columns):
 def draw_style_table(table, models, folder, path):
     """Draw every StyleRow of `table`, read from `path`, with fixed noise into <folder>/000000.png ..., in the order of the rows.
 
-    models: {run: Model}. Returns {(set, run): uint8 [n, R, R]}. UserError if a model takes style vectors of another length; nothing
-    is drawn then.
+    models: {run: Model}. Returns {(set, run): uint8 [n, R, R]}. UserError if a model takes style vectors of another length, or the
+    folder holds more slices; nothing is drawn then.
     """
     for row in table:
         if len(row.w) != (expected := models[row.run].mapping.w_dim):
             raise UserError(f"{path}: line {row.line} has {len(row.w)} numbers, but the style vectors of {row.run} have {expected}")
     make_folder(folder, "--output_dir")
+    if os.path.exists(os.path.join(folder, f"{len(table):06d}.png")):
+        raise UserError(f"{folder} holds the slices of a longer table: choose another --output_dir, or remove it")
     drawn = {}
     for run, model in models.items():
         numbers = [i for i, row in enumerate(table) if row.run == run]

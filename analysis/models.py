@@ -1,4 +1,4 @@
-"""Find and load trained models, generate images with them, make a small copy of a generator to share, and take over others'.
+"""Find and load trained models, generate images with them, make a small copy of a run to share, and take over others' weights.
 
     python -m analysis.models model/all-conditional models/all-conditional
     python -m analysis.models G_ema.pt model/peer       # NVlabs' or rosinality's weights, see peers.py
@@ -186,6 +186,11 @@ def weights_checksum(model):
     return checksum([{name: x.half() for name, x in part.state_dict().items()} for part in (model.mapping, model.generator)])
 
 
+def short_checksum(model):
+    """16 digits by which a Model's weights are told from those of an earlier state; not those of a copy in float16."""
+    return checksum([model.mapping.state_dict(), model.generator.state_dict()])[:16]
+
+
 def same_weights(*models):
     """Whether Models have equal weights, also where one of them is a copy that `share` has written, in float16."""
     return len(set(map(weights_checksum, models))) == 1
@@ -284,7 +289,7 @@ def synthesize(model, ws, noise="fixed", rng=None):
 
 
 def main(argv=None):
-    text = "Copy the generator of a run, without the rest of the run and in half its size, to share it, or take over another's."
+    text = "Copy the generator of a run, and the critic of its last one, in float16, to share them; or take over others' weights."
     lines = "-m analysis.models model/all-conditional models/all-conditional", "-m analysis.models G_ema.pt model/AD --classes AD"
     parser = ArgumentParser(text, *lines)
     parser.prog = "-m analysis.models"

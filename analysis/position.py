@@ -157,13 +157,13 @@ def position_probe(scores, positive, groups, names, fitted=None, seed=0):
     }
 
 
-def beyond_position(auc_all, position):
-    """Whether more than slice position was shown to tell AD from NC, by an `Auc` and the `position_probe` beside it.
+def beyond_position(position):
+    """Whether what tells AD from NC is shown to be more than slice position, by a `position_probe`.
 
-    Where no index is known, the interval alone decides; `position_text` then says so.
+    True where no index is known; `position_text` then says so.
     """
     stratified = position["position-stratified"]
-    return auc_all.low > 0.5 and (not position["known"] or (stratified is not None and stratified.low > 0.5))
+    return not position["known"] or (stratified is not None and stratified.low > 0.5)
 
 
 def position_text(position, scorer="the probe", shown=True):

@@ -180,7 +180,7 @@ def real_verdict(real, position=None, seen=False, probe="a linear probe"):
         separation = "too few people to tell whether they are separated"
     elif real.p > SIGNIFICANT:
         separation = f"no separation was shown, {tested}"
-    elif position and not beyond_position(real.auc, position):
+    elif position and not beyond_position(position):
         separation = f"{tested}, but no more than slice position may explain"
     elif seen:
         separation = f"{tested}, but of people whom the model was trained on: nothing is concluded"

@@ -122,7 +122,12 @@ def find_subjects(path, dataset_dir, quiet=False):
 
 
 def table_beside(dataset_dir):
-    """The path of a file of FOUND_BY_NAME in `dataset_dir` or a folder above it, up to the one above the data set; None if none."""
+    """The path of a file of FOUND_BY_NAME in `dataset_dir` or a folder above it, up to the one above the data set; None if none.
+
+    dataset_dir: may also be a slice.
+    """
+    if os.path.isfile(dataset_dir):
+        dataset_dir = os.path.dirname(dataset_dir)
     for folder in dict.fromkeys((os.path.abspath(dataset_dir), os.path.realpath(dataset_dir))):
         places, inside = [folder], True  # inside: the data set, of which the first folder may be a split or a class
         while inside:

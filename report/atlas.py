@@ -285,29 +285,31 @@ def epochs_view(runs, style_map):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Real and generated slices: metrics.py --map True
+# Real and generated slices: metrics.py --map umap
 
 
 def write_quality_atlas(path, quality, real, fake, names, fake_names, method="umap", seed=0, table=None):
     """Write the page with a map of the features of uint8 real [N, R, R] and fake [M, R, R], of `measure_quality`'s `quality`.
 
     It shows the slices that precision and recall compare. names, fake_names: their files. A real slice is missed if it is
-    in no generated slice's ball: the slices of which recall is not made up; so is a generated one that is in no real slice's.
+    in no generated slice's ball: the slices of which recall is not made up; so is a generated one that is in no real slice's,
+    unless the real ones are of too few people for balls.
     """
     size = quality.size
     features = [quality.real.features[:size], quality.fake.features[:size]]
     groups = None if quality.real.groups is None else quality.real.groups[:size]
     balls, recalled, _ = in_balls(*features, real_groups=groups)
     points = embed(np.concatenate([part.numpy() for part in features]), method, seed)
-    missed, lost = (recalled == 0).numpy(), (balls == 0).numpy()
+    missed, lost = (recalled == 0).numpy(), None if balls.isnan().any() else (balls == 0).numpy()
     classes = np.array([class_of(name.replace(os.sep, "/")) for name in names[:size]])
     atlas, sets = Atlas(min(SIDE, real.shape[-1])), []
     view = view_or_note(real, "atlas")
 
-    def add(name, rows, images, class_name, files, where, reached, is_real):
+    def add(name, rows, images, class_name, files, where, missed, is_real):
         shown = ["/".join(files[i].split(os.sep)[-2:]) for i in rows]
-        facts = scan_facts(shown, identify(shown, table if is_real else None))
-        facts |= {**area_facts(images[rows], view), "missed": reached[rows].tolist()}
+        facts = scan_facts(shown, identify(shown, table if is_real else None)) | area_facts(images[rows], view)
+        if missed is not None:
+            facts["missed"] = missed[rows].tolist()
         about = {"class": class_name, "real": is_real}
         sets.append(PointSet(name, where[rows], atlas.add_slices(images[rows]), facts, about))
 

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.areas import SIDE
-from analysis.bootstrap import POWER_NOTE
+from analysis.bootstrap import MIN_PEOPLE, POWER_NOTE
 from analysis.evaluation import KINDS
 from analysis.position import beyond_position, position_text
 from report import figures
 from report.quality_report import plot_quality, save_nearest
-from report.report import ReportFigure, ReportTable, Section
+from report.report import ReportFigure, ReportTable, Section, plain
 from utils import atomic_path
 
 COLOURS = dict(zip(KINDS, (figures.CRITIC, figures.REAL, figures.FAKE)))
@@ -29,7 +29,7 @@ TRAINED_ON = {"train": "real slices", "generated": "generated slices", "both": "
 def draw_evaluation(result, title, output_dir):
     """Write <title>_evaluation.json and the figures of an EvaluationResult; returns its report.Sections."""
     with atomic_path(os.path.join(output_dir, f"{title}_evaluation.json")) as temporary, open(temporary, "w") as file:
-        json.dump(result.numbers(), file, indent=2)
+        json.dump(plain(result.numbers()), file, indent=2)
 
     def path(name):
         return os.path.join(output_dir, f"{title}_{name}.png")
@@ -79,7 +79,9 @@ def classifier_text(results):
     """What share of the above-chance AUC training on generated slices reaches, and whether slice position may explain it."""
     real, difference = results["train"], results["difference"]
     position = real.get("position")
-    if results["ratio"] is None:
+    if difference is None:
+        text = f"Fewer than {MIN_PEOPLE} held-out people of a class: too few to compare the classifiers."
+    elif results["ratio"] is None:
         text = (
             f"Trained on real slices, the classifier was not shown to be better than chance (AUC {real['auc']}): there is no "
             "above-chance AUC of which training on generated slices could reach a share."
@@ -90,10 +92,11 @@ def classifier_text(results):
             f"Trained on generated slices alone, the classifier reaches {share:.0%} ({low:.0%} to {high:.0%}) of the above-chance "
             "AUC (AUC less 0.5) of one trained on as many real slices."
         )
-        if position and position["known"] and not beyond_position(real["auc"], position):
+        if position and position["known"] and not beyond_position(position):
             text += " The latter was not shown to see more than slice position, so this share says nothing about AD and NC."
-    found = "were not shown to differ" if difference.low <= 0 <= difference.high else "differ"
-    text += f" The AUCs {found}: generated less real {difference}."
+    if difference:
+        found = "were not shown to differ" if difference.low <= 0 <= difference.high else "differ"
+        text += f" The AUCs {found}: generated less real {difference}."
     return " ".join([text, *(position_text(position, "the classifier trained on real slices") if position else [])])
 
 

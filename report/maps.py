@@ -16,6 +16,7 @@ from analysis.age_probe import age_sentences
 from analysis.bootstrap import MIN_PEOPLE, POWER_NOTE
 from analysis.encoded_maps import encoded_conclusions
 from analysis.style_maps import conclusions
+from analysis.style_space import SIGNIFICANT
 from report.figures import CRITIC, FAKE, NEUTRAL, save_figure, save_gif, wrap
 from report.report import ReportFigure, ReportTable, Section
 from utils import CLASSES, atomic_path
@@ -84,7 +85,8 @@ def draw_encoded(encoded, settings, output_dir):
     if encoded.trained is not None:
         numbers["trained_on"] = encoded.trained.mean()
     if encoded.age:
-        text, numbers = text + age_sentences(encoded.age, encoded.seen), numbers | {"age": encoded.age}
+        shown = encoded.separation.p <= SIGNIFICANT
+        text, numbers = text + age_sentences(encoded.age, shown, encoded.seen), numbers | {"age": encoded.age}
         tables.append(age_table(encoded.age))
     return Section(encoded.title, text, tables, [ReportFigure(f"{base}.png", caption)], numbers)
 

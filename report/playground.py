@@ -19,10 +19,10 @@ import numpy as np
 from analysis.areas import AMOUNT, LEVELS, PIXEL_MM, REGIONS, SIDE, WIDTH, view_or_note
 from analysis.encoder import find_encoder
 from analysis.latents import find_directions, layers_from, value_range
-from analysis.models import WEIGHTS, generate
+from analysis.models import WEIGHTS, generate, short_checksum
 from analysis.named_directions import UNITS, name_directions
 from report.report import Section, fill_template, number_text, plain
-from utils import CLASSES, atomic_path, checksum, random_stream
+from utils import CLASSES, atomic_path, random_stream
 
 LATENTS = 1024  # of a seed, which the page offers; 16 of them are drawn at once, so that 16 divides it
 PRINCIPAL = 5  # directions
@@ -82,7 +82,7 @@ def write_playground(path, model, encoder, named, principal, seed=0, view=None):
         "weights": pack(tensors),
         "run": model.folder,
         "name": model.name,
-        "checksum": weights_of(model),
+        "checksum": short_checksum(model),
         "units": UNITS,
         "named": [one.name for one in shown],
         "principal": len(vectors),
@@ -104,18 +104,13 @@ def write_playground(path, model, encoder, named, principal, seed=0, view=None):
         file.write(page)
 
 
-def weights_of(model):
-    """A checksum of a Model's weights, by which its page is told from that of an earlier state."""
-    return checksum([model.mapping.state_dict(), model.generator.state_dict()])[:16]
-
-
 def find_playgrounds(folder, models):
     """{folder of the run: file name} of the pages in a folder that hold the weights of Models."""
     pages = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*playground.html"))):
         with open(path, encoding="utf-8", errors="replace") as file:
             pages |= {of: os.path.basename(path) for of in re.findall(r'"checksum": "(\w+)"', file.read())}
-    return {model.folder: pages[of] for model in models if (of := weights_of(model)) in pages}
+    return {model.folder: pages[of] for model in models if (of := short_checksum(model)) in pages}
 
 
 def told_values(model):

@@ -2,7 +2,7 @@
 
 section = draw_encoded(model, encoder, targets, scans, "predictions")
 section = draw_projection(model, projection, targets.names, "predictions")
-section = draw_chosen(drawn, "selection.csv", "predictions")
+section = draw_chosen(drawn, "predictions/styles", "predictions")
 """
 
 import csv

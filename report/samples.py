@@ -96,7 +96,7 @@ def plot_grids(samples, count, dataset_dir=None):
         if dataset_dir:
             slices = Slices(dataset_dir, "all" if len(classes) > 1 else classes[0], model.resolution)
             note_damaged(slices, slices.names, dataset_dir)
-            real[f"real, {names}"] = spread(slices, count)
+            real[f"real, {names}"] = spread(slices, min(count, len(slices)))
     shown, columns = [], max(4, math.ceil(math.sqrt(count)))
     for name, images in {"generated": generated, **({"fake_vs_real": generated | real} if real else {})}.items():
         path = samples.path(f"{name}.png")

@@ -79,7 +79,7 @@ def change_table(changes, truth=None):
         for label, of in changes.items()
         for tissue, (before, change) in of.items()
     ]
-    return ReportTable(columns, rows, "Nominal areas; brain: all three.")
+    return ReportTable(columns, rows, "Nominal areas; brain: ventricle, grey and white matter.")
 
 
 def value_text(interval):

@@ -80,6 +80,9 @@ def test_flags_of_maps_need_plot_umap():
         (["--umap", "method=umap", "n_neighbors=1"], "--umap: n_neighbors: 1 is out of range: at least 2"),
         (["--umap", "method=UMAP"], "--umap: method: 'UMAP' is not one of umap, tsne, pca"),
         (["--atlas", "True"], "--atlas belongs to --plot_umap"),
+        (["--umap", "method=tsne"], "--umap belongs to --plot_umap"),
+        (["--export", "s.csv", "--draw", "morph"], "leave out --draw"),
+        (["--export", "s.csv", "--dataset_dir", "x"], "leave out --dataset_dir"),
         (
             ["--export", "s.csv", "--report", "True"],
             "--export s.csv draws the slices of this table and nothing else: leave out --report",
@@ -196,6 +199,19 @@ def test_morph_writes_the_twins_of_real_slices(models, slices_dir, tmp_path, cap
     assert {row[f"probe: {of}"] for row in rows for of in ("real", "encoded", "twin")} <= {"AD", "NC"}
     assert read_image(tmp_path / "all-conditional_twins.png").shape[0] > 5 * 160
     assert not (tmp_path / "all-conditional_projected").exists()
+
+
+def test_an_evaluation_without_both_splits_is_refused_before_anything_is_drawn(models, slices_dir, tmp_path):
+    os.symlink(slices_dir, tmp_path / "train")
+    for flag in ("--evaluate", "--report"):
+        flags = "--classes", "AD", flag, "--dataset_dir", tmp_path / "train", "--output_dir", tmp_path / "out", "--device", "cpu"
+        line = refusal(predict.main, "--model_dir", models, *flags)
+        assert "the evaluation needs train/ and test/" in line and not (tmp_path / "out").exists()
+
+
+def test_pictures_are_named_once_or_all_together():
+    assert predict.pictures("morph,grid") == ["grid", "morph"]
+    assert predict.pictures("all") == predict.pictures("grid,all") == list(predict.PICTURES)
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def test_classify_holds_the_slice_index(short_training, disease):
         assert results[kind]["auc"].low > 0.6
         assert stratified.low > 0.6 if disease else stratified.low < 0.5 < stratified.high
         assert alone[:3] == (0.5, 0.5, 0.5) if disease else alone.low > 0.6
-        assert beyond_position(results[kind]["auc"], position) == disease
+        assert beyond_position(position) == disease
 
 
 def test_above_chance_is_zero_for_a_worthless_classifier_and_undefined_against_one():
@@ -262,6 +262,12 @@ def test_intervals_of_difference_and_ratio_are_those_of_people_drawn_for_both_ar
     np.testing.assert_allclose(found["ratio"][1:], np.quantile((a - 0.5) / (b - 0.5), (0.025, 0.975)), atol=0.05)
     apart = np.quantile(a - rng.permutation(b), (0.025, 0.975))
     assert found["difference"].high - found["difference"].low < 0.6 * (apart[1] - apart[0])
+
+
+def test_few_people_are_not_compared():
+    """Of one person a class every bootstrap sample is the same, and so any difference would be "shown"."""
+    scores, is_ad = np.arange(8.0), np.arange(8) >= 4
+    assert classifier.compare_arms(scores, scores, is_ad, is_ad.astype(int)) == {"difference": None, "ratio": None}
 
 
 @pytest.mark.parametrize("kind", ["real", "generated", "held-out"])

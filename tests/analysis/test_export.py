@@ -178,6 +178,9 @@ def test_styles_are_drawn_at_full_size_in_the_order_of_the_table(models, tmp_pat
         str(tmp_path / "out" / "styles.png") in out
         and f"3 slices, at full size and with fixed noise, in {tmp_path / 'out' / 'styles'}." in out
     )
+    shorter = write(tmp_path / "t.csv", ["run", *(f"w{i}" for i in range(w.shape[1]))], ["AD", *w[1]])
+    flags = "--model_dir", models, "--output_dir", tmp_path / "out", "--device", "cpu"
+    assert "holds the slices of a longer table" in refusal(predict.main, "--export", shorter, *flags)
 
 
 def test_styles_of_another_length_or_run_draw_nothing(models, tmp_path):

@@ -162,7 +162,9 @@ def study(tmp_path):
     return tmp_path / "ADNI"
 
 
-@pytest.mark.parametrize("place", ["AD_NC", "AD_NC/train", "AD_NC/train/NC", "AD_NC/test/CN/", "AD_NC/train/../test"])
+@pytest.mark.parametrize(
+    "place", ["AD_NC", "AD_NC/train", "AD_NC/train/NC", "AD_NC/test/CN/", "AD_NC/test/AD/4_7.png", "AD_NC/train/../test"]
+)
 def test_find_subjects_finds_adnis_metadata_above_the_data_set(study, place, capsys):
     assert find_subjects(None, f"{study}/{place}")["1"] == Scan("1", "002_S_0001", "AD", date="2011-05-03")
     err = capsys.readouterr().err.splitlines()

@@ -169,6 +169,10 @@ def test_quality_atlas_outlines_as_many_slices_as_recall_and_precision_leave_out
     assert missed[12:].mean() == pytest.approx(1 - quality.values["precision"])
     assert f"{missed[:12].sum()} of 12 real slices" in text
     assert [view["facts"]["file"][i] for i, age in enumerate(view["facts"]["age"]) if age is not None] == ["AD/3_1.png"]
+    alone = measure_quality(real, fake, groups=np.zeros(30, int))  # of one person: there are no balls
+    write_quality_atlas(path, alone, real, fake, names, names[:24], "pca")
+    (view,) = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])["tabs"][0]["views"]
+    assert not any(view["facts"]["missed"][alone.size :])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
