@@ -51,7 +51,7 @@ from training.monitor import Alerts, layer_names, memory_gib
 from training.plan import Plan, describe_recipe, fitted, out_of_memory, print_plan
 from training.progress import StopSignals, progress_bar, show_progress
 from training.run_folder import RunFolder, check_place, check_same_run, earlier_record, find_run, lock_folder, read_run, rename_run
-from training.slices import keep_values, read_slices
+from training.slices import keep_examples, keep_values, read_slices
 from training.state import RunState, Schedule
 from training.step import TERMS, Batch, mean_row, split_batch, update_average, update_critic, update_generator
 from training.validation import VALIDATION, Validation
@@ -150,6 +150,8 @@ def begin(plan, files):
     if plan.source:
         run.images_before = plan.source.images
         start_from(plan.source, state, plan.new_state(plan.source.network["resolution"], plan.source.network))
+    if plan.network["values"]:
+        keep_examples(state, plan.slices.train)  # not those of the other run
     save(plan, files, state, run)
     return state, run
 
@@ -325,7 +327,9 @@ def describe_start(plan, config, resuming, mirror_asked):
     """Print what is special about this start of a run; UserError if the run in the folder is another one."""
     leading = plan.processes.leading
     if resuming:
-        changed = check_same_run(plan.folder, config)
+        changed, source = check_same_run(plan.folder, config), config["flags"]["start_from"]
+        if source not in (None, read_run(plan.folder)["flags"].get("start_from")):
+            note(f"note: {plan.folder} goes on: --start_from {source} is for new runs, such as one by --resume False", leading)
         if changed:
             note(f"note: {plan.folder} was started with other flags, and continues with {', '.join(changed)}", leading)
         if plan.options.mirror and mirror_asked is None:

@@ -1,11 +1,10 @@
 """What all commands share: one-line errors, signals, atomic files, random streams, devices, run settings and flags."""
 
-from startup import STOPPING, keep_output, stop_now  # before all others
+from startup import STOPPING, keep_freed_memory, keep_output, stop_now  # before all others
 
 # isort: split
 import argparse
 import contextlib
-import ctypes
 import difflib
 import errno
 import functools
@@ -263,15 +262,6 @@ def has_nvidia_driver():
     return not hidden and bool(os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi"))
 
 
-def keep_freed_memory():
-    """Make glibc keep freed memory for the next tensor, which would be faulted in page by page; no effect elsewhere."""
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS, Windows
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-
-
 def has_room(device, size):
     """Whether `size` bytes take at most a third of a CUDA torch.device's free memory; False for another device."""
     import torch
@@ -311,7 +301,7 @@ def read_config(folder):
 
 
 def read_network(folder):
-    """The validated network settings in a run's config.json, {name: int}; {} if any is missing or impossible."""
+    """The network settings in a run's config.json, as of `check_network`; {} if any is missing or impossible."""
     try:
         return check_network(read_config(folder)["network"])
     except (KeyError, TypeError, ValueError):

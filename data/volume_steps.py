@@ -30,7 +30,6 @@ PLANES = {"sagittal": ((2, 1, 0), (0, 1)), "axial": ((0, 1, 2), ()), "coronal": 
 N4_MM, N4_ITERATIONS = 4.0, (50, 50, 50, 50)  # the field is smooth: voxels of this size are enough to estimate it
 ALIGN_SAMPLES, ALIGN_BINS = 50_000, 50  # samples: of each level
 ALIGN_MM = 4.0, 2.0, 1.0  # of the levels, from coarse to fine: voxels, and the smoothing of all but the last
-ALIGN = "rigid", "affine", "none"
 MNI152 = "mni152"  # --template: the brain that nilearn has in its package, ICBM 2009a (Fonov et al. 2011)
 MNI152_FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 MIN_OVERLAP = 0.7  # Dice of the masks after alignment; below it, the brain has been put beside the template
@@ -42,7 +41,7 @@ class Settings(NamedTuple):
     strip: str | None = None  # "deepbet"
     n4: bool = True
     template: str | None = None  # a file, or MNI152
-    align: str = "rigid"  # of ALIGN
+    align: str = "rigid"  # or "affine" or "none"
     resample: float = 1.0  # mm; 0: the voxels stay (with a template, become the template's)
     scale: bool = True
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -93,7 +92,8 @@ def bias_field(image, mask):
 def align(image, mask, template, template_mask, kind="rigid"):
     """The motion that takes points of the template to those of the volume; UserError where the masks do not meet.
 
-    kind: of ALIGN. An affine one, of 12 degrees of freedom, starts from the rigid one; "none": the volume lies there already.
+    kind: as `Settings.align`. An affine one, of 12 degrees of freedom, starts from the rigid one; "none": the volume lies there
+    already.
     """
     motion = sitk.Transform()
     if kind != "none":

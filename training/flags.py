@@ -25,6 +25,7 @@ def parse_args(argv=None):
     add_machine_flags(Group(parser, "the machine"))
     parser.epilog = f"{recipes_text()}\n\n{parser.epilog}"
     args = parser.parse_args(argv)
+    args.conditional = args.conditional or ()
     if args.conditional and args.classes != "all":
         raise UserError(f"--conditional needs both classes: use it with --classes all, not {args.classes}")
     return args
@@ -34,7 +35,7 @@ def add_data_flags(group):
     group.add("--dataset_dir", required=True, help="folder that holds AD/ and NC/, such as AD_NC/train")
     group.add("--classes", type=class_name, choices=("all", *CLASSES), default="all", help="slices to learn from")
     text = "with --classes all: one model that is told the class, or class,position,age,sex: some of these beside the class"
-    group.add("--conditional", type=told, nargs="?", const=("class",), default=(), metavar="True|False|class,...", help=text)
+    group.add("--conditional", type=told, nargs="?", const=("class",), metavar="True|False|class,...", help=text)
     group.add("--resolution", type=int, choices=RESOLUTIONS, default=256, help="pixels a side")
     group.add(
         "--validation_dir",

@@ -265,9 +265,7 @@ def start_from(source, new, old):
         else:
             restore(old.parts, source.checkpoint)
     except Exception as error:
-        raise UserError(
-            f"--start_from {source.folder}: the checkpoint does not fit its config.json ({type(error).__name__})"
-        ) from None
+        raise UserError(f"--start_from {source.folder}: its weights do not fit its network ({type(error).__name__})") from None
     return grow(old, new)
 
 

@@ -314,7 +314,8 @@ def check_same_run(folder, config):
     data["validation_dir"] = tuple(slices["validation"] for slices in data["dataset_dir"])
     for flag, (old, new) in data.items():
         if old and new and old["fingerprint"] != new["fingerprint"]:
-            text = f"its slices differ from those of {saved['flags'][flag]}: {old['counts']}, now {new['counts']}"
+            before = saved["flags"][flag] or "the people kept for it"
+            text = f"its slices differ from those of {before}: {old['counts']}, now {new['counts']}"
             differing.append(f"--{flag} {config['flags'][flag]} ({text})")
     if differing:
         raise UserError(

@@ -123,15 +123,21 @@ def choose_damaged(slices, keep_damaged, begun, say):
 
 @torch.no_grad()
 def keep_values(state, slices):
-    """Keep in the networks of a new TrainingState how the values of its Slices are standardised, and examples of each class."""
+    """Keep in the networks of a new TrainingState how the values of its Slices are standardised."""
     values = torch.from_numpy(slices.values)
-    mean, rng = values.nanmean(0), np.random.default_rng(0)
+    mean = values.nanmean(0)
     std = (values - mean).square().nanmean(0).sqrt()
     std[std == 0] = 1
-    rows = [rng.choice(np.flatnonzero(slices.labels == label), EXAMPLES) for label in range(len(CLASSES))]
     for part in (state.model["mapping"], state.averaged["mapping"], state.critic):
         part.embedding.mean.copy_(mean)
         part.embedding.std.copy_(std)
+
+
+@torch.no_grad()
+def keep_examples(state, slices):
+    """Keep in the mapping networks of a new TrainingState the values of some of its Slices of each class."""
+    values, rng = torch.from_numpy(slices.values), np.random.default_rng(0)
+    rows = [rng.choice(np.flatnonzero(slices.labels == label), EXAMPLES) for label in range(len(CLASSES))]
     for mapping in (state.model["mapping"], state.averaged["mapping"]):
         mapping.examples.copy_(torch.stack([values[chosen] for chosen in rows]))
 

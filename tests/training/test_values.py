@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 
 import numpy as np
 import pytest
@@ -173,6 +174,20 @@ def test_a_run_that_is_told_something_else_is_refused(run, data, tmp_path):
             train(data, run.parent, "--epochs", 3, told=told)
         with pytest.raises(Exception, match="it is told class,position,age; so must the new run be"):
             train(data, tmp_path / "new", "--start_from", run, told=told)
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_from_another_is_asked_for_the_values_of_its_own_slices(run, data, tmp_path, unplotted):
+    older = tmp_path / "older"
+    older.mkdir()
+    os.symlink(data / "train", older / "train")
+    with open(data / "ages.csv") as file, open(older / "ages.csv", "w") as copy:
+        copy.writelines(re.sub(r"(\d+)$", lambda age: str(int(age[0]) + 20), line) for line in file)
+    assert train(older, tmp_path, "--epochs", 1, "--start_from", run) == 0
+    before, after = (checkpoint(folder)["averaged"] for folder in (run, tmp_path / "all-conditional"))
+    ages = after["mapping.examples"][..., 1]
+    assert np.nanmin(ages) >= 80 > np.nanmax(before["mapping.examples"][..., 1])
+    assert torch.equal(before["mapping.embedding.mean"], after["mapping.embedding.mean"])  # to which the weights belong
 
 
 @pytest.mark.slow
