@@ -169,7 +169,7 @@ def beyond_position(position):
 def position_text(position, scorer="the probe", shown=True):
     """Sentences on the `position_probe` of a scorer: what the slice index alone tells, and the position-stratified AUC.
 
-    shown: whether the scorer was shown to tell AD from NC at all.
+    shown: whether the scorer was shown to tell AD from NC at all, without which nothing is concluded.
     """
     sentences = []
     alone, stratified = position["slice index alone"], position["position-stratified"]
@@ -178,10 +178,12 @@ def position_text(position, scorer="the probe", shown=True):
         sentences.append(f"Slice index alone: {few if alone is None else f'AUC {alone}'}.")
         if stratified is None:
             told = f"{few} share a slice index, so whether anything but position tells AD from NC is open"
-        elif stratified.low > 0.5 and shown:
+        elif stratified.low <= 0.5:
+            told = f"{stratified}, so no AD/NC difference beyond slice position was shown"
+        elif shown:
             told = f"{stratified}, so something else than slice position tells AD from NC"
         else:
-            told = f"{stratified}, so no AD/NC difference beyond slice position was shown"
+            told = f"{stratified}"
         sentences.append(f"Position-stratified AUC of {scorer} (AD and NC compared within equal slice indices): {told}.")
     if position["unknown"]:
         sentences.append(position["unknown"] + ".")

@@ -97,7 +97,8 @@ def classifier_text(results):
     if difference:
         found = "were not shown to differ" if difference.low <= 0 <= difference.high else "differ"
         text += f" The AUCs {found}: generated less real {difference}."
-    return " ".join([text, *(position_text(position, "the classifier trained on real slices") if position else [])])
+    scorer, shown = "the classifier trained on real slices", results["ratio"] is not None
+    return " ".join([text, *(position_text(position, scorer, shown) if position else [])])
 
 
 def area_position_text(results):

@@ -213,7 +213,8 @@ def test_real_verdict_claims_nothing_where_the_slice_index_explains_as_much(stra
     assert ("separated more than by chance" in text) == claimed
     assert ("p = 0.005 by permutation of people, but no more than slice position may explain" in text) != claimed
     assert "Slice index alone: AUC 0.72 (0.62 to 0.80)." in text and "Position-stratified AUC of the probe" in text
-    assert "something else than slice position" not in styles.real_verdict(separation(0.5, 0.7, 0.1), position, seen=True)
+    seen = styles.real_verdict(separation(0.5, 0.7, 0.1), position, seen=True)
+    assert "something else than slice position" not in seen and ("no AD/NC difference beyond" in seen) == (stratified == 0.55)
     wide = separation(0.5, 0.7, 0.25)._replace(p=0.02)  # whose interval includes 0.5: the permutations decide
     assert ("more than by chance, AUC 0.70 (0.45 to 0.95)" in styles.real_verdict(wide, position)) == claimed
     unknown = {"slice index alone": None, "position-stratified": None, "known": 0, "unknown": "slice index unknown: no file name"}

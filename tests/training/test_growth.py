@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, TINY, UNPLOTTED, checkpoint, make_once, read_table, same_checkpoints, seeded_rng, start
+from conftest import NETWORK, ROOT, TINY, UNPLOTTED, checkpoint, make_once, read_table, same_checkpoints, seeded_rng, start
 from PIL import Image
 from plain_options import plain_options
 from reference import direct_upsample
@@ -18,7 +18,7 @@ from reference import direct_upsample
 import train
 from analysis.models import generate, load_model, share
 from analysis.style_maps import history, map_specs
-from modules import Discriminator, build_generator
+from modules import Discriminator, build_generator, build_networks
 from ops import resample
 from report import figures
 from training import growth, validation
@@ -573,6 +573,13 @@ def test_a_run_starts_from_a_shared_copy_with_or_without_its_critic(tmp_path, sl
     assert after["images"] == 0 and after["images_before"] == checkpoint(source)["images"]
     assert after["model_optimizer"]["state"] == after["critic_optimizer"]["state"] == {}
     assert f"starting from {copy} (0.0 kimg); new: {new}" in capsys.readouterr().out
+
+
+def test_the_bundled_axial_model_brings_a_critic_that_fits_its_network():
+    source = read_source(os.path.join(ROOT, "models/axial/all-conditional"))
+    _, critic = build_networks(source.network)
+    critic.load_state_dict(source.checkpoint["critic"])
+    assert source.is_copy and source.has_critic and source.network["values"] == ["position"]
 
 
 @pytest.mark.slow
