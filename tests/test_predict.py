@@ -108,7 +108,8 @@ def test_wrong_flags_are_refused_by_name(models, tmp_path, flags, expected):
 def test_flags_of_pictures_and_maps_are_read():
     assert predict.parse_args([]).draw == ["grid"] and predict.parse_args(["--draw", "all"]).draw == list(predict.PICTURES)
     assert predict.parse_args(["--draw", "morph,grid"]).draw == ["grid", "morph"]
-    args = predict.parse_args(["--umap", "method=tsne", "n_neighbors=7"])
+    assert predict.parse_args(["--draw", "grid,all"]).draw == list(predict.PICTURES)
+    args = predict.parse_args(["--plot_umap", "True", "--umap", "method=tsne", "n_neighbors=7"])
     assert args.umap == {"method": "tsne", "n_neighbors": 7, "min_dist": 0.1, "num_styles": 1000}
     assert set(predict.PICTURES) == {"grid", "values", *predict.DRAW}
 
@@ -207,11 +208,6 @@ def test_an_evaluation_without_both_splits_is_refused_before_anything_is_drawn(m
         flags = "--classes", "AD", flag, "--dataset_dir", tmp_path / "train", "--output_dir", tmp_path / "out", "--device", "cpu"
         line = refusal(predict.main, "--model_dir", models, *flags)
         assert "the evaluation needs train/ and test/" in line and not (tmp_path / "out").exists()
-
-
-def test_pictures_are_named_once_or_all_together():
-    assert predict.pictures("morph,grid") == ["grid", "morph"]
-    assert predict.pictures("all") == predict.pictures("grid,all") == list(predict.PICTURES)
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_maps_of_people_that_the_model_was_trained_on_warn_by_themselves(conditi
         assert encoded.trained.mean() == expected
         text = encoded_conclusions(encoded)
         assert text[0].startswith("WARNING: the model was trained on 11 of these 11 scans") == bool(expected)
-        assert len(text) == 3 + bool(expected)
+        assert len(text) == 4 and text[3].endswith("is not known: no table names them (--subjects).") != bool(expected)
 
 
 def test_measures_leave_out_people_that_the_model_was_trained_on(conditional, slices_dir, plain, monkeypatch):
@@ -183,4 +183,8 @@ def test_conclusions_say_where_training_people_are_not_recorded(conditional, sli
     assert conclusions(0.55, separation)[3].startswith("Whether the model was trained on these people is not known")
     warning = conclusions(0.55, separation, np.array([True, False]))[0]
     assert "1 of these 2 scans" in warning and warning.endswith("The measures leave these people out.")
-    assert len(conclusions(0.55, separation, np.array([False, False]))) == 3
+    neither, named = np.array([False]), {"7": Scan("7", "ann")}
+    assert [encoded_maps.trained_text(neither, identify(["AD/7_1.png"], table))[-30:] for table in (None, named)] == [
+        "table names them (--subjects).",
+        "",
+    ]
