@@ -199,13 +199,15 @@ def same_weights(*models):
 def share(folder, output_dir, which="last"):
     """Write a run's generator with float16 weights into output_dir/generator.pt, the last one with its critic.
 
-    So a new run can start from the copy. A critic of a lower stage than the last, or whose blocks are new, is left out. Returns the
-    path. UserError: not a valid generator or checkpoint, or output_dir holds a generator already.
+    So a new run can start from the copy. Its images are those of the run that this one started from, too. A critic of a lower stage
+    than the last, or whose blocks are new, is left out. Returns the path. UserError: not a valid generator or checkpoint, or
+    output_dir holds a generator already.
     """
     saved, checkpoint = read_generator(weights_file(folder, which)), os.path.join(folder, "checkpoint.pt")
     if which == "last" and os.path.isfile(checkpoint):
         try:
             run = load_tensors(checkpoint)
+            saved["images"] = run["images"] + run["images_before"]
             if run["stage"]["resolution"] == saved["network"]["resolution"] and not run["fade"]:
                 saved["critic"] = run["critic"]
         except Exception as error:

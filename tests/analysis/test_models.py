@@ -164,12 +164,14 @@ def test_the_last_generator_is_shared_with_the_critic_that_it_was_trained_with(m
     shutil.copytree(os.path.join(models, "AD"), run)
     shutil.copy(run / "generator.pt", run / "best.pt")
     checkpoint = {"critic": critic, "stage": {"resolution": load_model(str(run), "cpu").resolution}, "fade": {}}
+    checkpoint |= {"images": 3000, "images_before": 5000}
     save_tensors(checkpoint, run / "checkpoint.pt")
     for name, source, which in (("copy", run, "last"), ("copied", tmp_path / "copy", "last"), ("best", run, "best")):
         share(str(source), str(tmp_path / name), which)
     copied = [load_tensors(tmp_path / name / "generator.pt") for name in ("copy", "copied")]
     for saved in copied:
         assert torch.equal(saved["critic"]["score.weight"], torch.tensor([[1.0, 0.0]], dtype=torch.float16))
+        assert saved["images"] == 8000
     for name, other in (("lower", {"stage": {"resolution": 8}}), ("fading", {"fade": {"resolution": 8}})):
         save_tensors(checkpoint | other, run / "checkpoint.pt")
         share(str(run), str(tmp_path / name))
