@@ -174,9 +174,9 @@ def trained_text(trained, scans):
     about = "it repeats what it has seen, so that their encodings say nothing about AD and NC"
     if count:
         return f"WARNING: the model was trained on {count} of these {total} {unit}: {about}."
-    return (
-        "" if unit == "people" else "Whether the model was trained on these people is not known: no table names them (--subjects)."
-    )
+    if unit != "people":
+        return "Whether the model was trained on these people is not known: no table names them (--subjects)."
+    return ""
 
 
 def encoded_conclusions(encoded):
